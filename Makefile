@@ -1,0 +1,52 @@
+# make demo   installs, turns the sample pictures into tokens and back, says where to look
+# make test   installs, then lint, types, fast tests, slow tests
+# VENV=folder takes another environment than .venv, PYTHON=program another interpreter to make it with.
+
+VENV ?= .venv
+PYTHON ?= python3
+SAMPLES ?= docs/samples
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.pictish-installed
+
+.PHONY: demo test install lint types fast slow clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	rm -rf demo
+	$(BIN)/pictish tokenize $(SAMPLES) demo/tokens
+	$(BIN)/pictish detokenize demo/tokens demo/pictures
+	$(BIN)/pictish inspect demo/tokens
+	$(BIN)/pictish inspect $(SAMPLES)/astronaut.jpg --out demo/astronaut.png
+	@echo
+	@echo "Look at demo/pictures (the pictures that came back from their tokens), demo/astronaut.png (what was kept"
+	@echo "of one of them) and demo/tokens (the tokens). The originals are in $(SAMPLES)."
+
+test: lint types fast slow
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable '.[dev,starter-data]'
+	touch $@
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+# A type checker cannot know that tokenizer/ is pictish.tokenizer: links in typings/ show it one whole package.
+types: $(STAMP)
+	rm -rf typings && mkdir -p typings/pictish
+	ln -s $(foreach entry,$(filter-out %/__pycache__,$(wildcard pictish/*)),../../$(entry)) typings/pictish
+	ln -s $(foreach part,$(wildcard configs data decoder lm tokenizer),../../$(part)) typings/pictish
+	$(BIN)/mypy
+
+fast: $(STAMP)
+	$(BIN)/pytest -m "not slow"
+
+slow: $(STAMP)
+	$(BIN)/pytest -m slow
+
+clean:
+	rm -rf typings demo build dist *.egg-info

@@ -1,0 +1,229 @@
+"""Reads a YAML configuration: `extends`, `key=value` overrides, errors that name the nearest right key."""
+
+import difflib
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+SHIPPED = Path(__file__).parent
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def shipped_names() -> list[str]:
+    """Names of the experiments that come with the package, sorted, such as `starter/tokenizer`."""
+    return sorted(
+        path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.glob("*/**/*.yaml")
+    )
+
+
+def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read one configuration, resolve what it extends, and apply overrides such as `optimizer.lr=1e-4`.
+
+    `name_or_path` is a YAML file or a shipped name. Mappings are merged key by key, all else (lists too) is
+    replaced. A mapping that changes its `kind` replaces the one it extends: the old keys are the old kind's.
+    Raises ValueError for a file that is not there or cannot be read, and for an override without `=`.
+    """
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        changes = _merge(changes, _parse_override(override))
+    return _merge(_read(_locate(name_or_path, None), ()), changes)
+
+
+def parse(cls: type[ConfigT], raw: Mapping[str, Any], source: str) -> ConfigT:
+    """Check `raw` against `cls`; ValueError in one line: `source`, key path, what came, what would fit."""
+    try:
+        return cls.model_validate(dict(raw))
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        lines = [
+            _explain(cls, detail["type"], detail["loc"], detail["msg"], detail["input"]) for detail in details
+        ]
+    more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
+    raise ValueError(f"{source}: {'; '.join(lines[:3])}{more}")
+
+
+def to_yaml(config: BaseModel | Mapping[str, Any]) -> str:
+    """Canonical YAML, sorted keys and block style: equal configurations give equal bytes; `load` reads it."""
+    plain = config.model_dump(mode="json") if isinstance(config, BaseModel) else _plain(config)
+    return yaml.dump(
+        plain, Dumper=_Dumper, sort_keys=True, default_flow_style=False, allow_unicode=False, width=4096
+    )
+
+
+# ---- files
+
+
+def _locate(name_or_path: str | Path, beside: Path | None) -> Path:
+    """Path of a YAML file given by path (relative to the folder `beside`, if any) or by shipped name."""
+    text = str(name_or_path)
+    candidates = [SHIPPED / f"{text}.yaml"]
+    if text.endswith((".yaml", ".yml")):
+        candidates = [beside / text if beside else Path(text), SHIPPED / text]
+    elif beside:
+        candidates.insert(0, beside / f"{text}.yaml")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    names = shipped_names()
+    near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"shipped: {', '.join(names)}"
+    raise ValueError(f"configuration {text}: no such YAML file or shipped name; {hint}")
+
+
+def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    """Content of `path` merged over the file it extends; `children` are the files that led here."""
+    if path in children:
+        raise ValueError(f"{path}: extends itself through {' -> '.join(child.name for child in children)}")
+    try:
+        content = yaml.load(path.read_text("utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: the top level must be a mapping of keys, not {type(content).__name__}")
+    if "extends" not in content:
+        return content
+    parent = content.pop("extends")
+    if not isinstance(parent, str):
+        raise ValueError(f"{path}: extends: needs one name or path, got {parent!r}")
+    return _merge(_read(_locate(parent, path.parent), (*children, path)), content)
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    """`a.b=1` as {"a": {"b": 1}}."""
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ValueError(f"override {text!r}: write key=value, such as optimizer.lr=1e-4")
+    try:
+        nested = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ValueError(f"override {text!r}: the value is not valid YAML") from None
+    for part in reversed(parts):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    if "kind" in base and "kind" in over and base["kind"] != over["kind"]:
+        return dict(over)
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.as_posix() if isinstance(value, Path) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number (YAML 1.1 calls it a string) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key} is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that knows the same numbers as _Loader, and so quotes a string that looks like one."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_NUMBER = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+
+
+# ---- errors
+
+
+def _explain(
+    cls: type[BaseModel], kind: str, location: tuple[int | str, ...], message: str, came: Any
+) -> str:
+    """One finding of pydantic in our words: key path, what came, what would fit."""
+    known, keys = _walk(cls, location)
+    path = ".".join(keys) or "top level"
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key {path}; {hint}"
+    if kind == "missing":
+        return f"{path} is missing"
+    if kind == "union_tag_not_found":
+        return f"{path} needs a key kind"
+    message = " ".join(message.removeprefix("Value error, ").replace("Input ", "input ", 1).split())
+    if kind == "value_error" and isinstance(
+        came, Mapping
+    ):  # a rule about several keys, which says their values
+        return f"{'.'.join(keys)}: {message}" if keys else message
+    value = " ".join(repr(came).split())
+    return f"{path}: got {value if len(value) <= 60 else value[:57] + '...'}; {message}"
+
+
+def _walk(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """Keys known beside the last part of `location`, and `location` as the file writes it (no union tags)."""
+    here: list[Any] = [cls]
+    known: list[str] = []
+    keys: list[str] = []
+    for part in location:
+        models = [one for one in here if isinstance(one, type) and issubclass(one, BaseModel)]
+        tagged = [one for one in models if _has_tag(one, part)]
+        fields = [one for one in models if part in one.model_fields]
+        if len(models) > 1 and tagged:  # the tag of a discriminated union: it is not a key in the file
+            here = list(tagged)
+            continue
+        keys.append(str(part))
+        known = sorted({name for one in models for name in one.model_fields})
+        if fields:
+            here = [leaf for one in fields for leaf in _leaves(one.model_fields[str(part)].annotation)]
+        elif models:
+            here = []
+        else:  # an index into a list or a key of a free mapping
+            here = [leaf for one in here for item in get_args(one) for leaf in _leaves(item)]
+    return known, keys
+
+
+def _has_tag(cls: type[BaseModel], tag: int | str) -> bool:
+    field = cls.model_fields.get("kind")
+    return field is not None and tag in get_args(field.annotation)
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """Members of a union, through Annotated and Optional."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _leaves(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _leaves(member)
+    else:
+        yield annotation

@@ -1,0 +1,104 @@
+"""Files that are either whole or absent: everything is written beside its place, synced, and renamed."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+TEMP_SUFFIX = ".pictish-tmp"
+_LONGEST_NAME = 255  # bytes, on every file system we know
+
+
+def temp_path(path: Path) -> Path:
+    """The name beside `path` under which it is written until it is whole."""
+    name = f".{path.name}{TEMP_SUFFIX}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}{TEMP_SUFFIX}"
+    return path.with_name(name)
+
+
+def write_atomic(path: Path, blob: bytes) -> None:
+    """Write `blob` to `path`, replacing what was there; missing folders above it are made.
+
+    Whatever happens, `path` holds the old bytes or the new ones. OSError as from `open`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = temp_path(path)
+    try:
+        with temp.open("wb") as file:
+            file.write(blob)
+            sync(file.fileno())
+        temp.replace(path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+
+
+def sync(descriptor: int) -> None:
+    """Have the operating system put an open file's bytes on the disk."""
+    os.fsync(descriptor)
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Delete the unfinished files and folders that a killed run left below `folder`; the number of them."""
+    found = 0
+    for root, folders, files in os.walk(folder):
+        for name in [name for name in folders if name.endswith(TEMP_SUFFIX)]:
+            folders.remove(name)
+            shutil.rmtree(Path(root, name))
+            found += 1
+        for name in files:
+            if name.endswith(TEMP_SUFFIX):
+                Path(root, name).unlink(missing_ok=True)
+                found += 1
+    return found
+
+
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold `folder` (made if missing) for this process; ValueError when another one is writing to it.
+
+    The lock is the operating system's: it leaves no file, and a killed process loses it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows has no lock on a folder
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"{folder}: another process is writing here; wait for it or choose another folder"
+            raise ValueError(message) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_relative(name: str) -> None:
+    """ValueError unless `name`, from a manifest or an archive, stays inside the folder it is joined to."""
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in name or "\0" in name or Path(name).drive:
+        raise ValueError(f"{printable(name)!r} is not a plain relative name with / between its parts")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line, never empty."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(name: str | Path) -> str:
+    """`name` as text any terminal takes: bytes that are no UTF-8, and control characters, as escapes."""
+    text = str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

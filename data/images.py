@@ -1,0 +1,170 @@
+"""Finding pictures, and reading any of them as plain upright 8-bit RGB."""
+
+import contextlib
+import io
+import os
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
+
+from pictish.data.files import one_line, printable
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+MAX_PIXELS = 128_000_000
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_pillow_settings = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A picture on disk and its name: the path relative to the folder it was found in, `/` between parts."""
+
+    path: Path
+    name: str
+
+
+def find_images(inputs: Sequence[Path]) -> list[ImageFile]:
+    """Pictures in `inputs` (files, or folders searched to the bottom), sorted by name.
+
+    The order of `inputs` does not matter; a picture reached twice under one name counts once. Links to
+    files are followed, links to folders below an input are not. ValueError when an input is missing or
+    no picture is found.
+    """
+    found: dict[tuple[str, str], ImageFile] = {}
+    for entry in inputs:
+        if not entry.exists():
+            raise ValueError(f"{printable(entry)}: there is no such file or folder")
+        if entry.is_dir():
+            images = [ImageFile(path, path.relative_to(entry).as_posix()) for path in _walk(entry)]
+        elif entry.suffix.lower() in SUFFIXES:
+            images = [ImageFile(entry, entry.name)]
+        else:
+            raise ValueError(f"{printable(entry)}: not a picture by its name; known are {_known()}")
+        found.update({(image.name, os.path.realpath(image.path)): image for image in images})
+    if not found:
+        places = ", ".join(printable(entry) for entry in inputs) or "nothing was given"
+        raise ValueError(f"no pictures found ({places}); looked for {_known()}")
+    return [found[key] for key in sorted(found)]
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether a picture lies anywhere in the folder."""
+    return next(_walk(folder), None) is not None
+
+
+def load_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture as RGB: upright by its EXIF, alpha over white, 16 bits as 8, an animation's first frame.
+
+    The header is read first: more than `max_pixels` pixels are refused before anything is decoded.
+    ValueError (one line) for everything that is not a whole picture, OSError when the file cannot be read.
+    """
+    if isinstance(source, Path):
+        source = read_regular_file(source)
+    try:
+        with _pillow_limit(max_pixels), Image.open(io.BytesIO(source), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise Image.DecompressionBombError(f"({width * height} pixels)")
+            image.load()
+            orientation = _orientation(image)
+            upright = _to_rgb(image)
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        came = f"{int(pixels[1]):,}" if pixels else "too many"
+        raise ValueError(f"{came} pixels; at most {max_pixels:,} are decoded (--max-pixels)") from None
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"not a picture; known are {_known()}") from None
+    except (
+        Exception
+    ) as error:  # decoders raise anything on broken bytes: IndexError, struct.error, SyntaxError ...
+        raise ValueError(f"cannot be decoded: {one_line(error)}") from error
+    return upright.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else upright
+
+
+def fit_square(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
+    """The whole RGB picture squashed to a square, (side, side, 3) uint8, bicubic with antialiasing."""
+    return np.array(image.resize((side, side), Image.Resampling.BICUBIC), dtype=np.uint8)
+
+
+def read_regular_file(path: Path) -> bytes:
+    """A file's bytes; ValueError for a pipe or device, which could block for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not a regular file")
+    return path.read_bytes()
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for root, _, files in os.walk(folder, onerror=fail):
+        yield from (Path(root, name) for name in files if Path(name).suffix.lower() in SUFFIXES)
+
+
+def _known() -> str:
+    return " ".join(sorted(suffix[1:] for suffix in SUFFIXES))
+
+
+@contextlib.contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    """Make Pillow refuse more than `max_pixels` (twice its own setting) and keep its warnings quiet.
+
+    Both settings belong to the whole process, hence the lock.
+    """
+    with _pillow_settings, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation still to be applied (a loaded TIFF is upright already); 1 if unreadable."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _from_integers(image)
+    if image.mode == "F":
+        raise ValueError("floating point pixels have no defined white")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    paper = Image.new("RGB", image.size, "white")
+    paper.paste(rgba, mask=rgba.getchannel("A"))
+    return paper
+
+
+def _from_integers(image: Image.Image) -> Image.Image:
+    """Grey pictures of more than 8 bits: white is 65,535, or 2**31 - 1 when a pixel is above that."""
+    values: npt.NDArray[Any] = np.asarray(image).astype(np.int64)
+    white = 65_535 if values.max() <= 65_535 else 2**31 - 1
+    grey = ((values.clip(0, white) * 255 + white // 2) // white).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")

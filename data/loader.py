@@ -1,0 +1,257 @@
+"""Pictures decoded and squashed ahead of the model, in worker processes.
+
+A worker is a plain subprocess that speaks over its pipes: it never imports torch, takes nothing but bytes,
+dies with its parent even when that is killed, and may be killed by a picture without harm to the others.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import struct
+import subprocess
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pictish.data.files import one_line
+from pictish.data.images import MAX_PIXELS, ImageFile, fit_square, load_image, read_regular_file
+
+_FRAME = struct.Struct("<II")  # bytes of JSON, bytes after it
+_WAITING_BYTES = 256 << 20  # of ImageBytes sent ahead
+_START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from pictish.data.loader import _serve
+_serve()
+"""
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """A picture that is in memory already, such as a member of a shard."""
+
+    blob: bytes
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What became of one picture: `pixels`, or `error`, or neither when it was to be skipped."""
+
+    file: ImageFile | ImageBytes
+    pixels: npt.NDArray[np.uint8] | None  # (side, side, 3)
+    size: tuple[int, int] | None  # height, width of the original, upright
+    error: str | None  # one line
+    sha256: str | None  # of the source's bytes; None when it cannot be read
+
+
+def decode_images(
+    files: Iterable[ImageFile | ImageBytes],
+    side: int,
+    workers: int,
+    max_pixels: int = MAX_PIXELS,
+    prefetch: int = 64,
+    skip: Callable[[str], str | None] | None = None,
+) -> Generator[Decoded, None, None]:
+    """Decode `files` with `workers` processes (0: in this one), results in the order of `files`.
+
+    At most `prefetch` pictures are under way, so memory does not grow with their number. `skip(name)` may
+    give a sha256: a picture whose bytes still have it is not decoded. Close the generator to stop early.
+    """
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or more, not {workers}")
+    requests = (
+        (file, {"side": side, "max_pixels": max_pixels, "skip": skip and skip(file.name)}) for file in files
+    )
+    if workers == 0:
+        for file, request in requests:
+            reply, pixels = _decode(file, request)
+            yield _decoded(file, reply, pixels)
+        return
+    with contextlib.closing(_Pool(workers)) as pool:
+        waiting: deque[tuple[ImageFile | ImageBytes, Future[tuple[dict[str, Any], bytes]]]] = deque()
+        bytes_waiting = 0
+        for file, request in requests:
+            waiting.append((file, pool.submit(file, request)))
+            bytes_waiting += _weight(file)
+            while len(waiting) >= max(prefetch, workers) or bytes_waiting > _WAITING_BYTES:
+                first, future = waiting.popleft()
+                bytes_waiting -= _weight(first)
+                yield _decoded(first, *future.result())
+        while waiting:
+            first, future = waiting.popleft()
+            yield _decoded(first, *future.result())
+
+
+def _weight(file: ImageFile | ImageBytes) -> int:
+    return len(file.blob) if isinstance(file, ImageBytes) else 0
+
+
+def _decode(file: ImageFile | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Facts and raw pixels of one picture; its own faults become `error`, a bug is raised."""
+    reply: dict[str, Any] = {"error": None, "sha256": None, "size": None, "side": request["side"]}
+    try:
+        blob = file.blob if isinstance(file, ImageBytes) else read_regular_file(file.path)
+        reply["sha256"] = hashlib.sha256(blob).hexdigest()
+        if reply["sha256"] == request["skip"]:
+            return reply, b""
+        image = load_image(blob, request["max_pixels"])
+        reply["size"] = (image.height, image.width)
+        return reply, fit_square(image, request["side"]).tobytes()
+    except OSError as error:
+        reply["error"] = error.strerror or one_line(error)
+    except ValueError as error:
+        reply["error"] = one_line(error)
+    except MemoryError:
+        reply["error"] = "not enough memory to decode it"
+    return reply, b""
+
+
+def _decoded(file: ImageFile | ImageBytes, reply: dict[str, Any], raw: bytes) -> Decoded:
+    pixels = np.frombuffer(raw, np.uint8).reshape(reply["side"], reply["side"], 3) if raw else None
+    size = (reply["size"][0], reply["size"][1]) if reply["size"] else None
+    return Decoded(file, pixels, size, reply["error"], reply["sha256"])
+
+
+class _Pool:
+    """Worker processes, each driven by a thread that waits on its pipe."""
+
+    def __init__(self, workers: int) -> None:
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="pictish-decode")
+        self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._all = [_Worker() for _ in range(workers)]
+        for worker in self._all:
+            self._free.put(worker)
+
+    def submit(
+        self, file: ImageFile | ImageBytes, request: dict[str, Any]
+    ) -> "Future[tuple[dict[str, Any], bytes]]":
+        return self._threads.submit(self._ask, file, request)
+
+    def _ask(self, file: ImageFile | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        worker = self._free.get()
+        try:
+            return worker.ask(file, request)
+        finally:
+            self._free.put(worker)
+
+    def close(self) -> None:
+        for worker in self._all:
+            worker.stop()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for worker in self._all:  # a thread may have started one again just before it was told to stop
+            worker.release()
+
+
+class _Worker:
+    """The parent's side of one worker process, started again when a picture has killed it."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+        self._start()
+
+    def ask(self, file: ImageFile | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        blob = file.blob if isinstance(file, ImageBytes) else b""
+        path = os.fspath(file.path) if isinstance(file, ImageFile) else None
+        try:
+            self._wait_until_ready()
+            _send(self._requests, {**request, "path": path, "name": file.name}, blob)
+            reply, pixels = _receive(self._replies)
+        except (EOFError, OSError):
+            self.release()
+            code = self._process.returncode
+            if not self._stopped:
+                self._start()
+            error = f"the decoding process died on it (exit code {code})"
+            return {"error": error, "sha256": None, "size": None, "side": request["side"]}, b""
+        if "bug" in reply:
+            raise RuntimeError(f"a decoding process failed on {file.name!r}:\n{reply['bug']}")
+        return reply, pixels
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._process.kill()
+
+    def release(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._requests, self._replies):
+            with contextlib.suppress(OSError):  # bytes it will not take any more
+                pipe.close()
+
+    def _start(self) -> None:
+        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START, json.dumps(sys.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **threads},
+            start_new_session=True,  # Ctrl-C goes to the parent alone, which then ends its workers
+        )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._requests, self._replies = self._process.stdin, self._process.stdout
+        self._ready = False
+
+    def _wait_until_ready(self) -> None:
+        if self._ready:
+            return
+        try:
+            _receive(self._replies)
+        except EOFError:
+            if not self._stopped:
+                raise RuntimeError(f"a decoding process did not start: {self._process.args!r}") from None
+            raise
+        self._ready = True
+
+
+def _serve() -> None:
+    """Main loop of a worker process: one picture after the other until the parent is gone."""
+    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)  # image libraries written in C print as they like
+    os.dup2(quiet, 2)
+    _send(replies, {}, b"")  # ready
+    while True:
+        try:
+            request, blob = _receive(requests)
+        except EOFError:
+            return
+        path, name = request.pop("path"), request.pop("name")
+        file = ImageFile(Path(path), name) if path is not None else ImageBytes(blob, name)
+        try:
+            reply, pixels = _decode(file, request)
+        except Exception:
+            reply, pixels = {"bug": traceback.format_exc()}, b""
+        _send(replies, reply, pixels)
+
+
+def _send(pipe: IO[bytes], message: dict[str, Any], blob: bytes) -> None:
+    text = json.dumps(message).encode("ascii")
+    pipe.write(_FRAME.pack(len(text), len(blob)) + text)
+    pipe.write(blob)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+    """The next message and the bytes after it; EOFError when the other side is gone."""
+    text_length, blob_length = _FRAME.unpack(_read(pipe, _FRAME.size))
+    message: dict[str, Any] = json.loads(_read(pipe, text_length))
+    return message, _read(pipe, blob_length)
+
+
+def _read(pipe: IO[bytes], length: int) -> bytes:
+    blob = pipe.read(length)
+    if len(blob) != length:
+        raise EOFError
+    return blob

@@ -1,0 +1,119 @@
+"""Model folders: `config.yaml` and `model.safetensors`, named by the fingerprint of their bytes."""
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from pictish.data.files import one_line, sync, temp_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG = "config.yaml"
+WEIGHTS = "model.safetensors"
+Part = Literal["tokenizer", "lm", "decoder"]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What a model folder holds."""
+
+    config: dict[str, Any]
+    tensors: "dict[str, Tensor]"
+    fingerprint: str  # 12 hex digits
+
+
+def write_model_folder(
+    folder: Path, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]", overwrite: bool = False
+) -> None:
+    """Write a model folder as a whole: it is made beside its place and renamed.
+
+    ValueError when `folder` exists and `overwrite` is False, or when it holds anything that is not a model's.
+    """
+    from safetensors.torch import save_file
+
+    from pictish.configs import to_yaml
+
+    if folder.exists():
+        strangers = (
+            {path.name for path in folder.iterdir()} - {CONFIG, WEIGHTS} if folder.is_dir() else {folder.name}
+        )
+        if strangers:
+            raise ValueError(
+                f"{folder}: not replaced, it holds {min(strangers)}, which is no part of a model"
+            )
+        if not overwrite:
+            raise ValueError(f"{folder}: exists already; choose another folder or overwrite it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temp = temp_path(folder)
+    shutil.rmtree(temp, ignore_errors=True)
+    temp.mkdir()
+    (temp / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temp / WEIGHTS)
+    for name in (CONFIG, WEIGHTS):
+        with (temp / name).open("rb") as file:
+            sync(file.fileno())
+    if folder.exists():
+        old = temp_path(folder.with_name(f"{folder.name}.old"))
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        temp.rename(folder)
+        shutil.rmtree(old)
+    else:
+        temp.rename(folder)
+
+
+def read_model_folder(folder: Path) -> ModelFolder:
+    """Read a model folder, tensors on the CPU; ValueError when it is not one, or is damaged."""
+    from safetensors.torch import load_file
+
+    name = fingerprint(folder)
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{folder / CONFIG}: not YAML ({one_line(error)})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG}: holds {type(config).__name__}, not a mapping of settings")
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except Exception as error:  # safetensors has its own exception type, no subclass of ValueError
+        raise ValueError(
+            f"{folder / WEIGHTS}: not a safetensors file, or a damaged one ({one_line(error)})"
+        ) from error
+    return ModelFolder(config, tensors, name)
+
+
+def fingerprint(folder: Path) -> str:
+    """First 12 hex digits of sha256 over the bytes of config.yaml and then of model.safetensors."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{folder}: not a model folder, it has no {name}")
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()[:12]
+
+
+def locate_model(name_or_path: str | Path, part: Part) -> Path:
+    """Folder of a model's part: `starter` is the one in the package, else a folder or its subfolder `part`.
+
+    ValueError saying where it was looked for. A local folder called starter is reached as `./starter`.
+    """
+    if str(name_or_path) == "starter":
+        import pictish
+
+        candidates = [Path(pictish.__file__).parent / "starter" / part]
+    else:
+        candidates = [Path(name_or_path), Path(name_or_path) / part]
+    for candidate in candidates:
+        if (candidate / CONFIG).is_file():
+            return candidate
+    looked = " and ".join(str(candidate / CONFIG) for candidate in candidates)
+    raise ValueError(f"no {part} found for model {str(name_or_path)!r}; looked for {looked}")

@@ -1,0 +1,227 @@
+"""WebDataset shards: tar files whose members KEY.suffix make up one sample a key.
+
+Only plain bytes come out: no member is ever decoded by its suffix, and pickles are refused.
+"""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from pictish.data.files import check_relative, one_line, printable, sync, temp_path
+
+SUFFIXES = frozenset({"tokens", "txt", "json", "png", "jpg", "jpeg", "webp"})
+PICTURES = ("png", "jpg", "jpeg", "webp")  # where a sample has several, the first of these counts
+_PICKLES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ckpt", "joblib"})
+_LARGEST_MEMBER = 1 << 30  # bytes
+Sample = dict[str, Any]  # "__key__": str, every other key a suffix: bytes
+
+
+class ShardFile:
+    """One tar file, written beside its place and renamed when the `with` block ends well.
+
+    `approve` is called with the finished file before that, and may refuse it with ValueError.
+    """
+
+    def __init__(self, path: Path, approve: Callable[[Path], None] | None = None) -> None:
+        self.path, self._approve = path, approve
+        self.samples = 0
+        self._keys: set[str] = set()
+
+    def __enter__(self) -> "ShardFile":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = temp_path(self.path).open("wb")
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
+        return self
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Append one sample; ValueError for a key that no reader would accept, or that was written before."""
+        check_key(key)
+        if key in self._keys:
+            raise ValueError(f"{self.path.name}: two samples are called {printable(key)!r}")
+        if not members or not set(members) <= SUFFIXES:
+            raise ValueError(
+                f"{self.path.name}: {printable(key)!r} has members {sorted(members)}, not {sorted(SUFFIXES)}"
+            )
+        self._keys.add(key)
+        for suffix in sorted(members):
+            member = tarfile.TarInfo(f"{key}.{suffix}")
+            member.size, member.mode, member.mtime = len(members[suffix]), 0o644, 0
+            self._tar.addfile(member, io.BytesIO(members[suffix]))
+            _forget_headers(self._tar)
+        self.samples += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        temp = temp_path(self.path)
+        try:
+            if kind is None:
+                self._tar.close()
+                self._file.flush()
+                sync(self._file.fileno())
+                if self._approve is not None:
+                    self._approve(temp)
+                temp.replace(self.path)
+        finally:
+            self._file.close()
+            temp.unlink(missing_ok=True)
+
+
+class ShardWriter:
+    """Samples into a row of shards `PREFIX-000000.tar`, a new one after every `samples_per_shard`."""
+
+    def __init__(self, folder: Path, samples_per_shard: int = 1000, prefix: str = "shard") -> None:
+        if samples_per_shard < 1:
+            raise ValueError(f"samples_per_shard must be 1 or more, not {samples_per_shard}")
+        self.folder, self.samples_per_shard, self.prefix = folder, samples_per_shard, prefix
+        self.shards: list[Path] = []
+        self._open: ShardFile | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Append one sample, see `ShardFile.write`."""
+        if self._open is None:
+            self._open = ShardFile(self.folder / shard_name(len(self.shards), self.prefix)).__enter__()
+        self._open.write(key, members)
+        if self._open.samples == self.samples_per_shard:
+            self._close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open is not None and kind is not None:
+            self._open.__exit__(kind, error, trace)
+        elif self._open is not None:
+            self._close()
+
+    def _close(self) -> None:
+        assert self._open is not None
+        self._open.__exit__(None, None, None)
+        self.shards.append(self._open.path)
+        self._open = None
+
+
+def shard_name(number: int, prefix: str = "shard") -> str:
+    """File name of the shard of that number, from 0."""
+    return f"{prefix}-{number:06d}.tar"
+
+
+def read_shard(path: Path) -> Iterator[Sample]:
+    """Samples of one shard in their order: `"__key__"` and the bytes of each member by its suffix.
+
+    Members of other suffixes are passed over. ValueError naming the shard when it is truncated, damaged,
+    holds a pickle, a link or a device, or a name that leads out of a folder; what came before was yielded.
+    """
+    with path.open("rb") as file:
+        try:
+            yield from _group(_members(file))
+        except (tarfile.TarError, EOFError, ValueError) as error:
+            raise ValueError(f"{printable(path.name)}: {one_line(error)}") from error
+
+
+def find_shards(inputs: Sequence[Path]) -> list[Path]:
+    """Tar files among `inputs` and, to the bottom, in its folders; sorted by file name.
+
+    ValueError when an input is missing or no tar file, and when none is found.
+    """
+    found: dict[str, Path] = {}
+    for entry in inputs:
+        if str(entry).startswith("pipe:"):
+            raise ValueError(f"{printable(entry)}: shards are files; commands are not run")
+        if not entry.exists():
+            raise ValueError(f"{printable(entry)}: there is no such file or folder")
+        if not entry.is_dir() and entry.suffix != ".tar":
+            raise ValueError(f"{printable(entry)}: not a shard by its name; a shard ends in .tar")
+        for shard in entry.rglob("*.tar") if entry.is_dir() else [entry]:
+            if shard.is_file():
+                found[os.path.realpath(shard)] = shard
+    if not found:
+        raise ValueError(
+            f"no shards found ({', '.join(map(printable, inputs)) or 'nothing was given'}); looked for *.tar"
+        )
+    return sorted(found.values(), key=lambda shard: (shard.name, str(shard)))
+
+
+def key_of(name: str) -> str:
+    """Key of a picture's name: no suffix; a key ends at a dot, so others in its last part become %2E."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.rpartition(".")[0].replace("%", "%25").replace(".", "%2E")
+
+
+def name_of(key: str) -> str:
+    """Undo `key_of`, all but the suffix."""
+    folder, slash, base = key.rpartition("/")
+    return folder + slash + base.replace("%2E", ".").replace("%25", "%")
+
+
+def check_key(key: str) -> None:
+    """ValueError unless `key` is a relative name without `..`, and without a dot in its last part."""
+    check_relative(key)
+    if "." in key.rpartition("/")[2]:
+        raise ValueError(f"key {printable(key)!r} has a dot in its last part, where a key ends")
+
+
+def _members(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
+    """Key, suffix and bytes of each regular member that has a suffix we know."""
+    tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+    offset = -1
+    while (member := tar.next()) is not None:
+        _forget_headers(tar)
+        if member.size < 0 or tar.offset <= offset:
+            raise ValueError("damaged: a member of negative size")
+        offset = tar.offset
+        if member.isdir():
+            continue
+        check_relative(member.name.removeprefix("./"))
+        if not member.isreg() or member.sparse is not None:
+            raise ValueError(f"{printable(member.name)} is not a plain file")
+        folder, slash, base = member.name.removeprefix("./").rpartition("/")
+        stem, _, suffix = base.partition(".")
+        suffix = suffix.lower()
+        if suffix.rpartition(".")[2] in _PICKLES:
+            raise ValueError(f"{printable(member.name)} is a pickle, which could run code; it is not read")
+        if suffix not in SUFFIXES or not stem:
+            continue
+        if member.size > _LARGEST_MEMBER:
+            raise ValueError(
+                f"{printable(member.name)} has {member.size:,} bytes; at most {_LARGEST_MEMBER:,} are read"
+            )
+        reader = tar.extractfile(member)
+        assert reader is not None
+        blob = reader.read()
+        if len(blob) != member.size:
+            raise ValueError("truncated: the last member is cut off")
+        yield folder + slash + stem, suffix, blob
+    file.seek(tar.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise ValueError("truncated or damaged: its end mark is missing")
+
+
+def _forget_headers(tar: tarfile.TarFile) -> None:
+    """Empty the list of members that tarfile keeps, so that memory does not grow with the shard."""
+    tar.members = []  # type: ignore[attr-defined]
+
+
+def _group(members: Iterator[tuple[str, str, bytes]]) -> Iterator[Sample]:
+    """Neighbours of one key as samples."""
+    seen: set[str] = set()
+    sample: Sample = {}
+    for key, suffix, blob in members:
+        if sample.get("__key__") != key:
+            if sample:
+                yield sample
+            if key in seen:
+                raise ValueError(f"two samples are called {printable(key)!r}")
+            seen.add(key)
+            sample = {"__key__": key}
+        if suffix in sample:
+            raise ValueError(f"{printable(key)!r} has two members .{suffix}")
+        sample[suffix] = blob
+    if sample:
+        yield sample

@@ -1,0 +1,1 @@
+"""The starter data set: emoji, clip art and stamps as captioned shards."""

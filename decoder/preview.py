@@ -1,0 +1,151 @@
+"""The preview head: codes to a small picture in one forward, no sampling.
+
+Legend: B pictures, N = grid x grid cells, F feature channels, C channels, S side of the picture in pixels.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from pictish.configs import parse
+from pictish.data.model_folder import locate_model, read_model_folder, write_model_folder
+from pictish.data.tokens import TokenizedImage
+from pictish.decoder.config import PreviewConfig
+from pictish.tokenizer.dynamic import Tokenizer, load_strictly
+from pictish.tokenizer.encoder import Encoder
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions beside the identity."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        groups = min(8, channels)
+        self.body = nn.Sequential(
+            nn.GroupNorm(groups, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(groups, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class PreviewHead(nn.Module):
+    """Corrects the pixels that the reconstructor predicts as part of the features.
+
+    The side doubles from the grid to the picture's, each time by a 1 x 1 convolution and a pixel shuffle. The
+    last convolution starts at zero, so that training starts from the reconstructor's own pixels.
+    """
+
+    def __init__(self, config: PreviewConfig, features: int, grid: int, side: int):
+        super().__init__()
+        doublings = (side // grid).bit_length() - 1
+        if grid << doublings != side:
+            raise ValueError(
+                f"preview: {side} px over a grid of {grid} is no power of two; change encoder.pixels"
+            )
+        self.grid = grid
+        self.enter = nn.Conv2d(features, config.width, 1)
+        stages: list[nn.Module] = []
+        channels = config.width
+        for doubling in range(doublings + 1):
+            stages += [ResidualBlock(channels) for _ in range(config.blocks)]
+            if doubling < doublings:
+                narrower = max(channels // 2, config.smallest)
+                stages += [nn.Conv2d(channels, 4 * narrower, 1), nn.PixelShuffle(2)]
+                channels = narrower
+        self.stages = nn.Sequential(*stages)
+        self.leave = nn.Conv2d(channels, 3, 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
+        assert self.leave.bias is not None
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, predicted: Tensor, pixels: Tensor) -> Tensor:
+        """RGB (B, 3, S, S), unclamped, from features (B, N, F) and the picture (B, 3, S, S) they contain."""
+        x = rearrange(predicted, "b (y x) f -> b f y x", y=self.grid)
+        return pixels + self.leave(self.stages(self.enter(x)))
+
+
+def predicted_pixels(encoder: Encoder, predicted: Tensor) -> Tensor:
+    """The picture (B, 3, S, S) inside predicted standardised features (B, N, F)."""
+    return encoder.to_pixels(predicted / encoder.scale + encoder.mean)
+
+
+class Preview:
+    """A trained preview head with the tokenizer whose codes it decodes."""
+
+    def __init__(self, head: PreviewHead, tokenizer: Tokenizer, device: str | torch.device = "cpu"):
+        self.head = head.eval().requires_grad_(False).to(device)
+        self.tokenizer = tokenizer
+        self.device = torch.device(device)
+        encoder = tokenizer.network.config.encoder
+        self.side = encoder.grid * encoder.pixels
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, tokenizer: Tokenizer, device: str | torch.device = "cpu"
+    ) -> "Preview":
+        """Load a model folder, or the shipped `"starter"`; ValueError when it fits another tokenizer."""
+        stored = read_model_folder(locate_model(folder, "decoder"))
+        part, kind = stored.config.get("part"), stored.config.get("kind")
+        if (part, kind) != ("decoder", "preview"):
+            raise ValueError(
+                f"{folder}: a preview decoder was asked for, this folder holds part {part!r}, kind {kind!r}"
+            )
+        if stored.config["tokenizer"] != tokenizer.fingerprint:
+            raise ValueError(
+                f"{folder}: decodes tokens of {stored.config['tokenizer']}, not of {tokenizer.fingerprint}"
+            )
+        head = build_preview(parse(PreviewConfig, stored.config["model"], str(folder)), tokenizer)
+        load_strictly(head, stored.tensors, str(folder))
+        return cls(head, tokenizer, device)
+
+    @torch.inference_mode()
+    def decode(self, tokens: Sequence[TokenizedImage]) -> Tensor:
+        """Pictures as uint8 (B, S, S, 3), squashed to a square as the tokenizer saw them.
+
+        Same codes, same picture, whatever else is in the batch. Raises ValueError for another tokenizer's
+        tokens.
+        """
+        if not tokens:
+            return torch.empty(0, self.side, self.side, 3, dtype=torch.uint8)
+        predicted = self.tokenizer.reconstruct(tokens).to(self.device)
+        size = self.tokenizer.micro_batch
+        pictures = []
+        for group in predicted.split(size):
+            blanks = (0, 0, 0, 0, 0, size - len(group))
+            padded = F.pad(group, blanks)
+            pictures.append(
+                self.head(padded, predicted_pixels(self.tokenizer.network.encoder, padded))[: len(group)]
+            )
+        rgb = torch.cat(pictures).clamp(0, 1) * 255
+        return rearrange(rgb.round().to(torch.uint8), "b c h w -> b h w c").cpu()
+
+
+def build_preview(config: PreviewConfig, tokenizer: Tokenizer) -> PreviewHead:
+    """An untrained head that fits `tokenizer`; ValueError when its features hold no pixels."""
+    encoder = tokenizer.network.config.encoder
+    if not encoder.pixels:
+        raise ValueError("preview: the tokenizer's features hold no pixels; train it with encoder.pixels > 0")
+    return PreviewHead(
+        config, tokenizer.network.encoder.features, encoder.grid, encoder.grid * encoder.pixels
+    )
+
+
+def save_preview(
+    folder: Path, head: PreviewHead, config: PreviewConfig, tokenizer: str, *, overwrite: bool = False
+) -> None:
+    """Write a model folder in fp16; `tokenizer` is the fingerprint of the weights whose codes it decodes."""
+    tensors = {name: tensor.half() for name, tensor in head.state_dict().items()}
+    document = {"part": "decoder", "kind": "preview", "format": 1, "tokenizer": tokenizer}
+    write_model_folder(
+        folder, {**document, "model": config.model_dump(mode="json")}, tensors, overwrite=overwrite
+    )

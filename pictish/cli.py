@@ -1,0 +1,112 @@
+"""The `pictish` command: which function answers which words, and how errors reach the user."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+from typer.exceptions import TyperException
+
+# words -> (module:function, one line for `--help`). A module is imported only when its command is asked for.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "tokenize": ("pictish.commands.tokenize:run", "Turn a folder of pictures into tokens."),
+    "detokenize": ("pictish.commands.detokenize:run", "Turn tokens back into pictures."),
+    "inspect": ("pictish.commands.inspect:run", "Show what was kept of a picture, or statistics of tokens."),
+    "train tokenizer": ("pictish.commands.train:tokenizer", "Train a tokenizer."),
+    "train decoder": ("pictish.commands.train:decoder", "Train a decoder: codes to pixels."),
+    "evaluate tokenizer": ("pictish.commands.evaluate:run", "Measure quality against the number of tokens."),
+    "data starter": ("pictish.commands.data:starter", "Build the starter data set as WebDataset shards."),
+}
+GROUPS = {
+    "train": "Train a part from a configuration.",
+    "evaluate": "Measure a part and write the numbers down.",
+    "data": "Build a data set.",
+}
+PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0 done, 1 done in part, 2 a user's mistake, 130 Ctrl-C.
+
+    A mistake (ValueError, OSError, a wrong option) is one line on stderr; anything else is a bug and keeps
+    its traceback, as mistakes do when PICTISH_TRACEBACK is set in the environment.
+    """
+    args = list(sys.argv[1:] if args is None else args) or ["--help"]
+    logging.basicConfig(format="pictish: %(message)s")
+    logging.getLogger("pictish").setLevel(logging.INFO)
+    try:
+        code = build(args)(args, prog_name="pictish", standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = 130
+    except TyperException as error:
+        return _mistake(error, _usage(error))
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        named = error.filename is not None and error.strerror
+        return _mistake(error, f"{error.filename}: {error.strerror}" if named else str(error))
+    except ValueError as error:
+        return _mistake(error, str(error))
+    if code == 130:
+        print("pictish: interrupted", file=sys.stderr)
+    return code or 0
+
+
+def build(args: Sequence[str]) -> typer.Typer:
+    """The program with the one command that `args` ask for; the others are there by name and help only."""
+    app = typer.Typer(help="Read and write images as a foreign language.", **PLAIN)
+    app.callback()(_top)
+    groups = {name: typer.Typer(help=text, **PLAIN) for name, text in GROUPS.items()}
+    for words, (target, text) in COMMANDS.items():
+        *group, name = words.split()
+        asked = list(args[: len(group) + 1]) == [*group, name]
+        parent = groups[group[0]] if group else app
+        parent.command(name, help=None if asked else text)(_function(target) if asked else _other)
+    for name, sub in groups.items():
+        app.add_typer(sub, name=name)
+    return app
+
+
+def _function(target: str) -> Callable[..., None]:
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _other() -> None:
+    raise AssertionError("a command that was not asked for cannot run")
+
+
+def _top(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=lambda asked: _version(asked), help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from pictish import __version__
+
+        print(f"pictish {__version__}")
+        raise typer.Exit
+
+
+def _usage(error: TyperException) -> str:
+    """A wrong option or argument in one line, with the way to the help."""
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    context = getattr(error, "ctx", None)
+    stop = "" if message.endswith((".", "?")) else "."
+    return f"{message}{stop} See {context.command_path if context else 'pictish'} --help"
+
+
+def _mistake(error: Exception, message: str) -> int:
+    if os.environ.get("PICTISH_TRACEBACK"):
+        raise error
+    print(f"pictish: {' '.join(message.split())}", file=sys.stderr)
+    return 2

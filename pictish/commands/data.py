@@ -1,0 +1,62 @@
+"""`pictish data starter`: emoji, clip art and stamps as captioned shards."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def starter(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards and manifest.json.")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SET", help="A set to build (repeat for more); else all that can be had."
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where npm packages are kept; OUT/.cache if not given."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw; 0 draws in this one.")] = 2,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace starter data of other settings, and changed shards.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,
+) -> None:
+    """Build the starter data set in OUT: pinned emoji sets from npm, and clip art and stamps where installed.
+
+    Needs npm and resvg-py (pip install 'pictish[starter-data]'). Run again, it goes on where it stopped.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from pictish.data.starter.build import build
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
+        task = bar.add_task("pictures", total=None)
+        manifest = build(
+            out,
+            cache,
+            sets,
+            workers=workers,
+            overwrite=overwrite,
+            progress=lambda settled, total: bar.update(task, completed=settled, total=total),
+        )
+    if not quiet:
+        Console().print(_table(manifest))
+
+
+def _table(manifest: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    counts = manifest["counts"]
+    table = Table("set")
+    for column in (*sorted(counts), "left-out"):
+        table.add_column(column.replace("-", "\n"), justify="right")
+    for name, left_out in manifest["left_out"].items():
+        numbers = [counts[split].get(name, 0) for split in sorted(counts)]
+        table.add_row(name, *(f"{number:,}" for number in (*numbers, sum(left_out.values()))))
+    return table

@@ -1,0 +1,290 @@
+"""`pictish inspect`: what is kept of a picture, which patches share a code, statistics of tokens."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pictish.commands.report import Report
+    from pictish.data.tokens import TokenizedImage
+    from pictish.evaluation.pictures import Broken
+
+
+def run(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE|TOKENS", help="One picture; or token files, token folders, shards."),
+    ],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the drawing goes (PNG); NAME-inspect.png here unless given.")
+    ] = None,
+    codebook: Annotated[
+        bool,
+        typer.Option(
+            "--codebook", help="Draw patches of these pictures, folders or shards that share a code."
+        ),
+    ] = False,
+    model: Annotated[str, typer.Option(help="Model folder, or `starter`; not used for tokens.")] = "starter",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    budget: Annotated[int | None, typer.Option(min=1, help="Keep exactly so many patches.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Keep patches with a score above this.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing drawing.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress bar, and no text about a drawing.")
+    ] = False,
+) -> None:
+    """Draw what is kept of a picture, or patches that share a code; or print statistics of tokens."""
+    from pictish.commands.report import Report
+
+    settings = {"budget": budget, "threshold": threshold}
+    if budget is not None and threshold is not None:
+        raise ValueError(f"--budget {budget} and --threshold {threshold} were both given; give one of them")
+    with Report("reading", None, quiet=quiet, strict=False) as report:
+        if codebook:
+            target = _free(out or Path("codebook.png"), overwrite)
+            facts = _codebook(inputs, target, model, device, settings, report)
+            lines = _code_lines(facts)
+        elif _is_picture(inputs):
+            target = _free(out or Path(f"{inputs[0].stem}-inspect.png"), overwrite)
+            facts = _picture(inputs[0], target, model, device, settings)
+            lines = _picture_lines(facts)
+        else:
+            for name, value in {"out": out, **settings}.items():
+                if value is not None:
+                    raise ValueError(f"--{name} is for pictures; of tokens, given here, numbers are printed")
+            facts = _tokens(inputs, report)
+            lines = []
+    if as_json:
+        print(json.dumps(facts, indent=2, sort_keys=True))
+    elif not lines:
+        _print_statistics(facts)
+    elif not quiet:
+        print("\n".join(lines))
+    if report.failures:
+        raise typer.Exit(1)
+
+
+def _is_picture(inputs: list[Path]) -> bool:
+    """Whether one picture is asked for; ValueError for several, or for a folder without tokens."""
+    from pictish.data.files import printable
+    from pictish.data.images import SUFFIXES
+
+    pictures = [entry for entry in inputs if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
+    if pictures and len(inputs) > 1:
+        raise ValueError(
+            f"one picture is drawn at a time, {len(inputs)} inputs came; --codebook takes many pictures"
+        )
+    for entry in inputs:
+        if entry.is_dir() and not any(any(entry.rglob(pattern)) for pattern in ("*.tokens", "*.tar")):
+            raise ValueError(
+                f"{printable(entry)}: no tokens in this folder (*.tokens, *.tar); "
+                "give one picture to draw, or pictures with --codebook"
+            )
+    return bool(pictures)
+
+
+def _free(target: Path, overwrite: bool) -> Path:
+    """The file to draw into; ValueError when it is no PNG by name, or exists and is not to be replaced."""
+    if target.suffix.lower() != ".png":
+        raise ValueError(f"--out {target}: the drawing is a PNG; give a name that ends in .png")
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target} exists already; give --overwrite to replace it, or another --out")
+    return target
+
+
+def _picture(source: Path, target: Path, model: str, device: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Tokenize one picture, write its drawing, return its facts."""
+    from PIL import Image
+
+    from pictish.data.files import one_line, printable, write_atomic
+    from pictish.data.images import load_image
+    from pictish.decoder.preview import Preview
+    from pictish.evaluation.drawing import Panels, four_panels, png_bytes
+    from pictish.tokenizer.dynamic import Tokenizer
+    from pictish.training.world import resolve_device
+
+    try:
+        picture = load_image(source)
+    except ValueError as error:
+        raise ValueError(f"{printable(source)}: {one_line(error)}") from error
+    where = resolve_device(device)
+    tokenizer = Tokenizer.from_folder(model, device=where)
+    preview = Preview.from_folder(model, tokenizer, device=where)
+    (token,) = tokenizer.tokenize([picture], **settings)
+    assert token.cells is not None, "the tokenizer always says which cells it kept"
+    scores = _scores(tokenizer, picture)[token.cells]
+    cells = tokenizer.grid[0] * tokenizer.grid[1]
+    drawing = four_panels(
+        Panels(
+            picture=picture,
+            reconstruction=Image.fromarray(preview.decode([token])[0].cpu().numpy()),
+            grid=token.grid,
+            cells=token.cells,
+            scores=scores,
+            ids=token.ids,
+            title=f"{printable(source.name)}  ·  {picture.width} by {picture.height} px",
+            caption=f"{len(token)} tokens, one for each kept patch of {cells}  ·  {token.bits:,.0f} bits  ·  "
+            f"{token.bits_per_pixel:.2g} bits per pixel",
+        )
+    )
+    write_atomic(target, png_bytes(drawing))
+    return {
+        "picture": printable(source.name),
+        "size": list(token.size),
+        "grid": list(token.grid),
+        "tokenizer": token.tokenizer,
+        "codebook_size": token.codebook_size,
+        "tokens": len(token),
+        "ids": token.ids.tolist(),
+        "cells": token.cells.tolist(),
+        "scores": [round(float(score), 4) for score in scores],
+        "bits": token.bits,
+        "bits_per_pixel": token.bits_per_pixel,
+        "drawing": printable(target),
+    }
+
+
+def _scores(tokenizer: Any, picture: Any) -> Any:
+    """The selector's keep probability of every cell, (cells,) float."""
+    import torch
+
+    from pictish.data.images import fit_square
+
+    pixels = torch.from_numpy(fit_square(picture, tokenizer.image_size)[None])
+    return tokenizer.scores(pixels)[0].float().cpu().numpy()
+
+
+def _picture_lines(facts: dict[str, Any], shown: int = 16) -> list[str]:
+    cells = facts["grid"][0] * facts["grid"][1]
+    ids = " ".join(map(str, facts["ids"][:shown])) + (" ..." if len(facts["ids"]) > shown else "")
+    return [
+        f"{facts['picture']}: {facts['tokens']} tokens of at most {cells}, {facts['bits']:,.0f} bits, "
+        f"{facts['bits_per_pixel']:.2g} bits per pixel",
+        f"ids: {ids}",
+        f"drawing: {facts['drawing']}",
+    ]
+
+
+def _codebook(
+    inputs: list[Path], target: Path, model: str, device: str, settings: dict[str, Any], report: "Report"
+) -> dict[str, Any]:
+    """Tokenize all pictures, draw the code sheet, return the codes' statistics."""
+    from pictish.commands.evaluate import told
+    from pictish.data.files import printable, write_atomic
+    from pictish.evaluation.codebook import draw_codes, gather_codes
+    from pictish.evaluation.pictures import PictureSource
+    from pictish.tokenizer.dynamic import Tokenizer
+    from pictish.training.world import resolve_device
+
+    source = PictureSource(inputs)
+    tokenizer = Tokenizer.from_folder(model, device=resolve_device(device))
+    examples = gather_codes(told(source.decode(), report), tokenizer, **settings, advance=report.done)
+    write_atomic(target, draw_codes(examples, source))
+    return {**examples.statistics.summary(), "drawing": printable(target)}
+
+
+def _code_lines(facts: dict[str, Any]) -> list[str]:
+    return [
+        f"{facts['pictures']:,} pictures, {facts['tokens']['total']:,} tokens, {facts['codes_used']:,} of "
+        f"{facts['codebook_size']:,} codes used, perplexity {facts['perplexity']:,.0f}",
+        f"drawing: {facts['drawing']}",
+    ]
+
+
+def _tokens(inputs: list[Path], report: "Report") -> dict[str, Any]:
+    """Statistics of token files, token folders and shards; damaged ones are told, not counted."""
+    from pictish.evaluation.metrics import CodeStatistics
+    from pictish.evaluation.pictures import Broken
+
+    statistics: CodeStatistics | None = None
+    for each in _read_tokens(inputs):
+        if isinstance(each, Broken):
+            report.failed(each.name, each.error)
+            continue
+        if statistics is None:
+            statistics = CodeStatistics(each.codebook_size, each.tokenizer)
+        statistics.add(each)
+        report.done()
+    if statistics is None:
+        raise ValueError("no statistics: no readable tokens")
+    lengths = {str(length): number for length, number in statistics.length_histogram().items()}
+    return {**statistics.summary(), "tokenizer": statistics.tokenizer, "lengths": lengths}
+
+
+def _read_tokens(inputs: list[Path]) -> "Iterator[TokenizedImage | Broken]":
+    from pictish.data.files import one_line
+    from pictish.data.shards import find_shards, read_shard
+    from pictish.data.token_folder import find_tokens, read_tokens
+    from pictish.data.tokens import TokenizedImage
+    from pictish.evaluation.pictures import Broken, has_tar
+
+    shards = [entry for entry in inputs if entry.suffix == ".tar" or (entry.is_dir() and has_tar(entry))]
+    others = [entry for entry in inputs if entry not in shards]
+    for file in find_tokens(others) if others else []:
+        try:
+            yield read_tokens(file.path)
+        except (ValueError, OSError) as error:
+            yield Broken(file.name, one_line(error))
+    for shard in find_shards(shards) if shards else []:
+        for sample in read_shard(shard):
+            if "tokens" not in sample:
+                yield Broken(f"{shard.name}/{sample['__key__']}", "this sample has no tokens")
+                continue
+            try:
+                yield TokenizedImage.from_bytes(sample["tokens"])
+            except ValueError as error:
+                yield Broken(f"{shard.name}/{sample['__key__']}", one_line(error))
+
+
+def _print_statistics(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    tokens = facts["tokens"]
+    rows = [
+        ("pictures", f"{facts['pictures']:,}"),
+        ("tokenizer", facts["tokenizer"]),
+        ("tokens", f"{tokens['total']:,}"),
+        (
+            "tokens a picture",
+            f"mean {tokens['mean']:.1f}, median {tokens['p50']}, 95th percentile {tokens['p95']}",
+        ),
+        ("codes used", f"{facts['codes_used']:,} of {facts['codebook_size']:,} ({facts['usage']:.1%})"),
+        ("perplexity", f"{facts['perplexity']:,.1f}"),
+        ("bits a picture", f"{facts['bits_per_picture']:,.1f} ({facts['bits_per_token']:g} a token)"),
+        ("bits per pixel", f"{facts['bits_per_pixel']:.3g}"),
+    ]
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, highlight=False)
+    console.print("\ntokens a picture", highlight=False)
+    for line in histogram_lines({int(key): number for key, number in facts["lengths"].items()}):
+        console.print(line, highlight=False, markup=False)
+
+
+def histogram_lines(lengths: dict[int, int], bins: int = 16, width: int = 40) -> list[str]:
+    """A line for each bin of equal width, empty ones too, with a bar of at most `width` characters."""
+    low, high = min(lengths), max(lengths)
+    step = math.ceil((high - low + 1) / bins)
+    counts = [0] * math.ceil((high - low + 1) / step)
+    for length, number in lengths.items():
+        counts[(length - low) // step] += number
+    names = [
+        f"{start}" if step == 1 else f"{start} to {start + step - 1}"
+        for start in range(low, low + step * len(counts), step)
+    ]
+    label, digits = max(map(len, names)), len(f"{max(counts):,}")
+    lines = []
+    for name, count in zip(names, counts, strict=True):
+        eighths = round(8 * width * count / max(counts))
+        bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+        lines.append(f"{name:>{label}}  {count:>{digits},}  {bar or '▏' * bool(count)}".rstrip())
+    return lines

@@ -1,0 +1,62 @@
+"""Which cells to keep without a learned selector: at random, and spread evenly over the grid."""
+
+import functools
+import hashlib
+
+import numpy as np
+
+
+def random_cells(grid: tuple[int, int], number: int, seed: int, name: str) -> np.ndarray:
+    """Keep mask (cells,) bool with exactly `number` cells drawn without replacement.
+
+    The draw depends on the seed and the picture's name alone, not on the order or the batch.
+    """
+    rows, columns = grid
+    assert 1 <= number <= rows * columns, (number, grid)
+    digest = hashlib.sha256(f"{seed}|{name}".encode("utf-8", "surrogateescape")).digest()
+    generator = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    keep = np.zeros(rows * columns, dtype=bool)
+    keep[generator.choice(rows * columns, size=number, replace=False)] = True
+    return keep
+
+
+def uniform_cells(grid: tuple[int, int], number: int) -> np.ndarray:
+    """Keep mask (cells,) bool with exactly `number` cells spread evenly.
+
+    The rule: the first `number` cells in the order of a Bayer matrix, the thresholds of ordered dithering, of
+    which every prefix is spread as evenly as its size allows (4 cells are a square, 8 a quincunx, half of all
+    a chequerboard), shifted to where the mean squared distance from a cell to the nearest kept one is least.
+    """
+    assert 1 <= number <= grid[0] * grid[1], (number, grid)
+    return _spread(grid, number).copy()
+
+
+@functools.lru_cache(maxsize=4096)
+def _spread(grid: tuple[int, int], number: int) -> np.ndarray:
+    rows, columns = grid
+    bayer = _bayer(max(rows, columns))
+    best, least = None, np.inf
+    for down, right in np.ndindex(bayer.shape):
+        order = np.roll(bayer, (down, right), axis=(0, 1))[:rows, :columns].reshape(-1)
+        keep = np.zeros(rows * columns, dtype=bool)
+        keep[np.argsort(order)[:number]] = True
+        gap = _gap(keep, grid)
+        if gap < least:
+            best, least = keep, gap
+    assert best is not None
+    return best
+
+
+def _bayer(side: int) -> np.ndarray:
+    """The Bayer matrix of the next power of two: 0, 1, 2, ... in the order in which cells are taken."""
+    matrix = np.zeros((1, 1), dtype=np.int64)
+    while len(matrix) < side:
+        matrix = np.block([[4 * matrix, 4 * matrix + 2], [4 * matrix + 3, 4 * matrix + 1]])
+    return matrix
+
+
+def _gap(keep: np.ndarray, grid: tuple[int, int]) -> int:
+    """Sum over all cells of the squared distance to the nearest kept one; whole, so that ties are exact."""
+    places = np.indices(grid).reshape(2, -1).T  # (cells, 2)
+    squared = ((places[:, None] - places[keep][None]) ** 2).sum(axis=-1)  # (cells, kept)
+    return int(squared.min(axis=1).sum())

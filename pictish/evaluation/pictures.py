@@ -1,0 +1,121 @@
+"""The pictures an evaluation runs over, one at a time: image folders, image files and WebDataset shards."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from pictish.data.images import ImageFile
+
+PHOTOGRAPHS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+"""The colour photographs inside scikit-image 0.26; its other pictures are grey, drawn or downloaded."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, decoded: `index` counts every picture of the source, broken ones too."""
+
+    index: int
+    name: str
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A picture that cannot be decoded, and why."""
+
+    name: str
+    error: str
+
+
+class PictureSource:
+    """Pictures of folders, files and shards in a fixed order, decoded when asked for and never kept.
+
+    A folder that holds tars gives the pictures inside them, any other its image files. ValueError when there
+    is nothing to read.
+    """
+
+    def __init__(self, inputs: Sequence[Path], limit: int | None = None) -> None:
+        from pictish.data.images import find_images
+        from pictish.data.shards import find_shards
+
+        shards = [entry for entry in inputs if entry.suffix == ".tar" or (entry.is_dir() and has_tar(entry))]
+        others = [entry for entry in inputs if entry not in shards]
+        self.files: list[ImageFile] = find_images(others) if others or not shards else []
+        self.shards: list[Path] = find_shards(shards) if shards else []
+        self.limit = limit
+
+    def decode(self, wanted: Collection[int] | None = None) -> Iterator[Picture | Broken]:
+        """Every picture, or those whose index is wanted."""
+        from pictish.data.files import one_line
+        from pictish.data.images import load_image
+
+        last = max(wanted) if wanted else None
+        for index, (name, source) in enumerate(self._sources()):
+            if index == self.limit or (last is not None and index > last):
+                return
+            if wanted is not None and index not in wanted:
+                continue
+            try:
+                yield Picture(index, name, load_image(source))
+            except (ValueError, OSError) as error:
+                yield Broken(name, one_line(error))
+
+    @property
+    def total(self) -> int | None:
+        """How many pictures `decode` will give, when that is known without reading the shards."""
+        if self.shards:
+            return self.limit
+        return len(self.files) if self.limit is None else min(self.limit, len(self.files))
+
+    def _sources(self) -> Iterator[tuple[str, Path | bytes]]:
+        from pictish.data.shards import PICTURES, read_shard
+
+        for file in self.files:
+            yield file.name, file.path
+        for shard in self.shards:
+            found = False
+            for sample in read_shard(shard):
+                suffix = next((suffix for suffix in PICTURES if suffix in sample), None)
+                if suffix is not None:
+                    found = True
+                    yield f"{shard.name}/{sample['__key__']}.{suffix}", sample[suffix]
+            if not found:
+                raise ValueError(
+                    f"{shard} holds no pictures; expected members ending in {' '.join(PICTURES)}"
+                )
+
+
+def has_tar(folder: Path) -> bool:
+    """Whether shards lie anywhere in the folder."""
+    return next(folder.rglob("*.tar"), None) is not None
+
+
+def photographs() -> PictureSource:
+    """The colour photographs inside scikit-image, nothing downloaded; ValueError when they are not there."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            "--photographs reads pictures inside scikit-image, which is missing: pip install scikit-image"
+        )
+    folder = Path(spec.origin).parent / "data"
+    present = [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()]
+    if not present:
+        raise ValueError(
+            f"--photographs: {folder} holds none of {', '.join(PHOTOGRAPHS)}; another scikit-image version?"
+        )
+    return PictureSource(present)

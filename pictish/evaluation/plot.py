@@ -1,0 +1,106 @@
+"""Quality against token count as a chart, drawn with matplotlib away from any screen."""
+
+import io
+from typing import Any
+
+INK, GREY, RULE = "#1c1c1e", "#6b6b70", "#e6e6ea"
+LEARNED, RANDOM, UNIFORM = "#e8590c", "#868e96", "#1971c2"
+_PANELS = (
+    ("cosine_loss", "Cosine loss"),
+    ("psnr", "PSNR, dB"),
+    ("ssim", "SSIM"),
+    ("feature_distance", "Feature distance"),
+)
+
+
+def quality_chart(report: dict[str, Any]) -> bytes:
+    """PNG bytes: a row for each set of pictures, a column for each metric, tokens across, intervals as bands.
+
+    `report` is what `Evaluation.report` returned.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sets = report["sets"]
+    figure = Figure(figsize=(15, 1.15 + 3.25 * len(sets)), dpi=110, facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(sets), len(_PANELS), squeeze=False)
+    for axes, measured in zip(grid, sets, strict=True):
+        for axis, (metric, title) in zip(axes, _PANELS, strict=True):
+            _panel(axis, measured, metric)
+            arrow = "lower is better" if report["better"][metric] == "lower" else "higher is better"
+            axis.set_title(title, loc="left", fontsize=12, color=INK, pad=10)
+            axis.set_title(arrow, loc="right", fontsize=9, color=GREY, pad=10)
+        axes[0].set_ylabel(
+            f"{measured['name']} ({measured['pictures']:,})", fontsize=11, color=INK, labelpad=10
+        )
+    for axis in grid[-1]:
+        axis.set_xlabel("tokens a picture", fontsize=10, color=GREY)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="upper left", ncols=4, frameon=False, fontsize=10, bbox_to_anchor=(0.012, 0.995)
+    )
+    note = f"bands and bars: {report['confidence']:.0%} intervals of the mean"
+    figure.text(
+        0.985, 1 - 0.235 / figure.get_figheight(), note, ha="right", va="center", fontsize=9, color=GREY
+    )
+    figure.tight_layout(rect=(0.01, 0.01, 0.99, 1 - 0.42 / figure.get_figheight()), h_pad=2.2, w_pad=2.0)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
+    from matplotlib.transforms import offset_copy
+
+    budgets = measured["budgets"]
+    tokens = [point["budget"] for point in budgets]
+    axis.fill_between(
+        tokens,
+        [point[metric]["low"] for point in budgets],
+        [point[metric]["high"] for point in budgets],
+        color=LEARNED,
+        alpha=0.15,
+        linewidth=0,
+    )
+    means = [point[metric]["mean"] for point in budgets]
+    axis.plot(
+        tokens,
+        means,
+        color=LEARNED,
+        linewidth=2,
+        marker="o",
+        markersize=4.5,
+        label="budget, learned selection",
+    )
+    others = (
+        (measured["automatic"], LEARNED, "D", 9, 0, "automatic length, learned selection"),
+        (measured["baselines"]["uniform"], UNIFORM, "s", 7, 5, "same lengths, uniform grid"),
+        (measured["baselines"]["random"], RANDOM, "X", 8, -5, "same lengths, random selection"),
+    )
+    for point, colour, marker, size, aside, label in others:
+        mean, low, high = (point[metric][key] for key in ("mean", "low", "high"))
+        axis.errorbar(
+            [point["tokens"]["mean"]],
+            [mean],
+            yerr=[[max(mean - low, 0)], [max(high - mean, 0)]],
+            color=colour,
+            marker=marker,
+            markersize=size,
+            markeredgecolor="white",
+            elinewidth=1.4,
+            linestyle="none",
+            label=label,
+            zorder=3,
+            # All three lie at one token count: the baselines stand aside, so that the bars can be told apart.
+            transform=offset_copy(axis.transData, fig=axis.figure, x=aside, units="points"),
+        )
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(tokens, [str(each) for each in tokens])
+    axis.minorticks_off()
+    axis.grid(axis="y", color=RULE, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.tick_params(colors=GREY, labelsize=9, length=0)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
+    axis.spines["bottom"].set_color(RULE)

@@ -1,0 +1,1 @@
+"""The shipped weights: one model folder each for the tokenizer and the preview decoder."""

@@ -1,0 +1,73 @@
+"""The numbers of a run, one JSON line a step."""
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class MetricsLog:
+    """Appends to `run/metrics.jsonl`, after dropping lines past `resume_step` and a line cut short.
+
+    With `tensorboard=True` the same numbers go to `run/tensorboard` through accelerate's tracker; ValueError
+    if no tensorboard is installed. Only one process of a run may open it.
+    """
+
+    def __init__(self, run: Path, resume_step: int, tensorboard: bool = False) -> None:
+        run.mkdir(parents=True, exist_ok=True)
+        self._tracker = _tensorboard(run) if tensorboard else None
+        self.path = run / "metrics.jsonl"
+        if self.path.exists():
+            _truncate(self.path, resume_step)
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, step: int, **numbers: float) -> None:
+        """Append `{"step": step, ...}`; one-element tensors and numpy numbers are taken too."""
+        plain = {name: value if isinstance(value, int) else float(value) for name, value in numbers.items()}
+        self._file.write(json.dumps({"step": step, **plain}) + "\n")
+        if self._tracker is not None:
+            self._tracker.log(plain, step=step)
+
+    def close(self) -> None:
+        """Flush and close; writing afterwards is an error."""
+        self._file.close()
+        if self._tracker is not None:
+            self._tracker.finish()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _truncate(path: Path, resume_step: int) -> None:
+    """Keep the lines up to and including `resume_step`, atomically."""
+    kept = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            step = json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # the line the run was writing when it was killed
+        if step <= resume_step:
+            kept.append(line + "\n")
+    temporary = path.with_name(f".{path.name}.pictish-tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _tensorboard(run: Path) -> Any:
+    from accelerate.tracking import TensorBoardTracker
+    from accelerate.utils import is_tensorboard_available
+
+    if not is_tensorboard_available():
+        raise ValueError("tensorboard logging: no tensorboard is installed; pip install tensorboard")
+    tracker = TensorBoardTracker("tensorboard", logging_dir=run)
+    tracker.start()
+    return tracker

@@ -1,0 +1,279 @@
+import io
+import os
+import struct
+import time
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+from skimage import data as photographs
+
+from pictish.data.images import find_images, fit_square, load_image
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def encoded(image, kind, **options):
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def halves(mode="RGB", size=(16, 8)):
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", size, RED)
+    image.paste(BLUE, (size[0] // 2, 0, *size))
+    return image.convert(mode)
+
+
+def corners(image):
+    pixels = np.asarray(image)
+    return pixels[0, 0].tolist(), pixels[-1, -1].tolist()
+
+
+def near(colour, other, distance=12):
+    return max(abs(int(a) - int(b)) for a, b in zip(colour, other, strict=True)) <= distance
+
+
+def png_header(width, height):
+    """A PNG that claims to be huge, with next to no data."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_every_kind_is_read_as_rgb(kind):
+    image = load_image(encoded(halves(), kind))
+    assert (image.mode, image.size) == ("RGB", (16, 8))
+    left, right = corners(image)
+    assert near(left, RED, 40)
+    assert near(right, BLUE, 40)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(kind, orientation):
+    upright = Image.new("RGB", (32, 16), "white")
+    upright.paste(RED, (0, 0, 16, 8))  # top left
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image = load_image(encoded(stored, kind, exif=exif))
+    assert image.size == (32, 16)
+    pixels = np.asarray(image)
+    assert near(pixels[3, 3], RED, 40)
+    for row, column in ((3, 28), (12, 3), (12, 28)):
+        assert near(pixels[row, column], (255, 255, 255), 40)
+
+
+def test_a_damaged_exif_block_does_not_matter():
+    exif = b"Exif\0\0II*\0\xff\xff\xff\x7f"
+    assert load_image(encoded(halves(), "JPEG", exif=exif)).size == (16, 8)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_alpha_lies_over_white(kind):
+    image = Image.new("RGBA", (8, 8), (*RED, 0))
+    image.paste((*BLUE, 255), (4, 0, 8, 8))
+    left, right = corners(load_image(encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {}))))
+    assert left == [255, 255, 255]
+    assert right == list(BLUE)
+
+
+def test_half_alpha_is_half_white():
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
+    assert corners(load_image(encoded(image, "PNG")))[0] == [127, 127, 127]
+
+
+def test_grey_with_alpha():
+    image = Image.new("LA", (4, 4), (10, 0))
+    assert corners(load_image(encoded(image, "PNG")))[0] == [255, 255, 255]
+
+
+def test_palette_with_and_without_transparency():
+    flat = halves().quantize(4)
+    left, right = corners(load_image(encoded(flat, "PNG")))
+    assert near(left, RED)
+    assert near(right, BLUE)
+    index = flat.getpixel((0, 0))
+    for transparency in (index, bytes(0 if i == index else 255 for i in range(4))):
+        left, right = corners(load_image(encoded(flat, "PNG", transparency=transparency)))
+        assert left == [255, 255, 255]
+        assert near(right, BLUE)
+
+
+def test_colour_key_transparency():
+    left, right = corners(load_image(encoded(halves(), "PNG", transparency=RED)))
+    assert (left, right) == ([255, 255, 255], list(BLUE))
+
+
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_grey_and_bilevel(mode):
+    image = Image.new(mode, (4, 4), 0)
+    image.putpixel((3, 3), 255)
+    assert corners(load_image(encoded(image, "PNG"))) == ([0, 0, 0], [255, 255, 255])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled(kind):
+    ramp = np.linspace(0, 65_535, 64).astype(np.uint16).reshape(8, 8)
+    image = np.asarray(load_image(encoded(Image.fromarray(ramp), kind)))
+    assert np.abs(image[..., 0].astype(int) - np.round(ramp / 257.0)).max() <= 1
+    assert (image == image[..., :1]).all()
+
+
+def test_16_bit_grey_with_a_colour_key():
+    values = np.full((4, 4), 1000, np.uint16)
+    values[3, 3] = 2000
+    first, last = corners(load_image(encoded(Image.fromarray(values), "PNG", transparency=1000)))
+    assert first == [255, 255, 255]
+    assert last == [8, 8, 8]
+
+
+def test_32_bit_whole_numbers_are_scaled():
+    small = Image.fromarray(np.array([[0, 65_535]], np.int32))
+    assert corners(load_image(encoded(small, "TIFF"))) == ([0, 0, 0], [255, 255, 255])
+    large = Image.fromarray(np.array([[0, 2**31 - 1]], np.int32))
+    assert corners(load_image(encoded(large, "TIFF"))) == ([0, 0, 0], [255, 255, 255])
+
+
+def test_floating_point_is_refused():
+    with pytest.raises(ValueError, match="floating point"):
+        load_image(encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk(kind):
+    left, right = corners(load_image(encoded(halves("CMYK"), kind)))
+    assert near(left, RED, 40)
+    assert near(right, BLUE, 40)
+
+
+def test_only_the_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE)]
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        image = load_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+        assert near(corners(image)[0], RED, 40), kind
+
+
+def test_the_suffix_does_not_decide(tmp_path):
+    path = tmp_path / "really a png.jpg"
+    path.write_bytes(encoded(halves(), "PNG"))
+    assert load_image(path).size == (16, 8)
+
+
+def test_a_huge_header_is_refused_before_decoding():
+    blob = png_header(30_000, 30_000)
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"900,000,000 pixels; at most 128,000,000"):
+            load_image(blob)
+    assert time.perf_counter() - start < 1
+
+
+def test_max_pixels_is_exact_and_leaves_pillow_alone():
+    before = Image.MAX_IMAGE_PIXELS
+    blob = encoded(halves(size=(16, 8)), "PNG")
+    assert load_image(blob, max_pixels=128).size == (16, 8)
+    for fewer in (127, 126, 64, 63):
+        with pytest.raises(ValueError, match=rf"128 pixels; at most {fewer} "):
+            load_image(blob, max_pixels=fewer)
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_more_pixels_than_pillow_likes_can_be_allowed():
+    with pytest.raises(ValueError, match="cannot be decoded"):  # its data is cut off; its size was accepted
+        load_image(png_header(60_000, 6_000), max_pixels=400_000_000)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_truncated_picture_is_refused(kind):
+    blob = encoded(Image.fromarray(photographs.astronaut()).resize((64, 64)), kind)
+    with pytest.raises(ValueError, match=r"cannot be decoded|not a picture") as error:
+        load_image(blob[: len(blob) * 2 // 3])
+    assert "\n" not in str(error.value)
+
+
+def test_text_and_nothing_are_refused():
+    for blob in (b"", b"hello, this is text", b"\0" * 1000, b"%!PS-Adobe-3.0 EPSF-3.0\n"):
+        with pytest.raises(ValueError, match="not a picture"):
+            load_image(blob)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="not a regular file"):
+        load_image(tmp_path / "a.png")
+
+
+def test_fit_square_keeps_the_whole_picture():
+    square = fit_square(halves(size=(400, 20)), 32)
+    assert (square.shape, square.dtype) == ((32, 32, 3), np.uint8)
+    assert square[:, 0].tolist() == [list(RED)] * 32
+    assert square[:, -1].tolist() == [list(BLUE)] * 32
+
+
+def test_fit_square_averages_instead_of_picking():
+    stripes = np.zeros((512, 512, 3), np.uint8)
+    stripes[:, ::2] = 255
+    square = fit_square(Image.fromarray(stripes), 32)
+    assert np.abs(square.astype(int) - 127).max() <= 3
+
+
+def test_find_images_is_sorted_recursive_and_blind_to_order(tmp_path):
+    first, second = tmp_path / "one", tmp_path / "two"
+    names = ["b.PNG", "sub/deep/a.jpg", "a ü 名.webp", "z.tiff", "sub/notes.txt", "c.gif"]
+    for name in names:
+        (first / name).parent.mkdir(parents=True, exist_ok=True)
+        (first / name).write_bytes(b"x")
+    second.mkdir()
+    (second / "m.bmp").write_bytes(b"x")
+    single = tmp_path / "k.jpeg"
+    single.write_bytes(b"x")
+    expected = ["a ü 名.webp", "b.PNG", "c.gif", "k.jpeg", "m.bmp", "sub/deep/a.jpg", "z.tiff"]
+    found = find_images([first, second, single])
+    assert [image.name for image in found] == expected
+    assert find_images([single, second, first, second]) == found
+    assert find_images([first, first / "c.gif"]) == find_images([first])
+
+
+def test_links_to_files_are_followed_and_loops_are_not(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "real.png").write_bytes(encoded(halves(), "PNG"))
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "real.png")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in", target_is_directory=True)
+    (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    found = find_images([tmp_path / "in"])
+    assert [image.name for image in found] == ["gone.png", "link.png"]
+    assert load_image(found[1].path).size == (16, 8)
+    with pytest.raises(FileNotFoundError):
+        load_image(found[0].path)
+
+
+def test_find_images_says_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="no pictures found"):
+        find_images([tmp_path])
+    with pytest.raises(ValueError, match="no pictures found"):
+        find_images([])
+    with pytest.raises(ValueError, match="no such file"):
+        find_images([tmp_path / "nowhere"])
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"a\.txt: not a picture by its name"):
+        find_images([tmp_path / "a.txt"])

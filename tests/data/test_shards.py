@@ -1,0 +1,223 @@
+import io
+import tarfile
+
+import pytest
+import webdataset.tariterators as webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pictish.data.shards import (
+    ShardFile,
+    ShardWriter,
+    check_key,
+    find_shards,
+    key_of,
+    name_of,
+    read_shard,
+)
+
+SAMPLES = [
+    ("a", {"png": b"\x89PNG", "txt": "größe".encode(), "json": b"{}"}),
+    ("sub/b", {"tokens": b"\0" * 700}),
+    ("sub/ü 名 " + "long" * 40, {"jpg": b"", "txt": b"x"}),
+]
+
+
+def write(path, samples=SAMPLES):
+    with ShardFile(path) as shard:
+        for key, members in samples:
+            shard.write(key, members)
+    return path
+
+
+def raw_tar(path, members):
+    """A tar written without our checks: (name or TarInfo, bytes)."""
+    with tarfile.open(path, "w") as tar:
+        for member, blob in members:
+            info = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member)
+            if info.isreg():
+                info.size = len(blob)
+            tar.addfile(info, io.BytesIO(blob))
+    return path
+
+
+def special(name, kind, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_samples_come_back(tmp_path):
+    path = write(tmp_path / "one.tar")
+    assert list(read_shard(path)) == [{"__key__": key, **members} for key, members in SAMPLES]
+
+
+def test_webdataset_reads_the_same_samples(tmp_path):
+    path = write(tmp_path / "one.tar")
+    with path.open("rb") as file:
+        members = [{**member, "__url__": "x"} for member in webdataset.tar_file_iterator(file)]
+    found = [
+        {key: value for key, value in sample.items() if key not in ("__url__", "__local_path__")}
+        for sample in webdataset.group_by_keys(members)
+    ]
+    assert found == list(read_shard(path))
+
+
+def test_equal_samples_give_equal_bytes_whatever_the_time_and_order_of_members(tmp_path):
+    first = write(tmp_path / "one.tar").read_bytes()
+    turned = [(key, dict(reversed(members.items()))) for key, members in SAMPLES]
+    assert write(tmp_path / "two.tar", turned).read_bytes() == first
+    with tarfile.open(tmp_path / "one.tar") as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644)
+            assert (member.uname, member.gname) == ("", "")
+
+
+def test_the_writer_starts_a_new_shard_when_one_is_full(tmp_path):
+    with ShardWriter(tmp_path / "out", samples_per_shard=2) as writer:
+        for number in range(5):
+            writer.write(f"{number:03d}", {"txt": b"x"})
+    names = ["shard-000000.tar", "shard-000001.tar", "shard-000002.tar"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert [path.name for path in writer.shards] == names
+    assert [[sample["__key__"] for sample in read_shard(path)] for path in writer.shards] == [
+        ["000", "001"],
+        ["002", "003"],
+        ["004"],
+    ]
+
+
+def test_an_interrupted_shard_is_not_there(tmp_path):
+    def write_until_stopped():
+        with ShardWriter(tmp_path, samples_per_shard=2) as writer:
+            for key in "abc":
+                writer.write(key, {"txt": b"x"})
+            assert (tmp_path / ".shard-000001.tar.pictish-tmp").exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_until_stopped()
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-000000.tar"]
+
+
+def test_a_shard_cut_anywhere_is_refused_by_name(tmp_path):
+    samples = [("a", {"txt": b"\0" * 600}), ("b", {"txt": b"\0" * 600})]
+    blob = write(tmp_path / "one.tar", samples).read_bytes()
+    end = len(blob.rstrip(b"\0")) + 600  # the last header, its payload of zeros, then the end mark
+    for length in [0, 1, 511, 512, 513, 1024, 1536, 2048, 2060, 3000, *range(3072, end, 97)]:
+        (tmp_path / "cut.tar").write_bytes(blob[:length])
+        with pytest.raises(ValueError, match=r"^cut\.tar: ") as error:
+            list(read_shard(tmp_path / "cut.tar"))
+        assert "\n" not in str(error.value)
+
+
+def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
+    blob = bytearray(write(tmp_path / "one.tar").read_bytes())
+    blob[1024 + 3] ^= 1
+    (tmp_path / "one.tar").write_bytes(blob)
+    with pytest.raises(ValueError, match=r"one\.tar: .*damaged"):
+        list(read_shard(tmp_path / "one.tar"))
+
+
+@pytest.mark.parametrize(
+    ("member", "complaint"),
+    [
+        ("../out.txt", "plain relative name"),
+        ("/etc/cron.txt", "plain relative name"),
+        ("a/../../b.txt", "plain relative name"),
+        ("a\\b.txt", "plain relative name"),
+        ("a.pkl", "pickle"),
+        ("a.PYD", "pickle"),
+        ("a.features.pth", "pickle"),
+        (special("a.txt", tarfile.SYMTYPE, "/etc/passwd"), "not a plain file"),
+        (special("a.txt", tarfile.LNKTYPE, "b.txt"), "not a plain file"),
+        (special("a.txt", tarfile.CHRTYPE), "not a plain file"),
+        (special("a.txt", tarfile.FIFOTYPE), "not a plain file"),
+        (special("a.txt", tarfile.GNUTYPE_SPARSE), "evil"),
+    ],
+)
+def test_hostile_members_are_refused(tmp_path, member, complaint):
+    path = raw_tar(tmp_path / "evil.tar", [("ok.txt", b"x"), (member, b"x")])
+    with pytest.raises(ValueError, match=rf"^evil\.tar: .*{complaint}|^{complaint}\.tar"):
+        list(read_shard(path))
+
+
+def test_a_member_that_claims_a_negative_size_does_not_hang(tmp_path):
+    blob = bytearray(raw_tar(tmp_path / "a.tar", [("a.txt", b"x"), ("b.txt", b"x")]).read_bytes())
+    blob[1024 + 124 : 1024 + 136] = b"\xff" * 10 + (2**16 - 1024).to_bytes(2, "big")
+    blob[1024 + 148 : 1024 + 156] = b" " * 8
+    blob[1024 + 148 : 1024 + 156] = f"{sum(blob[1024:1536]):06o}\0 ".encode()
+    (tmp_path / "a.tar").write_bytes(blob)
+    with pytest.raises(ValueError, match=r"a\.tar"):
+        list(read_shard(tmp_path / "a.tar"))
+
+
+def test_members_of_other_kinds_are_passed_over(tmp_path):
+    folder = special("sub", tarfile.DIRTYPE)
+    others = [("sub/a.cls", b"3"), ("sub/.hidden", b"")]
+    path = raw_tar(tmp_path / "a.tar", [(folder, b""), ("./sub/a.PNG", b"p"), *others, ("sub/a.txt", b"t")])
+    assert list(read_shard(path)) == [{"__key__": "sub/a", "png": b"p", "txt": b"t"}]
+
+
+def test_one_key_is_one_sample(tmp_path):
+    twice = raw_tar(tmp_path / "a.tar", [("a.txt", b"1"), ("b.txt", b"2"), ("a.txt", b"3")])
+    with pytest.raises(ValueError, match="two samples are called 'a'"):
+        list(read_shard(twice))
+    double = raw_tar(tmp_path / "a.tar", [("a.txt", b"1"), ("a.TXT", b"2")])
+    with pytest.raises(ValueError, match=r"'a' has two members \.txt"):
+        list(read_shard(double))
+
+
+def test_a_compressed_tar_and_a_text_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
+    with pytest.raises(ValueError, match=r"a\.tar"):
+        list(read_shard(tmp_path / "a.tar"))
+    (tmp_path / "a.tar").write_text("hello " * 500)
+    with pytest.raises(ValueError, match=r"a\.tar"):
+        list(read_shard(tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize("key", ["../a", "/a", "a.b", "sub/.a", "", "a\\b", "a\0b"])
+def test_keys_no_reader_would_accept_are_not_written(tmp_path, key):
+    with pytest.raises(ValueError, match=r"key|name"), ShardFile(tmp_path / "a.tar") as shard:
+        shard.write(key, {"txt": b"x"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_members_no_reader_knows_and_keys_used_twice_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match="pkl"), ShardFile(tmp_path / "a.tar") as shard:
+        shard.write("a", {"pkl": b"x"})
+    with ShardFile(tmp_path / "a.tar") as shard:
+        shard.write("a", {"txt": b"x"})
+        with pytest.raises(ValueError, match="two samples"):
+            shard.write("a", {"txt": b"x"})
+
+
+letters = st.characters(exclude_characters="/\\\0", exclude_categories=["Cs"])
+part = st.text(letters, min_size=1, max_size=8).filter(lambda text: text not in (".", ".."))
+
+
+@given(st.lists(part, min_size=1, max_size=3).map("/".join))
+def test_every_picture_name_has_a_key_that_leads_back(name):
+    key = key_of(name + ".jpg")
+    check_key(key)
+    assert name_of(key) == name
+
+
+def test_find_shards(tmp_path):
+    for name in ("b/shard-1.tar", "a/shard-0.tar", "a/deep/shard-2.tar", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    names = ["shard-0.tar", "shard-1.tar", "shard-2.tar"]
+    found = find_shards([tmp_path / "b", tmp_path / "a"])
+    assert [path.name for path in found] == names
+    assert find_shards([tmp_path / "a", tmp_path / "b" / "shard-1.tar", tmp_path / "b"]) == found
+    (tmp_path / "empty").mkdir()
+    for inputs, complaint in (
+        ([tmp_path / "empty"], "no shards found"),
+        ([tmp_path / "none.tar"], "no such file"),
+        ([tmp_path / "a" / "notes.txt"], "ends in"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            find_shards(inputs)

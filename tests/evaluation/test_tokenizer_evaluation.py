@@ -1,0 +1,152 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pictish.evaluation.metrics import FeatureDistance
+from pictish.evaluation.pictures import Broken, Picture
+from pictish.evaluation.tokenizer import METRICS, Evaluation, cosine_losses, gain, rounded
+from tests.evaluation.fakes import FakeDistance, FakePreview, FakeTokenizer
+
+
+def blocks(number: int) -> list[Picture]:
+    """Pictures of 4 x 4 grey blocks, in which a few blocks are far from mid-grey and the others near it."""
+    generator = np.random.default_rng(0)
+    found = []
+    for index in range(number):
+        levels = generator.integers(118, 138, size=16)
+        chosen = generator.choice(16, size=generator.integers(3, 7), replace=False)
+        levels[chosen] = generator.choice([10, 245], size=len(chosen))
+        pixels = np.kron(levels.reshape(4, 4), np.ones((8, 8))).astype(np.uint8)
+        found.append(Picture(index, f"{index}.png", Image.fromarray(pixels).convert("RGB")))
+    return found
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    return Evaluation(FakeTokenizer(), FakePreview(), FakeDistance(), seed=3)
+
+
+def test_report_has_a_stable_shape(evaluation):
+    report = evaluation.report([evaluation.measure("pictures", [*blocks(40), Broken("x.png", "torn")])])
+    assert set(report) == {
+        "schema", "tokenizer", "codebook_size", "grid", "preview_side", "feature_network", "seed",
+        "confidence", "better", "sets",
+    }  # fmt: skip
+    assert report["feature_network"] == FeatureDistance.NETWORK
+    (found,) = report["sets"]
+    assert set(found) == {"name", "pictures", "broken", "budgets", "automatic", "baselines", "gain_over"}
+    assert found["pictures"] == 40
+    assert found["broken"] == [{"name": "x.png", "error": "torn"}]
+    assert [point["budget"] for point in found["budgets"]] == [4, 8, 16]  # 32 and 64 do not fit into 16 cells
+    assert [point["tokens"]["mean"] for point in found["budgets"]] == [4, 8, 16]
+    for point in [*found["budgets"], found["automatic"], *found["baselines"].values()]:
+        assert set(point) == {
+            "selection", "budget", "tokens", "codes_used", "dead_codes", "usage", "perplexity",
+            "bits_per_pixel", *METRICS,
+        }  # fmt: skip
+        assert point["codes_used"] + point["dead_codes"] == report["codebook_size"]
+        for metric in METRICS:
+            assert point[metric]["low"] <= point[metric]["mean"] <= point[metric]["high"]
+    assert set(found["gain_over"]) == set(found["baselines"]) == {"random", "uniform"}
+    for gains in found["gain_over"].values():
+        assert set(gains) == set(METRICS)
+
+
+def test_baselines_keep_as_many_patches_of_each_picture_as_the_learned_selection(evaluation):
+    measured = evaluation.measure("pictures", blocks(40))
+    lengths = measured.points["automatic"].codes.length_histogram()
+    assert len(lengths) > 2
+    for name in ("random", "uniform"):
+        assert measured.points[name].codes.length_histogram() == lengths
+
+
+def test_a_selection_that_keeps_what_matters_beats_both_baselines(evaluation):
+    (found,) = evaluation.report([evaluation.measure("pictures", blocks(40))])["sets"]
+    for name in ("random", "uniform"):
+        for metric in METRICS:
+            learned, other = found["automatic"][metric]["mean"], found["baselines"][name][metric]["mean"]
+            sign = 1 if METRICS[metric] == "higher" else -1
+            assert found["gain_over"][name][metric]["mean"] == pytest.approx(sign * (learned - other))
+        for metric in ("cosine_loss", "psnr", "feature_distance"):
+            assert found["gain_over"][name][metric]["low"] > 0
+
+
+def test_the_numbers_are_those_of_the_pictures_one_by_one(evaluation):
+    """PSNR, computed here by hand from tokens and previews, for a set larger than a batch."""
+    pictures = blocks(35)
+    measured = evaluation.measure("pictures", pictures)
+    tokenizer, preview = FakeTokenizer(), FakePreview()
+    for row, picture in enumerate(pictures):
+        prepared = evaluation.prepare(picture)
+        decoded = preview.decode(tokenizer.tokenize([picture.image], budget=4)).numpy()[0]
+        mse = np.mean((decoded.astype(float) - prepared.original.astype(float)) ** 2)
+        assert measured.points["4"].values[row, 1] == pytest.approx(10 * np.log10(255**2 / mse))
+    assert [index for index, _ in measured.pictures] == list(range(35))
+
+
+def test_the_same_run_twice_gives_the_same_bytes_and_the_seed_matters():
+    def run(seed: int) -> str:
+        evaluation = Evaluation(FakeTokenizer(), FakePreview(), FakeDistance(), seed=seed)
+        report = evaluation.report([evaluation.measure("pictures", blocks(12))])
+        return json.dumps(rounded(report), sort_keys=True, allow_nan=False)
+
+    assert run(0) == run(0)
+    assert run(0) != run(1).replace('"seed": 1', '"seed": 0')
+
+
+def test_order_and_batches_do_not_change_what_a_picture_gets(evaluation):
+    pictures = blocks(40)
+    forward = evaluation.measure("pictures", pictures)
+    backward = evaluation.measure("pictures", pictures[::-1])
+    for name, point in forward.points.items():
+        np.testing.assert_allclose(point.values, backward.points[name].values[::-1], rtol=1e-6, err_msg=name)
+
+
+def test_extremes_are_ranked_by_cosine_loss(evaluation):
+    measured = evaluation.measure("pictures", blocks(40))
+    losses = measured.points["automatic"].values[:, 0]
+    groups = measured.extremes()
+    ranks = {name: [int((losses < losses[place]).sum()) for place in group] for name, group in groups.items()}
+    assert set(ranks["best"]) <= {0, 1, 2}
+    assert set(ranks["worst"]) <= {37, 38, 39}
+    assert all(17 <= rank <= 22 for rank in ranks["median"])
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 8, 9, 10])
+def test_extremes_of_few_pictures_show_each_at_most_once(evaluation, number):
+    groups = evaluation.measure("pictures", blocks(number)).extremes()
+    places = [place for group in groups.values() for place in group]
+    assert len(places) == len(set(places)) == min(number, 9)
+
+
+def test_nothing_to_evaluate_is_an_error(evaluation):
+    with pytest.raises(ValueError, match="nothing to evaluate in photographs"):
+        evaluation.measure("photographs", [])
+    with pytest.raises(ValueError, match="1 could not be read"):
+        evaluation.measure("pictures", [Broken("x.png", "torn")])
+
+
+def test_progress_is_told_once_for_every_picture_measured(evaluation):
+    seen = []
+    evaluation.measure("pictures", [*blocks(33), Broken("x.png", "torn")], lambda: seen.append(1))
+    assert len(seen) == 33
+
+
+def test_cosine_loss_of_known_angles():
+    features = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 2.0]]])
+    predicted = torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, -1.0]]])
+    np.testing.assert_allclose(cosine_losses(features, predicted), [0, 1.5], atol=1e-6)
+
+
+def test_gain_is_positive_when_the_learned_selection_is_better():
+    better, worse = np.array([[0.1, 20, 0.9, 0.2]]), np.array([[0.3, 18, 0.7, 0.5]])
+    assert (gain(better, worse) > 0).all()
+    np.testing.assert_allclose(gain(better, worse), [[0.2, 2, 0.2, 0.3]])
+
+
+def test_rounding_keeps_six_digits_and_everything_else():
+    value = {"a": [1 / 3, 2, "x", None, True], "b": {"c": 123456789.0}}
+    assert rounded(value) == {"a": [0.333333, 2, "x", None, True], "b": {"c": 123457000.0}}

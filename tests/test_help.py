@@ -1,0 +1,87 @@
+"""`--help` of every command answers without torch: only the file of the command asked for is imported."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from pictish.cli import COMMANDS, GROUPS
+from tests.tree import ROOT
+
+HEAVY = [
+    "torch",
+    "transformers",
+    "timm",
+    "diffusers",
+    "accelerate",
+    "webdataset",
+    "matplotlib",
+    "skimage",
+    "scipy",
+]
+ASK = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from pictish.cli import main
+code = main(sys.argv[2:])
+print(json.dumps({"code": code, "modules": sorted(sys.modules)}), file=sys.stderr)
+"""
+
+
+def ask(*words: str) -> tuple[str, set[str]]:
+    """What `pictish WORDS --help` prints, and the modules it needed."""
+    command = [sys.executable, "-c", ASK, str(ROOT), *words, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answer = json.loads(done.stderr)
+    assert answer["code"] == 0
+    return done.stdout, set(answer["modules"])
+
+
+def test_help_lists_every_command_and_needs_no_heavy_library():
+    text, modules = ask()
+    assert modules.isdisjoint([*HEAVY, "numpy", "PIL", "pydantic", "rich"])
+    assert not [name for name in modules if name.startswith("pictish.commands.")]
+    for words in COMMANDS:
+        assert re.search(rf"^  {words.split()[0]} +\S", text, flags=re.MULTILINE), words
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_help_of_a_group_lists_its_commands(group):
+    text, modules = ask(group)
+    assert modules.isdisjoint(HEAVY)
+    for words in COMMANDS:
+        if words.startswith(f"{group} "):
+            assert re.search(rf"^  {words.split()[1]} +\S", text, flags=re.MULTILINE), words
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_help_of_a_command_needs_no_heavy_library(words):
+    text, modules = ask(*words.split())
+    assert modules.isdisjoint(HEAVY)
+    assert f"Usage: pictish {words} " in text
+    description = text.split("\n\n")[1].strip()
+    assert len(description) > 20, "the function of the command has no docstring"
+    options = re.findall(r"^  (--[a-z-]+|-[a-z])(.*(?:\n {4,}.*)*)", text, flags=re.MULTILINE)
+    assert len(options) > 1
+    for option, rest in options:
+        assert re.search(r"\s{2,}\S", rest), f"{option} has no help text"
+
+
+def test_flags_that_scripts_rely_on():
+    text, _ = ask("tokenize")
+    for flag in (
+        "--workers",
+        "--overwrite",
+        "--strict",
+        "--model",
+        "--device",
+        "--budget",
+        "--max-pixels",
+        "--seed",
+    ):
+        assert f"{flag} " in text or f"{flag}\n" in text, flag
+    for words in COMMANDS:
+        if words != "data starter":
+            assert "--device " in ask(*words.split())[0], words

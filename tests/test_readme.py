@@ -1,0 +1,134 @@
+"""A tour rots unless a test reads it: commands, options, files and links in the documents exist."""
+
+import re
+import shlex
+
+import pytest
+
+from pictish.cli import COMMANDS, GROUPS
+from tests.test_help import ask
+from tests.tree import ROOT, modules
+
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ACKNOWLEDGEMENTS.md"]
+DOCUMENTS += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def code_lines(text: str) -> list[str]:
+    """Lines of indented and fenced blocks, without comments."""
+    lines, fenced = [], False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            lines.append(line.strip())
+    return lines
+
+
+def commands(text: str) -> list[list[str]]:
+    """Every `pictish ...` of a text as words, from code blocks and from `spans`."""
+    spans = re.findall(r"`(pictish [^`]+)`", text)
+    found = [line for line in [*code_lines(text), *spans] if line.startswith("pictish ")]
+    return [shlex.split(line, comments=True)[1:] for line in found]
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", text_of("Makefile"), flags=re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def help_of():
+    texts: dict[str, str] = {}
+
+    def get(words: str) -> str:
+        if words not in texts:
+            texts[words] = ask(*words.split())[0]
+        return texts[words]
+
+    return get
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_commands_and_options_exist(name, help_of):
+    for words in commands(text_of(name)):
+        if words[0].isupper() or words[0] in ("...", "--help", "--version"):
+            continue
+        if words in [[group] for group in GROUPS]:
+            continue
+        known = [one for one in COMMANDS if words[: len(one.split())] == one.split()]
+        assert known, f"{name}: there is no command pictish {' '.join(words)}"
+        for option in (word for word in words if word.startswith("--")):
+            assert re.search(rf"^  {option}\b", help_of(known[0]), flags=re.MULTILINE), (
+                f"{name}: {known[0]} {option}"
+            )
+        for path in (word for word in words if word.startswith(("docs/", "configs/"))):
+            assert (ROOT / path).exists(), f"{name}: {path}"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_make_targets_exist(name):
+    text = text_of(name)
+    lines = [*code_lines(text), *re.findall(r"`(make [^`]+)`", text)]
+    asked = {word for line in lines if line.startswith("make ") for word in line.split("#")[0].split()[1:]}
+    assert asked <= make_targets()
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_and_links_exist(name):
+    text = text_of(name)
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), f"{name}: link to {link}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), flags=re.MULTILINE)
+            headings = [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles]
+            assert anchor in headings, f"{name}: {link}"
+    roots = "configs|data|tokenizer|decoder|lm|pictish|tests|tools|docs"
+    for path in re.findall(rf"`((?:{roots})/[\w./-]*)`", text):
+        assert (ROOT / path).exists() or not path.endswith((".py", ".md", "/")), f"{name}: {path}"
+
+
+def test_the_readme_is_short_and_names_what_matters():
+    text = text_of("README.md")
+    assert len(text.splitlines()) < 150
+    assert len(commands(text)) >= 6
+    tour = text.split("## Five files to read")[1].split("\n## ")[0]
+    files = re.findall(r"^\d\. `([^`]+)`", tour, flags=re.MULTILINE)
+    assert len(files) == 5
+    assert all((ROOT / file).is_file() for file in files)
+
+
+def test_the_tree_of_the_readme_is_the_tree():
+    block = text_of("README.md").split("## The tree")[1].split("```")[1]
+    entries = [line.split()[0] for line in block.strip().splitlines()]
+    assert [entry for entry in entries if not (ROOT / entry).exists()] == []
+    files = [
+        path.relative_to(ROOT).as_posix() for path in modules().values() if not path.name.startswith("__")
+    ]
+    covered = [
+        file
+        for file in files
+        if file in entries or any(e.endswith("/") and file.startswith(e) for e in entries)
+    ]
+    assert sorted(set(files) - set(covered)) == []
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text_of("README.md"), flags=re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    blocks = python_blocks()
+    assert blocks
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert "codes:" in capsys.readouterr().out
+    assert (tmp_path / "chelsea.png").stat().st_size > 0

