@@ -32,9 +32,7 @@ class TrainConfig(Config):
     warmup: int = Field(100, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    random_budget: float = Field(
-        0.2, ge=0, le=1, description="share of pictures whose number of tokens is drawn"
-    )
+    budgets: float = Field(0.2, ge=0, le=1, description="share of pictures whose number of tokens is drawn")
     seed: int = 0
     log_every: int = Field(20, gt=0)
     validate_every: int = Field(500, gt=0)

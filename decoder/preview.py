@@ -41,32 +41,34 @@ class ResidualBlock(nn.Module):
 class PreviewHead(nn.Module):
     """Corrects the pixels that the reconstructor predicts as part of the features.
 
-    The side doubles from the grid to the picture's, each time by a 1 x 1 convolution and a pixel shuffle. The
-    last convolution starts at zero, so that training starts from the reconstructor's own pixels.
+    The side doubles from the grid to the picture's, each time by a convolution and a pixel shuffle, the last
+    time straight into colours: at full side blocks would cost most and codes have nothing to say. The last
+    convolution starts at zero, so that training starts from the reconstructor's own pixels.
     """
 
     def __init__(self, config: PreviewConfig, features: int, grid: int, side: int):
         super().__init__()
         doublings = (side // grid).bit_length() - 1
-        if grid << doublings != side:
+        if doublings < 1 or grid << doublings != side:
             raise ValueError(
-                f"preview: {side} px over a grid of {grid} is no power of two; change encoder.pixels"
+                f"preview: encoder.pixels must be 2, 4, 8, ... for a preview, not {side // grid}"
             )
         self.grid = grid
         self.enter = nn.Conv2d(features, config.width, 1)
         stages: list[nn.Module] = []
         channels = config.width
-        for doubling in range(doublings + 1):
-            stages += [ResidualBlock(channels) for _ in range(config.blocks)]
-            if doubling < doublings:
+        for doubling in range(doublings):
+            if doubling:
                 narrower = max(channels // 2, config.smallest)
                 stages += [nn.Conv2d(channels, 4 * narrower, 1), nn.PixelShuffle(2)]
                 channels = narrower
+            stages += [ResidualBlock(channels) for _ in range(config.blocks)]
         self.stages = nn.Sequential(*stages)
-        self.leave = nn.Conv2d(channels, 3, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        assert self.leave.bias is not None
-        nn.init.zeros_(self.leave.bias)
+        last = nn.Conv2d(channels, 3 * 4, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
+        self.leave = nn.Sequential(last, nn.PixelShuffle(2))
 
     def forward(self, predicted: Tensor, pixels: Tensor) -> Tensor:
         """RGB (B, 3, S, S), unclamped, from features (B, N, F) and the picture (B, 3, S, S) they contain."""

@@ -107,7 +107,7 @@ def _inputs(tokenizer: Tokenizer, raw: Tensor, draw: Callable[[Tensor], Tensor])
 
 
 def _draw(logits: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    return draw_gate(logits, 1.0, config.random_budget, generator).gate > 0.5
+    return draw_gate(logits, 0.1, generator, budgets=config.budgets, blind=0.0).gate > 0.5
 
 
 def _psnr(picture: Tensor, target: Tensor) -> Tensor:

@@ -63,17 +63,17 @@ class EncoderConfig(Config):
 
 
 class SelectorConfig(Config):
-    """The MLP that scores patches; `rate` is LaVIT's rho and `rate_weight` its lambda."""
+    """The MLP that scores patches; `rate`, LaVIT's rho, is the share to be kept on average."""
 
     rate: float = Field(0.4, gt=0, le=1)
-    rate_weight: float = Field(2.0, ge=0)
-    temperature: float = Field(1.0, gt=0, description="of the Gumbel-softmax while training")
-    random_budget: float = Field(
-        0.2,
-        ge=0,
-        le=1,
-        description="share of training pictures that keep the best N, N drawn at random",
+    guide: float = Field(
+        0.1, ge=0, description="weight of the term that ties scores to errors of dropped patches"
     )
+    noise: float = Field(
+        0.1, ge=0, le=1, description="scale of the Gumbel noise at the end of the first phase"
+    )
+    budgets: float = Field(0.15, ge=0, le=1, description="share of training pictures that keep the N best")
+    blind: float = Field(0.2, ge=0, le=1, description="share that keeps any N: the guide learns from these")
 
 
 class TransformerConfig(Config):

@@ -7,7 +7,7 @@ merged with what was dropped, quantized, and a reconstructor predicts all featur
 Legend: B pictures, S side in pixels, N cells, K kept, D width, C code dimension, F feature channels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +22,11 @@ from pictish.data.model_folder import locate_model, read_model_folder, write_mod
 from pictish.data.tokens import TokenizedImage
 from pictish.tokenizer.config import TokenizerConfig
 from pictish.tokenizer.encoder import Encoder
-from pictish.tokenizer.losses import cosine_loss, rate_loss
+from pictish.tokenizer.losses import cosine_errors
 from pictish.tokenizer.merger import Merger
 from pictish.tokenizer.quantizers import build_quantizer
 from pictish.tokenizer.reconstructor import Reconstructor
-from pictish.tokenizer.selector import Draw, Selector, choose, draw_gate
+from pictish.tokenizer.selector import Draw, Selector, choose, draw_gate, guide_loss
 
 BUCKET = 8  # kept lengths are padded to a multiple: a picture's shapes depend on its own length alone
 
@@ -36,7 +36,7 @@ class Losses(NamedTuple):
 
     total: Tensor
     cosine: Tensor
-    rate: Tensor
+    guide: Tensor
     quantizer: Tensor
     keep_rate: Tensor
     ids: Tensor
@@ -80,11 +80,14 @@ class DynamicTokenizer(nn.Module):
         """Standardised features (B, N, F) to hidden rows (B, N, D) that know their place."""
         return self.project_in(features) + self.position
 
-    def forward(self, raw: Tensor, generator: torch.Generator, quantize: bool) -> Losses:
-        """One training step's losses from raw encoder features (B, N, F); `generator` draws the keep mask."""
+    def forward(self, raw: Tensor, generator: torch.Generator, quantize: bool, noise: float = 1.0) -> Losses:
+        """One training step's losses from raw encoder features (B, N, F).
+
+        `generator` draws the keep mask with Gumbel `noise` of this scale.
+        """
         features = self.encoder.standardise(raw.float())
         settings = self.config.selector
-        draw, keep, codes = self._merge_dense(features, generator)
+        draw, scores, keep, codes = self._merge_dense(features, generator, noise)
         vectors = self.quantizer.normalise(codes)  # (B, N, C)
         quantizer_loss = vectors.new_zeros(())
         ids = torch.empty(0, dtype=torch.long, device=raw.device)
@@ -93,25 +96,40 @@ class DynamicTokenizer(nn.Module):
             vectors = vectors.to(quantized.vectors.dtype).masked_scatter(keep[..., None], quantized.vectors)
             quantizer_loss, ids = quantized.loss, quantized.ids
         predicted = self.reconstructor.gated(vectors, draw.gate)
-        cosine = cosine_loss(predicted, features)
-        rate = rate_loss(draw.gate, draw.free, settings.rate)
-        total = cosine + settings.rate_weight * rate + quantizer_loss
+        errors = cosine_errors(predicted, features)  # (B, N)
+        cosine = errors.mean()
+        guide = guide_loss(scores, errors, ~keep & draw.blind[:, None])
+        total = cosine + settings.guide * guide + quantizer_loss
         keep_rate = keep[draw.free].float().mean()
-        return Losses(total, cosine.detach(), rate.detach(), quantizer_loss.detach(), keep_rate, ids)
+        return Losses(total, cosine.detach(), guide.detach(), quantizer_loss.detach(), keep_rate, ids)
 
     @torch.no_grad()
-    def code_vectors(self, raw: Tensor, generator: torch.Generator) -> Tensor:
+    def code_vectors(self, raw: Tensor, generator: torch.Generator, noise: float = 1.0) -> Tensor:
         """Kept tokens (M, C), unquantized, of raw features (B, N, F): where the codebook starts from."""
-        _, keep, codes = self._merge_dense(self.encoder.standardise(raw.float()), generator)
+        _, _, keep, codes = self._merge_dense(self.encoder.standardise(raw.float()), generator, noise)
         return codes[keep]
 
-    def _merge_dense(self, features: Tensor, generator: torch.Generator) -> tuple[Draw, Tensor, Tensor]:
-        """A drawn selection, its mask (B, N) bool, and codes (B, N, C) of all rows before quantization."""
-        hidden = self.embed(features)
+    def _merge_dense(
+        self, features: Tensor, generator: torch.Generator, noise: float
+    ) -> tuple[Draw, Tensor, Tensor, Tensor]:
+        """A draw, the scores and mask (B, N) bool it came from, and codes (B, N, C) of all rows, unquantized."""
         settings = self.config.selector
-        draw = draw_gate(self.selector(hidden), settings.temperature, settings.random_budget, generator)
+        hidden = self.embed(features)
+        # The selector reads the hidden rows but does not bend them: its gradient slowed everything else down.
+        scores = self.selector.scores(hidden.detach())
+        level = self.selector.level_for(scores, settings.rate)
+        if self.training:
+            self.selector.remember(level)
+        shares = {"budgets": settings.budgets, "blind": settings.blind}
+        draw = draw_gate(scores + level, noise, generator, **shares)
         keep = draw.gate.detach() > 0.5
-        return draw, keep, self.to_code(self.merger(hidden, keep))
+        return draw, scores, keep, self.to_code(self.merger(hidden, keep))
+
+    @torch.no_grad()
+    def set_level(self, batches: Iterable[Tensor]) -> None:
+        """Set the level so that pictures of raw features (B, N, F) keep the configured share on average."""
+        scores = [self.selector.scores(self.embed(self.encoder.standardise(raw.float()))) for raw in batches]
+        self.selector.level.copy_(self.selector.level_for(torch.cat(scores), self.config.selector.rate))
 
     @torch.no_grad()
     def round_trip(

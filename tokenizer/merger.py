@@ -22,15 +22,18 @@ class MergerBlock(nn.Module):
         self.attend_kept = Attention(width, heads)
         self.attend_dropped = Attention(width, heads)
         self.mlp = mlp(width, ratio)
+        # A token starts as its own patch alone and learns to take in others: were it an empty vessel from the start,
+        # it would not matter which patches are kept, and the selector would have nothing to learn.
+        nn.init.zeros_(self.attend_dropped.out.weight)
+        nn.init.zeros_(self.attend_dropped.out.bias)
 
-    def forward(
-        self, x: Tensor, causal: Tensor, origin: Tensor, dropped: Tensor, any_dropped: Tensor
-    ) -> Tensor:
-        """`x` (B, Q, D) over itself by `causal` (B, 1, Q, Q) and over the `dropped` of `origin` (B, N, D)."""
+    def forward(self, x: Tensor, causal: Tensor, origin: Tensor, dropped: Tensor) -> Tensor:
+        """`x` (B, Q, D) over itself by `causal` (B, 1, Q, Q), over `origin` (B, N, D) by `dropped` (B, 1, Q, N)."""
         normed = self.norms[0](x)
         x = x + self.attend_kept(normed, normed, causal)
-        # Where nothing was dropped the kernel is given some key and its result is taken out again.
-        x = x + self.attend_dropped(self.norms[1](x), origin, dropped | ~any_dropped) * any_dropped[:, 0]
+        # A row that nothing dropped reaches is given every key, and what it finds is taken out again.
+        reached = dropped.any(dim=-1, keepdim=True)  # (B, 1, Q, 1)
+        x = x + self.attend_dropped(self.norms[1](x), origin, dropped | ~reached) * reached[:, 0]
         return x + self.mlp(self.norms[2](x))
 
 
@@ -44,12 +47,16 @@ class Merger(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, hidden: Tensor, keep: Tensor) -> Tensor:
-        """All rows (B, N, D): a row sees kept rows before it and itself. `keep` is (B, N) bool."""
+        """All rows (B, N, D), each as if it were kept; `keep` (B, N) bool says which are.
+
+        A row sees kept rows before it, itself, and what was dropped but itself: a dropped row's result is the token
+        it would have become, which is what the selector's gradient must judge.
+        """
         count = hidden.shape[1]
         lower = torch.ones(count, count, dtype=torch.bool, device=hidden.device).tril()
         itself = torch.eye(count, dtype=torch.bool, device=hidden.device)
         causal = (keep[:, None, :] & lower | itself)[:, None]  # (B, 1, N, N)
-        return self._run(hidden, causal, hidden, ~keep)
+        return self._run(hidden, causal, hidden, (~keep[:, None, :] & ~itself)[:, None])
 
     def gathered(self, hidden: Tensor, keep: Tensor, rows: Tensor, real: Tensor) -> Tensor:
         """Kept rows alone (B, K, D): their cells `rows` (B, K) in raster order; padding is not `real`."""
@@ -58,12 +65,11 @@ class Merger(nn.Module):
         lower = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
         itself = torch.eye(length, dtype=torch.bool, device=hidden.device)
         causal = (real[:, None, :] & lower | itself)[:, None]  # (B, 1, K, K)
-        return self._run(x, causal, hidden, ~keep)
+        dropped = (~keep)[:, None, None, :].expand(-1, -1, length, -1)  # (B, 1, K, N)
+        return self._run(x, causal, hidden, dropped)
 
     def _run(self, x: Tensor, causal: Tensor, hidden: Tensor, dropped: Tensor) -> Tensor:
         origin = self.norm_origin(hidden)
-        dropped = dropped[:, None, None, :]  # (B, 1, 1, N)
-        any_dropped = dropped.any(dim=-1, keepdim=True)  # (B, 1, 1, 1)
         for block in self.blocks:
-            x = block(x, causal, origin, dropped, any_dropped)
+            x = block(x, causal, origin, dropped)
         return self.norm(x)

@@ -11,11 +11,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+ERROR_SCALE = 10.0  # logits for an error of 1: errors of 0.05 and 0.35 differ by as much as Gumbel noise does
+LEVEL_STEP = 0.05  # share of one batch in the remembered level
+
+
 class Selector(nn.Module):
-    """Scores each patch from its own features and the mean over the picture."""
+    """Scores each patch from its own features and the mean over the picture.
+
+    Scores learn what a patch's absence costs (`guide`) and, by the straight-through gate, what its presence gives. How
+    many are kept is not learned: one `level`, added to all scores, holds the mean rate. LaVIT's penalty
+    lambda (mean - rho)^2 had a gradient ten times that which tells patches apart (docs/log.md).
+    """
+
+    level: Tensor
 
     def __init__(self, width: int):
         super().__init__()
@@ -28,38 +40,68 @@ class Selector(nn.Module):
             nn.GELU(),
             nn.Linear(half // 2, 1),
         )
+        self.register_buffer("level", torch.zeros(()))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (B, N) of keeping each patch of `hidden` (B, N, D)."""
+        return self.scores(hidden) + self.level
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Scores (B, N) before the level, in units of `ERROR_SCALE` times an error."""
         own, shared = self.project(hidden).chunk(2, dim=-1)
         shared = shared.mean(dim=1, keepdim=True).expand_as(own)
         return self.score(torch.cat([own, shared], dim=-1)).squeeze(-1)
 
+    @torch.no_grad()
+    def level_for(self, scores: Tensor, rate: float) -> Tensor:
+        """The level at which a share `rate` of `scores` (B, N) comes out above 0, a scalar."""
+        return -torch.quantile(scores.float().flatten(), 1 - rate)
+
+    @torch.no_grad()
+    def remember(self, level: Tensor) -> None:
+        """Move the level of inference towards that of a batch; called once a training step."""
+        self.level.lerp_(level, LEVEL_STEP)
+
+
+def guide_loss(scores: Tensor, errors: Tensor, dropped: Tensor) -> Tensor:
+    """How far `scores` (B, N) are from the reconstruction `errors` (B, N) of `dropped` (B, N) patches, a scalar.
+
+    Only patches dropped without regard to their score may be given: else the ones it keeps have no say.
+    """
+    misses = F.smooth_l1_loss(scores.float(), ERROR_SCALE * errors.detach().float(), reduction="none")
+    return (misses * dropped).sum() / dropped.sum().clamp_min(1)
+
 
 class Draw(NamedTuple):
-    """A training draw: `gate` (B, N) of zeros and ones; `free` (B,) False where the length was set."""
+    """A training draw: `gate` (B, N) of zeros and ones, and how each picture's was made, (B,) bool each."""
 
     gate: Tensor
-    free: Tensor
+    free: Tensor  # by its own logits; the rest had its number of tokens set
+    blind: Tensor  # of the rest: that many cells at random
 
 
-def draw_gate(logits: Tensor, temperature: float, random_budget: float, generator: torch.Generator) -> Draw:
+def draw_gate(
+    logits: Tensor, noise: float, generator: torch.Generator, *, budgets: float, blind: float
+) -> Draw:
     """Draw a keep gate by straight-through Gumbel-softmax from `logits` (B, N).
 
-    The two-class Gumbel-softmax is a sigmoid of logit plus logistic noise. For a share `random_budget` of the
-    pictures the N best by noisy score are kept instead, N drawn log-uniformly, so that `--budget` works at
-    any N; these do not count for the keep rate. At least one patch is kept.
+    The two-class Gumbel-softmax is a sigmoid of logit plus logistic noise; with `noise` 1 a patch is kept with its
+    keep probability, with 0 the draw is the threshold of inference. Two shares of the pictures keep N patches, N drawn
+    log-uniformly, so that `--budget` works at any N: `budgets` the best by score, `blind` any. At least one is kept.
     """
     count = logits.shape[1]
     uniform = torch.rand(logits.shape, generator=generator).to(logits.device).clamp(1e-6, 1 - 1e-6)
     rows = torch.rand((2, len(logits), 1), generator=generator).to(logits.device)
-    noisy = logits.float() + torch.logit(uniform)
-    relaxed = torch.sigmoid(noisy / temperature)
-    rank = _rank(noisy.detach())
-    budget = (count ** rows[0]).round().clamp(1, count)
-    free = rows[1] >= random_budget  # (B, 1)
-    keep = torch.where(free, noisy > 0, rank < budget) | (rank == 0)
-    return Draw(keep.to(relaxed.dtype) + (relaxed - relaxed.detach()), free.squeeze(1))
+    noisy = logits.float() + noise * torch.logit(uniform)
+    relaxed = torch.sigmoid(noisy)
+    is_blind = rows[1] < blind  # (B, 1)
+    is_free = rows[1] >= blind + budgets
+    rank = _rank(torch.where(is_blind, uniform, noisy.detach()))
+    number = (count ** rows[0]).round().clamp(1, count)
+    keep = torch.where(is_free, noisy > 0, rank < number) | (rank == 0)
+    return Draw(
+        keep.to(relaxed.dtype) + (relaxed - relaxed.detach()), is_free.squeeze(1), is_blind.squeeze(1)
+    )
 
 
 def choose(

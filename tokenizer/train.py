@@ -17,7 +17,7 @@ from torch import Tensor
 from pictish.tokenizer.cache import FeatureCache, training_caches
 from pictish.tokenizer.config import PhaseConfig, TrainConfig
 from pictish.tokenizer.dynamic import DynamicTokenizer, save_tokenizer
-from pictish.tokenizer.losses import cosine_loss
+from pictish.tokenizer.losses import cosine_errors
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
@@ -66,7 +66,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with accelerate.autocast():
-                losses = model(raw, generator, phase.quantize)
+                losses = model(raw, generator, phase.quantize, _noise(config, step))
             accelerate.backward(losses.total)
             norm = accelerate.clip_grad_norm_(network.parameters(), config.clip_norm)
             optimizer.step()
@@ -82,6 +82,9 @@ def train(
                 save_checkpoint(run, done, tensors, {}, config.keep_checkpoints)
             if progress is not None:
                 progress(done, total)
+    # Altered views are easier or harder than pictures as they are, which is what the model will meet.
+    device_of = network.position.device
+    network.eval().set_level(raw.to(device_of) for raw in validation.in_order(config.batch_size))
     save_tokenizer(run / "model", network, overwrite=True)
     return run / "model"
 
@@ -105,7 +108,7 @@ class Window:
 
     def add(self, losses, pictures: int) -> None:
         """Take in one step's losses."""
-        for name in ("total", "cosine", "rate", "quantizer", "keep_rate"):
+        for name in ("total", "cosine", "guide", "quantizer", "keep_rate"):
             self.sums[name] = self.sums.get(name, 0.0) + getattr(losses, name).detach().item()
         self.steps += 1
         self.pictures += pictures
@@ -148,7 +151,7 @@ def validate(
     for raw in cache.in_order(config.batch_size):
         there = network.round_trip(raw.to(network.position.device), quantize=quantize)
         counts = _add_counts(counts, there.ids)
-        cosine += float(cosine_loss(there.predicted, there.features)) * len(raw)
+        cosine += float(cosine_errors(there.predicted, there.features).mean()) * len(raw)
         lengths.append(there.keep.sum(dim=1))
     network.train()
     tokens = torch.cat(lengths).float()
@@ -175,6 +178,15 @@ def _phase(config: TrainConfig, step: int) -> tuple[PhaseConfig, int]:
     raise AssertionError(f"step {step} lies behind the last phase")
 
 
+def _noise(config: TrainConfig, step: int) -> float:
+    """Scale of the Gumbel noise: from 1 down to the configured one over the first phase, then that.
+
+    With the noise goes the difference between training's draw and the threshold of inference.
+    """
+    progress = min(1.0, step / config.phases[0].steps)
+    return 1.0 + (config.model.selector.noise - 1.0) * progress
+
+
 def _seeded(seed: int, step: int) -> torch.Generator:
     """The step's generator for masks; also seeds torch's global one, which the quantizer library uses."""
     mixed = (seed * 1_000_003 + step) % 2**63
@@ -190,5 +202,5 @@ def _start_codebook(
     vectors: list[Tensor] = []
     while sum(map(len, vectors)) < KMEANS_VECTORS * network.quantizer.codes:
         raw = training.batch(step + len(vectors), config.batch_size, config.seed + 1)
-        vectors.append(network.code_vectors(raw.to(network.position.device), generator))
+        vectors.append(network.code_vectors(raw.to(network.position.device), generator, _noise(config, step)))
     network.quantizer.start(torch.cat(vectors))

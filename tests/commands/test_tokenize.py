@@ -167,6 +167,7 @@ for kill in range(5):
     pid = start(out, "--workers", str(kill % 2 + 1))
     while len(list(Path(out).rglob("*.tokens"))) < goal:
         time.sleep(0.002)
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the run ended before it was killed"
     time.sleep(chance.random() * 0.05)
     os.kill(pid, 9)
     os.waitpid(pid, 0)

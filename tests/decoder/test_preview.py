@@ -44,7 +44,7 @@ def test_an_untrained_head_gives_the_reconstructors_pixels(tokenizer, tokens):
 def test_a_picture_does_not_depend_on_its_batch(tokenizer, tokens):
     torch.manual_seed(0)
     head = build_preview(SETTINGS, tokenizer)
-    torch.nn.init.normal_(head.leave.weight, std=0.1)
+    torch.nn.init.normal_(head.leave[0].weight, std=0.1)
     preview = Preview(head, tokenizer)
     together = preview.decode(tokens)
     assert together.dtype == torch.uint8

@@ -5,8 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from pictish.tokenizer.losses import rate_loss
-from pictish.tokenizer.selector import choose, draw_gate
+from pictish.tokenizer.selector import choose, draw_gate, guide_loss
 from tests.tokenizer.conftest import tiny_network
 
 
@@ -46,23 +45,46 @@ def test_draws_follow_their_generator_alone():
 
 
 def test_training_draw_is_hard_and_never_empty():
-    draw = draw_gate(torch.full((200, 16), -8.0), 1.0, 0.5, torch.Generator().manual_seed(0))
+    logits = torch.full((300, 16), -8.0)
+    logits[:, 3] = -7.0
+    draw = draw_gate(logits, 0.1, torch.Generator().manual_seed(0), budgets=0.3, blind=0.3)
     assert set(draw.gate.unique().tolist()) == {0.0, 1.0}
     assert (draw.gate.sum(dim=1) >= 1).all()
-    lengths = draw.gate[~draw.free].sum(dim=1)
-    assert len(lengths.unique()) > 4, "random budgets should vary"
-    assert lengths.max() > 8, "random budgets are drawn whatever the scores say"
+    assert not (draw.free & draw.blind).any()
+    best = ~draw.free & ~draw.blind
+    for rows in (draw.blind, best):
+        lengths = draw.gate[rows].sum(dim=1)
+        assert len(lengths.unique()) > 4, "the number of tokens should vary"
+        assert lengths.max() > 8, "it is drawn whatever the logits say"
+    assert draw.gate[best][:, 3].mean() == 1, "the best by score"
+    assert draw.gate[draw.blind][:, 3].mean() < 0.6, "any, whatever the score"
 
 
-def test_rate_loss_ignores_pictures_whose_length_was_set():
-    gate = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1]])
-    assert rate_loss(gate, torch.tensor([True, False]), 0.25) == 0
-    assert rate_loss(gate, torch.tensor([True, True]), 0.25) == pytest.approx((0.625 - 0.25) ** 2)
-    assert rate_loss(gate, torch.tensor([False, False]), 0.25) == 0
+def test_the_level_holds_the_rate_of_a_batch_and_is_remembered():
+    network = tiny_network(spread=1, selector={"rate": 0.25, "noise": 0.0})
+    raw = torch.randn(64, 16, network.encoder.features, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for step in range(100):
+            losses = network(raw, torch.Generator().manual_seed(step), quantize=False, noise=0.0)
+            assert float(losses.keep_rate) == pytest.approx(0.25, abs=0.08)
+    network.eval()
+    hidden = network.embed(network.encoder.standardise(raw))
+    assert float(choose(network.selector(hidden)).float().mean()) == pytest.approx(0.25, abs=0.02)
+    network.set_level([raw[:8]])
+    kept = choose(network.selector(hidden[:8])).float().mean()
+    assert float(kept) == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_guide_counts_dropped_patches_alone():
+    scores = torch.tensor([[3.0, 0.0], [5.0, 5.0]])
+    errors = torch.tensor([[0.3, 0.9], [0.0, 0.0]])
+    assert guide_loss(scores, errors, torch.tensor([[True, False], [False, False]])) == 0
+    assert guide_loss(scores, errors, torch.tensor([[True, True], [False, False]])) == pytest.approx(8.5 / 2)
+    assert guide_loss(scores, errors, torch.zeros(2, 2, dtype=torch.bool)) == 0
 
 
 def test_kept_and_dropped_patches_both_get_gradient():
-    network = tiny_network(spread=1, selector={"rate": 0.5, "rate_weight": 0.0, "random_budget": 0.0})
+    network = tiny_network(spread=1, selector={"rate": 0.5, "guide": 0.0, "budgets": 0.0, "blind": 0.0})
     raw = torch.randn(6, 16, network.encoder.features, generator=torch.Generator().manual_seed(3))
     seen: list[torch.Tensor] = []
 
@@ -70,11 +92,19 @@ def test_kept_and_dropped_patches_both_get_gradient():
         logits.retain_grad()
         seen.append(logits)
 
-    network.selector.register_forward_hook(watch)
-    # rate_weight 0: what is left of the gradient comes from the reconstruction
+    network.selector.score.register_forward_hook(watch)
     network(raw, torch.Generator().manual_seed(5), quantize=False).total.backward()
-    gradient = seen[0].grad
-    keep = draw_gate(seen[0].detach(), 1.0, 0.0, torch.Generator().manual_seed(5)).gate > 0.5
+    gradient = seen[0].grad.squeeze(-1)
+    keep = (
+        draw_gate(
+            seen[0].squeeze(-1).detach() + network.selector.level_for(seen[0].squeeze(-1), 0.5),
+            1.0,
+            torch.Generator().manual_seed(5),
+            budgets=0.0,
+            blind=0.0,
+        ).gate
+        > 0.5
+    )
     assert 0.2 < keep.float().mean() < 0.8
     for side in (keep, ~keep):
         assert (gradient[side] != 0).float().mean() > 0.9
@@ -83,9 +113,7 @@ def test_kept_and_dropped_patches_both_get_gradient():
 
 def test_training_moves_the_mask_towards_what_matters():
     """Four cells hold one of two patterns, the rest never change; a trained selector finds the four."""
-    network = tiny_network(spread=1, selector={"rate": 0.25, "rate_weight": 5.0, "random_budget": 0.0})
-    with torch.no_grad():
-        network.selector.score[-1].weight.neg_()  # with this seed: starts by preferring the empty cells
+    network = tiny_network(seed=2, spread=1, selector={"rate": 0.25, "budgets": 0.0, "blind": 0.25})
     source = torch.Generator().manual_seed(0)
     useful = torch.zeros(16, dtype=torch.bool)
     useful[[0, 1, 4, 5]] = True
@@ -104,9 +132,10 @@ def test_training_moves_the_mask_towards_what_matters():
     before = precision()
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     for step in range(200):
-        losses = network(batch(32), torch.Generator().manual_seed(step), quantize=False)
+        losses = network(batch(32), torch.Generator().manual_seed(step), quantize=False, noise=0.1)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-    assert before < 0.25, "nothing to learn if the start is good already"
+    assert before < 0.25, "this seed starts by preferring the empty cells"
     assert precision() > 0.9
+    assert float(losses.keep_rate) == pytest.approx(0.25, abs=0.15)
