@@ -99,9 +99,11 @@ def draw_gate(
     rank = _rank(torch.where(is_blind, uniform, noisy.detach()))
     number = (count ** rows[0]).round().clamp(1, count)
     keep = torch.where(is_free, noisy > 0, rank < number) | (rank == 0)
-    return Draw(
-        keep.to(relaxed.dtype) + (relaxed - relaxed.detach()), is_free.squeeze(1), is_blind.squeeze(1)
-    )
+    # Pictures whose number was set teach the gate nothing about it: with one token kept, any other is worth a lot.
+    # What is common to all patches belongs to the level, so the gradient is centred.
+    through = (relaxed - relaxed[is_free.squeeze(1)].mean()) * is_free
+    gate = keep.to(relaxed.dtype) + (through - through.detach())
+    return Draw(gate, is_free.squeeze(1), is_blind.squeeze(1))
 
 
 def choose(

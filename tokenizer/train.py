@@ -68,7 +68,10 @@ def train(
             with accelerate.autocast():
                 losses = model(raw, generator, phase.quantize, _noise(config, step))
             accelerate.backward(losses.total)
-            norm = accelerate.clip_grad_norm_(network.parameters(), config.clip_norm)
+            # Apart, since the selector's gradient is ten times the rest's and would have all of it scaled down.
+            apart = [p for name, p in network.named_parameters() if not name.startswith("selector.")]
+            norm = accelerate.clip_grad_norm_(apart, config.clip_norm)
+            accelerate.clip_grad_norm_(network.selector.parameters(), config.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             window.add(losses, len(raw))

@@ -45,7 +45,9 @@ def run(
         int | None, typer.Option(min=0, help="Processes that decode; 0 decodes in this one.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")] = 32,
-    samples_per_shard: Annotated[int, typer.Option(min=1, help="Of --format shards.")] = 1000,
+    samples_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Of --format shards, for pictures (default 1000).")
+    ] = None,
     max_pixels: Annotated[
         int, typer.Option(min=1, help="Larger pictures are refused before decoding.")
     ] = 128_000_000,
@@ -65,7 +67,9 @@ def run(
 
     selection = Selection.of(budget, threshold, sample, seed)
     shards = None if format is None else format is Format.shards
-    job = plan(inputs, out, shards, samples_per_shard)
+    job = plan(inputs, out, shards, 1000 if samples_per_shard is None else samples_per_shard)
+    if samples_per_shard is not None and "samples_per_shard" not in job.settings:
+        logger.warning("--samples-per-shard does nothing without --format shards, nor for raw shards")
     tokenizer = Tokenizer.from_folder(model, device=resolve_device(device))
     selection.check(tokenizer)
     settings = {**selection.settings(), **job.settings}

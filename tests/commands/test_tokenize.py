@@ -388,10 +388,11 @@ def test_a_draw_belongs_to_the_picture_and_not_to_its_neighbours(tmp_path, token
     assert token.path.read_bytes() == (tmp_path / "all" / token.name).read_bytes()
 
 
-def test_a_seed_without_sample_is_said_to_do_nothing(tmp_path, tokenize, caplog):
+def test_flags_that_do_nothing_are_said_to(tmp_path, tokenize, caplog):
     fill(tmp_path / "in", 1)
-    assert tokenize(tmp_path / "in", tmp_path / "out", "--seed", "3") == 0
+    assert tokenize(tmp_path / "in", tmp_path / "out", "--seed", "3", "--samples-per-shard", "2") == 0
     assert "--seed does nothing without --sample" in caplog.text
+    assert "--samples-per-shard does nothing without --format shards" in caplog.text
 
 
 def test_an_output_of_another_tokenizer_or_of_other_settings_is_refused(tmp_path, tokenize):

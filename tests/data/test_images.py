@@ -180,12 +180,12 @@ def test_the_suffix_does_not_decide(tmp_path):
 
 def test_a_huge_header_is_refused_before_decoding():
     blob = png_header(30_000, 30_000)
-    start = time.perf_counter()
+    start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=r"900,000,000 pixels; at most 128,000,000"):
             load_image(blob)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_max_pixels_is_exact_and_leaves_pillow_alone():

@@ -3,7 +3,7 @@ import tarfile
 
 import pytest
 import webdataset.tariterators as webdataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pictish.data.shards import (
@@ -198,6 +198,7 @@ letters = st.characters(exclude_characters="/\\\0", exclude_categories=["Cs"])
 part = st.text(letters, min_size=1, max_size=8).filter(lambda text: text not in (".", ".."))
 
 
+@settings(deadline=None)
 @given(st.lists(part, min_size=1, max_size=3).map("/".join))
 def test_every_picture_name_has_a_key_that_leads_back(name):
     key = key_of(name + ".jpg")

@@ -43,6 +43,7 @@ def images(draw):
     return make(ids, cells, codebook_size, grid, size)
 
 
+@settings(deadline=None)
 @given(images())
 def test_bytes_come_back_as_the_same_image(image):
     blob = image.to_bytes()
@@ -54,6 +55,7 @@ def test_bytes_come_back_as_the_same_image(image):
     assert back.to_bytes() == blob
 
 
+@settings(deadline=None)
 @given(images())
 def test_any_safetensors_reader_reads_the_blob(image):
     tensors = safetensors.numpy.load(image.to_bytes())
@@ -65,7 +67,7 @@ def test_a_picture_of_25_tokens_is_a_small_file():
     assert len(make(range(25), range(25)).to_bytes()) < 500
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(images(), st.integers(1, 255))
 def test_a_changed_byte_anywhere_is_refused(image, flip):
     blob = image.to_bytes()
