@@ -29,8 +29,7 @@ from pictish.training.world import accelerator, keep_freed_memory
 def train(
     config: TrainConfig, run: Path, device: str = "auto", progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Train by `config` in the folder `run`, going on from its last checkpoint; returns the model folder
-    `run/model`.
+    """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
     Raises ValueError for settings that fit neither the tokenizer, the data nor this machine.
     """

@@ -1,5 +1,4 @@
-"""The dynamic tokenizer: a picture in, a short run of discrete codes out, and the encoder's features back
-from codes.
+"""The dynamic tokenizer: a picture in, a short run of discrete codes out, and features back from codes.
 
 LaVIT's method (arXiv 2309.04669): a frozen encoder's patch features are scored by a selector; kept ones are
 merged with what was dropped, quantized, and a reconstructor predicts all features from the codes alone.
@@ -100,7 +99,7 @@ class DynamicTokenizer(nn.Module):
         cosine = errors.mean()
         guide = guide_loss(scores, errors, ~keep & draw.blind[:, None])
         total = cosine + settings.guide * guide + quantizer_loss
-        keep_rate = keep[draw.free].float().mean()
+        keep_rate = keep[draw.free].float().sum() / (draw.free.sum() * keep.shape[1]).clamp_min(1)
         return Losses(total, cosine.detach(), guide.detach(), quantizer_loss.detach(), keep_rate, ids)
 
     @torch.no_grad()
@@ -112,7 +111,7 @@ class DynamicTokenizer(nn.Module):
     def _merge_dense(
         self, features: Tensor, generator: torch.Generator, noise: float
     ) -> tuple[Draw, Tensor, Tensor, Tensor]:
-        """A draw, the scores and mask (B, N) bool it came from, and codes (B, N, C) of all rows, unquantized."""
+        """A draw, its scores and mask (B, N) bool, and codes (B, N, C) of all rows, unquantized."""
         settings = self.config.selector
         hidden = self.embed(features)
         # The selector reads the hidden rows but does not bend them: its gradient slowed everything else down.
@@ -135,8 +134,7 @@ class DynamicTokenizer(nn.Module):
     def round_trip(
         self, raw: Tensor, *, quantize: bool = True, draw: Callable[[Tensor], Tensor] = choose
     ) -> RoundTrip:
-        """Raw features (B, N, F) through the codes and back, with the mask that `draw` makes of the logits
-        (B, N).
+        """Raw features (B, N, F) through the codes and back, kept by what `draw` makes of logits (B, N).
 
         For validation and for training what comes after. It is dense and not bit-stable from batch to batch
         as `Tokenizer` is.

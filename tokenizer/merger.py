@@ -22,13 +22,13 @@ class MergerBlock(nn.Module):
         self.attend_kept = Attention(width, heads)
         self.attend_dropped = Attention(width, heads)
         self.mlp = mlp(width, ratio)
-        # A token starts as its own patch alone and learns to take in others: were it an empty vessel from the start,
-        # it would not matter which patches are kept, and the selector would have nothing to learn.
+        # A token starts as its own patch alone and learns to take in others: were it an empty vessel from the
+        # start, it would not matter which patches are kept, and the selector would have nothing to learn.
         nn.init.zeros_(self.attend_dropped.out.weight)
         nn.init.zeros_(self.attend_dropped.out.bias)
 
     def forward(self, x: Tensor, causal: Tensor, origin: Tensor, dropped: Tensor) -> Tensor:
-        """`x` (B, Q, D) over itself by `causal` (B, 1, Q, Q), over `origin` (B, N, D) by `dropped` (B, 1, Q, N)."""
+        """`x` (B, Q, D) over itself by `causal` (B, 1, Q, Q), over `origin` by `dropped` (B, 1, Q, N)."""
         normed = self.norms[0](x)
         x = x + self.attend_kept(normed, normed, causal)
         # A row that nothing dropped reaches is given every key, and what it finds is taken out again.
@@ -49,8 +49,8 @@ class Merger(nn.Module):
     def forward(self, hidden: Tensor, keep: Tensor) -> Tensor:
         """All rows (B, N, D), each as if it were kept; `keep` (B, N) bool says which are.
 
-        A row sees kept rows before it, itself, and what was dropped but itself: a dropped row's result is the token
-        it would have become, which is what the selector's gradient must judge.
+        A row sees kept rows before it, itself, and what was dropped but itself: a dropped row's result is the
+        token it would have become, which is what the selector's gradient must judge.
         """
         count = hidden.shape[1]
         lower = torch.ones(count, count, dtype=torch.bool, device=hidden.device).tril()

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 ERROR_SCALE = 10.0  # logits for an error of 1: errors of 0.05 and 0.35 differ by as much as Gumbel noise does
 LEVEL_STEP = 0.05  # share of one batch in the remembered level
 
@@ -22,9 +21,9 @@ LEVEL_STEP = 0.05  # share of one batch in the remembered level
 class Selector(nn.Module):
     """Scores each patch from its own features and the mean over the picture.
 
-    Scores learn what a patch's absence costs (`guide`) and, by the straight-through gate, what its presence gives. How
-    many are kept is not learned: one `level`, added to all scores, holds the mean rate. LaVIT's penalty
-    lambda (mean - rho)^2 had a gradient ten times that which tells patches apart (docs/log.md).
+    Scores learn what a patch's absence costs (`guide`) and, by the straight-through gate, what its presence
+    gives. How many are kept is not learned: one `level`, added to all scores, holds the mean rate. LaVIT's
+    penalty lambda (mean - rho)^2 had a gradient ten times that which tells patches apart (docs/log.md).
     """
 
     level: Tensor
@@ -64,7 +63,8 @@ class Selector(nn.Module):
 
 
 def guide_loss(scores: Tensor, errors: Tensor, dropped: Tensor) -> Tensor:
-    """How far `scores` (B, N) are from the reconstruction `errors` (B, N) of `dropped` (B, N) patches, a scalar.
+    """How far `scores` (B, N) are from the reconstruction `errors` (B, N) of `dropped` (B, N) patches, a
+    scalar.
 
     Only patches dropped without regard to their score may be given: else the ones it keeps have no say.
     """
@@ -85,9 +85,10 @@ def draw_gate(
 ) -> Draw:
     """Draw a keep gate by straight-through Gumbel-softmax from `logits` (B, N).
 
-    The two-class Gumbel-softmax is a sigmoid of logit plus logistic noise; with `noise` 1 a patch is kept with its
-    keep probability, with 0 the draw is the threshold of inference. Two shares of the pictures keep N patches, N drawn
-    log-uniformly, so that `--budget` works at any N: `budgets` the best by score, `blind` any. At least one is kept.
+    The two-class Gumbel-softmax is a sigmoid of logit plus logistic noise; with `noise` 1 a patch is kept
+    with its keep probability, with 0 the draw is the threshold of inference. Two shares of the pictures keep
+    N patches, N drawn log-uniformly, so that `--budget` works at any N: `budgets` the best by score, `blind`
+    any. At least one is kept.
     """
     count = logits.shape[1]
     uniform = torch.rand(logits.shape, generator=generator).to(logits.device).clamp(1e-6, 1 - 1e-6)
@@ -99,9 +100,10 @@ def draw_gate(
     rank = _rank(torch.where(is_blind, uniform, noisy.detach()))
     number = (count ** rows[0]).round().clamp(1, count)
     keep = torch.where(is_free, noisy > 0, rank < number) | (rank == 0)
-    # Pictures whose number was set teach the gate nothing about it: with one token kept, any other is worth a lot.
-    # What is common to all patches belongs to the level, so the gradient is centred.
-    through = (relaxed - relaxed[is_free.squeeze(1)].mean()) * is_free
+    # Pictures whose number was set teach the gate nothing about it: with one token kept, any other is worth a
+    # lot. What is common to all patches belongs to the level, so the gradient is centred.
+    mean = (relaxed * is_free).sum() / (is_free.sum() * count).clamp_min(1)
+    through = (relaxed - mean) * is_free
     gate = keep.to(relaxed.dtype) + (through - through.detach())
     return Draw(gate, is_free.squeeze(1), is_blind.squeeze(1))
 
@@ -113,8 +115,7 @@ def choose(
     budget: int | None = None,
     generators: Sequence[torch.Generator] | None = None,
 ) -> Tensor:
-    """The keep mask (B, N) of inference: by `threshold` on the keep probability, exactly the `budget` best,
-    or drawn.
+    """The keep mask (B, N) of inference: by `threshold` on the probability, the `budget` best, or drawn.
 
     Ties go to the earlier cell. A draw uses one generator a picture, so that a picture's mask does not depend
     on its batch. At least one patch is kept.

@@ -32,8 +32,7 @@ KMEANS_VECTORS = 16  # vectors a code before k-means places the codebook
 def train(
     config: TrainConfig, run: Path, device: str = "auto", progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Train by `config` in the folder `run`, going on from its last checkpoint; returns the model folder
-    `run/model`.
+    """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
     Raises ValueError for settings that fit neither the data nor this machine.
     """
@@ -68,7 +67,8 @@ def train(
             with accelerate.autocast():
                 losses = model(raw, generator, phase.quantize, _noise(config, step))
             accelerate.backward(losses.total)
-            # Apart, since the selector's gradient is ten times the rest's and would have all of it scaled down.
+            # Apart, since the selector's gradient is ten times the rest's and would have all of it scaled
+            # down.
             apart = [p for name, p in network.named_parameters() if not name.startswith("selector.")]
             norm = accelerate.clip_grad_norm_(apart, config.clip_norm)
             accelerate.clip_grad_norm_(network.selector.parameters(), config.clip_norm)

@@ -60,6 +60,14 @@ def test_training_draw_is_hard_and_never_empty():
     assert draw.gate[draw.blind][:, 3].mean() < 0.6, "any, whatever the score"
 
 
+def test_a_batch_without_free_pictures_is_finite():
+    logits = torch.randn(6, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    draw = draw_gate(logits, 0.5, torch.Generator().manual_seed(0), budgets=0.5, blind=0.5)
+    assert not draw.free.any()
+    draw.gate.sum().backward()
+    assert torch.equal(logits.grad, torch.zeros(6, 16))
+
+
 def test_the_level_holds_the_rate_of_a_batch_and_is_remembered():
     network = tiny_network(spread=1, selector={"rate": 0.25, "noise": 0.0})
     raw = torch.randn(64, 16, network.encoder.features, generator=torch.Generator().manual_seed(0))
