@@ -39,7 +39,7 @@ def kill_after(condition, *words: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory) -> Path:
-    """Shards, a picture folder, and a model trained twice: undisturbed in runs/whole, killed in runs/killed."""
+    """Shards, a picture folder, and a model trained twice: undisturbed (whole), killed (killed)."""
     folder = tmp_path_factory.mktemp("chain")
     write_shard(folder / "train.tar", 120)
     write_shard(folder / "validation.tar", 20, first=1000)
