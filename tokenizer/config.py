@@ -93,6 +93,7 @@ class TokenizerConfig(Config):
     merger: TransformerConfig = TransformerConfig()
     quantizer: QuantizerConfig
     reconstructor: TransformerConfig = TransformerConfig()
+    magnitude: float = Field(0.0, ge=0, description="weight of the squared error beside the cosine")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TokenizerConfig":

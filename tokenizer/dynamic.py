@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -99,6 +100,8 @@ class DynamicTokenizer(nn.Module):
         cosine = errors.mean()
         guide = guide_loss(scores, errors, ~keep & draw.blind[:, None])
         total = cosine + settings.guide * guide + quantizer_loss
+        if self.config.magnitude:  # the cosine leaves open how long a vector is: how dark, how saturated
+            total = total + self.config.magnitude * F.mse_loss(predicted.float(), features)
         keep_rate = keep[draw.free].float().sum() / (draw.free.sum() * keep.shape[1]).clamp_min(1)
         return Losses(total, cosine.detach(), guide.detach(), quantizer_loss.detach(), keep_rate, ids)
 

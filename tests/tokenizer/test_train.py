@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from pictish.configs import load, parse
+from pictish.data.model_folder import read_model_folder
 from pictish.tokenizer import train as loop
 from pictish.tokenizer.cache import build_cache
 from pictish.tokenizer.config import TrainConfig
 from pictish.tokenizer.train import code_numbers, train
 from tests.shards import write_shard
-from tests.tokenizer.conftest import tiny_network
+from tests.tokenizer.conftest import random_pixels, tiny_network
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +154,19 @@ def test_code_numbers_of_known_counts():
 def test_a_shrinking_codebook_raises_an_alarm(shards, tmp_path, caplog):
     train(config(shards, *SHORT, "usage_alarm=1.0"), tmp_path, "cpu")
     assert "of the codebook was used" in caplog.text
+
+
+def test_the_squared_error_brings_vectors_to_their_length(shards, tmp_path):
+    """The cosine leaves the length of a predicted vector open; with `magnitude` it nears the target's."""
+    misses = {}
+    for magnitude in (0.0, 1.0):
+        run = tmp_path / str(magnitude)
+        train(config(shards, f"model.magnitude={magnitude}"), run, "cpu")
+        network = tiny_network()
+        network.load_state_dict(read_model_folder(run / "model").tensors)
+        raw = network.encoder.raw(random_pixels(8, 32))
+        there = network.eval().round_trip(raw)
+        misses[magnitude] = float(
+            (there.predicted.norm(dim=-1) / there.features.norm(dim=-1)).log().abs().mean()
+        )
+    assert misses[1.0] < 0.8 * misses[0.0], misses
