@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--pictures", type=int, default=500, help="for the speed")
     parser.add_argument("--memory", type=int, nargs=2, default=[1000, 5000], help="numbers to compare")
-    parser.add_argument("--workers", default="2")
+    parser.add_argument("--workers", default="1")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--kind", choices=["jpg", "png", "webp"], default="jpg")
     settings = parser.parse_args()
