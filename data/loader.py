@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class Decoded:
 def decode_images(
     files: Iterable[ImageFile | ImageBytes],
     side: int,
-    workers: int,
+    workers: "int | WorkerPool",
     max_pixels: int = MAX_PIXELS,
     prefetch: int = 64,
     skip: Callable[[str], str | None] | None = None,
@@ -68,29 +69,38 @@ def decode_images(
     At most `prefetch` pictures are under way, so memory does not grow with their number. `skip(name)` may
     give a sha256: a picture whose bytes still have it is not decoded. Close the generator to stop early.
     """
-    if workers < 0:
-        raise ValueError(f"workers must be 0 or more, not {workers}")
     requests = (
         (file, {"side": side, "max_pixels": max_pixels, "skip": skip and skip(file.name)}) for file in files
     )
-    if workers == 0:
+    if isinstance(workers, WorkerPool):
+        yield from _decode_ahead(workers, requests, prefetch)
+    elif workers:
+        with WorkerPool(workers) as pool:
+            yield from _decode_ahead(pool, requests, prefetch)
+    else:
         for file, request in requests:
-            reply, pixels = _decode(file, request)
-            yield _decoded(file, reply, pixels)
-        return
-    with contextlib.closing(_Pool(workers)) as pool:
-        waiting: deque[tuple[ImageFile | ImageBytes, Future[tuple[dict[str, Any], bytes]]]] = deque()
-        bytes_waiting = 0
+            yield _decoded(file, *_decode(file, request))
+
+
+def _decode_ahead(
+    pool: "WorkerPool", requests: Iterable[tuple[ImageFile | ImageBytes, dict[str, Any]]], prefetch: int
+) -> Generator[Decoded, None, None]:
+    waiting: deque[tuple[ImageFile | ImageBytes, Future[tuple[dict[str, Any], bytes]]]] = deque()
+    bytes_waiting = 0
+    try:
         for file, request in requests:
             waiting.append((file, pool.submit(file, request)))
             bytes_waiting += _weight(file)
-            while len(waiting) >= max(prefetch, workers) or bytes_waiting > _WAITING_BYTES:
+            while len(waiting) >= max(prefetch, pool.workers) or bytes_waiting > _WAITING_BYTES:
                 first, future = waiting.popleft()
                 bytes_waiting -= _weight(first)
                 yield _decoded(first, *future.result())
         while waiting:
             first, future = waiting.popleft()
             yield _decoded(first, *future.result())
+    finally:
+        for _, future in waiting:
+            future.cancel()
 
 
 def _weight(file: ImageFile | ImageBytes) -> int:
@@ -123,19 +133,34 @@ def _decoded(file: ImageFile | ImageBytes, reply: dict[str, Any], raw: bytes) ->
     return Decoded(file, pixels, size, reply["error"], reply["sha256"])
 
 
-class _Pool:
-    """Worker processes, each driven by a thread that waits on its pipe."""
+class WorkerPool:
+    """Worker processes, each driven by a thread that waits on its pipe.
+
+    They start at once: a pool made early is ready when the model is. Close it, or use it in a `with`.
+    """
 
     def __init__(self, workers: int) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be 0 or more, not {workers}")
+        self.workers = workers
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="pictish-decode")
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._all = [_Worker() for _ in range(workers)]
         for worker in self._all:
             self._free.put(worker)
 
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def submit(
         self, file: ImageFile | ImageBytes, request: dict[str, Any]
     ) -> "Future[tuple[dict[str, Any], bytes]]":
+        """Have a picture decoded."""
         return self._threads.submit(self._ask, file, request)
 
     def _ask(self, file: ImageFile | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -146,6 +171,7 @@ class _Pool:
             self._free.put(worker)
 
     def close(self) -> None:
+        """End the processes, whatever they are at."""
         for worker in self._all:
             worker.stop()
         self._threads.shutdown(wait=True, cancel_futures=True)

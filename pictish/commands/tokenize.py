@@ -1,5 +1,6 @@
 """`pictish tokenize`: pictures to token files or to shards."""
 
+import contextlib
 import enum
 import hashlib
 import logging
@@ -24,36 +25,46 @@ class Format(enum.StrEnum):
     shards = "shards"
 
 
+Inputs = Annotated[
+    list[Path], typer.Argument(metavar="IMAGES...", help="Pictures, folders of pictures, or raw shards.")
+]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the tokens.")]
+Model = Annotated[str, typer.Option(help="Model folder, or `starter`.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Kind = Annotated[
+    Format | None, typer.Option(help="A file a picture, or WebDataset shards; raw shards give shards.")
+]
+Budget = Annotated[int | None, typer.Option(min=1, help="Exactly so many tokens a picture.")]
+Threshold = Annotated[float | None, typer.Option(help="Keep patches with a score above this (default 0.5).")]
+Sample = Annotated[bool, typer.Option("--sample", help="Draw the kept patches by their scores.")]
+Seed = Annotated[int | None, typer.Option(help="Of --sample (default 0).")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; 0: this one does.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")]
+PerShard = Annotated[int | None, typer.Option(min=1, help="Of --format shards, for pictures (default 1000).")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Larger pictures are refused before decoding.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace tokens that are there.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first broken picture.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")]
+
+
 def run(
-    inputs: Annotated[
-        list[Path], typer.Argument(metavar="IMAGES...", help="Pictures, folders of pictures, or raw shards.")
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the tokens.")],
+    inputs: Inputs,
+    out: Out,
     *,
-    model: Annotated[str, typer.Option(help="Model folder, or `starter`.")] = "starter",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    format: Annotated[
-        Format | None, typer.Option(help="A file a picture, or WebDataset shards; shards give shards.")
-    ] = None,
-    budget: Annotated[int | None, typer.Option(min=1, help="Exactly so many tokens a picture.")] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Keep patches with a score above this (default 0.5).")
-    ] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw the kept patches by their scores.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Of --sample (default 0).")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode; 0 decodes in this one.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")] = 32,
-    samples_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Of --format shards, for pictures (default 1000).")
-    ] = None,
-    max_pixels: Annotated[
-        int, typer.Option(min=1, help="Larger pictures are refused before decoding.")
-    ] = 128_000_000,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tokens that are there.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first broken picture.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")] = False,
+    model: Model = "starter",
+    device: Device = "auto",
+    format: Kind = None,
+    budget: Budget = None,
+    threshold: Threshold = None,
+    sample: Sample = False,
+    seed: Seed = None,
+    workers: Workers = None,
+    batch_size: BatchSize = 32,
+    samples_per_shard: PerShard = None,
+    max_pixels: MaxPixels = 128_000_000,
+    overwrite: Overwrite = False,
+    strict: Strict = False,
+    quiet: Quiet = False,
 ) -> None:
     """Turn pictures into tokens: OUT/sub/name.tokens for IMAGES/sub/name.jpg, and OUT/manifest.json.
 
@@ -61,38 +72,45 @@ def run(
     """
     from pictish.commands.report import Report
     from pictish.commands.tokenize_jobs import Totals, Work, plan
+    from pictish.data.loader import WorkerPool
     from pictish.data.token_folder import Header, OutputFolder
-    from pictish.tokenizer.dynamic import Tokenizer
-    from pictish.training.world import resolve_device
 
     selection = Selection.of(budget, threshold, sample, seed)
     shards = None if format is None else format is Format.shards
     job = plan(inputs, out, shards, 1000 if samples_per_shard is None else samples_per_shard)
     if samples_per_shard is not None and "samples_per_shard" not in job.settings:
         logger.warning("--samples-per-shard does nothing without --format shards, nor for raw shards")
-    tokenizer = Tokenizer.from_folder(model, device=resolve_device(device))
-    selection.check(tokenizer)
-    settings = {**selection.settings(), **job.settings}
-    header = Header(job.kind, tokenizer.fingerprint, tokenizer.codebook_size, settings)
-    decoding = {
-        "side": tokenizer.image_size,
-        # The model wants the other cores: on two, one worker made 89 pictures/s where two made 72.
-        "workers": max(1, min(4, (os.cpu_count() or 1) - 1)) if workers is None else workers,
-        "max_pixels": max_pixels,
-        "prefetch": 2 * batch_size + 16,
-    }
     totals = Totals()
-    with (
-        Report("tokenizing", job.total, quiet=quiet, strict=strict) as report,
-        OutputFolder(out, header, job.outputs, overwrite) as output,
-    ):
-        work = Work(tokenizer, selection, decoding, batch_size, output, report, totals)
-        job.run(work)
-        output.finish()
+    count = min(4, os.cpu_count() or 1) if workers is None else workers
+    with WorkerPool(count) if count else contextlib.nullcontext() as pool:  # starts while the model is loaded
+        tokenizer = _load(model, device, selection)
+        settings = {**selection.settings(), **job.settings}
+        header = Header(job.kind, tokenizer.fingerprint, tokenizer.codebook_size, settings)
+        decoding = {
+            "side": tokenizer.image_size,
+            "workers": pool or 0,
+            "max_pixels": max_pixels,
+            "prefetch": 2 * batch_size + 16,
+        }
+        with (
+            Report("tokenizing", job.total, quiet=quiet, strict=strict) as report,
+            OutputFolder(out, header, job.outputs, overwrite) as output,
+        ):
+            job.run(Work(tokenizer, selection, decoding, batch_size, output, report, totals))
+            output.finish()
     if not quiet:
         print(totals.summary(report.failures, report.seconds))
     if report.failures:
         raise typer.Exit(1)
+
+
+def _load(model: str, device: str, selection: "Selection") -> "Tokenizer":
+    from pictish.tokenizer.dynamic import Tokenizer
+    from pictish.training.world import resolve_device
+
+    tokenizer = Tokenizer.from_folder(model, device=resolve_device(device))
+    selection.check(tokenizer)
+    return tokenizer
 
 
 @dataclass(frozen=True)
