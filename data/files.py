@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from glob import glob
 from pathlib import Path
 
 TEMP_SUFFIX = ".pictish-tmp"
@@ -91,6 +92,16 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def matching(pattern: str) -> list[Path]:
+    """Paths of a glob pattern, or the path itself, sorted; ValueError when there is none."""
+    found = [Path(path) for path in sorted(glob(pattern))]  # noqa: PTH207  (absolute patterns too)
+    if not found:
+        raise ValueError(
+            f"data: nothing matches {pattern!r}; make the starter's shards with: pictish data starter OUT"
+        )
+    return found
 
 
 def one_line(error: BaseException) -> str:

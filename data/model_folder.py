@@ -1,8 +1,9 @@
 """Model folders: `config.yaml` and `model.safetensors`, named by the fingerprint of their bytes."""
 
+import contextlib
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,10 +40,22 @@ def write_model_folder(
 
     from pictish.configs import to_yaml
 
-    if folder.exists():
-        strangers = (
-            {path.name for path in folder.iterdir()} - {CONFIG, WEIGHTS} if folder.is_dir() else {folder.name}
+    with whole_folder(folder, overwrite, lambda name: name in (CONFIG, WEIGHTS)) as temp:
+        (temp / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temp / WEIGHTS
         )
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, overwrite: bool, belongs: Callable[[str], bool]) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` when the block ends well.
+
+    ValueError when `folder` exists and `overwrite` is False, or when it holds a name that does not belong.
+    """
+    if folder.exists():
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
+        strangers = [name for name in names if not (folder.is_dir() and belongs(name))]
         if strangers:
             raise ValueError(
                 f"{folder}: not replaced, it holds {min(strangers)}, which is no part of a model"
@@ -53,10 +66,14 @@ def write_model_folder(
     temp = temp_path(folder)
     shutil.rmtree(temp, ignore_errors=True)
     temp.mkdir()
-    (temp / CONFIG).write_text(to_yaml(config), encoding="utf-8")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temp / WEIGHTS)
-    for name in (CONFIG, WEIGHTS):
-        with (temp / name).open("rb") as file:
+    try:
+        yield temp
+    except BaseException:
+        shutil.rmtree(temp)
+        raise
+    for path in temp.iterdir():
+        path.chmod(0o644)  # safetensors writes for the owner alone
+        with path.open("rb") as file:
             sync(file.fileno())
     if folder.exists():
         old = temp_path(folder.with_name(f"{folder.name}.old"))
@@ -73,12 +90,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
     from safetensors.torch import load_file
 
     name = fingerprint(folder)
-    try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{folder / CONFIG}: not YAML ({one_line(error)})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / CONFIG}: holds {type(config).__name__}, not a mapping of settings")
+    config = read_config(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
     except Exception as error:  # safetensors has its own exception type, no subclass of ValueError
@@ -86,6 +98,17 @@ def read_model_folder(folder: Path) -> ModelFolder:
             f"{folder / WEIGHTS}: not a safetensors file, or a damaged one ({one_line(error)})"
         ) from error
     return ModelFolder(config, tensors, name)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's settings; ValueError when they are not a YAML mapping."""
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{folder / CONFIG}: not YAML ({one_line(error)})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG}: holds {type(config).__name__}, not a mapping of settings")
+    return config
 
 
 def fingerprint(folder: Path) -> str:

@@ -3,21 +3,25 @@
 Only plain bytes come out: no member is ever decoded by its suffix, and pickles are refused.
 """
 
+import contextlib
 import io
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pictish.data.files import check_relative, one_line, printable, sync, temp_path
 
 SUFFIXES = frozenset({"tokens", "txt", "json", "png", "jpg", "jpeg", "webp"})
 PICTURES = ("png", "jpg", "jpeg", "webp")  # where a sample has several, the first of these counts
+_NAMED_PICTURE = re.compile(rf"[a-z0-9_-]+\.(tokens|{'|'.join(PICTURES)})")
 _PICKLES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ckpt", "joblib"})
 _LARGEST_MEMBER = 1 << 30  # bytes
 Sample = dict[str, Any]  # "__key__": str, every other key a suffix: bytes
+_Content = TypeVar("_Content")  # of a member: its bytes, or where they lie
 
 
 class ShardFile:
@@ -42,7 +46,7 @@ class ShardFile:
         check_key(key)
         if key in self._keys:
             raise ValueError(f"{self.path.name}: two samples are called {printable(key)!r}")
-        if not members or not set(members) <= SUFFIXES:
+        if not members or not all(map(is_read, members)):
             raise ValueError(
                 f"{self.path.name}: {printable(key)!r} has members {sorted(members)}, not {sorted(SUFFIXES)}"
             )
@@ -118,11 +122,23 @@ def read_shard(path: Path) -> Iterator[Sample]:
     Members of other suffixes are passed over. ValueError naming the shard when it is truncated, damaged,
     holds a pickle, a link or a device, or a name that leads out of a folder; what came before was yielded.
     """
-    with path.open("rb") as file:
-        try:
-            yield from _group(_members(file))
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            raise ValueError(f"{printable(path.name)}: {one_line(error)}") from error
+    with path.open("rb") as file, _naming(path):
+        for key, members in _group(_read(file)):
+            yield {"__key__": key, **members}
+
+
+def scan_shard(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """The samples of `read_shard` unread: each key and, by suffix, offset and size of the bytes in the file.
+
+    ValueError where `read_shard` gives one, after the same samples.
+    """
+    with path.open("rb") as file, _naming(path):
+        yield from _group(_places(file))
+
+
+def is_read(suffix: str) -> bool:
+    """Whether a member is read: its suffix is of `SUFFIXES`, or a named picture's, such as `source.png`."""
+    return suffix in SUFFIXES or _NAMED_PICTURE.fullmatch(suffix) is not None
 
 
 def find_shards(inputs: Sequence[Path]) -> list[Path]:
@@ -167,8 +183,37 @@ def check_key(key: str) -> None:
         raise ValueError(f"key {printable(key)!r} has a dot in its last part, where a key ends")
 
 
-def _members(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn whatever is wrong with a tar into a ValueError with its name."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise ValueError(f"{printable(path.name)}: {one_line(error)}") from error
+
+
+def _read(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
     """Key, suffix and bytes of each regular member that has a suffix we know."""
+    for key, suffix, header, tar in _headers(file):
+        reader = tar.extractfile(header)
+        assert reader is not None
+        blob = reader.read()
+        if len(blob) != header.size:
+            raise ValueError("truncated: the last member is cut off")
+        yield key, suffix, blob
+
+
+def _places(file: IO[bytes]) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Key and suffix of each regular member that has a suffix we know, and where its bytes lie."""
+    end = os.fstat(file.fileno()).st_size
+    for key, suffix, header, _ in _headers(file):
+        if header.offset_data + header.size > end:
+            raise ValueError("truncated: the last member is cut off")
+        yield key, suffix, (header.offset_data, header.size)
+
+
+def _headers(file: IO[bytes]) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
+    """Key, suffix and header of each regular member that has a suffix we know, and the open tar."""
     tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
     offset = -1
     while (member := tar.next()) is not None:
@@ -186,18 +231,13 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
         suffix = suffix.lower()
         if suffix.rpartition(".")[2] in _PICKLES:
             raise ValueError(f"{printable(member.name)} is a pickle, which could run code; it is not read")
-        if suffix not in SUFFIXES or not stem:
+        if not is_read(suffix) or not stem:
             continue
         if member.size > _LARGEST_MEMBER:
             raise ValueError(
                 f"{printable(member.name)} has {member.size:,} bytes; at most {_LARGEST_MEMBER:,} are read"
             )
-        reader = tar.extractfile(member)
-        assert reader is not None
-        blob = reader.read()
-        if len(blob) != member.size:
-            raise ValueError("truncated: the last member is cut off")
-        yield folder + slash + stem, suffix, blob
+        yield folder + slash + stem, suffix, member, tar
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise ValueError("truncated or damaged: its end mark is missing")
@@ -208,20 +248,20 @@ def _forget_headers(tar: tarfile.TarFile) -> None:
     tar.members = []  # type: ignore[attr-defined]
 
 
-def _group(members: Iterator[tuple[str, str, bytes]]) -> Iterator[Sample]:
+def _group(members: Iterator[tuple[str, str, _Content]]) -> Iterator[tuple[str, dict[str, _Content]]]:
     """Neighbours of one key as samples."""
     seen: set[str] = set()
-    sample: Sample = {}
-    for key, suffix, blob in members:
-        if sample.get("__key__") != key:
-            if sample:
+    sample: tuple[str, dict[str, _Content]] | None = None
+    for key, suffix, content in members:
+        if sample is None or sample[0] != key:
+            if sample is not None:
                 yield sample
             if key in seen:
                 raise ValueError(f"two samples are called {printable(key)!r}")
             seen.add(key)
-            sample = {"__key__": key}
-        if suffix in sample:
+            sample = key, {}
+        if suffix in sample[1]:
             raise ValueError(f"{printable(key)!r} has two members .{suffix}")
-        sample[suffix] = blob
-    if sample:
+        sample[1][suffix] = content
+    if sample is not None:
         yield sample

@@ -12,7 +12,6 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pictish.data.files import matching
 from pictish.data.shards import find_shards, read_shard
 from pictish.data.views import picture_views
 from pictish.tokenizer.config import DataConfig
@@ -134,7 +134,7 @@ def _report(done: int, count: int) -> None:
 def _read_pictures(shards: Sequence[str]) -> list[tuple[str, bytes]]:
     """(key, encoded picture) of every sample that has one, in shard order."""
     blobs = []
-    for shard in find_shards([path for pattern in shards for path in _matching(pattern)]):
+    for shard in find_shards([path for pattern in shards for path in matching(pattern)]):
         for sample in read_shard(shard):
             found = [sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample]
             if found:
@@ -144,16 +144,6 @@ def _read_pictures(shards: Sequence[str]) -> list[tuple[str, bytes]]:
             f"no pictures in {', '.join(shards)}: shards with png, jpg or webp members were asked for"
         )
     return blobs
-
-
-def _matching(pattern: str) -> list[Path]:
-    """Paths of a glob pattern, or the path itself; ValueError when there is none."""
-    found = [Path(path) for path in sorted(glob(pattern))]  # noqa: PTH207  (absolute patterns too)
-    if not found:
-        raise ValueError(
-            f"data: nothing matches {pattern!r}; make the starter's shards with: pictish data starter OUT"
-        )
-    return found
 
 
 class _Chunks(Dataset):

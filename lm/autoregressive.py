@@ -1,0 +1,220 @@
+"""Generation: prompts in, pieces of text and pictures out, one id a step for all prompts together.
+
+    rows = Rows(model, branches)            a row a branch: the full prompt, and those that guidance needs
+    while any prompt goes on:
+        logits = guided(rows.logits)        a row a prompt
+        ids = draw(logits where legal)
+        rows.keep(...), rows.step(ids)      finished prompts leave; all branches of a prompt read the same id
+
+Guidance has two scales, as in InstructPix2Pix (arXiv 2211.09800), and concerns the ids of pictures only. What
+a prompt gets depends on the others of its batch by no more than the rounding of tensors of other shape.
+
+Legend: P prompts that go on, R rows, L tokens of a prompt, D width, V ids.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
+
+from pictish.lm.grammar import Line, Piece, Request, legal_ids
+from pictish.lm.sampling import NEVER, Sampling, draw
+from pictish.lm.vocabulary import Vocabulary
+
+CacheKind = Literal["dynamic", "static"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What to continue, and the same with conditions dropped, embedded; ValueError if one is empty.
+
+    A prompt without `nothing` is not guided; `image_only` is for prompts of text and pictures.
+    """
+
+    full: Tensor  # (L, D)
+    image_only: Tensor | None = None  # (L', D) without the text
+    nothing: Tensor | None = None  # (L'', D) without any condition
+    inside: bool = False  # all end with [IMG], so that the first id to come is a code
+
+    def __post_init__(self) -> None:
+        if self.image_only is not None and self.nothing is None:
+            raise ValueError("a prompt has image_only but not nothing; guidance compares the two")
+        for name in ("full", "image_only", "nothing"):
+            branch = getattr(self, name)
+            if branch is not None and (branch.ndim != 2 or len(branch) == 0):
+                raise ValueError(f"{name} of a prompt is {tuple(branch.shape)}; (1 or more, D) would fit")
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How far to go from what is likely anyway to what the prompt asks for; ValueError if not finite.
+
+    1 is unguided. `image_scale` counts for prompts with `image_only`.
+    """
+
+    text_scale: float = 1.0
+    image_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.text_scale) and math.isfinite(self.image_scale)):
+            raise ValueError(f"guidance scales {self.text_scale} and {self.image_scale}: numbers would fit")
+
+
+UNGUIDED = Guidance()
+PLAIN = Sampling()
+
+
+def embed_ids(model: PreTrainedModel, ids: Sequence[int] | Tensor) -> Tensor:
+    """The model's embeddings (L, D) of ids (L,): what a prompt is made of, beside continuous features."""
+    embedding = model.get_input_embeddings()
+    with torch.no_grad():
+        return embedding(torch.as_tensor(ids, dtype=torch.long, device=embedding.weight.device))
+
+
+@torch.inference_mode()
+def generate(
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Prompt],
+    request: Request,
+    *,
+    sampling: Sampling = PLAIN,
+    guidance: Guidance = UNGUIDED,
+    generators: Sequence[torch.Generator] | None = None,
+    cache: CacheKind = "dynamic",
+) -> list[list[Piece]]:
+    """What a transformers causal LM in eval mode says to each prompt: its pieces in order, maybe none.
+
+    Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it.
+    ValueError for a prompt longer than the model's context, and for one that the request contradicts.
+    """
+    if generators is None and sampling.temperature == 0:
+        generators = [torch.Generator() for _ in prompts]  # greedy asks nothing of them
+    if generators is None or len(generators) != len(prompts):
+        found = 0 if generators is None else len(generators)
+        raise ValueError(f"{len(prompts)} prompts to sample for need as many generators, not {found}")
+    if not prompts:
+        return []
+    lines = [Line(vocabulary, request, prompt.inside) for prompt in prompts]
+    speakers = [
+        _Speaker(line, *_branches(prompt, guidance), generator)
+        for line, prompt, generator in zip(lines, prompts, generators, strict=True)
+    ]
+    rows = Rows(model, [branch for s in speakers for branch in s.branches], request.max_new_tokens, cache)
+    legal = legal_ids(vocabulary, rows.logits.shape[1]).to(rows.logits.device)
+    while True:
+        logits = _guided(speakers, rows.logits)
+        logits = logits.masked_fill(~legal[[s.line.state for s in speakers]], NEVER)
+        ids = draw(logits, sampling, [s.generator for s in speakers]).tolist()
+        for speaker, token in zip(speakers, ids, strict=True):
+            speaker.line.take(token)
+        owners = [s.line for s in speakers for _ in s.branches]  # R
+        kept = [row for row, line in enumerate(owners) if line.state is not None]
+        speakers = [s for s in speakers if s.line.state is not None]
+        if not speakers:
+            return [line.pieces for line in lines]
+        if len(kept) < len(owners):
+            rows.keep(kept)
+        rows.step([owners[row].latest for row in kept])
+
+
+@dataclass(frozen=True, eq=False)
+class _Speaker:
+    """A prompt that goes on: what it has got, its rows in the batch, and what each of them weighs."""
+
+    line: Line
+    branches: list[Tensor]
+    weights: list[float]
+    generator: torch.Generator
+
+
+def _branches(prompt: Prompt, guidance: Guidance) -> tuple[list[Tensor], list[float]]:
+    """The branches of a prompt that guidance needs, full first, and what their logits weigh.
+
+    The scales' differences, nothing + image (image_only - nothing) + text (full - image_only), are sorted by
+    branch; one that weighs nothing is not computed.
+    """
+    text, image = guidance.text_scale, guidance.image_scale
+    if prompt.nothing is None:
+        return [prompt.full], [1.0]
+    if prompt.image_only is None:
+        others = [(prompt.nothing, 1 - text)]
+    else:
+        others = [(prompt.image_only, image - text), (prompt.nothing, 1 - image)]
+    others = [(branch, weight) for branch, weight in others if weight != 0]
+    return [prompt.full, *(branch for branch, _ in others)], [text, *(weight for _, weight in others)]
+
+
+def _guided(speakers: Sequence[_Speaker], logits: Tensor) -> Tensor:
+    """Logits (P, V) from those of all branches (R, V): text as the full prompt says, codes by weight.
+
+    LaVIT weighs log-softmax values; they differ by a constant a row, which no draw notices.
+    """
+    chosen = []
+    for speaker, own in zip(speakers, logits.split([len(s.branches) for s in speakers]), strict=True):
+        guide = speaker.line.inside and len(own) > 1
+        chosen.append((own * own.new_tensor(speaker.weights)[:, None]).sum(dim=0) if guide else own[0])
+    return torch.stack(chosen)
+
+
+class Rows:
+    """The batch as the model sees it: cache, mask and positions, and `logits` (R, V) of what comes next.
+
+    All that is particular to transformers' caches is here. Rows are padded on the left, so that they grow
+    together; each counts its positions from its own first token.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Tensor], room: int, cache: CacheKind):
+        """Read `prompts` (L, D), leaving `room` for ids to come; ValueError beyond the model's context."""
+        lengths = [len(prompt) for prompt in prompts]
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and max(lengths) + room > limit:
+            raise ValueError(
+                f"a prompt of {max(lengths)} tokens with {room} new ones asked for; "
+                f"{limit} in all fit the model's context"
+            )
+        self.model = model
+        self.seen = 0
+        embedded = pad_sequence(list(prompts), batch_first=True, padding_side="left")  # (R, L, D)
+        self.length = torch.tensor(lengths, device=embedded.device)  # (R,) without padding
+        padding = max(lengths) - self.length
+        places = torch.arange(max(lengths) + room, device=embedded.device) - padding[:, None]
+        self.mask = (places >= 0).long()  # (R, L + room)
+        match cache:
+            case "dynamic":
+                self.cache: Cache = DynamicCache(config=model.config)
+            case "static":
+                self.cache = StaticCache(config=model.config, max_cache_len=self.mask.shape[1])
+            case _:
+                raise ValueError(f"cache {cache!r} asked for; dynamic or static would fit")
+        self.logits = self._read(embedded, places[:, : max(lengths)].clamp_min(0))
+
+    def step(self, ids: Sequence[int]) -> None:
+        """Read one more id a row."""
+        self.logits = self._read(embed_ids(self.model, ids)[:, None], self.length[:, None])
+        self.length += 1
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these rows stay."""
+        index = torch.tensor(rows, device=self.mask.device)
+        # made for beam search, and selects in layers of every kind; batch_select_indices only in dynamic ones
+        self.cache.reorder_cache(index)
+        self.mask, self.length = self.mask[index], self.length[index]
+
+    def _read(self, embedded: Tensor, positions: Tensor) -> Tensor:
+        self.seen += embedded.shape[1]
+        output = self.model(
+            inputs_embeds=embedded,
+            attention_mask=self.mask[:, : self.seen],  # a static cache fills it up to its own length
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits = output.logits[:, -1]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))

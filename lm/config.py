@@ -1,0 +1,132 @@
+"""What a language model is and how it is trained, as typed settings."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pictish.configs import Config
+
+
+class NewModel(Config):
+    """A transformers causal LM with random weights, and a byte-level BPE trained on the data."""
+
+    kind: Literal["new"] = "new"
+    architecture: str = Field("llama", description="transformers' `model_type`: llama, qwen3, gpt2, ...")
+    settings: dict[str, Any] = Field(description="of transformers' config class, such as hidden_size")
+    pieces: int = Field(2048, gt=256, description="size of the text vocabulary, 256 of it bytes")
+
+
+class PretrainedModel(Config):
+    """A folder as the hub has them: config.json, safetensors and text tokenizer of any causal LM."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    folder: str
+    lora: int | None = Field(
+        None, gt=0, description="rank of LoRA adapters, which peft trains; merged when saved"
+    )
+
+
+class LanguageModelConfig(Config):
+    """The language model and what it reads beside text."""
+
+    base: Annotated[NewModel | PretrainedModel, Field(discriminator="kind")]
+    features: bool = Field(False, description="whether pictures may also enter as continuous features")
+
+
+class DropoutConfig(Config):
+    """How often a drawing or an edit loses its conditions, so that guidance has something to subtract."""
+
+    text: float = Field(0.1, ge=0, le=1, description="the text alone")
+    image: float = Field(0.05, ge=0, le=1, description="the source picture alone, in edits")
+    both: float = Field(0.05, ge=0, le=1, description="text and source picture, in edits")
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> "DropoutConfig":
+        if self.text + self.image + self.both > 1:
+            raise ValueError(f"dropout: text + image + both is {self.text + self.image + self.both}, above 1")
+        return self
+
+    def none(self) -> "DropoutConfig":
+        """The same with nothing dropped: for validation."""
+        return DropoutConfig(text=0, image=0, both=0)
+
+
+class SourceConfig(Config):
+    """Shards or picture folders, how often they are drawn from, and what their samples become."""
+
+    paths: tuple[str, ...] = Field(description="shards, patterns of shards, or folders")
+    weight: float = Field(1.0, gt=0)
+    caption: float = Field(0.5, ge=0, le=1, description="share of picture-and-text pairs read picture first")
+    continuous: float = Field(
+        0.0, ge=0, le=1, description="share of captions and answers whose picture enters as features"
+    )
+
+
+class DataConfig(Config):
+    """What is read, in which rows."""
+
+    train: dict[str, SourceConfig]
+    validation: dict[str, SourceConfig] = Field({}, description="sources of documents to measure on")
+    length: int = Field(512, gt=8, description="tokens a row")
+    rows: int = Field(8, gt=0, description="rows a step and process, divided by `accumulate` into forwards")
+    accumulate: int = Field(1, gt=0)
+    read_ahead: bool = Field(True, description="read and tokenize in a thread while the model computes")
+    strict: bool = Field(False, description="stop at the first damaged sample")
+
+
+class StageConfig(Config):
+    """One stretch of training: pre-training, instruction tuning, ..."""
+
+    name: str
+    steps: int = Field(gt=0)
+    trainable: tuple[str, ...] = Field(
+        ("*",), description="patterns of parameter names; `new rows` means the rows that widening added"
+    )
+    weights: dict[str, float] = Field({}, description="weights of sources in this stage; 0 leaves one out")
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup: int = Field(100, ge=0)
+    final_rate: float = Field(0.1, ge=0, description="learning rate at the end, as a share of the peak")
+
+
+class Autoregressive(Config):
+    """Each token from those before it."""
+
+    kind: Literal["autoregressive"] = "autoregressive"
+
+
+class TrainConfig(Config):
+    """An experiment: `pictish train lm CONFIG`."""
+
+    part: Literal["lm"] = "lm"
+    model: LanguageModelConfig
+    tokenizer: str = Field("starter", description="whose codes are learned: a folder or a shipped name")
+    objective: Annotated[Autoregressive, Field(discriminator="kind")] = Autoregressive()
+    dropout: DropoutConfig = DropoutConfig()
+    data: DataConfig
+    stages: tuple[StageConfig, ...]
+    weight_decay: float = Field(0.05, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
+    seed: int = 0
+    log_every: int = Field(20, gt=0)
+    validate_every: int = Field(500, gt=0)
+    sample_every: int = Field(0, ge=0, description="steps between drawn sample pictures; 0 for none")
+    samples: tuple[str, ...] = Field((), description="texts to draw then")
+    checkpoint_every: int = Field(500, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+    tensorboard: bool = False
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    stored_as: Literal["float32", "float16", "bfloat16"] = "float16"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if self.data.rows % self.data.accumulate:
+            raise ValueError(
+                f"data.rows {self.data.rows} is no multiple of accumulate {self.data.accumulate}"
+            )
+        for stage in self.stages:
+            strange = sorted(set(stage.weights) - set(self.data.train))
+            if strange:
+                known = ", ".join(sorted(self.data.train))
+                raise ValueError(f"stage {stage.name}: no source is called {strange[0]}; there are {known}")
+        return self

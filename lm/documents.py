@@ -1,0 +1,179 @@
+"""From samples to documents: which task a sample becomes, which caption is taken, what is dropped.
+
+Every choice is drawn from the seed and the sample's number in the stream, so it does not depend on who reads
+it, or when. Raw pictures are tokenized here, many at a time, by a function that the command hands over.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pictish.data import samples
+from pictish.data.loader import ImageBytes
+from pictish.data.mixture import Mixture, Slot
+from pictish.data.samples import DamagedSample, Picture, Sample
+from pictish.data.tokens import TokenizedImage
+from pictish.lm import sequence
+from pictish.lm.config import DropoutConfig, SourceConfig
+from pictish.lm.packing import Position
+from pictish.lm.sequence import Codes, Document, Encode, Features, Part, Task, Text
+from pictish.lm.vocabulary import Vocabulary
+
+CHUNK = 32  # samples read before their raw pictures are tokenized together
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A raw picture as the image tokenizer sees it: codes (K,) and the merger's rows (K, F)."""
+
+    codes: npt.NDArray[np.int64]
+    features: npt.NDArray[np.float32]
+
+
+# Encoded pictures in, what is seen out, in their order; a ValueError in the place of a broken one.
+Look = Callable[[Sequence[ImageBytes]], list[Seen | ValueError]]
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What turns samples into documents."""
+
+    vocabulary: Vocabulary
+    encode: Encode
+    eos: int
+    sources: Mapping[str, SourceConfig]
+    dropout: DropoutConfig
+    longest: int  # tokens of a document
+    look: Look | None  # None: there are no raw pictures
+    seed: int
+
+    def documents(self, mixture: Mixture) -> Iterator[tuple[Document, Position]]:
+        """The stream's documents, each with the position behind it; what cannot be used is reported there."""
+        while True:
+            yield from self._chunk(mixture, [_draw(mixture) for _ in range(CHUNK)])
+
+    def make(self, sample: Sample, slot: Slot, seen: Mapping[int, Seen | ValueError]) -> Document:
+        """One sample's document; `seen` holds its raw pictures by `id`. ValueError when it cannot be made."""
+        source = self.sources[slot.source]
+        chance = np.random.default_rng((self.seed, slot.number)).random(4)
+        task, parts = self._parts(sample, source, chance, seen)
+        document = sequence.build(task, parts, self.vocabulary, self.encode, self.eos)
+        if len(document) > self.longest:
+            raise ValueError(f"longer than a row of {self.longest} tokens")
+        return document
+
+    def _parts(
+        self,
+        sample: Sample,
+        source: SourceConfig,
+        chance: npt.NDArray[np.float64],
+        seen: Mapping[int, Seen | ValueError],
+    ) -> tuple[Task, list[Part]]:
+        def codes(picture: Picture) -> npt.NDArray[np.integer]:
+            return picture.ids if isinstance(picture, TokenizedImage) else _found(picture, seen).codes
+
+        def shown(picture: Picture) -> Codes | Features:
+            if chance[3] >= source.continuous:
+                return Codes(codes(picture))
+            if isinstance(picture, TokenizedImage):
+                raise ValueError("continuous features need the picture itself, and there are only tokens")
+            return Features(_found(picture, seen).features)
+
+        match sample:
+            case samples.Pair():
+                text = sample.captions[int(chance[1] * len(sample.captions))]
+                if chance[0] < source.caption:
+                    return "caption", sequence.caption(shown(sample.picture), text)
+                drop = sequence.draw_drop(self.dropout, False, chance[2])
+                return "drawing", sequence.drawing(text, codes(sample.picture), drop)
+            case samples.Edit():
+                drop = sequence.draw_drop(self.dropout, True, chance[2])
+                before, after = codes(sample.before), codes(sample.after)
+                return "edit", sequence.edit(before, sample.instruction, after, drop)
+            case samples.Question():
+                question, reply = sample.turns[int(chance[1] * len(sample.turns))]
+                return "answer", sequence.answer(shown(sample.picture), question, reply)
+            case samples.Document():
+                return "interleaved", [
+                    Text(part, learn=True) if isinstance(part, str) else Codes(codes(part), learn=True)
+                    for part in sample.parts
+                ]
+            case samples.PlainText():
+                return "text", [Text(sample.text, learn=True)]
+
+    def _chunk(
+        self, mixture: Mixture, drawn: list[tuple[Slot, Position, Sample | DamagedSample]]
+    ) -> Iterator[tuple[Document, Position]]:
+        raw = [p for _, _, sample in drawn if not isinstance(sample, DamagedSample) for p in pictures(sample)]
+        unseen = [picture for picture in raw if isinstance(picture, ImageBytes)]
+        seen: dict[int, Seen | ValueError] = {}
+        if unseen:
+            if self.look is None:
+                raise ValueError(f"{unseen[0].name}: a raw picture, and nothing here to tokenize it with")
+            seen = {id(p): found for p, found in zip(unseen, self.look(unseen), strict=True)}
+        for slot, position, sample in drawn:
+            try:
+                if isinstance(sample, DamagedSample):
+                    raise sample
+                document = self.make(sample, slot, seen)
+            except ValueError as error:
+                if not isinstance(error, DamagedSample):
+                    error = DamagedSample(mixture.name_of(slot), str(error))
+                mixture.skip(slot, error)
+                continue
+            mixture.use(slot)
+            yield document, position
+
+
+def some_documents(maker: Maker, mixture: Mixture, count: int) -> list[Document]:
+    """The first `count` documents of a stream, or one epoch of it if that is shorter: for validation."""
+    return [
+        document for document, _ in islice(maker.documents(mixture), min(count, sum(mixture.sizes.values())))
+    ]
+
+
+def pictures(sample: Sample) -> list[Picture]:
+    """All pictures of a sample."""
+    match sample:
+        case samples.Pair() | samples.Question():
+            return [sample.picture]
+        case samples.Edit():
+            return [sample.before, sample.after]
+        case samples.Document():
+            return [part for part in sample.parts if not isinstance(part, str)]
+        case samples.PlainText():
+            return []
+
+
+def texts(sample: Sample) -> list[str]:
+    """All text of a sample: what a text tokenizer is trained on."""
+    match sample:
+        case samples.Pair():
+            return list(sample.captions)
+        case samples.Edit():
+            return [sample.instruction]
+        case samples.Question():
+            return [text for question, reply in sample.turns for text in (question, reply)]
+        case samples.Document():
+            return [part for part in sample.parts if isinstance(part, str)]
+        case samples.PlainText():
+            return [sample.text]
+
+
+def _draw(mixture: Mixture) -> tuple[Slot, Position, Any]:
+    slot = mixture.draw()
+    try:
+        return slot, mixture.position, mixture.read(slot)
+    except DamagedSample as error:
+        return slot, mixture.position, error
+
+
+def _found(picture: ImageBytes, seen: Mapping[int, Seen | ValueError]) -> Seen:
+    found = seen[id(picture)]
+    if isinstance(found, ValueError):
+        raise found
+    return found

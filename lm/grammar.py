@@ -1,0 +1,146 @@
+"""Which ids are legal next: the state machine of generation, one `Line` a prompt.
+
+    outside a picture    text ids, EOS, and [IMG] while a picture is allowed and has room
+    inside               codes only, below `min_codes`; then codes and [/IMG]; at `max_codes` [/IMG] only
+
+`max_new_tokens` holds to the id, markers and EOS counted: a picture begins only where its shortest form still
+fits, and its end is forced while there is room for it. So every picture ends, and none is empty.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum, auto
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pictish.lm.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Request:
+    """What may be generated, and how much; ValueError for limits that contradict each other.
+
+    Text only: `Request(100)`. Text and up to three pictures: `Request(500, max_images=3, max_codes=64)`.
+    Without `text` pictures follow each other, as many as fit; `one_image` is the usual case.
+    """
+
+    max_new_tokens: int
+    text: bool = True
+    max_images: int = 0
+    min_codes: int = 1
+    max_codes: int = 256
+
+    def __post_init__(self) -> None:
+        if self.max_images < 0 or not (self.text or self.max_images):
+            raise ValueError(f"text or at least one image must be allowed, max_images is {self.max_images}")
+        if not 1 <= self.min_codes <= self.max_codes:
+            raise ValueError(f"min_codes {self.min_codes} must be 1 to max_codes, which is {self.max_codes}")
+        least = 1 if self.text else self.min_codes + 2
+        if self.max_new_tokens < least:
+            raise ValueError(f"max_new_tokens {self.max_new_tokens} asked for; at least {least} would fit")
+
+
+def one_image(max_codes: int, min_codes: int = 1) -> Request:
+    """The request for exactly one picture and nothing else."""
+    limits = {"min_codes": min_codes, "max_codes": max_codes}
+    return Request(max_codes + 2, text=False, max_images=1, **limits)
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """Text ids without EOS, at least one."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImagePiece:
+    """A picture's codes without any offset, at least one."""
+
+    codes: tuple[int, ...]
+
+
+Piece = TextPiece | ImagePiece
+
+
+class State(IntEnum):
+    """What may come next; the row of `legal_ids`."""
+
+    TEXT = 0
+    TEXT_OR_BEGIN = auto()
+    BEGIN = auto()
+    CODE = auto()
+    CODE_OR_END = auto()
+    END = auto()
+
+
+def legal_ids(vocabulary: Vocabulary, width: int) -> Tensor:
+    """Which of a model's `width` ids each state allows, bool (states, width); ValueError for too few."""
+    if width < vocabulary.size:
+        raise ValueError(f"the vocabulary has {vocabulary.size} ids, the model only {width}")
+    ids = torch.arange(width)
+    text, code = ids < vocabulary.text, vocabulary.is_code(ids)
+    text[list(vocabulary.unspoken)] = False
+    begin, end = ids == vocabulary.begin, ids == vocabulary.end
+    table = torch.empty(len(State), width, dtype=torch.bool)
+    table[State.TEXT], table[State.TEXT_OR_BEGIN], table[State.BEGIN] = text, text | begin, begin
+    table[State.CODE], table[State.CODE_OR_END], table[State.END] = code, code | end, end
+    return table
+
+
+class Line:
+    """What one prompt has got so far, and what may follow."""
+
+    def __init__(self, vocabulary: Vocabulary, request: Request, inside: bool):
+        self.vocabulary = vocabulary
+        self.request = request
+        self.inside = inside
+        self.pieces: list[Piece] = []
+        self.current: list[int] = []  # ids of the piece being written
+        self.latest = -1  # the id taken last
+        self.left = request.max_new_tokens
+        self.images_left = request.max_images - inside
+        self.ended = False
+        if self.images_left < 0:
+            raise ValueError("the prompt ends with [IMG], but the request allows no image")
+        if inside and self.left < request.min_codes + 1:
+            raise ValueError(f"an image of {request.min_codes} codes does not fit max_new_tokens {self.left}")
+
+    @property
+    def state(self) -> State | None:
+        """What may come next; None: nothing, the line is done."""
+        request = self.request
+        if self.inside:
+            count = len(self.current)
+            if count == request.max_codes or self.left == 1:
+                return State.END
+            return State.CODE if count < request.min_codes else State.CODE_OR_END
+        speak = request.text and self.left > 0 and not self.ended
+        begin = self.images_left > 0 and self.left >= request.min_codes + 2 and not self.ended
+        if speak:
+            return State.TEXT_OR_BEGIN if begin else State.TEXT
+        return State.BEGIN if begin else None
+
+    def take(self, token: int) -> None:
+        """Append one legal id."""
+        self.latest = token
+        self.left -= 1
+        if token == self.vocabulary.begin:
+            self._finish_text()
+            self.inside, self.images_left = True, self.images_left - 1
+        elif token == self.vocabulary.end:
+            codes = self.vocabulary.codes_of(np.array(self.current))
+            self.pieces.append(ImagePiece(tuple(codes.tolist())))
+            self.inside, self.current = False, []
+        elif token == self.vocabulary.eos:
+            self.ended = True
+        else:
+            self.current.append(token)
+        if self.state is None:
+            self._finish_text()
+
+    def _finish_text(self) -> None:
+        if self.current:
+            self.pieces.append(TextPiece(tuple(self.current)))
+            self.current = []

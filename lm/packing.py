@@ -1,0 +1,146 @@
+"""Documents of different length share rows; attention never crosses from one to the next.
+
+A step's rows are filled from the stream of documents alone: what does not fit any more starts the next step,
+so a position in the stream is all there is to remember.
+
+Legend: B rows, L tokens a row, M embedded features, F feature channels.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pictish.lm.sequence import TASKS, Document
+
+Position = Mapping[str, Any]  # of a stream, plain JSON
+
+IGNORED = -100  # a target that counts for nothing: torch's and transformers' number for it
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Rows of documents, all (B, L) but `features` (M, F), whose rows and columns are `places` (2, M)."""
+
+    ids: Tensor
+    targets: Tensor  # the next id where that is learned, else IGNORED
+    documents: Tensor  # 1, 2, ... in each row; 0 is padding
+    positions: Tensor  # from 0 in each document
+    tasks: Tensor  # index into TASKS of each token's document
+    features: Tensor | None
+    places: Tensor
+
+    def to(self, device: torch.device) -> "Packed":
+        """The same on another device."""
+        moved = {name: value if value is None else value.to(device) for name, value in vars(self).items()}
+        return Packed(**moved)
+
+    def split(self, rows: int) -> "list[Packed]":
+        """Parts of at most `rows` rows."""
+        parts = []
+        for start in range(0, len(self.ids), rows):
+            inside = (self.places[0] >= start) & (self.places[0] < start + rows)
+            places = self.places[:, inside].clone()
+            places[0] -= start
+            parts.append(
+                Packed(
+                    *(
+                        tensor[start : start + rows]
+                        for tensor in (self.ids, self.targets, self.documents, self.positions, self.tasks)
+                    ),
+                    features=self.features[inside] if self.features is not None and inside.any() else None,
+                    places=places,
+                )
+            )
+        return parts
+
+    @property
+    def learned(self) -> int:
+        """How many targets count."""
+        return int((self.targets != IGNORED).sum())
+
+    @property
+    def padding(self) -> float:
+        """Share of the row places that hold no token."""
+        return float((self.documents == 0).float().mean())
+
+
+def fill(lengths: Sequence[int], rows: int, length: int) -> list[list[int]]:
+    """Which of the next documents go into each row: first fit, until one fits nowhere.
+
+    Returns indices by row; together they are 0, 1, ... without a gap. A document longer than a row is the
+    caller's mistake.
+    """
+    room = [length] * rows
+    placed: list[list[int]] = [[] for _ in range(rows)]
+    for index, wanted in enumerate(lengths):
+        assert wanted <= length, f"a document of {wanted} tokens for rows of {length}"
+        row = next((row for row in range(rows) if room[row] >= wanted), None)
+        if row is None:
+            break
+        placed[row].append(index)
+        room[row] -= wanted
+    return placed
+
+
+def batches(
+    documents: Iterator[tuple[Document, Position]], rows: int, length: int
+) -> Iterator[tuple[list[list[Document]], Position]]:
+    """Steps of `rows` rows from a stream, each with the position behind its last document.
+
+    What was read and does not fit waits for the next step; the last step may be short.
+    """
+    waiting: list[tuple[Document, Position]] = []
+    while True:
+        held = sum(len(document) for document, _ in waiting)
+        while held <= rows * length and (item := next(documents, None)) is not None:
+            waiting.append(item)
+            held += len(item[0])
+        if not waiting:
+            return
+        placed = fill([len(document) for document, _ in waiting], rows, length)
+        taken = sum(map(len, placed))
+        yield [[waiting[index][0] for index in row] for row in placed], waiting[taken - 1][1]
+        del waiting[:taken]
+
+
+def pack(rows: Sequence[Sequence[Document]], length: int) -> Packed:
+    """Lay documents out in rows of `length` tokens."""
+    shape = (len(rows), length)
+    ids, documents, positions, tasks = (np.zeros(shape, dtype=np.int64) for _ in range(4))
+    targets = np.full(shape, IGNORED, dtype=np.int64)
+    features, places = [], []
+    for row, members in enumerate(rows):
+        start = 0
+        for number, document in enumerate(members, 1):
+            end = start + len(document)
+            ids[row, start:end] = document.ids
+            following = np.where(document.learn[1:], document.ids[1:], IGNORED)
+            targets[row, start : end - 1] = following
+            documents[row, start:end] = number
+            positions[row, start:end] = np.arange(len(document))
+            tasks[row, start:end] = TASKS.index(document.task)
+            if document.features is not None:
+                features.append(document.features)
+                places.append(np.stack([np.full(len(document.places), row), document.places + start]))
+            start = end
+    return Packed(
+        *(torch.from_numpy(array) for array in (ids, targets, documents, positions, tasks)),
+        features=torch.from_numpy(np.concatenate(features)) if features else None,
+        places=torch.from_numpy(np.concatenate(places, axis=1) if places else np.zeros((2, 0), np.int64)),
+    )
+
+
+def attention_mask(documents: Tensor) -> Tensor:
+    """Which tokens each token may see, (B, 1, L, L) bool: itself and earlier ones of its own document.
+
+    transformers is given this mask and not position ids alone: those isolate documents only without a cache
+    and without a mask. Padding sees itself, since a row that sees nothing gives NaN.
+    """
+    length = documents.shape[1]
+    same = documents[:, :, None] == documents[:, None, :]  # (B, L, L)
+    earlier = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    return (same & earlier)[:, None]

@@ -1,0 +1,61 @@
+"""Which weights a stage of training changes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from pictish.lm.model import UnifiedModel
+
+NEW_ROWS = "new rows"  # among the patterns: the rows of embedding and head that widening added
+
+
+@contextmanager
+def trainable(model: UnifiedModel, patterns: Sequence[str]) -> Iterator[float]:
+    """Let gradients reach parameters whose names match one of `patterns`; gives their share of all weights.
+
+    `new rows` stands for the pictures' rows of embedding and head. Raises ValueError for a pattern that
+    matches nothing.
+    """
+    named = dict(model.named_parameters())
+    unmatched = [
+        pattern
+        for pattern in patterns
+        if pattern != NEW_ROWS and not any(fnmatchcase(n, pattern) for n in named)
+    ]
+    if unmatched:
+        raise ValueError(f"trainable: no weights match {unmatched[0]!r}; their names are like {min(named)}")
+    for name, parameter in named.items():
+        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+    count = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
+    handles = []
+    if NEW_ROWS in patterns:
+        first, last = model.vocabulary.begin, model.vocabulary.size
+
+        def only_new(gradient: Tensor) -> Tensor:
+            masked = gradient.clone()
+            masked[:first] = 0
+            masked[last:] = 0
+            return masked
+
+        for parameter in vocabulary_rows(model):
+            if not parameter.requires_grad:
+                parameter.requires_grad_(True)
+                handles.append(parameter.register_hook(only_new))
+                count += (last - first) * parameter[0].numel()
+    try:
+        yield count / sum(parameter.numel() for parameter in named.values())
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def vocabulary_rows(model: UnifiedModel) -> list[nn.Parameter]:
+    """The parameters that have one row an id: embedding, and head where it is another."""
+    head = model.language.get_output_embeddings()
+    found = [model.language.get_input_embeddings().weight]
+    for parameter in (getattr(head, "weight", None), getattr(head, "bias", None)):
+        if parameter is not None and parameter is not found[0]:
+            found.append(parameter)
+    return found

@@ -1,0 +1,35 @@
+"""Shards of made-up tokenized pictures, whose codes follow from their caption."""
+
+from pathlib import Path
+
+import numpy as np
+
+from pictish.data.shards import ShardFile
+from pictish.data.tokens import TokenizedImage
+
+FINGERPRINT = "0123456789ab"
+CODES = 30
+COLOURS = ("red", "green", "blue")
+THINGS = ("apple", "car", "house", "sun")
+
+
+def picture(caption: str, chance: np.random.Generator, fingerprint: str = FINGERPRINT) -> TokenizedImage:
+    """Two codes for the colour, two for the thing, and a free one at the end of some."""
+    words = caption.split()
+    colour, thing = COLOURS.index(words[1]), THINGS.index(words[2])
+    ids = [colour, 3 + colour, 6 + thing, 10 + thing, *chance.integers(20, CODES, chance.integers(0, 2))]
+    return TokenizedImage(np.array(ids), np.arange(len(ids)), (4, 4), (64, 64), fingerprint, CODES)
+
+
+def caption(chance: np.random.Generator) -> str:
+    return f"a {chance.choice(COLOURS)} {chance.choice(THINGS)}"
+
+
+def pair_shard(path: Path, count: int, seed: int = 0, fingerprint: str = FINGERPRINT) -> None:
+    """Pictures with captions."""
+    chance = np.random.default_rng(seed)
+    with ShardFile(path) as shard:
+        for number in range(count):
+            text = caption(chance)
+            tokens = picture(text, chance, fingerprint).to_bytes()
+            shard.write(f"{number:04d}", {"tokens": tokens, "txt": text.encode()})

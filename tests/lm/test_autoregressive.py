@@ -1,0 +1,232 @@
+import pytest
+import torch
+from torch import Tensor
+
+from pictish.lm.autoregressive import Guidance, Prompt, embed_ids, generate
+from pictish.lm.grammar import ImagePiece, Line, Request, TextPiece, legal_ids, one_image
+from pictish.lm.sampling import Sampling, draw
+from pictish.lm.vocabulary import Vocabulary
+from tests.lm.test_grammar import check
+from tests.lm.tiny import ARCHITECTURES, tiny_model
+
+VOCABULARY = Vocabulary(6, 5, eos=2, unspoken=(0, 1))  # few text ids: pictures and EOS are common
+ROWS = VOCABULARY.size + 3  # a padded model
+MIXED = Request(20, max_images=2, min_codes=2, max_codes=4)
+GUIDANCE = Guidance(text_scale=2.5, image_scale=1.4)
+GREEDY = Sampling(0)
+
+
+def seeded(count: int, first: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(first + place) for place in range(count)]
+
+
+def vectors(model, length: int, seed: int) -> Tensor:
+    """A prompt of embedded ids and, as an image may enter, of features that are no id's."""
+    ids = torch.randint(VOCABULARY.size, (length,), generator=torch.Generator().manual_seed(seed))
+    embedded = embed_ids(model, ids).clone()
+    noise = torch.randn(length, embedded.shape[1], generator=torch.Generator().manual_seed(seed))
+    embedded[::3] += noise[::3].to(embedded)
+    return embedded
+
+
+def four_prompts(model) -> list[Prompt]:
+    """Of different lengths, unguided and guided in both ways, inside and outside of an image."""
+    return [
+        Prompt(vectors(model, 9, 0)),
+        Prompt(vectors(model, 4, 1), None, vectors(model, 1, 2), inside=True),
+        Prompt(vectors(model, 13, 3), vectors(model, 6, 4), vectors(model, 2, 5)),
+        Prompt(vectors(model, 1, 6), None, vectors(model, 3, 7)),
+    ]
+
+
+@torch.no_grad()
+def slow(model, prompt: Prompt, request: Request, sampling: Sampling, guidance: Guidance, generator):
+    """The same without cache, batch or padding, guidance as it is written in the papers."""
+    line, legal = Line(VOCABULARY, request, prompt.inside), legal_ids(VOCABULARY, ROWS)
+    branches = {"full": prompt.full, "image_only": prompt.image_only, "nothing": prompt.nothing}
+    branches = {name: branch[None] for name, branch in branches.items() if branch is not None}
+    while line.state is not None:
+        found = {
+            name: model(inputs_embeds=branch, use_cache=False).logits[0, -1].log_softmax(dim=0)
+            for name, branch in branches.items()
+        }
+        logits = found["full"]
+        if line.inside and "image_only" in found:
+            text, image = found["full"] - found["image_only"], found["image_only"] - found["nothing"]
+            logits = found["nothing"] + guidance.image_scale * image + guidance.text_scale * text
+        elif line.inside and "nothing" in found:
+            logits = found["nothing"] + guidance.text_scale * (found["full"] - found["nothing"])
+        token = draw(logits.masked_fill(~legal[line.state], float("-inf"))[None], sampling, [generator])
+        line.take(token.item())
+        read = embed_ids(model, token)[None]
+        branches = {name: torch.cat([branch, read], dim=1) for name, branch in branches.items()}
+    return line.pieces
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.5, top_k=9, top_p=0.98)])
+def test_a_batch_is_four_slow_single_runs(architecture, cache, sampling):
+    model = tiny_model(architecture, ROWS)
+    prompts = four_prompts(model)
+    settings = {"sampling": sampling, "guidance": GUIDANCE}
+    together = generate(model, VOCABULARY, prompts, MIXED, generators=seeded(4), cache=cache, **settings)
+    expected = [
+        slow(model, prompt, MIXED, generator=generator, **settings)
+        for prompt, generator in zip(prompts, seeded(4), strict=True)
+    ]
+    assert together == expected
+    for prompt, pieces in zip(prompts, together, strict=True):
+        check(pieces, MIXED, prompt.inside)
+    # not vacuous: pictures were drawn, and no two prompts got the same
+    assert sum(isinstance(piece, ImagePiece) for pieces in together for piece in pieces) >= 2
+    assert len(set(map(tuple, together))) == 4
+
+
+def test_eager_attention_with_padding():
+    model = tiny_model("llama", ROWS)
+    prompts = four_prompts(model)
+    expected = generate(model, VOCABULARY, prompts, MIXED, guidance=GUIDANCE, generators=seeded(4))
+    model.set_attn_implementation("eager")
+    assert expected == generate(model, VOCABULARY, prompts, MIXED, guidance=GUIDANCE, generators=seeded(4))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_text_and_pictures_are_those_of_transformers(architecture):
+    wide = Vocabulary(60, 50, eos=2, unspoken=(0, 1))
+    model = tiny_model(architecture, wide.size)
+    every = torch.arange(wide.size)
+    lengths = []
+    for seed in range(4):
+        ids = torch.randint(3, 60, (1, 3 + 2 * seed), generator=torch.Generator().manual_seed(seed))
+        settings = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+
+        illegal = every[(every >= wide.text) | (every < 2)].tolist()
+        theirs = model.generate(ids, max_new_tokens=25, eos_token_id=2, suppress_tokens=illegal, **settings)
+        theirs = theirs[0, ids.shape[1] :].tolist()
+        ours = generate(model, wide, [Prompt(embed_ids(model, ids[0]))], Request(25), sampling=GREEDY)[0]
+        ended = [2] if theirs[-1] == 2 else []
+        assert [token for piece in ours for token in piece.ids] + ended == theirs
+
+        ids = torch.cat([ids, torch.tensor([[wide.begin]])], dim=1)
+        settings["attention_mask"] = torch.ones_like(ids)
+        illegal = every[~wide.is_code(every) & (every != wide.end)].tolist()
+        theirs = model.generate(
+            ids,
+            max_new_tokens=20,
+            min_new_tokens=5,
+            eos_token_id=wide.end,
+            suppress_tokens=illegal,
+            **settings,
+        )
+        theirs = [token for token in theirs[0, ids.shape[1] :].tolist() if token != wide.end]
+        prompt = Prompt(embed_ids(model, ids[0]), inside=True)
+        [[picture]] = generate(model, wide, [prompt], one_image(20, min_codes=5), sampling=GREEDY)
+        assert wide.ids_of(torch.tensor(picture.codes)).tolist() == theirs
+        lengths.append(len(theirs))
+        assert len(set(theirs)) > 1
+    assert min(lengths) >= 5
+
+
+def counted(model) -> list[int]:
+    """Rows of each forward that the model will run, filled as it runs."""
+    sizes: list[int] = []
+
+    def note(module, args, kwargs):
+        sizes.append(len(kwargs["inputs_embeds"]))
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    return sizes
+
+
+def test_scale_one_is_unguided_and_costs_no_rows():
+    model = tiny_model("llama", ROWS)
+    sizes = counted(model)
+    guided = four_prompts(model)
+    bare = [Prompt(prompt.full, inside=prompt.inside) for prompt in guided]
+    expected = generate(model, VOCABULARY, bare, MIXED, guidance=GUIDANCE, generators=seeded(4))
+    assert sizes[0] == 4
+    sizes.clear()
+    assert expected == generate(model, VOCABULARY, guided, MIXED, generators=seeded(4))
+    assert sizes[0] == 4
+    sizes.clear()
+    assert expected != generate(model, VOCABULARY, guided, MIXED, guidance=GUIDANCE, generators=seeded(4))
+    assert sizes[0] == 1 + 2 + 3 + 2
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < sizes[0]  # rows leave when done
+
+
+def test_equal_scales_need_no_image_only_row():
+    model = tiny_model("qwen3", ROWS)
+    prompts, guidance = four_prompts(model)[2:3], Guidance(1.8, 1.8)
+    sizes = counted(model)
+    found = generate(model, VOCABULARY, prompts, one_image(8), guidance=guidance, generators=seeded(1))
+    assert sizes[0] == 2
+    assert found == [slow(model, prompts[0], one_image(8), Sampling(), guidance, seeded(1)[0])]
+
+
+def test_text_is_never_guided():
+    model = tiny_model("llama", ROWS)
+    guided = four_prompts(model)[2:]
+    bare = [Prompt(prompt.full) for prompt in guided]
+    found = generate(model, VOCABULARY, guided, Request(12), guidance=Guidance(9, 5), generators=seeded(2))
+    assert found == generate(model, VOCABULARY, bare, Request(12), generators=seeded(2))
+    assert any(found)
+
+
+def test_same_seeds_same_ids_and_other_seeds_others():
+    model = tiny_model("gpt2", ROWS)
+    prompt = four_prompts(model)[1]
+    settings = {"guidance": GUIDANCE, "request": one_image(12, min_codes=12)}
+    several = generate(model, VOCABULARY, [prompt] * 5, generators=seeded(5), **settings)
+    assert several == generate(model, VOCABULARY, [prompt] * 5, generators=seeded(5), **settings)
+    assert several[2:3] == generate(model, VOCABULARY, [prompt], generators=seeded(1, first=2), **settings)
+    assert len({pieces[0] for pieces in several}) == 5
+    assert {len(pieces[0].codes) for pieces in several} == {12}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_the_weights_pieces_are_legal(seed):
+    model = tiny_model(ARCHITECTURES[seed % 3], ROWS, seed=seed, tied=seed % 2 == 1, dtype=torch.bfloat16)
+    prompts = four_prompts(model)
+    requests = [
+        Request(7, max_images=3, min_codes=3, max_codes=3),
+        Request(15, text=False, max_images=2, min_codes=1, max_codes=5),
+        Request(30, max_images=4, max_codes=2),
+    ]
+    for request in requests:
+        found = generate(model, VOCABULARY, prompts, request, guidance=GUIDANCE, generators=seeded(4, seed))
+        for prompt, pieces in zip(prompts, found, strict=True):
+            check(pieces, request, prompt.inside)
+    only = generate(model, VOCABULARY, prompts, one_image(6, 2), generators=seeded(4, seed))
+    assert all(len(pieces) == 1 and 2 <= len(pieces[0].codes) <= 6 for pieces in only)
+    texts = generate(model, VOCABULARY, prompts[2:], Request(5), sampling=GREEDY)
+    assert all(len(pieces) <= 1 and all(isinstance(piece, TextPiece) for piece in pieces) for pieces in texts)
+
+
+def test_a_prompt_may_fill_the_context_but_not_more():
+    model = tiny_model("gpt2", ROWS)
+    request = one_image(10, min_codes=10)
+    assert generate(model, VOCABULARY, [Prompt(vectors(model, 116, 0))], request, sampling=GREEDY)
+    with pytest.raises(ValueError, match="a prompt of 117 tokens with 12 new ones asked for; 128 in all"):
+        generate(model, VOCABULARY, [Prompt(vectors(model, 117, 0))], request, sampling=GREEDY)
+
+
+def test_wrong_input_is_one_clear_line():
+    model = tiny_model("llama", ROWS)
+    prompt = Prompt(vectors(model, 3, 0))
+    assert generate(model, VOCABULARY, [], MIXED, generators=[]) == []
+    with pytest.raises(ValueError, match="2 prompts to sample for need as many generators, not 1"):
+        generate(model, VOCABULARY, [prompt, prompt], MIXED, generators=seeded(1))
+    with pytest.raises(ValueError, match="not 0"):
+        generate(model, VOCABULARY, [prompt], MIXED)
+    with pytest.raises(ValueError, match="cache 'quick' asked for; dynamic or static"):
+        generate(model, VOCABULARY, [prompt], MIXED, sampling=GREEDY, cache="quick")
+    with pytest.raises(ValueError, match=r"full of a prompt is \(0, 32\); \(1 or more, D\) would fit"):
+        Prompt(embed_ids(model, []))
+    with pytest.raises(ValueError, match="image_only but not nothing"):
+        Prompt(prompt.full, image_only=prompt.full)
+    with pytest.raises(ValueError, match="the vocabulary has 14 ids, the model only 13"):
+        generate(tiny_model("llama", 13), VOCABULARY, [prompt], MIXED, sampling=GREEDY)
+    with pytest.raises(ValueError, match="guidance scales nan"):
+        Guidance(float("nan"))

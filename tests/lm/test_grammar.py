@@ -1,0 +1,132 @@
+import itertools
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pictish.lm.grammar import ImagePiece, Line, Piece, Request, State, TextPiece, legal_ids, one_image
+from pictish.lm.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(6, 5, eos=2, unspoken=(0, 1))
+LEGAL = legal_ids(VOCABULARY, VOCABULARY.size + 4)
+
+
+def ids_of(pieces: list[Piece], inside: bool) -> list[int]:
+    """What was generated, without EOS; `inside` prompts hold the first [IMG]."""
+    ids: list[int] = []
+    for piece in pieces:
+        if isinstance(piece, TextPiece):
+            ids += piece.ids
+        else:
+            codes = VOCABULARY.ids_of(torch.tensor(piece.codes)).tolist()
+            ids += [VOCABULARY.begin, *codes, VOCABULARY.end]
+    return ids[1:] if inside else ids
+
+
+def check(pieces: list[Piece], request: Request, inside: bool) -> None:
+    """All that a request promises of what it gets."""
+    images = [piece for piece in pieces if isinstance(piece, ImagePiece)]
+    texts = [piece for piece in pieces if isinstance(piece, TextPiece)]
+    assert len(images) <= request.max_images
+    assert all(request.min_codes <= len(image.codes) <= request.max_codes for image in images)
+    assert all(0 <= code < VOCABULARY.codes for image in images for code in image.codes)
+    assert all(text.ids and set(text.ids) <= {3, 4, 5} for text in texts)
+    assert request.text or not texts
+    assert len(ids_of(pieces, inside)) <= request.max_new_tokens
+    assert not any(a in texts and b in texts for a, b in itertools.pairwise(pieces))
+    if inside or not request.text:
+        assert isinstance(pieces[0], ImagePiece)
+
+
+@st.composite
+def requests(draw) -> tuple[Request, bool]:
+    least = draw(st.integers(1, 4))
+    most = draw(st.integers(least, 7))
+    text, images = draw(st.booleans()), draw(st.integers(0, 3))
+    inside = images > 0 and draw(st.booleans())
+    smallest = 1 if text and not inside else least + 2
+    room, speak = draw(st.integers(smallest, 30)), text or not images
+    return Request(room, speak, max_images=images, min_codes=least, max_codes=most), inside
+
+
+@settings(max_examples=300, deadline=None)
+@given(requests(), st.integers(0, 2**32))
+def test_whatever_is_chosen_pictures_are_legal_and_pieces_round_trip(case, seed):
+    request, inside = case
+    chooser = random.Random(seed)
+    line = Line(VOCABULARY, request, inside)
+    while line.state is not None:
+        line.take(chooser.choice(LEGAL[line.state].nonzero()[:, 0].tolist()))
+    check(line.pieces, request, inside)
+    again = Line(VOCABULARY, request, inside)
+    for token in ids_of(line.pieces, inside):
+        assert LEGAL[again.state, token]
+        again.take(token)
+    if again.state is not None:  # text that EOS ended
+        again.take(VOCABULARY.eos)
+    assert again.state is None
+    assert again.pieces == line.pieces
+
+
+def test_what_each_state_allows():
+    allowed = {state.name: row.nonzero()[:, 0].tolist() for state, row in zip(State, LEGAL, strict=True)}
+    assert allowed == {
+        "TEXT": [2, 3, 4, 5],
+        "TEXT_OR_BEGIN": [2, 3, 4, 5, 6],
+        "BEGIN": [6],
+        "CODE": [8, 9, 10, 11, 12],
+        "CODE_OR_END": [7, 8, 9, 10, 11, 12],
+        "END": [7],
+    }
+    with pytest.raises(ValueError, match="the vocabulary has 14 ids, the model only 13"):
+        legal_ids(VOCABULARY, 13)
+
+
+def states_of(request: Request, tokens: list[int], inside: bool = False) -> list[State | None]:
+    line = Line(VOCABULARY, request, inside)
+    states = [line.state]
+    for token in tokens:
+        line.take(token)
+        states.append(line.state)
+    return states
+
+
+def test_one_image_and_nothing_else():
+    request = one_image(max_codes=3, min_codes=2)
+    states = [State.BEGIN, State.CODE, State.CODE, State.CODE_OR_END, State.END, None]
+    assert states_of(request, [6, 8, 9, 8, 7]) == states
+    assert states_of(request, [8, 9, 7], inside=True) == [State.CODE, State.CODE, State.CODE_OR_END, None]
+
+
+def test_an_image_ends_in_time_and_begins_only_where_it_fits():
+    request = Request(6, max_images=2, min_codes=2, max_codes=9)
+    states = [State.TEXT_OR_BEGIN] * 2 + [State.CODE] * 2 + [State.CODE_OR_END, State.END, None]
+    assert states_of(request, [3, 6, 8, 8, 8, 7]) == states
+    assert states_of(request, [3, 3, 3])[-2:] == [State.TEXT_OR_BEGIN, State.TEXT]
+
+
+def test_eos_ends_a_line():
+    assert states_of(Request(9, max_images=1), [3, 2])[-1] is None
+    line = Line(VOCABULARY, Request(9), inside=False)
+    line.take(2)
+    assert (line.state, line.pieces) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Request(5, text=False), "text or at least one image"),
+        (lambda: Request(5, max_images=-1), "text or at least one image"),
+        (lambda: Request(0), "max_new_tokens 0 asked for; at least 1"),
+        (lambda: Request(5, text=False, max_images=1, min_codes=4), "at least 6 would fit"),
+        (lambda: one_image(3, min_codes=4), "min_codes 4 must be 1 to max_codes, which is 3"),
+        (lambda: one_image(3, min_codes=0), "min_codes 0 must be 1"),
+        (lambda: Line(VOCABULARY, Request(5), inside=True), "the request allows no image"),
+        (lambda: Line(VOCABULARY, Request(2, max_images=1, min_codes=2), inside=True), "does not fit"),
+    ],
+)
+def test_requests_that_cannot_be_met(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,131 @@
+"""Packing: nothing lost, nothing moved, nothing seen across documents, on the path that trains."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pictish.lm.model import ImageTokens, Projector, UnifiedModel
+from pictish.lm.objective import autoregressive
+from pictish.lm.packing import IGNORED, attention_mask, batches, fill, pack
+from pictish.lm.sequence import Codes, Document, Features, Text, build
+from pictish.lm.vocabulary import text_ids, widen
+from tests.lm.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
+
+LENGTHS = st.lists(st.integers(1, 16), min_size=1, max_size=40)
+
+
+def plain(length: int, first: int = 0) -> Document:
+    ids = np.arange(first, first + length)
+    return Document("text", ids, np.ones(length, bool), np.zeros(0, np.int64), None)
+
+
+@given(LENGTHS, st.integers(1, 4))
+def test_filling_takes_documents_in_order_until_one_fits_nowhere(lengths, rows):
+    placed = fill(lengths, rows, 16)
+    taken = sorted(chain.from_iterable(placed))
+    assert taken == list(range(len(taken)))
+    assert all(sum(lengths[i] for i in row) <= 16 for row in placed)
+    if len(taken) < len(lengths):
+        assert all(sum(lengths[i] for i in row) + lengths[len(taken)] > 16 for row in placed)
+
+
+@given(LENGTHS, st.integers(1, 4))
+@settings(max_examples=50)
+def test_batches_use_each_document_once_and_say_where_they_are(lengths, rows):
+    stream = ((plain(length, 1000 * number), {"n": number}) for number, length in enumerate(lengths))
+    seen: list[int] = []
+    for members, position in batches(stream, rows, 16):
+        seen += sorted(int(document.ids[0]) // 1000 for row in members for document in row)
+        assert position == {"n": seen[-1]}
+    assert seen == list(range(len(lengths)))
+
+
+def test_targets_stay_inside_their_document():
+    packed = pack([[plain(3, 10), plain(2, 20)], [plain(4, 30)]], 8)
+    assert packed.ids[0].tolist() == [10, 11, 12, 20, 21, 0, 0, 0]
+    assert packed.targets[0].tolist() == [11, 12, IGNORED, 21, IGNORED, IGNORED, IGNORED, IGNORED]
+    assert packed.positions[0].tolist() == [0, 1, 2, 0, 1, 0, 0, 0]
+    assert packed.documents[0].tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
+    assert packed.learned == 2 + 1 + 3
+    assert packed.padding == pytest.approx(7 / 16)
+
+
+def test_the_mask_shows_earlier_tokens_of_the_same_document():
+    mask = attention_mask(torch.tensor([[1, 1, 2, 2, 0]]))[0, 0]
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
+
+
+def tiny_unified(architecture: str, features: int = 0) -> UnifiedModel:
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(architecture, len(tokenizer), dtype=torch.float32)
+    widen(model, tokenizer, 30, generator=torch.Generator().manual_seed(0))
+    projector = Projector(features, model.get_input_embeddings().weight.shape[1]) if features else None
+    return UnifiedModel(model, tokenizer, ImageTokens("0" * 12, 30, 16, features), projector)
+
+
+def some_documents(model: UnifiedModel, features: int) -> list[Document]:
+    chance = np.random.default_rng(0)
+    documents = []
+    for number in range(9):
+        picture = Codes(chance.integers(0, 30, chance.integers(1, 9)), learn=bool(number % 2))
+        if features and number % 3 == 0:
+            picture = Features(chance.normal(size=(chance.integers(1, 6), features)).astype(np.float32))
+        parts = [picture, Text("a red apple on the sea"[: chance.integers(3, 20)], learn=True)]
+        eos = model.vocabulary.eos
+        documents.append(
+            build("caption", parts, model.vocabulary, lambda t: text_ids(model.text_tokenizer, t), eos)
+        )
+    return documents
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("features", [0, 5])
+def test_packed_losses_are_those_of_documents_alone(architecture, features):
+    model = tiny_unified(architecture, features)
+    documents = some_documents(model, features)
+    placed = fill([len(document) for document in documents], 3, 96)
+    assert sum(map(len, placed)) == len(documents), "all fit"
+    assert max(map(len, placed)) > 2, "some share a row"
+    with torch.no_grad():
+        packed = autoregressive(model, pack([[documents[i] for i in row] for row in placed], 96))
+        alone = [autoregressive(model, pack([[document]], len(document))) for document in documents]
+    assert packed.counts.sum() == sum(one.counts.sum() for one in alone)
+    assert float(packed.total) == pytest.approx(float(sum(one.total for one in alone)), rel=1e-5)
+
+
+def test_a_document_is_blind_to_its_neighbours():
+    model = tiny_unified("llama")
+    documents = some_documents(model, 0)
+    with torch.no_grad():
+        first = model(pack([documents[:3]], 96))
+        other = model(pack([[documents[0], documents[4], documents[2]]], 96))
+    length = len(documents[0])
+    assert torch.equal(first[0, :length], other[0, :length])
+    changed = pack([documents[:3]], 96)
+    changed.ids[0, 0] += 1
+    with torch.no_grad():
+        moved = model(changed)
+    assert torch.equal(
+        moved[0, length : sum(map(len, documents[:3]))], first[0, length : sum(map(len, documents[:3]))]
+    )
+    assert not torch.equal(moved[0, :length], first[0, :length])
+
+
+def test_splitting_into_forwards_keeps_features_in_place():
+    model = tiny_unified("llama", 5)
+    documents = some_documents(model, 5)
+    packed = pack([documents[:2], documents[2:4], documents[4:6], documents[6:]], 96)
+    with torch.no_grad():
+        whole = model(packed)
+        parts = torch.cat([model(part) for part in packed.split(3)])
+    assert torch.allclose(whole, parts, atol=1e-5)

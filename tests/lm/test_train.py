@@ -1,0 +1,162 @@
+"""Training: it learns, it resumes bit for bit wherever it was stopped, stages train what they name."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pictish.configs import load, parse
+from pictish.lm.config import TrainConfig
+from pictish.lm.model import ImageTokens, UnifiedModel, read_pretrained
+from pictish.lm.train import train
+from tests.lm.pictures import CODES, FINGERPRINT, pair_shard
+
+IMAGE_TOKENS = ImageTokens(FINGERPRINT, CODES, 16, 12)
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    for number in range(2):
+        pair_shard(tmp_path / "shards" / f"{number}.tar", 40, seed=number)
+    pair_shard(tmp_path / "validation" / "0.tar", 16, seed=9)
+    return tmp_path
+
+
+def config_for(shards: Path, *overrides: str) -> TrainConfig:
+    paths = [
+        f"data.train.pictures.paths=[{shards}/shards/*.tar]",
+        "data.validation.unseen={paths: [%s/validation/*.tar], caption: 0.5}" % shards,  # noqa: UP031
+    ]
+    return parse(TrainConfig, load("tiny/lm", [*paths, *overrides]), "tiny/lm")
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    timed = ("waiting", "tokens_per_second")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_at(steps: set[int]):
+    def progress(done: int, total: int) -> None:
+        if done in steps:
+            steps.remove(done)
+            raise Killed
+
+    return progress
+
+
+def test_killed_runs_end_as_an_undisturbed_one(shards):
+    config = config_for(shards)
+    train(config, shards / "whole", IMAGE_TOKENS, "cpu")
+    stops = {2, 3, 5, 7, 9}
+    progress = killed_at(set(stops))
+    for _ in stops:
+        with pytest.raises(Killed):
+            train(config, shards / "broken", IMAGE_TOKENS, "cpu", progress=progress)
+    train(config, shards / "broken", IMAGE_TOKENS, "cpu", progress=progress)
+    whole, broken = (load_file(shards / run / "model" / "model.safetensors") for run in ("whole", "broken"))
+    assert whole.keys() == broken.keys()
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert lines(shards / "whole") == lines(shards / "broken")
+
+
+def test_reading_ahead_changes_nothing(shards):
+    train(config_for(shards), shards / "ahead", IMAGE_TOKENS, "cpu")
+    train(config_for(shards, "data.read_ahead=false"), shards / "plain", IMAGE_TOKENS, "cpu")
+    assert lines(shards / "ahead") == lines(shards / "plain")
+
+
+def test_accumulated_forwards_give_the_same_curve(shards):
+    train(config_for(shards), shards / "one", IMAGE_TOKENS, "cpu")
+    train(config_for(shards, "data.accumulate=4"), shards / "four", IMAGE_TOKENS, "cpu")
+    one, four = ([row["loss"] for row in lines(shards / run) if "loss" in row] for run in ("one", "four"))
+    assert one == pytest.approx(four, abs=1e-4)
+
+
+def test_a_stage_changes_what_it_names(shards):
+    config = config_for(
+        shards, "stages=[{name: only, steps: 3, learning_rate: 0.01, warmup: 0, trainable: [new rows]}]"
+    )
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def show(model: UnifiedModel, step: int) -> None:
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    config = config.model_copy(update={"sample_every": 1})
+    train(config, shards / "run", IMAGE_TOKENS, "cpu", show=show)
+    first = UnifiedModel.from_folder(shards / "run" / "model").vocabulary.begin
+    before, after = seen[0], seen[-1]
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert set(changed) == {"language.model.embed_tokens.weight", "language.lm_head.weight"}, (
+        "tied: one matrix"
+    )
+    for name in changed:
+        assert torch.equal(before[name][:first], after[name][:first])
+        assert not torch.equal(before[name][first:], after[name][first:])
+
+
+def test_a_pattern_that_matches_nothing_is_refused(shards):
+    config = config_for(shards, "stages=[{name: only, steps: 3, trainable: ['layers.9.*']}]")
+    with pytest.raises(ValueError, match=r"layers\.9"):
+        train(config, shards / "run", IMAGE_TOKENS, "cpu")
+
+
+def test_it_learns_and_the_folder_is_a_plain_one(shards):
+    config = config_for(
+        shards,
+        "stages=[{name: only, steps: 60, learning_rate: 0.01, warmup: 5}]",
+        "log_every=10",
+        "validate_every=60",
+    )
+    folder = train(config, shards / "run", IMAGE_TOKENS, "cpu")
+    losses = [row["loss"] for row in lines(shards / "run") if "loss" in row]
+    assert losses[-1] < 0.5 * losses[0]
+    assert {"loss_caption", "loss_drawing", "padding"} <= lines(shards / "run")[0].keys()
+    assert lines(shards / "run")[-1]["validation_loss"] < 0.5 * losses[0]
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ours = UnifiedModel.from_folder(folder)
+    ids = tokenizer("a red apple[IMG]<code-00000><code-00003>[/IMG]", return_tensors="pt").input_ids
+    vocabulary = ours.vocabulary
+    assert ids[0, -4:].tolist() == [
+        vocabulary.begin,
+        *vocabulary.ids_of(torch.tensor([0, 3])),
+        vocabulary.end,
+    ]
+    with torch.no_grad():
+        assert torch.equal(plain(ids).logits, ours.language(ids).logits)
+        scores = plain(ids).logits[0, -5]  # behind the text
+    assert scores.argmax() == vocabulary.begin
+
+
+def test_a_saved_model_can_be_the_base_of_another(shards):
+    from tests.lm.tiny import tiny_model, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    tiny_model("qwen3", len(tokenizer), dtype=torch.float32).save_pretrained(shards / "base")
+    tokenizer.save_pretrained(shards / "base")
+    raw = load(
+        "tiny/lm", [f"data.train.pictures.paths=[{shards}/shards/*.tar]", "stages=[{name: only, steps: 2, warmup: 0}]"]
+    )
+    raw["model"] = {"base": {"kind": "pretrained", "folder": str(shards / "base")}}
+    config = parse(TrainConfig, raw, "test")
+    folder = train(config, shards / "run", IMAGE_TOKENS, "cpu")
+    assert read_pretrained(folder, torch.float32)[0].config.model_type == "qwen3"
+
+
+def test_rows_longer_than_the_context_are_refused(shards):
+    with pytest.raises(ValueError, match="context of 256"):
+        train(config_for(shards, "data.length=300"), shards / "run", IMAGE_TOKENS, "cpu")
+
+
+def test_codes_of_another_tokenizer_are_refused(shards):
+    pair_shard(shards / "shards" / "0.tar", 40, fingerprint="ffffffffffff")
+    pair_shard(shards / "shards" / "1.tar", 40, fingerprint="ffffffffffff")
+    with pytest.raises(ValueError, match=r"ffffffffffff.*0123456789ab|0123456789ab.*ffffffffffff"):
+        train(config_for(shards), shards / "run", IMAGE_TOKENS, "cpu")
