@@ -123,7 +123,7 @@ class DynamicTokenizer(nn.Module):
     def _merge_dense(
         self, features: Tensor, generator: torch.Generator, noise: float
     ) -> tuple[Draw, Tensor, Tensor, Tensor]:
-        """A draw, the selector's costs, the mask (B, N) bool, and codes (B, N, C) of all rows, unquantized."""
+        """A draw, the selector's costs, the mask (B, N), and unquantized codes (B, N, C) of all rows."""
         settings = self.config.selector
         hidden = self.embed(features)
         # The selector reads the hidden rows but does not bend them: its gradient slowed everything else down.

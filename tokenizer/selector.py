@@ -84,7 +84,7 @@ class Selector(nn.Module):
 
 
 def guide_loss(cost: Tensor, errors: Tensor, counted: Tensor) -> Tensor:
-    """How far costs (B, N) are from the reconstruction `errors` (B, N) of the `counted` (B, N) cells, a scalar.
+    """How far costs (B, N) are from reconstruction `errors` (B, N) of the `counted` (B, N) cells, a scalar.
 
     Only dropped cells may be counted, and only those dropped without regard to their cost: else cells that
     are dear to drop would have no say.
@@ -94,7 +94,7 @@ def guide_loss(cost: Tensor, errors: Tensor, counted: Tensor) -> Tensor:
 
 
 class Draw(NamedTuple):
-    """A training draw: `gate` (B, N) of zeros and ones; `blind` (B, N) cells and `free` (B,) pictures, bool."""
+    """A training draw: `gate` (B, N) of zeros and ones, `blind` cells (B, N) and `free` pictures (B,), bool."""
 
     gate: Tensor
     free: Tensor  # pictures whose number of tokens is their own; of the rest it was set
