@@ -69,11 +69,16 @@ class SelectorConfig(Config):
     guide: float = Field(
         0.1, ge=0, description="weight of the term that ties scores to errors of dropped patches"
     )
+    relief: float = Field(
+        0.3, ge=0, description="what each neighbour at an edge, once kept, takes from a score"
+    )
     noise: float = Field(
         0.1, ge=0, le=1, description="scale of the Gumbel noise at the end of the first phase"
     )
     budgets: float = Field(0.15, ge=0, le=1, description="share of training pictures that keep the N best")
-    blind: float = Field(0.2, ge=0, le=1, description="share that keeps any N: the guide learns from these")
+    blind: float = Field(
+        0.15, ge=0, le=1, description="share of cells that a coin decides: the guide learns from these"
+    )
 
 
 class TransformerConfig(Config):
@@ -93,6 +98,7 @@ class TokenizerConfig(Config):
     merger: TransformerConfig = TransformerConfig()
     quantizer: QuantizerConfig
     reconstructor: TransformerConfig = TransformerConfig()
+    alone: float = Field(0.5, ge=0, description="weight of what each code alone says of its own patch")
     magnitude: float = Field(0.0, ge=0, description="weight of the squared error beside the cosine")
 
     @model_validator(mode="after")

@@ -36,6 +36,7 @@ class Losses(NamedTuple):
 
     total: Tensor
     cosine: Tensor
+    alone: Tensor
     guide: Tensor
     quantizer: Tensor
     keep_rate: Tensor
@@ -62,10 +63,15 @@ class DynamicTokenizer(nn.Module):
         self.project_in = nn.Linear(self.encoder.features, width)
         # A convolutional encoder does not say where a patch is, and the reconstructor never sees cells.
         self.position = nn.Parameter(torch.randn(self.encoder.cells, width) * 0.02)
-        self.selector = Selector(width)
+        self.selector = Selector(width, config.encoder.grid, config.selector.relief)
         self.merger = Merger(width, heads, ratio, config.merger.layers)
         self.quantizer = build_quantizer(config.quantizer)
         self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, self.quantizer.dim))
+        # Training only: what a code says of its own patch. Without it tokens speak of the whole picture, and
+        # it hardly matters which patches are kept (docs/log.md).
+        self.alone = nn.Sequential(
+            nn.Linear(self.quantizer.dim, width), nn.GELU(), nn.Linear(width, self.encoder.features)
+        )
         self.reconstructor = Reconstructor(
             self.encoder.cells,
             self.quantizer.dim,
@@ -87,7 +93,7 @@ class DynamicTokenizer(nn.Module):
         """
         features = self.encoder.standardise(raw.float())
         settings = self.config.selector
-        draw, scores, keep, codes = self._merge_dense(features, generator, noise)
+        draw, costs, keep, codes = self._merge_dense(features, generator, noise)
         vectors = self.quantizer.normalise(codes)  # (B, N, C)
         quantizer_loss = vectors.new_zeros(())
         ids = torch.empty(0, dtype=torch.long, device=raw.device)
@@ -98,12 +104,15 @@ class DynamicTokenizer(nn.Module):
         predicted = self.reconstructor.gated(vectors, draw.gate)
         errors = cosine_errors(predicted, features)  # (B, N)
         cosine = errors.mean()
-        guide = guide_loss(scores, errors, ~keep & draw.blind[:, None])
-        total = cosine + settings.guide * guide + quantizer_loss
+        guide = guide_loss(costs, errors, draw.blind & ~keep)
+        alone = cosine_errors(self.alone(vectors[keep]), features[keep]).mean()
+        total = cosine + self.config.alone * alone + settings.guide * guide + quantizer_loss
         if self.config.magnitude:  # the cosine leaves open how long a vector is: how dark, how saturated
             total = total + self.config.magnitude * F.mse_loss(predicted.float(), features)
         keep_rate = keep[draw.free].float().sum() / (draw.free.sum() * keep.shape[1]).clamp_min(1)
-        return Losses(total, cosine.detach(), guide.detach(), quantizer_loss.detach(), keep_rate, ids)
+        return Losses(
+            total, cosine.detach(), alone.detach(), guide.detach(), quantizer_loss.detach(), keep_rate, ids
+        )
 
     @torch.no_grad()
     def code_vectors(self, raw: Tensor, generator: torch.Generator, noise: float = 1.0) -> Tensor:
@@ -114,24 +123,25 @@ class DynamicTokenizer(nn.Module):
     def _merge_dense(
         self, features: Tensor, generator: torch.Generator, noise: float
     ) -> tuple[Draw, Tensor, Tensor, Tensor]:
-        """A draw, its scores and mask (B, N) bool, and codes (B, N, C) of all rows, unquantized."""
+        """A draw, the selector's costs, the mask (B, N), and unquantized codes (B, N, C) of all rows."""
         settings = self.config.selector
         hidden = self.embed(features)
         # The selector reads the hidden rows but does not bend them: its gradient slowed everything else down.
-        scores = self.selector.scores(hidden.detach())
+        costs = self.selector.costs(hidden.detach())
+        scores = self.selector.spread(costs)
         level = self.selector.level_for(scores, settings.rate)
         if self.training:
             self.selector.remember(level)
         shares = {"budgets": settings.budgets, "blind": settings.blind}
         draw = draw_gate(scores + level, noise, generator, **shares)
         keep = draw.gate.detach() > 0.5
-        return draw, scores, keep, self.to_code(self.merger(hidden, keep))
+        return draw, costs, keep, self.to_code(self.merger(hidden, keep))
 
     @torch.no_grad()
     def set_level(self, batches: Iterable[Tensor]) -> None:
         """Set the level so that pictures of raw features (B, N, F) keep the configured share on average."""
-        scores = [self.selector.scores(self.embed(self.encoder.standardise(raw.float()))) for raw in batches]
-        self.selector.level.copy_(self.selector.level_for(torch.cat(scores), self.config.selector.rate))
+        logits = [self.selector(self.embed(self.encoder.standardise(raw.float()))) for raw in batches]
+        self.selector.level += self.selector.level_for(torch.cat(logits), self.config.selector.rate)
 
     @torch.no_grad()
     def round_trip(

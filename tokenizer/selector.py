@@ -21,14 +21,17 @@ LEVEL_STEP = 0.05  # share of one batch in the remembered level
 class Selector(nn.Module):
     """Scores each patch from its own features and the mean over the picture.
 
-    Scores learn what a patch's absence costs (`guide`) and, by the straight-through gate, what its presence
-    gives. How many are kept is not learned: one `level`, added to all scores, holds the mean rate. LaVIT's
-    penalty lambda (mean - rho)^2 had a gradient ten times that which tells patches apart (docs/log.md).
+    It predicts what a patch's absence costs (`guide`), changed by the straight-through gate to what its
+    presence gives. A kept patch speaks for its neighbours too: each at its edge then counts `relief` less, so
+    patches are taken one after the other, the dearest first (`spread`). How many are kept is not learned: one
+    `level`, added to all scores, holds the mean rate. LaVIT's penalty lambda (mean - rho)^2 had a gradient
+    ten times that which tells patches apart (docs/log.md).
     """
 
     level: Tensor
+    near: Tensor
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, grid: int, relief: float):
         super().__init__()
         half = width // 2
         self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * half), nn.GELU())
@@ -40,16 +43,34 @@ class Selector(nn.Module):
             nn.Linear(half // 2, 1),
         )
         self.register_buffer("level", torch.zeros(()))
+        cells = torch.arange(grid**2)
+        down, right = cells // grid, cells % grid
+        apart = (down[:, None] - down).abs() + (right[:, None] - right).abs()  # (N, N)
+        self.register_buffer("near", relief * (apart == 1), persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (B, N) of keeping each patch of `hidden` (B, N, D)."""
-        return self.scores(hidden) + self.level
+        return self.spread(self.costs(hidden)) + self.level
 
-    def scores(self, hidden: Tensor) -> Tensor:
-        """Scores (B, N) before the level, in units of `ERROR_SCALE` times an error."""
+    def costs(self, hidden: Tensor) -> Tensor:
+        """What dropping each patch costs (B, N), in `ERROR_SCALE` times an error."""
         own, shared = self.project(hidden).chunk(2, dim=-1)
         shared = shared.mean(dim=1, keepdim=True).expand_as(own)
         return self.score(torch.cat([own, shared], dim=-1)).squeeze(-1)
+
+    def spread(self, cost: Tensor) -> Tensor:
+        """Scores (B, N): the `cost` (B, N) of each patch less the relief by neighbours taken before it.
+
+        They fall from one taken patch to the next, so a threshold and a number cut the same order.
+        """
+        left = cost.detach().float()
+        relief = torch.zeros_like(left)
+        for _ in range(left.shape[1]):
+            taken = left.argmax(dim=1)  # the first of equals
+            left = left - self.near[taken]
+            left.scatter_(1, taken[:, None], -torch.inf)
+            relief = relief + self.near[taken] * left.isfinite()
+        return cost - relief
 
     @torch.no_grad()
     def level_for(self, scores: Tensor, rate: float) -> Tensor:
@@ -62,22 +83,22 @@ class Selector(nn.Module):
         self.level.lerp_(level, LEVEL_STEP)
 
 
-def guide_loss(scores: Tensor, errors: Tensor, dropped: Tensor) -> Tensor:
-    """How far `scores` (B, N) are from the reconstruction `errors` (B, N) of `dropped` (B, N) patches, a
-    scalar.
+def guide_loss(cost: Tensor, errors: Tensor, counted: Tensor) -> Tensor:
+    """How far costs (B, N) are from reconstruction `errors` (B, N) of the `counted` (B, N) cells, a scalar.
 
-    Only patches dropped without regard to their score may be given: else the ones it keeps have no say.
+    Only dropped cells may be counted, and only those dropped without regard to their cost: else cells that
+    are dear to drop would have no say.
     """
-    misses = F.smooth_l1_loss(scores.float(), ERROR_SCALE * errors.detach().float(), reduction="none")
-    return (misses * dropped).sum() / dropped.sum().clamp_min(1)
+    misses = F.smooth_l1_loss(cost.float(), ERROR_SCALE * errors.detach().float(), reduction="none")
+    return (misses * counted).sum() / counted.sum().clamp_min(1)
 
 
 class Draw(NamedTuple):
-    """A training draw: `gate` (B, N) of zeros and ones, and how each picture's was made, (B,) bool each."""
+    """A training draw: `gate` (B, N) of zeros and ones, `blind` cells (B, N) and `free` pictures (B,), bool."""
 
     gate: Tensor
-    free: Tensor  # by its own logits; the rest had its number of tokens set
-    blind: Tensor  # of the rest: that many cells at random
+    free: Tensor  # pictures whose number of tokens is their own; of the rest it was set
+    blind: Tensor  # cells of free pictures that a coin decided, whatever their score
 
 
 def draw_gate(
@@ -86,26 +107,32 @@ def draw_gate(
     """Draw a keep gate by straight-through Gumbel-softmax from `logits` (B, N).
 
     The two-class Gumbel-softmax is a sigmoid of logit plus logistic noise; with `noise` 1 a patch is kept
-    with its keep probability, with 0 the draw is the threshold of inference. Two shares of the pictures keep
-    N patches, N drawn log-uniformly, so that `--budget` works at any N: `budgets` the best by score, `blind`
-    any. At least one is kept.
+    with its keep probability, with 0 the draw is the threshold of inference. A share `budgets` of the
+    pictures keep their N best, N drawn from 1 to all and more often small, so that `--budget` works at any N.
+    In the others a share `blind` of the cells falls to a coin that keeps as often as the scores do: what is
+    lost where it drops is what a drop costs among neighbours chosen by score. At least one patch is kept.
     """
     count = logits.shape[1]
-    uniform = torch.rand(logits.shape, generator=generator).to(logits.device).clamp(1e-6, 1 - 1e-6)
+    uniform, chance, coin = (
+        torch.rand((3, *logits.shape), generator=generator).to(logits.device).clamp(1e-6, 1 - 1e-6)
+    )
     rows = torch.rand((2, len(logits), 1), generator=generator).to(logits.device)
     noisy = logits.float() + noise * torch.logit(uniform)
     relaxed = torch.sigmoid(noisy)
-    is_blind = rows[1] < blind  # (B, 1)
-    is_free = rows[1] >= blind + budgets
-    rank = _rank(torch.where(is_blind, uniform, noisy.detach()))
-    number = (count ** rows[0]).round().clamp(1, count)
-    keep = torch.where(is_free, noisy > 0, rank < number) | (rank == 0)
-    # Pictures whose number was set teach the gate nothing about it: with one token kept, any other is worth a
+    is_free = rows[1] >= budgets  # (B, 1)
+    is_blind = is_free & (chance < blind)  # (B, N)
+    wanted = noisy > 0
+    rank = _rank(noisy.detach())
+    number = (1 + (count - 1) * rows[0] ** 2).round()
+    keep = torch.where(is_free, torch.where(is_blind, coin < wanted.float().mean(), wanted), rank < number)
+    keep = keep | ((rank == 0) & ~keep.any(dim=1, keepdim=True))
+    # Where the number was set the gate's gradient means nothing: with one token kept, any other is worth a
     # lot. What is common to all patches belongs to the level, so the gradient is centred.
-    mean = (relaxed * is_free).sum() / (is_free.sum() * count).clamp_min(1)
-    through = (relaxed - mean) * is_free
+    own = is_free & ~is_blind
+    mean = (relaxed * own).sum() / own.sum().clamp_min(1)
+    through = (relaxed - mean) * own
     gate = keep.to(relaxed.dtype) + (through - through.detach())
-    return Draw(gate, is_free.squeeze(1), is_blind.squeeze(1))
+    return Draw(gate, is_free.squeeze(1), is_blind)
 
 
 def choose(

@@ -111,7 +111,7 @@ class Window:
 
     def add(self, losses, pictures: int) -> None:
         """Take in one step's losses."""
-        for name in ("total", "cosine", "guide", "quantizer", "keep_rate"):
+        for name in ("total", "cosine", "alone", "guide", "quantizer", "keep_rate"):
             self.sums[name] = self.sums.get(name, 0.0) + getattr(losses, name).detach().item()
         self.steps += 1
         self.pictures += pictures
