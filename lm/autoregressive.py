@@ -73,7 +73,8 @@ def embed_ids(model: PreTrainedModel, ids: Sequence[int] | Tensor) -> Tensor:
     """The model's embeddings (L, D) of ids (L,): what a prompt is made of, beside continuous features."""
     embedding = model.get_input_embeddings()
     with torch.no_grad():
-        return embedding(torch.as_tensor(ids, dtype=torch.long, device=embedding.weight.device))
+        device = embedding.get_parameter("weight").device
+        return embedding(torch.as_tensor(ids, dtype=torch.long, device=device))
 
 
 @torch.inference_mode()
@@ -91,7 +92,8 @@ def generate(
     """What a transformers causal LM in eval mode says to each prompt: its pieces in order, maybe none.
 
     Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it.
-    ValueError for a prompt longer than the model's context, and for one that the request contradicts.
+    ValueError for a prompt longer than the model's context, for one that the request contradicts, and for a
+    model that gives no numbers.
     """
     if generators is None and sampling.temperature == 0:
         generators = [torch.Generator() for _ in prompts]  # greedy asks nothing of them
@@ -110,9 +112,12 @@ def generate(
     while True:
         logits = _guided(speakers, rows.logits)
         logits = logits.masked_fill(~legal[[s.line.state for s in speakers]], NEVER)
+        if not logits.amax(dim=1).isfinite().all():
+            raise ValueError("the model's logits are not finite numbers; its weights may have diverged")
         ids = draw(logits, sampling, [s.generator for s in speakers]).tolist()
         for speaker, token in zip(speakers, ids, strict=True):
             speaker.line.take(token)
+        # finished prompts leave with all their rows; the others read on
         owners = [s.line for s in speakers for _ in s.branches]  # R
         kept = [row for row, line in enumerate(owners) if line.state is not None]
         speakers = [s for s in speakers if s.line.state is not None]
@@ -203,7 +208,7 @@ class Rows:
         """Only these rows stay."""
         index = torch.tensor(rows, device=self.mask.device)
         # made for beam search, and selects in layers of every kind; batch_select_indices only in dynamic ones
-        self.cache.reorder_cache(index)
+        self.cache.reorder_cache(index)  # type: ignore[arg-type]  # any integer tensor does
         self.mask, self.length = self.mask[index], self.length[index]
 
     def _read(self, embedded: Tensor, positions: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ class UnifiedModel(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> "UnifiedModel":
-        """Load a model folder, or the shipped `"starter"`; ValueError when it is no language model of ours."""
+        """Load a model folder, or the shipped `"starter"`; ValueError when it holds something else."""
         from safetensors.torch import load_file
 
         path = locate_model(folder, "lm")

@@ -13,7 +13,7 @@ Legend: L tokens of a document, K tokens of a picture, F feature channels.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -71,17 +71,25 @@ class Document:
 
 
 def build(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode, eos: int) -> Document:
-    """Join `parts` into a document that ends with `eos`.
+    """A document of `parts` that ends with `eos`, learned when the last part is.
 
-    EOS is learned when the last part is. Raises ValueError for a picture without tokens or with codes that
-    the vocabulary does not hold.
+    Raises ValueError for a picture without tokens or with codes that the vocabulary does not hold.
     """
     assert parts, "a document without parts"
-    ids: list[Ids] = []
+    joined = join(task, parts, vocabulary, encode)
+    return replace(
+        joined,
+        ids=np.append(joined.ids, eos),
+        learn=np.append(joined.learn, not isinstance(parts[-1], Features) and parts[-1].learn),
+    )
+
+
+def join(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode) -> Document:
+    """`parts` one after the other, with nothing behind them: what a prompt is made of."""
+    ids: list[Ids] = [np.zeros(0, dtype=np.int64)]
     learn: list[bool] = []
-    places: list[Ids] = []
+    places: list[Ids] = [np.zeros(0, dtype=np.int64)]
     features: list[npt.NDArray[np.float32]] = []
-    length = 0
     for part in parts:
         if isinstance(part, Text):
             row = np.asarray(encode(part.text), dtype=np.int64)
@@ -90,17 +98,15 @@ def build(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Enc
         else:
             row = np.full(len(part.values) + 2, vocabulary.begin, dtype=np.int64)
             row[-1] = vocabulary.end
-            places.append(np.arange(length + 1, length + 1 + len(part.values)))
+            places.append(len(learn) + 1 + np.arange(len(part.values)))
             features.append(part.values)
-        learned = not isinstance(part, Features) and part.learn
         ids.append(row)
-        learn += [learned] * len(row)
-        length += len(row)
+        learn += [not isinstance(part, Features) and part.learn] * len(row)
     return Document(
         task=task,
-        ids=np.concatenate([*ids, np.array([eos], dtype=np.int64)]),
-        learn=np.array([*learn, learned], dtype=bool),
-        places=np.concatenate(places) if places else np.zeros(0, dtype=np.int64),
+        ids=np.concatenate(ids),
+        learn=np.array(learn, dtype=bool),
+        places=np.concatenate(places),
         features=np.concatenate(features) if features else None,
     )
 

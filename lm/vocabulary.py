@@ -107,7 +107,7 @@ def widen(
     taken = [string for string in strings if string in known]
     if taken:
         raise ValueError(f"the tokenizer already has {len(taken)} of the tokens to add, {taken[0]} first")
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     used = max(known.values()) + 1
     text = max(rows, used)
     # A model often has more rows than its tokenizer has strings (padded to a multiple of 64 or more), but a
@@ -150,15 +150,13 @@ def text_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 @torch.no_grad()
 def _add_rows(model: PreTrainedModel, size: int, used: int, generator: torch.Generator) -> None:
     """Widen embedding and head to `size` rows, the new ones drawn like the first `used`."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     with torch.random.fork_rng(devices=[]):  # the rows that transformers draws come from the global generator
         model.resize_token_embeddings(size, mean_resizing=False)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    matrices = [embedding.weight]
-    if head is not None and head.weight is not embedding.weight:
-        matrices += [head.weight]
-    if getattr(head, "bias", None) is not None:
-        matrices += [head.bias]
+    matrices = [embedding.get_parameter("weight")]
+    if head is not None:  # a weight, which may be the embedding's, and maybe a bias
+        matrices += [matrix for matrix in head.parameters() if matrix is not matrices[0]]
     for matrix in matrices:
         old = matrix[:used].float()
         noise = torch.randn((size - rows, *old.shape[1:]), generator=generator).to(old.device)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.shards import drawn_picture, write_shard
+from pictish.data.tokens import TokenizedImage
+from tests.shards import drawn_picture, told_picture, write_shard, write_told_shards
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -101,3 +102,81 @@ def test_it_can_be_measured_and_looked_at(chain, tmp_path):
 def test_another_config_in_the_same_run_is_refused(chain):
     words = ["train", "tokenizer", "tiny/tokenizer", "batch_size=4", "--run", chain / "killed"]
     pictish(*words, code=2)
+
+
+LM_SETTINGS = [
+    "model.features=true",
+    "data.length=192",
+    "data.validation={}",
+    "stages=[{name: all, steps: 200, learning_rate: 6.0e-3, warmup: 10}]",
+    "log_every=10",
+    "checkpoint_every=100",
+    "sample_every=200",
+    "samples=[a red disc, a blue bar]",
+]
+
+
+@pytest.fixture(scope="module")
+def speaking(chain) -> Path:
+    """The chain's model with a language model beside it, trained on told pictures, tokenized or raw."""
+    write_told_shards(chain / "told", 200)
+    model = ["--model", chain / "model", "--quiet"]
+    words = ["--format", "shards", *model]
+    pictish("tokenize", chain / "told" / "pairs.tar", chain / "tokens", *words)
+    sources = (
+        f"pairs: {{paths: [{chain}/tokens/pairs.tar], caption: 0.4}}",
+        f"edits: {{paths: [{chain}/told/edits.tar]}}",
+        f"questions: {{paths: [{chain}/told/questions.tar], weight: 0.5}}",
+        f"seen: {{paths: [{chain}/told/pairs.tar], caption: 1, continuous: 1, weight: 0.5}}",
+    )
+    changes = [f"tokenizer={chain}/model", f"data.train={{{', '.join(sources)}}}", *LM_SETTINGS]
+    command = ["train", "lm", "tiny/lm", *changes, "--run", chain / "lm", "--quiet"]
+    kill_after((chain / "lm" / "checkpoints" / "step-00000100").exists, *command)
+    pictish(*command)
+    (chain / "lm" / "model").rename(chain / "model" / "lm")
+    return chain
+
+
+def test_the_language_model_learns(speaking):
+    rows = [json.loads(line) for line in (speaking / "lm" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 200
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+    assert {"loss_caption", "loss_drawing", "loss_edit", "loss_answer"} <= rows[-1].keys()
+    with Image.open(speaking / "lm" / "samples" / "step-00000200.png") as sheet:
+        assert sheet.size == (256, 128)
+
+
+def test_it_draws_edits_and_describes(speaking, tmp_path):
+    model = ["--model", speaking / "model"]
+    told_picture("red", "bar").save(tmp_path / "bar.png")
+    told_picture("blue", "disc").resize((96, 48)).save(tmp_path / "disc.png")
+    pictish("generate", "a red disc", "a blue bar", "--count", 2, "--out", tmp_path / "drawn", *model)
+    names = [f"{slug}-{seed}" for slug in ("a-blue-bar", "a-red-disc") for seed in (0, 1)]
+    assert sorted(path.stem for path in (tmp_path / "drawn").glob("*.png")) == names
+    pictish("detokenize", tmp_path / "drawn", tmp_path / "back", *model, "--quiet")
+    for name in names:
+        drawn, back = (tmp_path / folder / f"{name}.png" for folder in ("drawn", "back"))
+        with Image.open(drawn) as one, Image.open(back) as other:
+            assert one.tobytes() == other.tobytes(), "the tokens beside a picture give that picture"
+    pictish("generate", "a red disc", "--out", tmp_path / "again", *model)
+    first, again = (tmp_path / folder / "a-red-disc-0.tokens" for folder in ("drawn", "again"))
+    assert TokenizedImage.from_bytes(first.read_bytes()) == TokenizedImage.from_bytes(again.read_bytes())
+    pictish("edit", tmp_path / "disc.png", "make it green", "--out", tmp_path / "edited", *model)
+    (edited,) = (tmp_path / "edited").glob("*.png")
+    with Image.open(edited) as picture:
+        assert picture.width == 2 * picture.height
+    pictures = ["--image", tmp_path / "bar.png", "--image", tmp_path / "disc.png"]
+    pictish("generate", "both", *pictures, "--out", tmp_path / "mixed", *model)
+    assert len(list((tmp_path / "mixed").glob("*.png"))) == 1
+    for looking in ([], ["--features"]):
+        assert pictish("describe", tmp_path / "bar.png", *looking, *model).strip()
+    assert pictish("describe", tmp_path / "bar.png", "which colour?", *model).strip()
+
+
+def test_what_cannot_be_drawn_is_one_line(speaking, tmp_path):
+    model = ["--model", speaking / "model", "--out", tmp_path / "drawn"]
+    pictish("generate", "", *model, code=2)
+    pictish("generate", "a red disc " * 100, *model, code=2)
+    pictish("generate", "a [IMG]<code-00001>[/IMG] disc", *model)
+    pictish("generate", "a [IMG]<code-00001>[/IMG] disc", *model, code=2)
+    assert len(list((tmp_path / "drawn").iterdir())) == 2

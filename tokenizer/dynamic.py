@@ -243,6 +243,25 @@ class Tokenizer:
 
         `keep` (B, N) bool overrides the selector: for comparing selections.
         """
+        return self.see(pixels, sizes, budget=budget, threshold=threshold, generators=generators, keep=keep)[
+            0
+        ]
+
+    @torch.inference_mode()
+    def see(
+        self,
+        pixels: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        budget: int | None = None,
+        threshold: float | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        keep: Tensor | None = None,
+    ) -> tuple[list[TokenizedImage], list[Tensor]]:
+        """Tokens as `tokenize_pixels` gives them, and each picture's merged rows (K, D) before quantization.
+
+        The rows are what a language model reads where it need not write: they say more than codes.
+        """
         assert len(pixels) == len(sizes), (len(pixels), len(sizes))
         hidden, logits = self._encode(pixels)
         if keep is None:
@@ -251,6 +270,7 @@ class Tokenizer:
         keep = keep.to(self.device)
         lengths = keep.sum(dim=1).tolist()
         ids: dict[int, np.ndarray] = {}
+        merged_rows: dict[int, Tensor] = {}
         for group, bucket in self._buckets(lengths):
             padded = group + [-1] * (self.micro_batch - len(group))
             # blanks repeat the first picture of the group: real rows of the same shape, thrown away below
@@ -261,8 +281,9 @@ class Tokenizer:
             found = self.network.quantizer(codes).ids.view(len(padded), bucket).cpu().numpy()
             for place, index in enumerate(group):
                 ids[index] = found[place, : lengths[index]]
+                merged_rows[index] = merged[place, : lengths[index]]
         cells = [np.flatnonzero(row) for row in keep.cpu().numpy()]
-        return [
+        tokens = [
             TokenizedImage(
                 ids=ids[index].astype(np.int64),
                 cells=cells[index].astype(np.int64),
@@ -273,6 +294,7 @@ class Tokenizer:
             )
             for index in range(len(pixels))
         ]
+        return tokens, [merged_rows[index] for index in range(len(pixels))]
 
     @torch.inference_mode()
     def scores(self, pixels: Tensor) -> Tensor:

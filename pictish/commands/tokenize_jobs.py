@@ -209,30 +209,39 @@ def _fill_from_shards(work: Work, shards: Sequence[Path]) -> None:
             shard.source_sha256 = sha256
             with contextlib.closing(work.tokenize(_pictures(path, shard))) as tokenized:
                 for decoded, image in tokenized:
-                    assert isinstance(decoded.file, SamplePicture)
-                    key = decoded.file.name
-                    shard.add(decoded, image, key, f"{path.name}/{key}", decoded.file.others)
+                    shard.add_member(decoded, image)
 
 
 @dataclass(frozen=True)
 class SamplePicture(ImageBytes):
-    """The picture of a raw shard's sample, named by its key, and what goes with it."""
+    """One of the pictures of a raw shard's sample; `name` is the sample's key."""
 
-    others: dict[str, bytes]
+    member: str  # what its tokens are called: `tokens`, or `source.tokens` for `source.png`
+    last: bool  # of its sample
+    others: dict[str, bytes]  # what goes with the sample, the same for all of its pictures
 
 
 def _pictures(path: Path, shard: "ShardBuilder") -> Iterator[SamplePicture]:
-    """Pictures of a raw shard; samples without one, and damage, are told to `shard`."""
+    """Pictures of a raw shard; samples without one, and damage, are told to `shard`.
+
+    A sample has one picture, or several with names, as edits and documents have.
+    """
     try:
         for sample in read_shard(path):
             key = sample["__key__"]
-            suffix = next((suffix for suffix in PICTURES if suffix in sample), None)
-            if suffix is None:
+            named = sorted(s for s in sample if "." in s and s.rsplit(".", 1)[1] in PICTURES)
+            found = {f"{s.rsplit('.', 1)[0]}.tokens": sample[s] for s in named}
+            plain = next((suffix for suffix in PICTURES if suffix in sample), None)
+            if plain is not None:
+                found["tokens"] = sample[plain]
+            if not found:
                 error = f"holds no picture; known are {' '.join(PICTURES)}"
                 shard.leave_out(key, f"{path.name}/{key}", error)
                 continue
             others = {name: sample[name] for name in CARRIED if name in sample}
-            yield SamplePicture(sample[suffix], key, others)
+            last = max(found)
+            for member in sorted(found):
+                yield SamplePicture(found[member], key, member, member == last, others)
     except ValueError as error:
         shard.damage = one_line(error).removeprefix(f"{path.name}: ")
 
@@ -245,6 +254,9 @@ class ShardBuilder:
         self._tokens = 0
         self._sha256 = ""
         self._left_out: list[str] = []
+        self._members: dict[str, bytes] = {}  # tokens of the sample under way
+        self._images: list[TokenizedImage] = []
+        self._broken: str | None = None  # why that sample has no tokens
         self.source_sha256 = ""
         self.sources: list[tuple[str, str | None]] = []
         self.damage: str | None = None  # of the raw shard: then there is no output
@@ -253,23 +265,37 @@ class ShardBuilder:
         self._file = ShardFile(self._work.output.folder / self._name, approve=self._approve).__enter__()
         return self
 
-    def add(
-        self,
-        decoded: Decoded,
-        image: TokenizedImage | None,
-        key: str,
-        called: str,
-        others: dict[str, bytes] | None = None,
-    ) -> None:
-        """Append one sample, or leave it out when its picture is broken; `called` is its name in reports."""
+    def add(self, decoded: Decoded, image: TokenizedImage | None, key: str, called: str) -> None:
+        """Append a picture as a sample, or leave it out when broken; `called` is its name in reports."""
         self.sources.append((decoded.file.name, decoded.sha256))
         if image is None:
             self.leave_out(decoded.file.name, called, decoded.error or "no tokens")
+        else:
+            self._write(key, {"tokens": image.to_bytes()}, [image])
+
+    def add_member(self, decoded: Decoded, image: TokenizedImage | None) -> None:
+        """Take in one picture of a raw sample; the last one of a sample writes it, or leaves it out."""
+        picture = decoded.file
+        assert isinstance(picture, SamplePicture)
+        if image is None:
+            self._broken = self._broken or decoded.error or "no tokens"
+        else:
+            self._images.append(image)
+            self._members[picture.member] = image.to_bytes()
+        if not picture.last:
             return
-        self._file.write(key, {"tokens": image.to_bytes(), **(others or {})})
-        self._tokens += len(image)
-        self._work.totals.add(image)
-        self._work.report.done()
+        if self._broken is not None:
+            self.leave_out(picture.name, f"{self._source}/{picture.name}", self._broken)
+        else:
+            self._write(picture.name, {**self._members, **picture.others}, self._images)
+        self._members, self._images, self._broken = {}, [], None
+
+    def _write(self, key: str, members: dict[str, bytes], images: list[TokenizedImage]) -> None:
+        self._file.write(key, members)
+        for image in images:
+            self._tokens += len(image)
+            self._work.totals.add(image)
+            self._work.report.done()
 
     def leave_out(self, name: str, called: str, error: str) -> None:
         """Note a sample that has no tokens."""

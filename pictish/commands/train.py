@@ -29,6 +29,29 @@ def tokenizer(
     _with_progress(lambda progress: train(settings, run, device, progress), quiet)
 
 
+def lm(
+    config: ConfigName,
+    overrides: Overrides = None,
+    run: Run = Path("runs/lm"),
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Train a language model on shards of text and pictures; run again to go on where it stopped."""
+    from pictish.commands.train_lm import image_tokens_of, looking, showing
+    from pictish.configs import load, parse
+    from pictish.lm.config import TrainConfig
+    from pictish.lm.train import train
+    from pictish.tokenizer.dynamic import Tokenizer
+    from pictish.training.world import resolve_device
+
+    settings = parse(TrainConfig, load(config, overrides or []), config)
+    tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
+    _begin(run, settings, quiet)
+    more = {"look": looking(tokenizer), "show": showing(settings, tokenizer, run)}
+    known = image_tokens_of(tokenizer)
+    _with_progress(lambda progress: train(settings, run, known, device, progress=progress, **more), quiet)
+
+
 def decoder(
     config: ConfigName,
     overrides: Overrides = None,

@@ -16,6 +16,7 @@ from PIL import Image
 from pictish.cli import main
 from pictish.data.images import find_images
 from pictish.data.loader import decode_images
+from pictish.data.samples import Edit, parse_sample
 from pictish.data.shards import ShardFile, read_shard
 from pictish.data.token_folder import find_tokens, read_manifest, read_tokens
 from pictish.data.tokens import TokenizedImage
@@ -491,6 +492,30 @@ def test_raw_shards_become_shards_of_the_same_names_with_their_captions(
     assert "12 were done before" in tokenize.out
     reordered = [tmp_path / "raw" / name for name in ("raw-2.tar", "raw-0.tar", "raw-1.tar")]
     assert tokenize(*reordered, tmp_path / "again", "--workers", "0", "--batch-size", "1") == 0
+    assert content(tmp_path / "again") == content(tmp_path / "out")
+
+
+def test_samples_of_several_pictures_keep_them_all_or_are_left_out(tmp_path, tokenize, tiny_models):
+    told = b'{"edit": {"source": "source.png", "instruction": "mirror it", "target": "target.png"}}'
+    (tmp_path / "raw").mkdir()
+    with ShardFile(tmp_path / "raw" / "edits.tar") as shard:
+        shard.write("a", {"source.png": tmp_png(1), "target.png": tmp_png(2), "json": told})
+        shard.write("b", {"source.png": tmp_png(3), "target.png": b"hello", "json": told})
+        shard.write("c", {"source.png": tmp_png(4), "png": tmp_png(5), "txt": b"two"})
+    assert tokenize(tmp_path / "raw", tmp_path / "out", "--batch-size", "1") == 1
+    assert "edits.tar/b: " in tokenize.err
+    samples = {sample.pop("__key__"): sample for sample in read_shard(tmp_path / "out" / "edits.tar")}
+    assert set(samples["a"]) == {"source.tokens", "target.tokens", "json"}
+    assert samples["a"]["json"] == told
+    assert set(samples["c"]) == {"source.tokens", "tokens", "txt"}
+    tokenizer = Tokenizer.from_folder(tiny_models)
+    for key, member, number in (("a", "source", 1), ("a", "target", 2), ("c", "source", 4), ("c", "", 5)):
+        (expected,) = tokenizer.tokenize([picture(number)])
+        blob = samples[key][f"{member}.tokens" if member else "tokens"]
+        assert TokenizedImage.from_bytes(blob) == expected
+    edit = parse_sample("edits.tar", "a", samples["a"], tokenizer.fingerprint)
+    assert isinstance(edit, Edit)
+    assert tokenize(tmp_path / "raw", tmp_path / "again", "--workers", "2") == 1
     assert content(tmp_path / "again") == content(tmp_path / "out")
 
 

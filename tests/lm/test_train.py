@@ -142,7 +142,8 @@ def test_a_saved_model_can_be_the_base_of_another(shards):
     tiny_model("qwen3", len(tokenizer), dtype=torch.float32).save_pretrained(shards / "base")
     tokenizer.save_pretrained(shards / "base")
     raw = load(
-        "tiny/lm", [f"data.train.pictures.paths=[{shards}/shards/*.tar]", "stages=[{name: only, steps: 2, warmup: 0}]"]
+        "tiny/lm",
+        [f"data.train.pictures.paths=[{shards}/shards/*.tar]", "stages=[{name: only, steps: 2, warmup: 0}]"],
     )
     raw["model"] = {"base": {"kind": "pretrained", "folder": str(shards / "base")}}
     config = parse(TrainConfig, raw, "test")

@@ -1,0 +1,75 @@
+"""`pictish edit`: a picture and what is to change about it, to a picture."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pictish.commands.generate import (
+    Device,
+    MaxTokens,
+    MinP,
+    MinTokens,
+    Model,
+    Overwrite,
+    Quiet,
+    Seed,
+    Size,
+    Temperature,
+    TopK,
+    TopP,
+    check_new,
+    generators,
+    slug,
+    store,
+)
+
+
+def run(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to be changed.")],
+    instruction: Annotated[str, typer.Argument(metavar="INSTRUCTION", help="What to do with it.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("edited"),
+    count: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 1,
+    seed: Seed = 0,
+    guidance: Annotated[float, typer.Option(help="How strictly to follow the words; 1 is not at all.")] = 2.5,
+    image_guidance: Annotated[float, typer.Option(help="How strictly to keep to the picture.")] = 1.5,
+    temperature: Temperature = 0.8,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    min_tokens: MinTokens = 1,
+    max_tokens: MaxTokens = None,
+    size: Size = 256,
+    model: Model = "starter",
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Change IMAGE as INSTRUCTION says: OUT/name-words-of-the-instruction-SEED.png, in the shape of IMAGE."""
+    from pictish.data.images import load_image
+    from pictish.lm.autoregressive import Guidance
+    from pictish.lm.sampling import Sampling
+
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    source = load_image(image)
+    seeds = range(seed, seed + count)
+    names = [f"{slug(image.stem)}-{slug(instruction)}-{number}" for number in seeds]
+    check_new(out, names, overwrite)
+    from pictish.pipelines.text_to_image import TextToImage
+    from pictish.training.world import resolve_device
+
+    drawer = TextToImage.from_folder(model, resolve_device(device))
+    tokens = drawer.tokens(
+        [[source, instruction]] * count,
+        generators(seeds),
+        sampling=sampling,
+        guidance=Guidance(text_scale=guidance, image_scale=image_guidance),
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        shapes=[(source.height, source.width)] * count,
+    )
+    for name, token, picture in zip(names, tokens, drawer.reconstructor(tokens, size), strict=True):
+        store(out, name, picture, token.to_bytes())
+        if not quiet:
+            print(f"{out / name}.png  {len(token)} tokens")

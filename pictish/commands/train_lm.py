@@ -1,0 +1,86 @@
+"""What `pictish train lm` hands to the loop, which knows neither tokenizer nor decoder."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pictish.data.loader import ImageBytes
+    from pictish.lm.config import TrainConfig
+    from pictish.lm.documents import Look, Seen
+    from pictish.lm.model import ImageTokens, UnifiedModel
+    from pictish.lm.train import Show
+    from pictish.pipelines.reconstruct import Reconstructor
+    from pictish.tokenizer.dynamic import Tokenizer
+
+
+def image_tokens_of(tokenizer: "Tokenizer") -> "ImageTokens":
+    """What a language model needs to know of a tokenizer."""
+    from pictish.lm.model import ImageTokens
+
+    config = tokenizer.network.config
+    return ImageTokens(tokenizer.fingerprint, tokenizer.codebook_size, tokenizer.cells, config.width)
+
+
+def looking(tokenizer: "Tokenizer") -> "Look":
+    """A function that tokenizes raw pictures of shards while the language model trains."""
+    return partial(_look, tokenizer)
+
+
+def _look(tokenizer: "Tokenizer", pictures: "Sequence[ImageBytes]") -> "list[Seen | ValueError]":
+    import numpy as np
+    import torch
+
+    from pictish.data.loader import decode_images
+    from pictish.lm.documents import Seen
+
+    decoded = list(decode_images(pictures, side=tokenizer.image_size, workers=0))
+    whole = [one for one in decoded if one.pixels is not None and one.size is not None]
+    found: list[Seen | ValueError] = [ValueError(one.error or "cannot be read") for one in decoded]
+    if whole:
+        pixels = torch.from_numpy(np.stack([one.pixels for one in whole if one.pixels is not None]))
+        tokens, rows = tokenizer.see(pixels, [one.size for one in whole if one.size is not None])
+        seen = iter([Seen(t.ids, r.cpu().numpy()) for t, r in zip(tokens, rows, strict=True)])
+        found = [next(seen) if one.pixels is not None else f for one, f in zip(decoded, found, strict=True)]
+    return found
+
+
+def showing(config: "TrainConfig", tokenizer: "Tokenizer", run: Path) -> "Show | None":
+    """A function that draws the config's `samples` during training, or None when there are none."""
+    if not (config.sample_every and config.samples):
+        return None
+    from pictish.pipelines.reconstruct import Reconstructor
+
+    reconstructor = Reconstructor.from_folder(config.tokenizer, tokenizer.device)
+    return partial(_show, config, tokenizer, reconstructor, run)
+
+
+def _show(
+    config: "TrainConfig",
+    tokenizer: "Tokenizer",
+    reconstructor: "Reconstructor",
+    run: Path,
+    model: "UnifiedModel",
+    step: int,
+) -> None:
+    """Write `run/samples/step-00001000.png`: one picture a text, side by side."""
+    import io
+
+    from PIL import Image
+
+    from pictish.commands.generate import generators
+    from pictish.data.files import write_atomic
+    from pictish.pipelines.language import Language
+    from pictish.pipelines.text_to_image import TextToImage
+
+    drawer = TextToImage(Language(tokenizer, model), reconstructor)
+    texts = [[text] for text in config.samples]
+    pictures = reconstructor(drawer.tokens(texts, generators(range(len(texts)))), 128)
+    sheet = Image.new("RGB", (128 * len(pictures), 128), "white")
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (128 * number, 0))
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    (run / "samples").mkdir(exist_ok=True)
+    write_atomic(run / "samples" / f"step-{step:08d}.png", file.getvalue())

@@ -1,0 +1,101 @@
+"""A language model joined with the tokenizer whose codes it speaks: words and pictures in, prompts out."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+    from pictish.lm.autoregressive import Prompt
+    from pictish.lm.model import UnifiedModel
+    from pictish.lm.sequence import Part
+    from pictish.tokenizer.dynamic import Tokenizer
+
+Said = str | Image.Image  # one part of what a user says
+
+
+class Language:
+    """Reads what users say: `Language.from_folder("starter").prompt(["a red apple"], draw=True)`."""
+
+    def __init__(self, tokenizer: "Tokenizer", model: "UnifiedModel") -> None:
+        if model.image_tokens.fingerprint != tokenizer.fingerprint:
+            raise ValueError(
+                f"the language model speaks codes of tokenizer {model.image_tokens.fingerprint}, "
+                f"not of {tokenizer.fingerprint}; give --model a folder whose parts belong together"
+            )
+        self.tokenizer, self.model = tokenizer, model
+
+    @classmethod
+    def from_folder(cls, folder: str | Path = "starter", device: "str | torch.device" = "cpu") -> "Language":
+        """Load both from one model folder, or the shipped `"starter"`; ValueError when one is missing."""
+        from pictish.lm.model import UnifiedModel
+        from pictish.tokenizer.dynamic import Tokenizer
+
+        return cls(Tokenizer.from_folder(folder, device), UnifiedModel.from_folder(folder, device))
+
+    def parts(self, said: Sequence[Said], *, continuous: bool = False) -> "list[Part]":
+        """Text and pictures as parts of a sequence; pictures as codes, or as continuous features."""
+        import numpy as np
+        import torch
+
+        from pictish.data.images import fit_square
+        from pictish.lm.sequence import Codes, Features, Text
+
+        if continuous and self.model.projector is None:
+            raise ValueError("this language model has no projector for continuous features; use codes")
+        pictures = [one.convert("RGB") for one in said if isinstance(one, Image.Image)]
+        seen: list[Part] = []
+        if pictures:
+            side = self.tokenizer.image_size
+            pixels = torch.from_numpy(np.stack([fit_square(picture, side) for picture in pictures]))
+            tokens, rows = self.tokenizer.see(pixels, [(one.height, one.width) for one in pictures])
+            seen = [
+                Features(r.cpu().numpy()) if continuous else Codes(t.ids)
+                for t, r in zip(tokens, rows, strict=True)
+            ]
+        waiting = iter(seen)
+        return [next(waiting) if isinstance(one, Image.Image) else Text(one) for one in said]
+
+    def prompt(self, said: Sequence[Said], *, draw: bool, continuous: bool = False) -> "Prompt":
+        """What the model is to continue: with a picture when `draw`, else with text.
+
+        A prompt to draw has branches for guidance: with nothing, and where it holds text and pictures with
+        the pictures alone. Raises ValueError when nothing was said.
+        """
+        from pictish.lm.autoregressive import Prompt
+        from pictish.lm.sequence import Text
+
+        if not said or any(isinstance(one, str) and not one.strip() for one in said):
+            raise ValueError("an empty prompt; say what to draw or to describe")
+        parts = self.parts(said, continuous=continuous)
+        if not draw:
+            return Prompt(self.embed(parts, draw))
+        shown = [part for part in parts if not isinstance(part, Text)]
+        both = 0 < len(shown) < len(parts)
+        return Prompt(
+            full=self.embed(parts, draw),
+            image_only=self.embed(shown, draw) if both else None,
+            nothing=self.embed([], draw),
+            inside=True,
+        )
+
+    def embed(self, parts: "Sequence[Part]", draw: bool) -> "torch.Tensor":
+        """Embeddings (L, D) of parts, with the marker that opens a picture behind them when `draw`."""
+        import numpy as np
+        import torch
+
+        from pictish.lm.sequence import join
+        from pictish.lm.vocabulary import text_ids
+
+        model = self.model
+        joined = join("interleaved", parts, model.vocabulary, partial(text_ids, model.text_tokenizer))
+        ids = np.append(joined.ids, model.vocabulary.begin) if draw else joined.ids
+        device = self.tokenizer.device
+        places = torch.from_numpy(np.stack([np.zeros_like(joined.places), joined.places])).to(device)
+        features = None if joined.features is None else torch.from_numpy(joined.features).to(device)
+        with torch.inference_mode():
+            return model.embed(torch.from_numpy(ids)[None].to(device), features, places)[0]

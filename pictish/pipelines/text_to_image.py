@@ -1,0 +1,94 @@
+"""Words, or words and pictures, to a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from pictish.data.tokens import TokenizedImage
+from pictish.pipelines.language import Language, Said
+from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
+
+if TYPE_CHECKING:
+    import torch
+
+    from pictish.lm.autoregressive import Guidance
+    from pictish.lm.sampling import Sampling
+
+TEXT_SCALE = 2.5
+TEMPERATURE = 0.8
+
+
+class TextToImage:
+    """Draws what a prompt says: `TextToImage.from_folder("starter")("a red apple", generator=...)`."""
+
+    def __init__(self, language: Language, reconstructor: Reconstructor) -> None:
+        self.language, self.reconstructor = language, reconstructor
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path = "starter", device: "str | torch.device" = "cpu"
+    ) -> "TextToImage":
+        """Load all parts of one model folder, or the shipped `"starter"`; ValueError when one is missing."""
+        return cls(Language.from_folder(folder, device), Reconstructor.from_folder(folder, device))
+
+    def __call__(
+        self, prompt: str | Sequence[Said], generator: "torch.Generator", size: int = DEFAULT_SIZE
+    ) -> Image.Image:
+        """One RGB picture with `size` pixels on its longer side, with the usual sampling and guidance."""
+        said = [prompt] if isinstance(prompt, str) else prompt
+        return self.reconstructor(self.tokens([said], [generator]), size)[0]
+
+    def tokens(
+        self,
+        prompts: Sequence[Sequence[Said]],
+        generators: "Sequence[torch.Generator]",
+        *,
+        sampling: "Sampling | None" = None,
+        guidance: "Guidance | None" = None,
+        min_tokens: int = 1,
+        max_tokens: int | None = None,
+        shapes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[TokenizedImage]:
+        """Tokens of one picture a prompt, which `shapes` (height, width) gives a size, square by default.
+
+        The same prompt, generator seed and weights give the same tokens, whatever else is in the batch.
+        Raises ValueError for an empty prompt and for one that does not fit the model's context.
+        """
+        import numpy as np
+
+        from pictish.lm.autoregressive import Guidance, generate
+        from pictish.lm.grammar import ImagePiece, one_image
+        from pictish.lm.sampling import Sampling
+
+        language = self.language
+        most = language.model.image_tokens.most
+        if max_tokens is not None and not 1 <= max_tokens <= most:
+            raise ValueError(
+                f"{max_tokens} tokens at most asked for; a picture of this model has 1 to {most}"
+            )
+        drawn = generate(
+            language.model.language,
+            language.model.vocabulary,
+            [language.prompt(said, draw=True) for said in prompts],
+            one_image(max_tokens or most, min_tokens),
+            sampling=sampling or Sampling(temperature=TEMPERATURE),
+            guidance=guidance or Guidance(text_scale=TEXT_SCALE),
+            generators=generators,
+        )
+        result = []
+        for number, pieces in enumerate(drawn):
+            (piece,) = pieces
+            assert isinstance(piece, ImagePiece)
+            result.append(
+                TokenizedImage(
+                    ids=np.array(piece.codes, dtype=np.int64),
+                    cells=None,
+                    grid=language.tokenizer.grid,
+                    size=shapes[number] if shapes else (DEFAULT_SIZE, DEFAULT_SIZE),
+                    tokenizer=language.tokenizer.fingerprint,
+                    codebook_size=language.tokenizer.codebook_size,
+                )
+            )
+        return result
