@@ -1,7 +1,7 @@
 """Micro-batches side by side on the cores of a CPU, one thread each.
 
 A small micro-batch does not keep several cores busy: two threads inside each operation took 19 ms of CPU time
-a picture where one takes 13 (docs/log.md). It also makes a result independent of the number of cores.
+a picture where one takes 13 (docs/log.md).
 """
 
 import threading
