@@ -7,6 +7,7 @@ Legend: B pictures, S side in pixels, N cells, K kept, D width, C code dimension
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from pictish.tokenizer.config import TokenizerConfig
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.losses import cosine_errors
 from pictish.tokenizer.merger import Merger
+from pictish.tokenizer.parallel import SideBySide
 from pictish.tokenizer.quantizers import build_quantizer
 from pictish.tokenizer.reconstructor import Reconstructor
 from pictish.tokenizer.selector import Draw, Selector, choose, draw_gate, guide_loss
@@ -182,6 +184,7 @@ class Tokenizer:
         self.cells = encoder.grid**2
         self.codebook_size = network.quantizer.codes
         self.micro_batch = encoder.micro_batch
+        self._side_by_side = SideBySide(self.device)
 
     @classmethod
     def from_folder(cls, folder: str | Path = "starter", device: str | torch.device = "cpu") -> "Tokenizer":
@@ -271,14 +274,12 @@ class Tokenizer:
         lengths = keep.sum(dim=1).tolist()
         ids: dict[int, np.ndarray] = {}
         merged_rows: dict[int, Tensor] = {}
-        for group, bucket in self._buckets(lengths):
-            padded = group + [-1] * (self.micro_batch - len(group))
-            # blanks repeat the first picture of the group: real rows of the same shape, thrown away below
-            chosen = torch.tensor([index if index >= 0 else group[0] for index in padded], device=self.device)
-            rows, real = _kept_rows(keep[chosen], bucket)
-            merged = self.network.merger.gathered(hidden[chosen], keep[chosen], rows, real)
-            codes = self.network.to_code(merged).flatten(0, 1)  # (group * bucket, C)
-            found = self.network.quantizer(codes).ids.view(len(padded), bucket).cpu().numpy()
+        groups = list(self._buckets(lengths))
+        merge = partial(self._merge_kept, hidden, keep)
+        for (group, _), (found, merged) in zip(groups, self._side_by_side.map(merge, groups), strict=True):
+            for place, index in enumerate(group):
+                ids[index] = found[place, : lengths[index]]
+                merged_rows[index] = merged[place, : lengths[index]]
             for place, index in enumerate(group):
                 ids[index] = found[place, : lengths[index]]
                 merged_rows[index] = merged[place, : lengths[index]]
@@ -296,6 +297,19 @@ class Tokenizer:
         ]
         return tokens, [merged_rows[index] for index in range(len(pixels))]
 
+    def _merge_kept(
+        self, hidden: Tensor, keep: Tensor, bucketed: tuple[list[int], int]
+    ) -> tuple[np.ndarray, Tensor]:
+        """Ids (micro_batch, bucket) of a group of pictures and merged rows (micro_batch, bucket, D), padded."""
+        group, bucket = bucketed
+        # blanks repeat the first picture of the group: real rows of the same shape, thrown away by the caller
+        padded = group + [group[0]] * (self.micro_batch - len(group))
+        chosen = torch.tensor(padded, device=self.device)
+        rows, real = _kept_rows(keep[chosen], bucket)
+        merged = self.network.merger.gathered(hidden[chosen], keep[chosen], rows, real)
+        codes = self.network.to_code(merged).flatten(0, 1)  # (micro_batch * bucket, C)
+        return self.network.quantizer(codes).ids.view(len(padded), bucket).cpu().numpy(), merged
+
     @torch.inference_mode()
     def scores(self, pixels: Tensor) -> Tensor:
         """The selector's keep probabilities (B, N) of uint8 `pixels` (B, S, S, 3)."""
@@ -304,7 +318,10 @@ class Tokenizer:
     @torch.inference_mode()
     def features(self, pixels: Tensor) -> Tensor:
         """The reconstruction's target: features (B, N, F) of uint8 `pixels` (B, S, S, 3)."""
-        return torch.cat([self.network.encoder(group)[:real] for group, real in self._groups(pixels)])
+        encoded = self._side_by_side.map(
+            lambda one: self.network.encoder(one[0])[: one[1]], self._groups(pixels)
+        )
+        return torch.cat(list(encoded))
 
     @torch.inference_mode()
     def reconstruct(self, tokens: Sequence[TokenizedImage]) -> Tensor:
@@ -341,11 +358,13 @@ class Tokenizer:
             )
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        hidden, logits = [], []
-        for group, real in self._groups(pixels):
-            rows = self.network.embed(self.network.encoder(group))
-            hidden.append(rows[:real])
-            logits.append(self.network.selector(rows)[:real])
+        """Hidden rows (B, N, D) and logits (B, N) of uint8 pixels (B, S, S, 3)."""
+
+        def encode(group: tuple[Tensor, int]) -> tuple[Tensor, Tensor]:
+            rows = self.network.embed(self.network.encoder(group[0]))
+            return rows[: group[1]], self.network.selector(rows)[: group[1]]
+
+        hidden, logits = zip(*self._side_by_side.map(encode, self._groups(pixels)), strict=True)
         return torch.cat(hidden), torch.cat(logits)
 
     def _groups(self, pixels: Tensor) -> Iterator[tuple[Tensor, int]]:

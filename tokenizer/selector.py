@@ -94,7 +94,7 @@ def guide_loss(cost: Tensor, errors: Tensor, counted: Tensor) -> Tensor:
 
 
 class Draw(NamedTuple):
-    """A training draw: `gate` (B, N) of zeros and ones, `blind` cells (B, N) and `free` pictures (B,), bool."""
+    """A training draw: `gate` (B, N) of zeros and ones; cells (B, N) and pictures (B,), bool."""
 
     gate: Tensor
     free: Tensor  # pictures whose number of tokens is their own; of the rest it was set

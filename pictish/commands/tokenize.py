@@ -90,7 +90,7 @@ def run(
             "side": tokenizer.image_size,
             "workers": pool or 0,
             "max_pixels": max_pixels,
-            "prefetch": 2 * batch_size + 16,
+            "prefetch": 3 * batch_size + 16,
         }
         with (
             Report("tokenizing", job.total, quiet=quiet, strict=strict) as report,

@@ -4,7 +4,9 @@ import contextlib
 import functools
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -80,19 +82,30 @@ class Work:
     def tokenize(
         self, files: Iterable[ImageFile | ImageBytes], skip: Callable[[str], str | None] | None = None
     ) -> Generator[tuple[Decoded, TokenizedImage | None], None, None]:
-        """Each picture in order, with its tokens unless it is broken or skipped; decoding runs ahead."""
-        with contextlib.closing(decode_images(files, skip=skip, **self.decoding)) as decoded:
+        """Each picture in order, with its tokens unless it is broken or skipped; decoding runs ahead.
+
+        Two batches are under way, so that no core waits where one of them has little to do.
+        """
+        under_way: deque[Future[list[tuple[Decoded, TokenizedImage | None]]]] = deque()
+        with (
+            ThreadPoolExecutor(2, thread_name_prefix="pictish-batch") as pool,
+            contextlib.closing(decode_images(files, skip=skip, **self.decoding)) as decoded,
+        ):
             batch: list[Decoded] = []
             pictures = 0
             for one in decoded:
                 batch.append(one)
                 pictures += one.pixels is not None
                 if pictures in (0, self.batch_size) or len(batch) >= 8 * self.batch_size:
-                    yield from self._batch(batch)
+                    under_way.append(pool.submit(self._batch, batch))
                     batch, pictures = [], 0
-            yield from self._batch(batch)
+                    if len(under_way) == 2:
+                        yield from under_way.popleft().result()
+            under_way.append(pool.submit(self._batch, batch))
+            while under_way:
+                yield from under_way.popleft().result()
 
-    def _batch(self, batch: list[Decoded]) -> Iterator[tuple[Decoded, TokenizedImage | None]]:
+    def _batch(self, batch: list[Decoded]) -> list[tuple[Decoded, TokenizedImage | None]]:
         import numpy as np
         import torch
 
@@ -103,8 +116,7 @@ class Work:
             sizes = [one.size for one in whole if one.size is not None]
             arguments = self.selection.arguments([one.file.name for one in whole])
             tokens = iter(self.tokenizer.tokenize_pixels(pixels, sizes, **arguments))
-        for one in batch:
-            yield one, next(tokens) if one.pixels is not None else None
+        return [(one, next(tokens) if one.pixels is not None else None) for one in batch]
 
 
 def plan(inputs: Sequence[Path], out: Path, shards: bool | None, samples_per_shard: int) -> Job:

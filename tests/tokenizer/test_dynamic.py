@@ -168,3 +168,17 @@ def test_config_mistakes_are_named():
         tiny_config(heads=5)
     with pytest.raises(ValueError, match="timm knows no 'tf_efficientnet_lite9'"):
         tiny_network(encoder={**base["encoder"], "model": "tf_efficientnet_lite9"})
+
+
+def test_a_code_is_held_to_its_own_patch():
+    """`alone` sees one code at a time and its own cell: other cells' features change nothing for it."""
+    network = tiny_network(alone=1.0)
+    raw = torch.randn(4, 16, network.encoder.features, generator=torch.Generator().manual_seed(0))
+    seen: list[torch.Tensor] = []
+    network.alone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
+    losses = network(raw, torch.Generator().manual_seed(1), quantize=True)
+    assert seen[0].shape == (len(losses.ids), network.quantizer.dim)
+    codes = network.quantizer.decode(losses.ids)  # they have moved by one EMA step since
+    assert torch.allclose(seen[0], codes, atol=0.01)
+    without = tiny_network(alone=0.0)(raw, torch.Generator().manual_seed(1), quantize=True)
+    assert losses.total.item() == pytest.approx((without.total + losses.alone).item(), abs=1e-5)

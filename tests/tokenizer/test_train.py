@@ -169,4 +169,4 @@ def test_the_squared_error_brings_vectors_to_their_length(shards, tmp_path):
         misses[magnitude] = float(
             (there.predicted.norm(dim=-1) / there.features.norm(dim=-1)).log().abs().mean()
         )
-    assert misses[1.0] < 0.8 * misses[0.0], misses
+    assert misses[1.0] < 0.9 * misses[0.0], misses
