@@ -136,6 +136,7 @@ class Mixture:
         assert 0 <= rank < world
         self.seed, self.rank, self.world, self.tokenizer, self.strict = seed, rank, world, tokenizer, strict
         self.report = Report()
+        sources = sorted(sources, key=lambda source: source.name)  # their order in a config means nothing
         own_cache = cache if rank == 0 else None  # the others read what is there; two may not write one file
         self._pools = {s.name: _Pool(s, seed, self._indices(s, cache, own_cache)) for s in sources}
         self._drawn = dict.fromkeys(self._pools, 0)
@@ -255,7 +256,7 @@ class Mixture:
             raise ValueError(f"not a position of a mixture: {one_line(error)}") from None
         if seed != self.seed:
             raise ValueError(f"the position was taken with seed {seed}; this run has {self.seed}")
-        if list(sources) != list(self._names):
+        if sorted(sources) != sorted(self._names):
             came, mine = ", ".join(sources), ", ".join(self._names)
             raise ValueError(f"the position was taken with sources {came}; this run has {mine}")
         for name, pool in self._pools.items():

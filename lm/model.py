@@ -91,6 +91,8 @@ class UnifiedModel(nn.Module):
         """Embeddings (B, L, D) of ids (B, L), with projected `features` (M, F) at `places` (2, M)."""
         embedded = self.language.get_input_embeddings()(ids)
         if features is None:
+            if self.projector is not None and self.training:  # every process must give it a gradient
+                embedded = embedded + 0 * sum(p.sum() for p in self.projector.parameters())
             return embedded
         if self.projector is None:
             raise ValueError("continuous features were given to a model without a projector (features: true)")

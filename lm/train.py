@@ -67,13 +67,14 @@ def train(
     """
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
-    model = starting_model(config, image_tokens, run).to(accelerate.device).train()
+    with accelerate.main_process_first():  # it writes what the others then read
+        model = starting_model(config, image_tokens, run).to(accelerate.device).train()
     maker = _maker(config, model, look)
     validation = _validation_documents(config, maker, image_tokens, run)
     begun = _Begun.read(run, model)
     total = sum(stage.steps for stage in config.stages)
     firsts = accumulate((stage.steps for stage in config.stages), initial=0)
-    with MetricsLog(run, begun.step, config.tensorboard) as metrics:
+    with MetricsLog(run, begun.step, config.tensorboard, main=accelerate.is_main_process) as metrics:
         for number, (first, stage) in enumerate(zip(firsts, config.stages, strict=False)):
             last = first + stage.steps
             if begun.step >= last:
@@ -87,7 +88,8 @@ def train(
                 if resumed:
                     load_optimizer_tensors(optimizer, names, begun.tensors)
                 place = begun.place(accelerate.process_index, accelerate.num_processes) if resumed else None
-                mixture = _mixture(config, number, accelerate, image_tokens, place, run)
+                with accelerate.main_process_first():
+                    mixture = _mixture(config, number, accelerate, image_tokens, place, run)
                 documents = replace(maker, seed=config.seed + number).documents(mixture)
                 wrapped, optimizer = accelerate.prepare(model, optimizer)
                 steps = batches(documents, config.data.rows, config.data.length)
@@ -114,10 +116,12 @@ def train(
                     done = step + 1
                     saving = done % config.checkpoint_every == 0 or done == last
                     if done % config.log_every == 0 or saving:  # a window never reaches over a checkpoint
-                        metrics.write(done, learning_rate=rate, gradient_norm=float(norm), **window.numbers())
+                        numbers = window.numbers(accelerate)
+                        metrics.write(done, learning_rate=rate, gradient_norm=float(norm), **numbers)
                     if validation and (done % config.validate_every == 0 or done == total):
                         metrics.write(done, **validate(model, validation, config))
-                    if show is not None and config.sample_every and done % config.sample_every == 0:
+                    drawn = config.sample_every and done % config.sample_every == 0
+                    if show is not None and drawn and accelerate.is_main_process:
                         show(model.eval(), done)
                         model.train()
                     if saving:
@@ -190,11 +194,12 @@ class Window:
         self.waited += waited
         self.tokens += int((packed.documents > 0).sum())
 
-    def numbers(self) -> dict[str, float]:
-        """What to log, then start afresh."""
+    def numbers(self, accelerate) -> dict[str, float]:
+        """What to log, then start afresh; losses are those of all processes."""
         seconds = time.monotonic() - self.since
+        sums = accelerate.reduce(self.sums.to(accelerate.device), "sum").cpu()
         result = {
-            **_means(*self.sums),
+            **_means(*sums),
             "padding": self.padding / self.steps,
             "waiting": self.waited / seconds,
             "tokens_per_second": self.tokens / seconds,

@@ -124,7 +124,7 @@ def speaking(chain) -> Path:
     words = ["--format", "shards", *model]
     pictish("tokenize", chain / "told" / "pairs.tar", chain / "tokens", *words)
     sources = (
-        f"pairs: {{paths: [{chain}/tokens/pairs.tar], caption: 0.4}}",
+        f"pictures: {{paths: [{chain}/tokens/pairs.tar], caption: 0.4}}",
         f"edits: {{paths: [{chain}/told/edits.tar]}}",
         f"questions: {{paths: [{chain}/told/questions.tar], weight: 0.5}}",
         f"seen: {{paths: [{chain}/told/pairs.tar], caption: 1, continuous: 1, weight: 0.5}}",

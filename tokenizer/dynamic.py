@@ -280,9 +280,6 @@ class Tokenizer:
             for place, index in enumerate(group):
                 ids[index] = found[place, : lengths[index]]
                 merged_rows[index] = merged[place, : lengths[index]]
-            for place, index in enumerate(group):
-                ids[index] = found[place, : lengths[index]]
-                merged_rows[index] = merged[place, : lengths[index]]
         cells = [np.flatnonzero(row) for row in keep.cpu().numpy()]
         tokens = [
             TokenizedImage(
@@ -300,7 +297,7 @@ class Tokenizer:
     def _merge_kept(
         self, hidden: Tensor, keep: Tensor, bucketed: tuple[list[int], int]
     ) -> tuple[np.ndarray, Tensor]:
-        """Ids (micro_batch, bucket) of a group of pictures and merged rows (micro_batch, bucket, D), padded."""
+        """Ids (micro_batch, bucket) and merged rows (micro_batch, bucket, D) of a group, padded."""
         group, bucket = bucketed
         # blanks repeat the first picture of the group: real rows of the same shape, thrown away by the caller
         padded = group + [group[0]] * (self.micro_batch - len(group))

@@ -72,11 +72,14 @@ def decoder(
 def _begin(run: Path, settings, quiet: bool) -> None:
     """Write the resolved config into the run, or check that the run there was made with the same one."""
     import logging
+    import os
 
     from pictish.configs import to_yaml
     from pictish.data.files import write_atomic
 
     logging.getLogger("pictish").setLevel(logging.WARNING if quiet else logging.INFO)
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one writes
+        return
     resolved = run / "config.yaml"
     text = to_yaml(settings)
     if resolved.exists() and resolved.read_text(encoding="utf-8") != text:

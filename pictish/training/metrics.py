@@ -1,20 +1,26 @@
 """The numbers of a run, one JSON line a step."""
 
+import io
 import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 
 class MetricsLog:
     """Appends to `run/metrics.jsonl`, after dropping lines past `resume_step` and a line cut short.
 
     With `tensorboard=True` the same numbers go to `run/tensorboard` through accelerate's tracker; ValueError
-    if no tensorboard is installed. Only one process of a run may open it.
+    if no tensorboard is installed. Of several processes only the `main` one writes.
     """
 
-    def __init__(self, run: Path, resume_step: int, tensorboard: bool = False) -> None:
+    def __init__(self, run: Path, resume_step: int, tensorboard: bool = False, *, main: bool = True) -> None:
+        self._file: TextIO
+        if not main:
+            self._tracker = None
+            self._file = io.StringIO()  # for nobody
+            return
         run.mkdir(parents=True, exist_ok=True)
         self._tracker = _tensorboard(run) if tensorboard else None
         self.path = run / "metrics.jsonl"
