@@ -129,7 +129,7 @@ class UnifiedModel(nn.Module):
         language, text_tokenizer = read_pretrained(path, dtype)
         projector = None
         if config["projector"]:
-            projector = Projector(image_tokens.features, language.get_input_embeddings().weight.shape[1])
+            projector = Projector(image_tokens.features, width_of(language))
             projector.load_state_dict(load_file(path / PROJECTOR))
         return cls(language, text_tokenizer, image_tokens, projector).to(device=device).eval()
 
@@ -144,7 +144,8 @@ class UnifiedModel(nn.Module):
             "projector": self.projector is not None,
         }
         with whole_folder(folder, overwrite, _belongs) as temp:
-            plain = copy.deepcopy(self.language).to("cpu")
+            plain: Any = copy.deepcopy(self.language)
+            plain = plain.to("cpu")
             if hasattr(plain, "merge_and_unload"):  # of peft's LoRA
                 plain = plain.merge_and_unload()
             with _without_bars():
@@ -154,6 +155,13 @@ class UnifiedModel(nn.Module):
             if self.projector is not None:
                 weights = {n: t.detach().cpu().contiguous() for n, t in self.projector.state_dict().items()}
                 save_file(weights, temp / PROJECTOR)
+
+
+def width_of(language: PreTrainedModel) -> int:
+    """The width of its embeddings."""
+    weight = language.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[1]
 
 
 def new_model(
@@ -180,8 +188,7 @@ def new_model(
         if text_tokenizer.eos_token_id is None:
             raise ValueError("the text tokenizer has no end-of-text token; one is needed to end documents")
         widen(language, text_tokenizer, image_tokens.codes, generator=generator)
-        width = language.get_input_embeddings().weight.shape[1]
-        projector = Projector(image_tokens.features, width) if features else None
+        projector = Projector(image_tokens.features, width_of(language)) if features else None
         if isinstance(base, PretrainedModel) and base.lora is not None:
             language = _with_lora(language, base.lora)
     return UnifiedModel(language, text_tokenizer, image_tokens, projector)
@@ -195,6 +202,8 @@ def read_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no folder of a transformers model, it has no config.json")
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    language: Any
+    text_tokenizer: Any
     try:
         with _without_bars():
             language = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **safe)
@@ -206,7 +215,7 @@ def read_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     return language, text_tokenizer
 
 
-def _with_lora(language: PreTrainedModel, rank: int) -> PreTrainedModel:
+def _with_lora(language: PreTrainedModel, rank: int) -> Any:
     """Adapters beside all linear layers but the head; the pictures' rows are trained by `new rows`."""
     try:
         from peft import LoraConfig, get_peft_model

@@ -35,8 +35,14 @@ class Packed:
 
     def to(self, device: torch.device) -> "Packed":
         """The same on another device."""
-        moved = {name: value if value is None else value.to(device) for name, value in vars(self).items()}
-        return Packed(**moved)
+        ids, targets, documents, positions, tasks = (tensor.to(device) for tensor in self._by_token)
+        features = None if self.features is None else self.features.to(device)
+        return Packed(ids, targets, documents, positions, tasks, features, self.places.to(device))
+
+    @property
+    def _by_token(self) -> tuple[Tensor, ...]:
+        """All that has a value for each token, (B, L)."""
+        return self.ids, self.targets, self.documents, self.positions, self.tasks
 
     def split(self, rows: int) -> "list[Packed]":
         """Parts of at most `rows` rows."""
@@ -45,16 +51,9 @@ class Packed:
             inside = (self.places[0] >= start) & (self.places[0] < start + rows)
             places = self.places[:, inside].clone()
             places[0] -= start
-            parts.append(
-                Packed(
-                    *(
-                        tensor[start : start + rows]
-                        for tensor in (self.ids, self.targets, self.documents, self.positions, self.tasks)
-                    ),
-                    features=self.features[inside] if self.features is not None and inside.any() else None,
-                    places=places,
-                )
-            )
+            ids, targets, documents, positions, tasks = (t[start : start + rows] for t in self._by_token)
+            features = self.features[inside] if self.features is not None and inside.any() else None
+            parts.append(Packed(ids, targets, documents, positions, tasks, features, places))
         return parts
 
     @property
@@ -128,7 +127,11 @@ def pack(rows: Sequence[Sequence[Document]], length: int) -> Packed:
                 places.append(np.stack([np.full(len(document.places), row), document.places + start]))
             start = end
     return Packed(
-        *(torch.from_numpy(array) for array in (ids, targets, documents, positions, tasks)),
+        torch.from_numpy(ids),
+        torch.from_numpy(targets),
+        torch.from_numpy(documents),
+        torch.from_numpy(positions),
+        torch.from_numpy(tasks),
         features=torch.from_numpy(np.concatenate(features)) if features else None,
         places=torch.from_numpy(np.concatenate(places, axis=1) if places else np.zeros((2, 0), np.int64)),
     )

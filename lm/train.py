@@ -8,7 +8,7 @@ Legend: B rows, L tokens a row, T tasks.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,6 +69,8 @@ def train(
     accelerate = accelerator(device, config.mixed_precision)
     with accelerate.main_process_first():  # it writes what the others then read
         model = starting_model(config, image_tokens, run).to(accelerate.device).train()
+    if config.checkpointing:
+        model.language.activation_checkpointing_enable({"use_reentrant": False})
     maker = _maker(config, model, look)
     validation = _validation_documents(config, maker, image_tokens, run)
     begun = _Begun.read(run, model)
@@ -167,7 +169,7 @@ def validate(
     device = next(model.parameters()).device
     sums = torch.zeros(2, len(TASKS))
     for members in documents.values():
-        stream = ((document, {}) for document in members)
+        stream: Iterator[tuple[Document, Position]] = ((document, {}) for document in members)
         for rows, _ in batches(stream, config.data.rows, config.data.length):
             losses = compute(model, pack(rows, config.data.length).to(device))
             sums += torch.stack([losses.by_task, losses.counts]).cpu()

@@ -53,9 +53,10 @@ def trainable(model: UnifiedModel, patterns: Sequence[str]) -> Iterator[float]:
 
 def vocabulary_rows(model: UnifiedModel) -> list[nn.Parameter]:
     """The parameters that have one row an id: embedding, and head where it is another."""
-    head = model.language.get_output_embeddings()
-    found = [model.language.get_input_embeddings().weight]
-    for parameter in (getattr(head, "weight", None), getattr(head, "bias", None)):
-        if parameter is not None and parameter is not found[0]:
+    embedding, head = model.language.get_input_embeddings(), model.language.get_output_embeddings()
+    candidates = (embedding.weight, getattr(head, "weight", None), getattr(head, "bias", None))
+    found: list[nn.Parameter] = []
+    for parameter in candidates:
+        if isinstance(parameter, nn.Parameter) and all(parameter is not other for other in found):
             found.append(parameter)
     return found

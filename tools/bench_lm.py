@@ -122,7 +122,7 @@ def generation(settings: argparse.Namespace) -> None:
 def packing(settings: argparse.Namespace) -> None:
     """A forward and backward on documents as the starter's captions and pictures make them."""
     from pictish.lm.objective import autoregressive
-    from pictish.lm.packing import Packed, fill, pack
+    from pictish.lm.packing import Packed, batches, pack
     from pictish.lm.sequence import Document
 
     model, _ = starter_sized()
@@ -155,7 +155,6 @@ def packing(settings: argparse.Namespace) -> None:
             model.zero_grad(set_to_none=True)
 
     useful = int(lengths.sum())
-    longest = int(lengths.max())
     batch = 16
     shuffled = [documents[i : i + batch] for i in range(0, len(documents), batch)]
     ordered = sorted(documents, key=len)
@@ -164,19 +163,11 @@ def packing(settings: argparse.Namespace) -> None:
         "padded to the longest of the batch": [pack([[d] for d in b], max(map(len, b))) for b in shuffled],
         "length buckets": [pack([[d] for d in b], max(map(len, b))) for b in bucketed],
     }
-    for length in (128, 192, 256, 512):
-        if length < longest:
-            continue
-        rows, left = [], list(documents)
-        while left:
-            (row,) = fill([len(d) for d in left], 1, length)
-            rows.append([left[i] for i in row])
-            left = left[len(row) :]
-        size = max(1, batch * 48 // length)
-        work[f"packed rows of {length}"] = [
-            pack(rows[i : i + size], length) for i in range(0, len(rows), size)
-        ]
-    found = rivals({name: lambda b=batches: step(b) for name, batches in work.items()}, settings.rounds)
+    for length in (128, 192, 256, 384, 512):
+        stream = ((document, {}) for document in documents)
+        steps = batches(stream, max(1, batch * 48 // length), length)
+        work[f"packed rows of {length}"] = [pack([r for r in rows if r], length) for rows, _ in steps]
+    found = rivals({name: lambda p=packed: step(p) for name, packed in work.items()}, settings.rounds)
     base = found["padded to the longest of the batch"]
     for name, seconds in found.items():
         places = sum(packed.ids.numel() for packed in work[name])

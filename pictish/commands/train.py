@@ -47,9 +47,11 @@ def lm(
     settings = parse(TrainConfig, load(config, overrides or []), config)
     tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
     _begin(run, settings, quiet)
-    more = {"look": looking(tokenizer), "show": showing(settings, tokenizer, run)}
-    known = image_tokens_of(tokenizer)
-    _with_progress(lambda progress: train(settings, run, known, device, progress=progress, **more), quiet)
+    known, look = image_tokens_of(tokenizer), looking(tokenizer)
+    show = showing(settings, tokenizer, run)
+    _with_progress(
+        lambda progress: train(settings, run, known, device, look=look, show=show, progress=progress), quiet
+    )
 
 
 def decoder(

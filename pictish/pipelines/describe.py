@@ -67,8 +67,8 @@ class Describe:
             sampling=sampling or Sampling(temperature=0),
             generators=generators,
         )
-        decode = model.text_tokenizer.decode
-        return [
-            "".join(decode(list(p.ids)) for p in pieces if isinstance(p, TextPiece)).strip()
-            for pieces in written
-        ]
+        result = []
+        for pieces in written:
+            ids = [token for piece in pieces if isinstance(piece, TextPiece) for token in piece.ids]
+            result.append(str(model.text_tokenizer.decode(ids)).strip())
+        return result

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -13,6 +14,7 @@ from pictish.lm.config import TrainConfig
 from pictish.lm.model import ImageTokens, UnifiedModel, read_pretrained
 from pictish.lm.train import train
 from tests.lm.pictures import CODES, FINGERPRINT, pair_shard
+from tests.lm.tiny import tiny_model, tiny_tokenizer
 
 IMAGE_TOKENS = ImageTokens(FINGERPRINT, CODES, 16, 12)
 
@@ -80,6 +82,48 @@ def test_accumulated_forwards_give_the_same_curve(shards):
     assert one == pytest.approx(four, abs=1e-4)
 
 
+def test_checkpointed_activations_give_the_same_curve(shards):
+    train(config_for(shards), shards / "kept", IMAGE_TOKENS, "cpu")
+    train(config_for(shards, "checkpointing=true"), shards / "twice", IMAGE_TOKENS, "cpu")
+    kept, twice = ([row["loss"] for row in lines(shards / run) if "loss" in row] for run in ("kept", "twice"))
+    assert kept == pytest.approx(twice, abs=1e-5)
+
+
+def test_bf16_learns_nearly_the_same(shards, request):
+    train(config_for(shards), shards / "full", IMAGE_TOKENS, "cpu")
+    AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, says accelerate
+    request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
+    train(config_for(shards, "mixed_precision=bf16"), shards / "half", IMAGE_TOKENS, "cpu")
+    full, half = ([row["loss"] for row in lines(shards / run) if "loss" in row] for run in ("full", "half"))
+    assert full != half
+    assert full == pytest.approx(half, abs=0.05)
+
+
+def pretrained(shards: Path, *, lora: int | None = None, trainable: str = "'*'") -> TrainConfig:
+    """A config whose base is a plain Hugging Face folder."""
+    tokenizer = tiny_tokenizer()
+    tiny_model("qwen3", len(tokenizer), dtype=torch.float32).save_pretrained(shards / "base")
+    tokenizer.save_pretrained(shards / "base")
+    stage = f"stages=[{{name: only, steps: 4, warmup: 0, trainable: [{trainable}]}}]"
+    raw = load("tiny/lm", [f"data.train.pictures.paths=[{shards}/shards/*.tar]", stage])
+    raw["model"] = {"base": {"kind": "pretrained", "folder": str(shards / "base"), "lora": lora}}
+    return parse(TrainConfig, raw, "test")
+
+
+def test_adapters_train_in_place_of_a_base_and_become_part_of_it(shards):
+    config = pretrained(shards, lora=4, trainable="'*lora_*', new rows")
+    folder = train(config, shards / "run", IMAGE_TOKENS, "cpu")
+    trained, _ = read_pretrained(folder, torch.float32)
+    base, _ = read_pretrained(shards / "base", torch.float32)
+    before, after = base.state_dict(), trained.state_dict()
+    assert before.keys() == after.keys(), "no trace of the adapters"
+    projection, norm = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
+    assert not torch.equal(before[projection], after[projection])
+    assert torch.equal(before[norm], after[norm])
+    rows = len(before["model.embed_tokens.weight"])
+    assert torch.equal(after["model.embed_tokens.weight"][:rows], before["model.embed_tokens.weight"])
+
+
 def test_a_stage_changes_what_it_names(shards):
     config = config_for(
         shards, "stages=[{name: only, steps: 3, learning_rate: 0.01, warmup: 0, trainable: [new rows]}]"
@@ -135,20 +179,12 @@ def test_it_learns_and_the_folder_is_a_plain_one(shards):
     assert scores.argmax() == vocabulary.begin
 
 
-def test_a_saved_model_can_be_the_base_of_another(shards):
-    from tests.lm.tiny import tiny_model, tiny_tokenizer
-
-    tokenizer = tiny_tokenizer()
-    tiny_model("qwen3", len(tokenizer), dtype=torch.float32).save_pretrained(shards / "base")
-    tokenizer.save_pretrained(shards / "base")
-    raw = load(
-        "tiny/lm",
-        [f"data.train.pictures.paths=[{shards}/shards/*.tar]", "stages=[{name: only, steps: 2, warmup: 0}]"],
-    )
-    raw["model"] = {"base": {"kind": "pretrained", "folder": str(shards / "base")}}
-    config = parse(TrainConfig, raw, "test")
-    folder = train(config, shards / "run", IMAGE_TOKENS, "cpu")
-    assert read_pretrained(folder, torch.float32)[0].config.model_type == "qwen3"
+def test_any_causal_model_can_be_the_base(shards):
+    folder = train(pretrained(shards), shards / "run", IMAGE_TOKENS, "cpu")
+    trained, _ = read_pretrained(folder, torch.float32)
+    assert trained.config.model_type == "qwen3"
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        read_pretrained(shards, torch.float32)
 
 
 def test_rows_longer_than_the_context_are_refused(shards):
