@@ -34,6 +34,7 @@ def lm(
     overrides: Overrides = None,
     run: Run = Path("runs/lm"),
     device: Device = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first damaged sample.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a language model on shards of text and pictures; run again to go on where it stopped."""
@@ -44,7 +45,8 @@ def lm(
     from pictish.tokenizer.dynamic import Tokenizer
     from pictish.training.world import resolve_device
 
-    settings = parse(TrainConfig, load(config, overrides or []), config)
+    changes = [*(overrides or []), *(["data.strict=true"] if strict else [])]
+    settings = parse(TrainConfig, load(config, changes), config)
     tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
     _begin(run, settings, quiet)
     known, look = image_tokens_of(tokenizer), looking(tokenizer)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pictish.configs import load, parse
+from pictish.data.shards import ShardFile
 from pictish.lm.config import TrainConfig
 from pictish.lm.model import ImageTokens, UnifiedModel, read_pretrained
 from pictish.lm.train import train
@@ -197,3 +198,15 @@ def test_codes_of_another_tokenizer_are_refused(shards):
     pair_shard(shards / "shards" / "1.tar", 40, fingerprint="ffffffffffff")
     with pytest.raises(ValueError, match=r"ffffffffffff.*0123456789ab|0123456789ab.*ffffffffffff"):
         train(config_for(shards), shards / "run", IMAGE_TOKENS, "cpu")
+
+
+def test_damage_is_named_at_the_end_or_stops_the_run(shards, caplog):
+    with ShardFile(shards / "shards" / "2.tar") as shard:
+        shard.write("bad", {"tokens": b"hello", "txt": b"a red car"})
+        shard.write("none", {"json": b"{}"})
+    train(config_for(shards), shards / "run", IMAGE_TOKENS, "cpu")
+    said = " ".join(record.message for record in caplog.records)
+    assert "2.tar/bad" in said
+    assert "2.tar/none" in said
+    with pytest.raises(ValueError, match=r"2\.tar/(bad|none)"):
+        train(config_for(shards, "data.strict=true"), shards / "strict", IMAGE_TOKENS, "cpu")
