@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 
@@ -94,13 +94,16 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def matching(pattern: str) -> list[Path]:
-    """Paths of a glob pattern, or the path itself, sorted; ValueError when there is none."""
-    found = [Path(path) for path in sorted(glob(pattern))]  # noqa: PTH207  (absolute patterns too)
-    if not found:
-        raise ValueError(
-            f"data: nothing matches {pattern!r}; make the starter's shards with: pictish data starter OUT"
-        )
+def matching(patterns: Sequence[str]) -> list[Path]:
+    """Paths of glob patterns, or the paths themselves, sorted by pattern; ValueError when one has none."""
+    found: list[Path] = []
+    for pattern in patterns:
+        paths = sorted(glob(pattern))  # noqa: PTH207  (absolute patterns too)
+        if not paths:
+            raise ValueError(
+                f"data: nothing matches {pattern!r}; make the starter's shards with: pictish data starter OUT"
+            )
+        found += map(Path, paths)
     return found
 
 

@@ -33,8 +33,7 @@ def _texts(config: TrainConfig, run: Path) -> list[str]:
     """Texts of the training sources, each once, pictures left unread as far as possible."""
     found: set[str] = set()
     for name, source in config.data.train.items():
-        paths = tuple(path for pattern in source.paths for path in matching(pattern))
-        mixture = Mixture([Source(name, paths)], config.seed, cache=run / "cache")
+        mixture = Mixture([Source(name, tuple(matching(source.paths)))], config.seed, cache=run / "cache")
         for _, drawn in zip(range(min(TEXTS, sum(mixture.sizes.values()))), mixture, strict=False):
             found.update(texts(drawn.sample))
     return sorted(found)

@@ -290,8 +290,7 @@ def sources_of(sources: dict[str, SourceConfig], weights: dict[str, float]) -> l
     found = []
     for name, source in sources.items():
         if (weight := weights.get(name, source.weight)) > 0:
-            paths = tuple(path for pattern in source.paths for path in matching(pattern))
-            found.append(Source(name, paths, weight))
+            found.append(Source(name, tuple(matching(source.paths)), weight))
     return found
 
 

@@ -134,7 +134,7 @@ def _report(done: int, count: int) -> None:
 def _read_pictures(shards: Sequence[str]) -> list[tuple[str, bytes]]:
     """(key, encoded picture) of every sample that has one, in shard order."""
     blobs = []
-    for shard in find_shards([path for pattern in shards for path in matching(pattern)]):
+    for shard in find_shards(matching(shards)):
         for sample in read_shard(shard):
             found = [sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample]
             if found:

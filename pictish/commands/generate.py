@@ -112,12 +112,8 @@ def check_new(out: Path, names: "Sequence[str]", overwrite: bool) -> None:
 
 def store(out: Path, name: str, picture: "Image.Image", tokens: bytes) -> None:
     """Write a picture and its tokens, each as a whole."""
-    import io
-
     from pictish.data.files import write_atomic
+    from pictish.evaluation.drawing import png_bytes
 
-    out.mkdir(parents=True, exist_ok=True)
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    write_atomic(out / f"{name}.png", file.getvalue())
+    write_atomic(out / f"{name}.png", png_bytes(picture))
     write_atomic(out / f"{name}.tokens", tokens)

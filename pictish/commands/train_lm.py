@@ -52,7 +52,7 @@ def showing(config: "TrainConfig", tokenizer: "Tokenizer", run: Path) -> "Show |
         return None
     from pictish.pipelines.reconstruct import Reconstructor
 
-    reconstructor = Reconstructor.from_folder(config.tokenizer, tokenizer.device)
+    reconstructor = Reconstructor.from_folder(config.tokenizer, tokenizer.device, tokenizer)
     return partial(_show, config, tokenizer, reconstructor, run)
 
 
@@ -65,12 +65,11 @@ def _show(
     step: int,
 ) -> None:
     """Write `run/samples/step-00001000.png`: one picture a text, side by side."""
-    import io
-
     from PIL import Image
 
     from pictish.commands.generate import generators
     from pictish.data.files import write_atomic
+    from pictish.evaluation.drawing import png_bytes
     from pictish.pipelines.language import Language
     from pictish.pipelines.text_to_image import TextToImage
 
@@ -80,7 +79,4 @@ def _show(
     sheet = Image.new("RGB", (128 * len(pictures), 128), "white")
     for number, picture in enumerate(pictures):
         sheet.paste(picture, (128 * number, 0))
-    file = io.BytesIO()
-    sheet.save(file, "PNG")
-    (run / "samples").mkdir(exist_ok=True)
-    write_atomic(run / "samples" / f"step-{step:08d}.png", file.getvalue())
+    write_atomic(run / "samples" / f"step-{step:08d}.png", png_bytes(sheet))

@@ -27,14 +27,21 @@ class Reconstructor:
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path = "starter", device: "str | torch.device" = "cpu"
+        cls,
+        folder: str | Path = "starter",
+        device: "str | torch.device" = "cpu",
+        tokenizer: "Tokenizer | None" = None,
     ) -> "Reconstructor":
-        """Load both from one model folder, or the shipped `"starter"`; ValueError when one is missing."""
+        """Load both from one model folder, or the shipped `"starter"`; ValueError when one is missing.
+
+        A `tokenizer` that is loaded already is used as it is.
+        """
         from pictish.decoder.preview import Preview
         from pictish.tokenizer.dynamic import Tokenizer
 
         decoder = fingerprint(locate_model(folder, "decoder"))
-        tokenizer = Tokenizer.from_folder(folder, device=device)
+        if tokenizer is None:
+            tokenizer = Tokenizer.from_folder(folder, device=device)
         return cls(tokenizer, Preview.from_folder(folder, tokenizer, device=device), decoder)
 
     def __call__(self, tokens: Sequence[TokenizedImage], size: int = DEFAULT_SIZE) -> list[Image.Image]:

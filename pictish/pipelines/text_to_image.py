@@ -31,7 +31,8 @@ class TextToImage:
         cls, folder: str | Path = "starter", device: "str | torch.device" = "cpu"
     ) -> "TextToImage":
         """Load all parts of one model folder, or the shipped `"starter"`; ValueError when one is missing."""
-        return cls(Language.from_folder(folder, device), Reconstructor.from_folder(folder, device))
+        language = Language.from_folder(folder, device)
+        return cls(language, Reconstructor.from_folder(folder, device, language.tokenizer))
 
     def __call__(
         self, prompt: str | Sequence[Said], generator: "torch.Generator", size: int = DEFAULT_SIZE
