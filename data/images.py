@@ -173,3 +173,10 @@ def _from_integers(image: Image.Image) -> Image.Image:
     if isinstance(transparent := image.info.get("transparency"), int):
         grey[values == transparent] = 255
     return Image.fromarray(grey).convert("RGB")
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """The picture as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
-Part = Literal["tokenizer", "lm", "decoder"]
+Part = Literal["tokenizer", "lm", "decoder", "preview"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def whole_folder(folder: Path, overwrite: bool, belongs: Callable[[str], bool]) 
     except BaseException:
         shutil.rmtree(temp)
         raise
-    for path in temp.iterdir():
+    for path in filter(Path.is_file, temp.rglob("*")):
         path.chmod(0o644)  # safetensors writes for the owner alone
         with path.open("rb") as file:
             sync(file.fileno())

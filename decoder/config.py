@@ -1,8 +1,8 @@
 """What a decoder is and how it is trained, as typed settings."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pictish.configs import Config
 from pictish.tokenizer.config import DataConfig
@@ -17,11 +17,107 @@ class PreviewConfig(Config):
     smallest: int = Field(32, gt=0, description="channels never fall below this")
 
 
+class UNetConfig(Config):
+    """diffusers' UNet2DConditionModel; Stable Diffusion 1.5's and SDXL's are settings of it."""
+
+    kind: Literal["unet"] = "unet"
+    settings: dict[str, Any] = Field(default={}, description="of the class, such as block_out_channels")
+    folder: str | None = Field(None, description="local diffusers folder with `unet` to start from")
+
+
+class TransformerConfig(Config):
+    """diffusers' PixArtTransformer2DModel."""
+
+    kind: Literal["transformer"] = "transformer"
+    settings: dict[str, Any] = Field(default={}, description="of the class, such as num_layers")
+    folder: str | None = Field(None, description="local diffusers folder with `transformer` to start from")
+
+
+class AutoencoderConfig(Config):
+    """The latent space to work in: a frozen autoencoder of diffusers."""
+
+    kind: Literal["kl", "tiny"] = Field(description="AutoencoderKL or AutoencoderTiny")
+    folder: str = Field(description="local folder of the autoencoder, or a diffusers folder with `vae`")
+
+
+class ConditionConfig(Config):
+    """How codes reach the denoiser."""
+
+    channels: int = Field(3, ge=0, description="maps laid beside the noisy picture; 0 for none")
+    sequence: tuple[Literal["features", "codes"], ...] = Field(
+        ("features", "codes"), description="what cross-attention reads; empty: there is none"
+    )
+    width: int = Field(256, gt=0, description="of a row of the sequence, the denoiser's cross_attention_dim")
+    pooled: int | None = Field(None, gt=0, description="width of SDXL's pooled embedding")
+    source: bool = Field(False, description="whether parts of a source picture may be given, for edits")
+
+    @model_validator(mode="after")
+    def _tells_something(self) -> "ConditionConfig":
+        if not (self.channels or self.sequence):
+            raise ValueError("condition: no channels and no sequence, so codes would not be told; set one")
+        return self
+
+
+class DiffusionNoise(Config):
+    """x_t = a x_0 + b n with a^2 + b^2 = 1, by the betas of DDPM (arXiv 2006.11239)."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    predicts: Literal["epsilon", "v", "x0"] = "epsilon"
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    beta_start: float = Field(0.0001, gt=0)
+    beta_end: float = Field(0.02, gt=0, lt=1)
+
+
+class FlowNoise(Config):
+    """x_t = (1 - t) x_0 + t n: rectified flow (arXiv 2209.03003)."""
+
+    kind: Literal["flow"] = "flow"
+    predicts: Literal["velocity", "x0"] = "velocity"
+    shift: float = Field(1.0, gt=0, description="above 1 sampling spends more of its steps on high noise")
+
+
+class SamplingConfig(Config):
+    """How pictures are drawn unless the user says otherwise."""
+
+    scheduler: str = Field(description="class name of a diffusers scheduler")
+    steps: int = Field(gt=0)
+    guidance: float = Field(ge=0, description="1 is none")
+
+
+class DiffusionConfig(Config):
+    """A diffusion decoder."""
+
+    kind: Literal["diffusion"] = "diffusion"
+    side: int = Field(gt=0, description="pixels of the square picture it is trained on")
+    denoiser: Annotated[UNetConfig | TransformerConfig, Field(discriminator="kind")]
+    autoencoder: AutoencoderConfig | None = Field(None, description="none: in pixel space")
+    condition: ConditionConfig = ConditionConfig()
+    noise: Annotated[DiffusionNoise | FlowNoise, Field(discriminator="kind")]
+    sampling: SamplingConfig
+    micro_batch: int = Field(4, gt=0, description="pictures of one forward, so that shapes never vary")
+
+
+class ObjectiveConfig(Config):
+    """What a diffusion decoder's training draws and weighs."""
+
+    weighting: Literal["none", "min_snr", "velocity"] = Field(
+        "none", description="min_snr: arXiv 2303.09556; velocity: an x0 error as that of the velocity"
+    )
+    gamma: float = Field(5.0, gt=0, description="of min_snr")
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    mean: float = Field(0.0, description="of logit_normal (arXiv 2403.03206)")
+    deviation: float = Field(1.0, gt=0, description="of logit_normal")
+    dropout: float = Field(0.1, ge=0, le=1, description="share of pictures that lose their condition")
+    source: float = Field(0.2, ge=0, le=1, description="share that see parts of the picture, if it may")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the weights' average, which is what is saved")
+
+
 class TrainConfig(Config):
     """An experiment: `pictish train decoder CONFIG`."""
 
     part: Literal["decoder"] = "decoder"
-    model: PreviewConfig
+    model: Annotated[PreviewConfig | DiffusionConfig, Field(discriminator="kind")]
+    objective: ObjectiveConfig = ObjectiveConfig()
     tokenizer: str = Field(
         "starter", description="the model whose codes are decoded: a folder or a shipped name"
     )
@@ -36,7 +132,18 @@ class TrainConfig(Config):
     seed: int = 0
     log_every: int = Field(20, gt=0)
     validate_every: int = Field(500, gt=0)
+    sample_every: int = Field(0, ge=0, description="steps between grids of pictures; 0: none")
     checkpoint_every: int = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
     tensorboard: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+
+    @model_validator(mode="after")
+    def _weighting_fits(self) -> "TrainConfig":
+        if isinstance(self.model, DiffusionConfig):
+            noise, weighting = self.model.noise, self.objective.weighting
+            if weighting == "velocity" and noise.kind != "flow":
+                raise ValueError("objective.weighting: velocity is for noise of kind flow; use min_snr")
+            if weighting == "min_snr" and noise.kind != "diffusion":
+                raise ValueError("objective.weighting: min_snr is for noise of kind diffusion; use velocity")
+        return self

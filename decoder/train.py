@@ -6,24 +6,29 @@ Legend: B pictures, N cells, F feature channels, S side in pixels.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from pictish.decoder.config import TrainConfig
-from pictish.decoder.preview import PreviewHead, build_preview, predicted_pixels, save_preview
+from pictish.data.files import write_atomic
+from pictish.decoder.config import DiffusionConfig, TrainConfig
+from pictish.decoder.diffusion import DiffusionDecoder, save_diffusion
+from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures, preview_losses
+from pictish.decoder.preview import PreviewHead, build_preview, save_preview
 from pictish.tokenizer.cache import FeatureCache, training_caches
 from pictish.tokenizer.dynamic import Tokenizer
 from pictish.tokenizer.selector import choose, draw_gate
+from pictish.training.average import Average
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.schedule import warmup_cosine
 from pictish.training.world import accelerator, keep_freed_memory
+
+VALIDATION_SEED = 7  # of noise and times, the same at each validation
 
 
 def train(
@@ -36,79 +41,134 @@ def train(
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
     tokenizer = Tokenizer.from_folder(config.tokenizer, accelerate.device)
-    training, validation = training_caches(config.data, tokenizer.network.encoder, run, config.seed)
+    caches = partial(training_caches, config.data, tokenizer.network.encoder, run, config.seed)
+    training, validation = caches(pictures=_own_pictures(config, tokenizer))
     torch.manual_seed(config.seed)
-    head = build_preview(config.model, tokenizer).to(accelerate.device)
-    optimizer = adamw(head, config.learning_rate, config.weight_decay)
-    names = [name for name, _ in head.named_parameters()]
-    first = restore(run, head, optimizer, names)
-    model, optimizer = accelerate.prepare(head, optimizer)
-    errors: list[float] = []
+    network = build(config, tokenizer).to(accelerate.device)
+    optimizer = adamw(network, config.learning_rate, config.weight_decay)
+    names = [name for name, _ in network.named_parameters()]
+    average = Average(network, config.objective.ema if isinstance(network, DiffusionDecoder) else 0.0)
+    first = restore(run, network, optimizer, names, average)
+    model, optimizer = accelerate.prepare(network, optimizer)
+    losses_of = partial(_losses, config=config, model=model, network=network)
+    window: dict[str, list[float]] = {}
     since = time.monotonic()
     with MetricsLog(run, first, config.tensorboard) as metrics:
         for step in range(first, config.steps):
-            raw = training.batch(step, config.batch_size, config.seed).to(accelerate.device)
             generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) % 2**63)
-            predicted, target = _inputs(tokenizer, raw, partial(_draw, config=config, generator=generator))
+            raw, pictures = training.batch(step, config.batch_size, config.seed)
+            draw = partial(_draw, config=config, generator=generator)
+            batch = _batch(tokenizer, raw, pictures, draw)
             rate = warmup_cosine(step, peak=config.learning_rate, warmup=config.warmup, total=config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with accelerate.autocast():
-                picture = model(predicted, predicted_pixels(tokenizer.network.encoder, predicted))
-            loss = F.mse_loss(picture.float(), target)
-            accelerate.backward(loss)
-            norm = accelerate.clip_grad_norm_(head.parameters(), config.clip_norm)
+                losses = losses_of(batch, generator=generator)
+            accelerate.backward(losses["loss"])
+            norm = accelerate.clip_grad_norm_(network.parameters(), config.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            errors.append(loss.item())
+            average.update()
+            for name, value in losses.items():
+                window.setdefault(name, []).append(value.item())
             done = step + 1
             if done % config.log_every == 0 or done == config.steps:
-                speed = len(errors) * config.batch_size / (time.monotonic() - since)
-                mean = sum(errors) / len(errors)
+                speed = len(window["loss"]) * config.batch_size / (time.monotonic() - since)
+                means = {name: _mean(values) for name, values in window.items()}
                 metrics.write(
-                    done, learning_rate=rate, gradient_norm=float(norm), mse=mean, pictures_per_second=speed
+                    done, learning_rate=rate, gradient_norm=float(norm), pictures_per_second=speed, **means
                 )
-                errors, since = [], time.monotonic()
-            if done % config.validate_every == 0 or done == config.steps:
-                metrics.write(done, **validate(head, tokenizer, validation, config.batch_size))
+                window, since = {}, time.monotonic()
+            with average.applied():
+                if done % config.validate_every == 0 or done == config.steps:
+                    batches = _in_order(tokenizer, validation, config.batch_size)
+                    metrics.write(done, **validate(network, losses_of, batches))
+                if config.sample_every and (done % config.sample_every == 0 or done == config.steps):
+                    sheet = grid_of_pictures(network, tokenizer, next(_in_order(tokenizer, validation, 8)))
+                    write_atomic(run / "samples" / f"step-{done:08d}.png", sheet)
             if done % config.checkpoint_every == 0 or done == config.steps:
-                tensors = {**head.state_dict(), **optimizer_tensors(optimizer, names)}
+                tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names), **average.tensors()}
                 save_checkpoint(run, done, tensors, {}, config.keep_checkpoints)
             if progress is not None:
                 progress(done, config.steps)
-    save_preview(run / "model", head, config.model, tokenizer.fingerprint, overwrite=True)
+    with average.applied():
+        save(run / "model", network, config, tokenizer)
     return run / "model"
 
 
-@torch.inference_mode()
-def validate(head: PreviewHead, tokenizer: Tokenizer, cache: FeatureCache, size: int) -> dict[str, float]:
-    """Mean PSNR in dB over the validation pictures at the automatic length, and without the head."""
-    head.eval()
-    ratios: list[Tensor] = []
-    plain: list[Tensor] = []
+def build(config: TrainConfig, tokenizer: Tokenizer) -> PreviewHead | DiffusionDecoder:
+    """An untrained decoder for the tokenizer's codes; ValueError when the two do not fit."""
+    if isinstance(config.model, DiffusionConfig):
+        return DiffusionDecoder(config.model, tokenizer)
+    return build_preview(config.model, tokenizer)
+
+
+def save(folder: Path, network: nn.Module, config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Write the model folder."""
+    if isinstance(network, DiffusionDecoder):
+        save_diffusion(folder, network, tokenizer.fingerprint, overwrite=True)
+    elif isinstance(network, PreviewHead):
+        save_preview(folder, network, config.model, tokenizer.fingerprint, overwrite=True)
+
+
+@torch.no_grad()
+def validate(
+    network: nn.Module, losses_of: Callable[..., dict[str, Tensor]], batches: Iterator[Batch]
+) -> dict[str, float]:
+    """Mean losses over the validation pictures at the automatic length, with the same noise every time."""
+    network.eval()
+    generator = torch.Generator().manual_seed(VALIDATION_SEED)
+    found: dict[str, list[float]] = {}
+    for batch in batches:
+        for name, value in losses_of(batch, generator=generator).items():
+            found.setdefault(f"validation_{name}", []).extend([value.item()] * len(batch.target))
+    network.train()
+    return {name: _mean(values) for name, values in found.items()}
+
+
+def _losses(
+    batch: Batch, generator: torch.Generator, config: TrainConfig, model: nn.Module, network: nn.Module
+) -> dict[str, Tensor]:
+    """Scalars by name, `loss` among them; `model` is `network` as accelerate wrapped it."""
+    if isinstance(network, DiffusionDecoder):
+        return diffusion_losses(model, network, batch, config.objective, generator)
+    return preview_losses(model, batch)
+
+
+def _in_order(tokenizer: Tokenizer, cache: FeatureCache, size: int) -> Iterator[Batch]:
+    for raw, pictures in cache.in_order(size):
+        yield _batch(tokenizer, raw, pictures, choose)
+
+
+def _batch(
+    tokenizer: Tokenizer, raw: Tensor, pictures: Tensor | None, draw: Callable[[Tensor], Tensor]
+) -> Batch:
+    """What is told of raw features (B, N, F), and the true pictures: uint8 (B, S, S, 3) or inside the features."""
+    raw = raw.to(tokenizer.device)
     encoder = tokenizer.network.encoder
-    for raw in cache.in_order(size):
-        predicted, target = _inputs(tokenizer, raw.to(tokenizer.device), choose)
-        pixels = predicted_pixels(encoder, predicted)
-        ratios.append(_psnr(head(predicted, pixels), target))
-        plain.append(_psnr(pixels, target))
-    head.train()
-    return {
-        "validation_psnr": float(torch.cat(ratios).mean()),
-        "validation_psnr_headless": float(torch.cat(plain).mean()),
-    }
+    there = tokenizer.network.round_trip(raw, draw=draw)
+    codes, real = there.code_rows()
+    plain = (
+        encoder.to_pixels(there.predicted / encoder.scale + encoder.mean) if encoder.config.pixels else None
+    )
+    if pictures is None:
+        target = encoder.to_pixels(raw.float())
+    else:
+        target = pictures.to(tokenizer.device).permute(0, 3, 1, 2).float() / 255
+    return Batch(there.predicted, codes, real, target, plain)
 
 
-def _inputs(tokenizer: Tokenizer, raw: Tensor, draw: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Predicted features (B, N, F) and the true picture (B, 3, S, S) of raw features (B, N, F)."""
-    predicted = tokenizer.network.round_trip(raw, draw=draw).predicted
-    return predicted, tokenizer.network.encoder.to_pixels(raw.float())
+def _own_pictures(config: TrainConfig, tokenizer: Tokenizer) -> int | None:
+    """Side of the pictures to keep beside the features; None where the features hold them."""
+    encoder = tokenizer.network.config.encoder
+    if not isinstance(config.model, DiffusionConfig) or config.model.side == encoder.grid * encoder.pixels:
+        return None
+    return config.model.side
 
 
 def _draw(logits: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
     return draw_gate(logits, 0.1, generator, budgets=config.budgets, blind=0.0).gate > 0.5
 
 
-def _psnr(picture: Tensor, target: Tensor) -> Tensor:
-    """PSNR in dB (B,) of pictures (B, 3, S, S) in [0, 1]."""
-    return -10 * torch.log10((picture.clamp(0, 1) - target).square().mean((1, 2, 3)).clamp_min(1e-10))
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,30 +34,42 @@ IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
 
 class FeatureCache:
-    """Raw encoder features (M, N, F) of a folder written by `build_cache`, memory-mapped."""
+    """Raw encoder features (M, N, F) of a folder written by `build_cache`, memory-mapped.
+
+    Where they were asked for, the pictures themselves (M, S, S, 3) uint8 lie beside them.
+    """
 
     def __init__(self, folder: Path):
         self.features = np.load(folder / "features.npy", mmap_mode="r")
+        kept = folder / "pictures.npy"
+        self.pictures = np.load(kept, mmap_mode="r") if kept.exists() else None
         statistics = np.load(folder / "statistics.npy")
         self.mean, self.std = torch.from_numpy(statistics[0]), torch.from_numpy(statistics[1])
 
     def __len__(self) -> int:
         return len(self.features)
 
-    def batch(self, step: int, size: int, seed: int) -> Tensor:
-        """Features (size, N, F) of step `step`: each picture once an epoch, in an order that `seed` fixes."""
+    def batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Features (size, N, F) of step `step`: each picture once an epoch, in an order that `seed` fixes.
+
+        With them the pictures (size, S, S, 3), or None.
+        """
         places = np.arange(step * size, (step + 1) * size)
         epochs, within = places // len(self), places % len(self)
         rows = np.empty(size, dtype=np.int64)
         for epoch in np.unique(epochs):
             order = np.random.default_rng((seed, int(epoch))).permutation(len(self))
             rows[epochs == epoch] = order[within[epochs == epoch]]
-        return torch.from_numpy(self.features[rows])
+        return self._at(rows)
 
-    def in_order(self, size: int) -> Iterator[Tensor]:
-        """All features once, in batches of at most `size`."""
+    def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """All of them once, in batches of at most `size`."""
         for start in range(0, len(self), size):
-            yield torch.from_numpy(np.array(self.features[start : start + size]))
+            yield self._at(np.arange(start, min(start + size, len(self))))
+
+    def _at(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        pictures = None if self.pictures is None else torch.from_numpy(self.pictures[rows])
+        return torch.from_numpy(self.features[rows]), pictures
 
 
 def build_cache(
@@ -68,11 +82,13 @@ def build_cache(
     workers: int,
     seed: int,
     report: Callable[[int, int], None],
+    pictures: int | None = None,
 ) -> FeatureCache:
     """The cache for these pictures and this encoder under `folder`, built if it is not there yet.
 
-    Its name holds a digest of everything it depends on; it is written beside and renamed. `report` is called
-    with pictures done and in all. Raises ValueError when the shards hold no pictures.
+    With `pictures`, a side in pixels, the views themselves are kept too. Its name holds a digest of everything
+    it depends on; it is written beside and renamed. `report` is called with pictures done and in all. Raises
+    ValueError when the shards hold no pictures.
     """
     blobs = _read_pictures(shards)
     if limit is not None:
@@ -83,6 +99,7 @@ def build_cache(
         views,
         seed,
         [(k, _digest(b)) for k, b in blobs],
+        *([pictures] if pictures else []),
     ]
     final = folder / f"features-{_digest(json.dumps(depends).encode())[:12]}"
     if final.is_dir():
@@ -94,12 +111,21 @@ def build_cache(
     features = np.lib.format.open_memmap(
         temporary / "features.npy", "w+", np.float16, (count, encoder.cells, encoder.features)
     )
+    kept = (
+        np.lib.format.open_memmap(temporary / "pictures.npy", "w+", np.uint8, (count, pictures, pictures, 3))
+        if pictures
+        else None
+    )
     total, squares = torch.zeros(2, encoder.features, dtype=torch.float64)
     done = 0
-    chunks = _Chunks(blobs, views, encoder.config.image_size, seed)
+    # rendered at the larger side; the encoder sees its own
+    side = encoder.config.image_size
+    chunks = _Chunks(blobs, views, max(side, pictures or 0), seed)
     for pixels in DataLoader(chunks, batch_size=None, num_workers=workers):
         for group in pixels.split(4 * encoder.config.micro_batch):
-            raw = encoder.raw(group.to(encoder.mean.device)).cpu()
+            raw = encoder.raw(_resized(group, side).to(encoder.mean.device)).cpu()
+            if kept is not None:
+                kept[done : done + len(raw)] = _resized(group, kept.shape[1]).numpy()
             features[done : done + len(raw)] = raw.half().numpy()
             total += raw.sum((0, 1), dtype=torch.float64)
             squares += raw.double().square().sum((0, 1))
@@ -107,6 +133,8 @@ def build_cache(
         report(done, count)
     assert done == count, (done, count)
     features.flush()
+    if kept is not None:
+        kept.flush()
     mean = total / (count * encoder.cells)
     std = (squares / (count * encoder.cells) - mean**2).clamp_min(0).sqrt()
     np.save(temporary / "statistics.npy", torch.stack([mean, std]).float().numpy())
@@ -115,15 +143,27 @@ def build_cache(
 
 
 def training_caches(
-    data: DataConfig, encoder: Encoder, run: Path, seed: int
+    data: DataConfig, encoder: Encoder, run: Path, seed: int, pictures: int | None = None
 ) -> tuple[FeatureCache, FeatureCache]:
     """The caches of the training views and of the validation pictures as they are."""
     folder = Path(data.cache) if data.cache else run / "cache"
-    build = partial(build_cache, folder, encoder, workers=data.workers, seed=seed, report=_report)
+    build = partial(
+        build_cache, folder, encoder, workers=data.workers, seed=seed, report=_report, pictures=pictures
+    )
     return (
         build(shards=data.train, views=data.views, limit=data.limit),
         build(shards=data.validation, views=1, limit=None),
     )
+
+
+def _resized(pixels: Tensor, side: int) -> Tensor:
+    """Pictures uint8 (m, S, S, 3) at another side: area means going down, bilinear going up."""
+    if pixels.shape[1] == side:
+        return pixels
+    planes = rearrange(pixels, "m h w c -> m c h w").float()
+    mode = "area" if side < pixels.shape[1] else "bilinear"
+    sized = F.interpolate(planes, size=(side, side), mode=mode)
+    return rearrange(sized.round().to(torch.uint8), "m c h w -> m h w c")
 
 
 def _report(done: int, count: int) -> None:

@@ -46,12 +46,18 @@ class Losses(NamedTuple):
 
 
 class RoundTrip(NamedTuple):
-    """Standardised features (B, N, F), their prediction from codes, the keep mask (B, N) and its ids (M,)."""
+    """What went through the codes and back."""
 
-    features: Tensor
-    predicted: Tensor
-    keep: Tensor
-    ids: Tensor
+    features: Tensor  # (B, N, F) standardised
+    predicted: Tensor  # (B, N, F) from the codes alone
+    keep: Tensor  # (B, N) bool
+    ids: Tensor  # (M,) of all kept rows
+    vectors: Tensor  # (B, N, C) code vectors; those of dropped rows mean nothing
+
+    def code_rows(self) -> tuple[Tensor, Tensor]:
+        """Vectors (B, N, C) with the kept ones first, in their order, and which are kept (B, N)."""
+        order, real = kept_rows(self.keep, self.keep.shape[1])
+        return torch.take_along_dim(self.vectors, order[..., None], dim=1), real
 
 
 class DynamicTokenizer(nn.Module):
@@ -164,7 +170,7 @@ class DynamicTokenizer(nn.Module):
             quantized = self.quantizer(codes[keep])
             vectors, ids = vectors.masked_scatter(keep[..., None], quantized.vectors), quantized.ids
         predicted = self.reconstructor.gated(vectors, keep.to(vectors.dtype))
-        return RoundTrip(features, predicted, keep, ids)
+        return RoundTrip(features, predicted, keep, ids, vectors)
 
 
 class Tokenizer:
@@ -302,7 +308,7 @@ class Tokenizer:
         # blanks repeat the first picture of the group: real rows of the same shape, thrown away by the caller
         padded = group + [group[0]] * (self.micro_batch - len(group))
         chosen = torch.tensor(padded, device=self.device)
-        rows, real = _kept_rows(keep[chosen], bucket)
+        rows, real = kept_rows(keep[chosen], bucket)
         merged = self.network.merger.gathered(hidden[chosen], keep[chosen], rows, real)
         codes = self.network.to_code(merged).flatten(0, 1)  # (micro_batch * bucket, C)
         return self.network.quantizer(codes).ids.view(len(padded), bucket).cpu().numpy(), merged
@@ -326,21 +332,28 @@ class Tokenizer:
 
         Raises ValueError for tokens of another tokenizer or with more tokens than cells.
         """
-        for token in tokens:
-            self.check(token)
         lengths = [len(token.ids) for token in tokens]
+        vectors, real = self.code_vectors(tokens)
         result = torch.empty(len(tokens), self.cells, self.network.encoder.features, device=self.device)
         for group, bucket in self._buckets(lengths):
-            ids = torch.zeros(self.micro_batch, bucket, dtype=torch.long)
-            real = torch.zeros(self.micro_batch, bucket, dtype=torch.bool)
-            real[:, 0] = True  # blanks attend to something
-            for place, index in enumerate(group):
-                ids[place, : lengths[index]] = torch.tensor(tokens[index].ids)
-                real[place, : lengths[index]] = True
-            vectors = self.network.quantizer.decode(ids.to(self.device))
-            predicted = self.network.reconstructor(vectors, real.to(self.device))
+            padded = group + [group[0]] * (self.micro_batch - len(group))  # blanks repeat the first
+            predicted = self.network.reconstructor(vectors[padded, :bucket], real[padded, :bucket])
             result[group] = predicted[: len(group)]
         return result
+
+    @torch.inference_mode()
+    def code_vectors(self, tokens: Sequence[TokenizedImage]) -> tuple[Tensor, Tensor]:
+        """Vectors (B, N, C) of the codes in their order, padded to the most there can be; which are real (B, N).
+
+        Raises ValueError as `reconstruct` does.
+        """
+        ids = torch.zeros(len(tokens), self.cells, dtype=torch.long)
+        real = torch.zeros(len(tokens), self.cells, dtype=torch.bool)
+        for place, token in enumerate(tokens):
+            self.check(token)
+            ids[place, : len(token)] = torch.tensor(token.ids)
+            real[place, : len(token)] = True
+        return self.network.quantizer.decode(ids.to(self.device)), real.to(self.device)
 
     def check(self, token: TokenizedImage) -> None:
         """Refuse, with ValueError, a token that these weights did not write or cannot have written."""
@@ -384,7 +397,7 @@ class Tokenizer:
                 yield indices[start : start + self.micro_batch], bucket
 
 
-def _kept_rows(keep: Tensor, bucket: int) -> tuple[Tensor, Tensor]:
+def kept_rows(keep: Tensor, bucket: int) -> tuple[Tensor, Tensor]:
     """Kept cells (B, bucket) of `keep` (B, N) in raster order, padded with dropped ones; which are real."""
     order = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :bucket]
     return order, torch.gather(keep, 1, order)

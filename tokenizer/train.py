@@ -54,7 +54,8 @@ def train(
             if phase.quantize and within == 0:
                 _start_codebook(network, training, config, step)
             generator = _seeded(config.seed, step)
-            raw = training.batch(step, config.batch_size, config.seed).to(accelerate.device)
+            raw, _ = training.batch(step, config.batch_size, config.seed)
+            raw = raw.to(accelerate.device)
             rate = warmup_cosine(
                 within,
                 peak=phase.learning_rate,
@@ -87,7 +88,7 @@ def train(
                 progress(done, total)
     # Altered views are easier or harder than pictures as they are, which is what the model will meet.
     device_of = network.position.device
-    network.eval().set_level(raw.to(device_of) for raw in validation.in_order(config.batch_size))
+    network.eval().set_level(raw.to(device_of) for raw, _ in validation.in_order(config.batch_size))
     save_tokenizer(run / "model", network, overwrite=True)
     return run / "model"
 
@@ -151,7 +152,7 @@ def validate(
     """Losses on the validation pictures with the deterministic selection, and how many tokens it keeps."""
     network.eval()
     cosine, lengths, counts = 0.0, [], torch.zeros(0, dtype=torch.long)
-    for raw in cache.in_order(config.batch_size):
+    for raw, _ in cache.in_order(config.batch_size):
         there = network.round_trip(raw.to(network.position.device), quantize=quantize)
         counts = _add_counts(counts, there.ids)
         cosine += float(cosine_errors(there.predicted, there.features).mean()) * len(raw)
@@ -204,6 +205,6 @@ def _start_codebook(
     generator = _seeded(config.seed + 1, step)
     vectors: list[Tensor] = []
     while sum(map(len, vectors)) < KMEANS_VECTORS * network.quantizer.codes:
-        raw = training.batch(step + len(vectors), config.batch_size, config.seed + 1)
+        raw, _ = training.batch(step + len(vectors), config.batch_size, config.seed + 1)
         vectors.append(network.code_vectors(raw.to(network.position.device), generator, _noise(config, step)))
     network.quantizer.start(torch.cat(vectors))

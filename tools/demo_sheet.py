@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pictish.data.files import write_atomic
-from pictish.data.images import find_images, load_image
+from pictish.data.images import find_images, load_image, png_bytes
 from pictish.data.tokens import TokenizedImage
-from pictish.evaluation.drawing import crop_cell, png_bytes
+from pictish.evaluation.drawing import crop_cell
 from pictish.pipelines.reconstruct import Reconstructor
 
 TILE, GAP, LABEL, NOTE = 128, 10, 96, 22

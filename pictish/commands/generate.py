@@ -113,7 +113,7 @@ def check_new(out: Path, names: "Sequence[str]", overwrite: bool) -> None:
 def store(out: Path, name: str, picture: "Image.Image", tokens: bytes) -> None:
     """Write a picture and its tokens, each as a whole."""
     from pictish.data.files import write_atomic
-    from pictish.evaluation.drawing import png_bytes
+    from pictish.data.images import png_bytes
 
     write_atomic(out / f"{name}.png", png_bytes(picture))
     write_atomic(out / f"{name}.tokens", tokens)

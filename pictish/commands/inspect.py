@@ -103,9 +103,9 @@ def _picture(source: Path, target: Path, model: str, device: str, settings: dict
     from PIL import Image
 
     from pictish.data.files import one_line, printable, write_atomic
-    from pictish.data.images import load_image
+    from pictish.data.images import load_image, png_bytes
     from pictish.decoder.preview import Preview
-    from pictish.evaluation.drawing import Panels, four_panels, png_bytes
+    from pictish.evaluation.drawing import Panels, four_panels
     from pictish.tokenizer.dynamic import Tokenizer
     from pictish.training.world import resolve_device
 

@@ -69,7 +69,7 @@ def _show(
 
     from pictish.commands.generate import generators
     from pictish.data.files import write_atomic
-    from pictish.evaluation.drawing import png_bytes
+    from pictish.data.images import png_bytes
     from pictish.pipelines.language import Language
     from pictish.pipelines.text_to_image import TextToImage
 

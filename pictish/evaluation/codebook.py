@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pictish.evaluation.drawing import code_sheet, crop_cell, png_bytes
+from pictish.data.images import png_bytes
+from pictish.evaluation.drawing import code_sheet, crop_cell
 from pictish.evaluation.metrics import CodeStatistics
 from pictish.evaluation.pictures import Broken, Picture, PictureSource
 

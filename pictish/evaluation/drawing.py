@@ -3,7 +3,6 @@
 Functions of PIL RGB pictures; nothing is read or written here.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -183,13 +182,6 @@ def code_sheet(
             sheet.paste(crop.resize((CROP, CROP), Image.Resampling.BICUBIC), (x, y))
             pen.rectangle((x, y, x + CROP - 1, y + CROP - 1), outline=RULE)
     return sheet
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    """The picture as PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def crop_cell(picture: Image.Image, cell: int, grid: tuple[int, int]) -> Image.Image:

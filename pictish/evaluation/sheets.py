@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from pictish.evaluation.drawing import SheetRow, contact_sheet, png_bytes
+from pictish.data.images import png_bytes
+from pictish.evaluation.drawing import SheetRow, contact_sheet
 from pictish.evaluation.metrics import psnr
 from pictish.evaluation.pictures import Picture, PictureSource
 

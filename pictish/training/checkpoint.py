@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pictish.training.average import PREFIX, Average
+
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
@@ -86,16 +88,26 @@ def load_checkpoint(
     return tensors, {**document["state"], "step": document["step"]}
 
 
-def restore(run: Path, module: nn.Module, optimizer: torch.optim.Optimizer, names: Sequence[str]) -> int:
+def restore(
+    run: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    names: Sequence[str],
+    average: Average | None = None,
+) -> int:
     """Fill a module and its optimizer, strictly, from the last checkpoint of `run`; returns the step or 0.
 
-    The checkpoint holds the state dict of the module and `optimizer_tensors(optimizer, names)`.
+    The checkpoint holds the state dict of the module, `optimizer_tensors(optimizer, names)`, and
+    `average.tensors()`.
     """
     latest = latest_checkpoint(run)
     if latest is None:
         return 0
     tensors, state = load_checkpoint(latest)
-    module.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("optimizer.")})
+    beside = ("optimizer.", PREFIX)
+    module.load_state_dict({name: t for name, t in tensors.items() if not name.startswith(beside)})
+    if average is not None:
+        average.load(tensors)
     load_optimizer_tensors(optimizer, names, tensors)
     logger.info("going on from %s", latest.name)
     return int(state["step"])

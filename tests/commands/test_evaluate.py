@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from pictish.cli import main
+from pictish.data.images import png_bytes
 from pictish.data.shards import ShardWriter
-from pictish.evaluation.drawing import png_bytes
 from pictish.evaluation.tokenizer import METRICS
 
 

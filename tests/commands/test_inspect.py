@@ -7,9 +7,9 @@ from PIL import Image
 
 from pictish.cli import main
 from pictish.commands.inspect import histogram_lines
+from pictish.data.images import png_bytes
 from pictish.data.shards import ShardWriter
 from pictish.data.tokens import TokenizedImage
-from pictish.evaluation.drawing import png_bytes
 
 
 def picture(seed: int) -> Image.Image:

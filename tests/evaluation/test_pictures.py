@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pictish.data.images import png_bytes
 from pictish.data.shards import ShardWriter
-from pictish.evaluation.drawing import png_bytes
 from pictish.evaluation.pictures import PHOTOGRAPHS, Broken, PictureSource, photographs
 
 

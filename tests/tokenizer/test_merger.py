@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pictish.tokenizer.attention import gated_attention
-from pictish.tokenizer.dynamic import _kept_rows
+from pictish.tokenizer.dynamic import kept_rows
 from pictish.tokenizer.merger import Merger
 
 CELLS, WIDTH = 16, 32
@@ -31,10 +31,10 @@ def hidden() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 15, 16])
-def test_gathered_equals_dense_on_kept_rows(merger, hidden, count):
+def test_gathered_equals_dense_onkept_rows(merger, hidden, count):
     keep = random_keep(count)
     dense = merger(hidden, keep)[keep]
-    rows, real = _kept_rows(keep, min(CELLS, count + 3))
+    rows, real = kept_rows(keep, min(CELLS, count + 3))
     gathered = merger.gathered(hidden, keep, rows, real)[real]
     assert torch.allclose(dense, gathered, atol=1e-5)
     assert torch.isfinite(merger.gathered(hidden, keep, rows, real)).all()
@@ -51,7 +51,7 @@ def test_a_later_kept_patch_never_changes_an_earlier_output(merger, hidden, form
     def run(x: torch.Tensor) -> torch.Tensor:
         if form == "dense":
             return torch.stack([merger(x, keep)[picture, kept] for picture, kept in enumerate(cells)])
-        return merger.gathered(x, keep, *_kept_rows(keep, 8))
+        return merger.gathered(x, keep, *kept_rows(keep, 8))
 
     before, after = run(hidden), run(changed)
     assert torch.equal(before[:, :5], after[:, :5])

@@ -1,0 +1,115 @@
+"""Codes to what a denoiser reads: maps beside the picture, and a sequence for its cross-attention.
+
+Legend: B pictures, N = grid x grid cells, K codes (padded), F feature channels, C code dimension, D width of the
+sequence, L its length, H x W the denoiser's own map.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from pictish.decoder.config import ConditionConfig
+
+
+class Told(NamedTuple):
+    """What the tokenizer's codes say of B pictures."""
+
+    features: Tensor  # (B, N, F) of the reconstructor, standardised
+    codes: Tensor  # (B, K, C) code vectors in their order
+    real: Tensor  # (B, K) bool: which are no padding
+
+    def to(self, device: torch.device) -> "Told":
+        return Told(*(tensor.to(device) for tensor in self))
+
+    def __getitem__(self, rows):  # type: ignore[override]
+        return Told(self.features[rows], self.codes[rows], self.real[rows])
+
+
+class Conditions(NamedTuple):
+    """What the denoiser reads."""
+
+    maps: Tensor | None  # (B, channels, H, W)
+    sequence: Tensor | None  # (B, L, D)
+    real: Tensor | None  # (B, L) bool
+    pooled: Tensor | None  # (B, P)
+
+
+class Condition(nn.Module):
+    """Learned projections of codes and features, and the null condition that guidance starts from."""
+
+    def __init__(self, config: ConditionConfig, features: int, code: int, cells: int, enlarge: int):
+        """`enlarge` is the side of the denoiser's map in grid cells."""
+        super().__init__()
+        self.config, self.enlarge = config, enlarge
+        self.grid = round(cells**0.5)
+        if config.channels:
+            self.to_maps = nn.Linear(features, config.channels * enlarge**2)
+            self.no_maps = nn.Parameter(torch.zeros(config.channels, 1, 1))
+        if "features" in config.sequence:
+            self.from_features = nn.Linear(features, config.width)
+            self.cells = nn.Parameter(torch.randn(cells, config.width) * 0.02)
+        if "codes" in config.sequence:
+            self.from_codes = nn.Linear(code, config.width)
+            self.order = nn.Parameter(torch.randn(cells, config.width) * 0.02)
+        if config.sequence:
+            self.norm = nn.LayerNorm(config.width)
+            self.nothing = nn.Parameter(torch.randn(config.width) * 0.02)
+        if config.pooled:
+            self.to_pooled = nn.Linear(features, config.pooled)
+            self.no_pooled = nn.Parameter(torch.zeros(config.pooled))
+
+    def forward(self, told: Told, drop: Tensor, size: tuple[int, int] | None = None) -> Conditions:
+        """Conditions of pictures, the null condition where `drop` (B,) bool.
+
+        `size` is the denoiser's map (H, W) where it is not the square it was trained on.
+        """
+        rows, real, maps, pooled = None, None, None, None
+        if self.config.sequence:
+            rows, real = self._sequence(told)
+            first = torch.zeros_like(real)
+            first[:, 0] = True  # attention must see something: the null condition is one row
+            rows = torch.where((drop[:, None] & first)[..., None], self.nothing.to(rows.dtype), rows)
+            real = torch.where(drop[:, None], first, real)
+        if self.config.channels:
+            maps = rearrange(
+                self.to_maps(told.features),
+                "b (y x) (c p q) -> b c (y p) (x q)",
+                y=self.grid,
+                p=self.enlarge,
+                q=self.enlarge,
+            )
+            if size is not None and size != maps.shape[-2:]:
+                maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+            maps = torch.where(drop[:, None, None, None], self.no_maps.to(maps.dtype), maps)
+        if self.config.pooled:
+            pooled = self.to_pooled(told.features.mean(dim=1))
+            pooled = torch.where(drop[:, None], self.no_pooled.to(pooled.dtype), pooled)
+        return Conditions(maps, rows, real, pooled)
+
+    def _sequence(self, told: Told) -> tuple[Tensor, Tensor]:
+        """Rows (B, L, D), and which are real (B, L)."""
+        rows, real = [], []
+        if "features" in self.config.sequence:
+            rows.append(self.from_features(told.features) + self.cells)
+            real.append(torch.ones_like(told.features[..., 0], dtype=torch.bool))
+        if "codes" in self.config.sequence:
+            rows.append(self.from_codes(told.codes) + self.order[: told.codes.shape[1]])
+            real.append(told.real)
+        return self.norm(torch.cat(rows, dim=1)), torch.cat(real, dim=1)
+
+
+def hide(pictures: Tensor, generator: torch.Generator, share: float, grid: int) -> tuple[Tensor, Tensor]:
+    """A source for training: pictures (B, C, H, W) with cells hidden, and the mask (B, 1, H, W) of what is seen.
+
+    A `share` of the pictures show a random part of their cells, the others nothing. An edit sees what is to
+    stay: the cells where the codes of source and target agree.
+    """
+    count, _, height, width = pictures.shape
+    shown = torch.rand(count, generator=generator) < share
+    part = torch.rand(count, 1, 1, generator=generator)
+    seen = (torch.rand(count, grid, grid, generator=generator) < part) & shown[:, None, None]
+    mask = repeat(seen.to(pictures), "b y x -> b 1 (y p) (x q)", p=height // grid, q=width // grid)
+    return pictures * mask, mask

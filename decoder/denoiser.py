@@ -1,0 +1,209 @@
+"""diffusers' denoisers and autoencoders behind one face; their quirks stay in this file.
+
+Legend: B pictures, C channels of what is denoised (RGB, or a latent's), H x W its size, S pixels.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pictish.decoder.condition import Conditions
+from pictish.decoder.config import AutoencoderConfig, DiffusionConfig, TransformerConfig, UNetConfig
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class Denoiser(nn.Module):
+    """Noisy maps, times and conditions to a prediction."""
+
+    def __init__(self, network: "ModelMixin", config: DiffusionConfig, channels: int):
+        super().__init__()
+        self.network, self.config = network, config
+        self.extra = config.condition.channels + (channels + 1 if config.condition.source else 0)
+        _check_channels(network, channels, self.extra)
+        self.inputs = network.config["in_channels"]
+
+    def forward(
+        self, noisy: Tensor, times: Tensor, conditions: Conditions, source: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Prediction (B, C, H, W) for `noisy` of the same shape at `times` (B,).
+
+        `source` is what is seen of a source picture (B, C, H, W) and where (B, 1, H, W); None: nothing is.
+        """
+        beside = [noisy]
+        if conditions.maps is not None:
+            beside.append(conditions.maps.to(noisy.dtype))
+        if self.config.condition.source:
+            hidden, nowhere = torch.zeros_like(noisy), torch.zeros_like(noisy[:, :1])
+            beside += list(source) if source is not None else [hidden, nowhere]
+        mask = None if conditions.real is None else conditions.real.to(noisy.dtype)
+        said: dict[str, Any] = {
+            "encoder_hidden_states": conditions.sequence,
+            "encoder_attention_mask": mask,
+            "return_dict": False,
+        }
+        if conditions.pooled is not None:
+            height, width = (self.config.side * n // self.sample_size for n in noisy.shape[-2:])
+            # SDXL's micro-conditioning: original size, crop, target size
+            sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device)
+            said["added_cond_kwargs"] = {
+                "text_embeds": conditions.pooled,
+                "time_ids": sizes.to(noisy.dtype).expand(len(noisy), -1),
+            }
+        elif isinstance(self.config.denoiser, TransformerConfig):
+            said["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
+        predicted: Tensor = self.network(torch.cat(beside, dim=1), timestep=times, **said)[0]
+        return predicted[:, : noisy.shape[1]]  # PixArt's own weights also predict a variance
+
+    @property
+    def sample_size(self) -> int:
+        """Side of the maps it was made for."""
+        return int(self.network.config["sample_size"])
+
+
+def build_denoiser(config: DiffusionConfig, channels: int, sample_size: int) -> Denoiser:
+    """A denoiser for maps of `channels` and `sample_size`, with random weights or a folder's.
+
+    Raises ValueError for settings that diffusers refuses and for a folder that does not fit.
+    """
+    cls, name = _class_of(config.denoiser)
+    if config.denoiser.folder is not None:
+        return Denoiser(load_part(cls, Path(config.denoiser.folder), name), config, channels)
+    condition = config.condition
+    extra = condition.channels + (channels + 1 if condition.source else 0)
+    ours = {
+        "in_channels": channels + extra,
+        "out_channels": channels,
+        "sample_size": sample_size,
+        "cross_attention_dim": condition.width,
+    }
+    if not condition.sequence and isinstance(config.denoiser, UNetConfig):
+        blocks = config.denoiser.settings.get("down_block_types", ["CrossAttn"])
+        if any("CrossAttn" in block for block in blocks):
+            raise ValueError("condition.sequence: empty, but this UNet has blocks with cross-attention")
+    if condition.pooled and isinstance(config.denoiser, UNetConfig):
+        each = config.denoiser.settings.get("addition_time_embed_dim", 256)
+        ours |= {"addition_embed_type": "text_time", "addition_time_embed_dim": each}
+        ours["projection_class_embeddings_input_dim"] = condition.pooled + 6 * each
+    if isinstance(config.denoiser, TransformerConfig):
+        settings = config.denoiser.settings
+        inner = settings.get("num_attention_heads", 16) * settings.get("attention_head_dim", 72)
+        if condition.sequence:
+            ours |= {"caption_channels": condition.width, "cross_attention_dim": inner}
+        else:
+            ours |= {"caption_channels": None, "cross_attention_dim": None}
+        ours |= {"use_additional_conditions": False, "interpolation_scale": 1}
+    taken = sorted(set(ours) & set(config.denoiser.settings) - {"addition_time_embed_dim"})
+    if taken:
+        raise ValueError(
+            f"denoiser.settings: {', '.join(taken)} follow from the rest of the config; leave them away"
+        )
+    unknown = sorted(set(config.denoiser.settings) - set(cls._get_init_keys(cls)))
+    if unknown:
+        raise ValueError(f"denoiser.settings: {cls.__name__} knows no {', '.join(unknown)}")
+    try:
+        network = cls(**{**config.denoiser.settings, **ours})
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"denoiser.settings: {cls.__name__} refuses them: {error}") from None
+    return Denoiser(network, config, channels)
+
+
+class Latents(nn.Module):
+    """A frozen autoencoder between pictures in [-1, 1] and latents of about unit variance."""
+
+    def __init__(self, autoencoder: "ModelMixin"):
+        super().__init__()
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        settings = autoencoder.config
+        self.channels = int(settings["latent_channels"])
+        self.scale = float(settings.get("scaling_factor") or 1.0)
+        self.shift = float(settings.get("shift_factor") or 0.0)
+        self.shrink = 2 ** (
+            len(settings.get("block_out_channels") or settings["encoder_block_out_channels"]) - 1
+        )
+
+    def train(self, mode: bool = True) -> "Latents":
+        return super().train(False)  # frozen, whatever happens around it
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Latents (B, C, S / shrink, S / shrink), the mean of each, of pictures (B, 3, S, S)."""
+        found = self.autoencoder.encode(pictures)
+        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
+        return (latents - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of latents."""
+        decoded: Tensor = self.autoencoder.decode(latents / self.scale + self.shift).sample
+        return decoded
+
+
+def build_latents(config: AutoencoderConfig) -> Latents:
+    """The autoencoder of a local folder; ValueError when it is none of this kind."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    cls = {"kl": AutoencoderKL, "tiny": AutoencoderTiny}[config.kind]
+    return Latents(load_part(cls, Path(config.folder), "vae"))
+
+
+def load_part(cls: type, folder: Path, name: str) -> "ModelMixin":
+    """A diffusers model of class `cls` in `folder` or its subfolder `name`, strictly and from safetensors alone.
+
+    Raises ValueError when it is missing, damaged, of another class, incomplete, or not finite.
+    """
+    place = folder / name if (folder / name).is_dir() else folder
+    if not (place / "config.json").is_file():
+        raise ValueError(f"{folder}: no diffusers model; looked for {name}/config.json and config.json")
+    try:
+        settings = cls.load_config(place, local_files_only=True)  # type: ignore[attr-defined]
+        if settings.get("_class_name") != cls.__name__:
+            raise ValueError(f"it holds a {settings.get('_class_name')}, not a {cls.__name__}")
+        network, found = cls.from_pretrained(  # type: ignore[attr-defined]
+            place, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # diffusers raises many kinds for a folder that is not whole
+        raise ValueError(f"{place}: not a usable {cls.__name__}: {str(error).splitlines()[0]}") from None
+    wrong = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]
+    if wrong:
+        raise ValueError(f"{place}: {len(wrong)} weights missing, unknown or misshapen, first {wrong[0]}")
+    check_finite(network, str(place))
+    return network
+
+
+def check_finite(module: nn.Module, source: str) -> None:
+    """ValueError when a weight is NaN or infinite."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{source}: {name} is not finite; the file is damaged or the training diverged")
+
+
+def _class_of(config: UNetConfig | TransformerConfig) -> tuple[Any, str]:
+    """diffusers' class, and the name of its subfolder there. From their own modules: all of diffusers is slow."""
+    if isinstance(config, UNetConfig):
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        return UNet2DConditionModel, "unet"
+    from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
+
+    return PixArtTransformer2DModel, "transformer"
+
+
+def denoiser_class(config: DiffusionConfig) -> Any:
+    """diffusers' class of this decoder's denoiser."""
+    return _class_of(config.denoiser)[0]
+
+
+def _check_channels(network: "ModelMixin", channels: int, extra: int) -> None:
+    takes = network.config["in_channels"]
+    if takes != channels + extra:
+        raise ValueError(
+            f"denoiser: takes {takes} channels, but the picture has {channels} and the conditions {extra}; "
+            "set condition.channels and condition.source to fit"
+        )

@@ -1,0 +1,158 @@
+"""The diffusion decoder: condition, denoiser, noise and latent space joined, and its model folder.
+
+Legend: B pictures, N cells, F feature channels, C channels of what is denoised, H x W its size, S pixels.
+"""
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pictish.configs import parse, to_yaml
+from pictish.data.model_folder import CONFIG, WEIGHTS, read_model_folder, whole_folder
+from pictish.decoder import denoiser as parts
+from pictish.decoder.condition import Condition, Told
+from pictish.decoder.config import DiffusionConfig
+from pictish.decoder.noise import Noise
+from pictish.decoder.schedulers import build_scheduler
+from pictish.tokenizer.dynamic import Tokenizer, load_strictly
+
+DENOISER, AUTOENCODER, SCHEDULER = "denoiser", "autoencoder", "scheduler"  # its subfolders
+
+
+class DiffusionDecoder(nn.Module):
+    """Codes to the prediction of a denoiser. Training calls `forward`; `Decoder` in pixel.py draws pictures."""
+
+    def __init__(self, config: DiffusionConfig, tokenizer: Tokenizer):
+        super().__init__()
+        self.config = config
+        self.noise = Noise(config.noise)
+        self.latents = parts.build_latents(config.autoencoder) if config.autoencoder else None
+        self.channels = self.latents.channels if self.latents else 3
+        shrink = self.latents.shrink if self.latents else 1
+        grid = tokenizer.grid[0]
+        if config.side % shrink or (config.side // shrink) % grid:
+            raise ValueError(
+                f"side: {config.side} pixels do not fit; give a multiple of {shrink * grid}, for {grid} x {grid} "
+                f"cells of a picture{'' if shrink == 1 else f' that is {shrink} times as small in latent space'}"
+            )
+        self.sample_size = config.side // shrink
+        network = tokenizer.network
+        self.condition = Condition(
+            config.condition,
+            network.encoder.features,
+            network.quantizer.dim,
+            tokenizer.cells,
+            self.sample_size // grid,
+        )
+        self.denoiser = parts.build_denoiser(config, self.channels, self.sample_size)
+
+    def forward(
+        self,
+        noisy: Tensor,
+        times: Tensor,
+        told: Told,
+        drop: Tensor,
+        source: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Prediction (B, C, H, W) for `noisy` maps at `times` (B,); where `drop` (B,) the codes are not told."""
+        conditions = self.condition(told, drop, (noisy.shape[-2], noisy.shape[-1]))
+        return self.denoiser(noisy, times, conditions, source)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """What is denoised, (B, C, H, W), of RGB pictures (B, 3, S, S) in [0, 1]."""
+        scaled = pictures * 2 - 1
+        return self.latents.encode(scaled) if self.latents else scaled
+
+    def decode(self, x: Tensor) -> Tensor:
+        """RGB pictures (B, 3, S, S) in [0, 1] of what was denoised."""
+        return ((self.latents.decode(x) if self.latents else x) + 1) / 2
+
+
+def save_diffusion(
+    folder: Path, model: DiffusionDecoder, tokenizer: str, *, half: bool = True, overwrite: bool = False
+) -> None:
+    """Write a model folder whose `denoiser`, `autoencoder` and `scheduler` are plain diffusers folders.
+
+    `half` stores the weights in fp16; `tokenizer` is the fingerprint of whose codes are decoded.
+    """
+    from safetensors.torch import save_file
+
+    config = model.config
+    with whole_folder(folder, overwrite, _belongs) as temp:
+        _save_part(model.denoiser.network, temp / DENOISER, half)
+        digests = {DENOISER: _digest(temp / DENOISER)}
+        if model.latents is not None and config.autoencoder is not None:
+            _save_part(model.latents.autoencoder, temp / AUTOENCODER, half)
+            digests[AUTOENCODER] = _digest(temp / AUTOENCODER)
+        build_scheduler(config.sampling.scheduler, config.noise).save_pretrained(temp / SCHEDULER)
+        document = {
+            "part": "decoder",
+            "kind": "diffusion",
+            "format": 1,
+            "tokenizer": tokenizer,
+            "sha256": digests,
+            "model": _at_home(config, None).model_dump(mode="json"),
+        }
+        (temp / CONFIG).write_text(to_yaml(document), encoding="utf-8")
+        weights = {
+            name: (tensor.half() if half else tensor).detach().cpu().contiguous()
+            for name, tensor in model.condition.state_dict().items()
+        }
+        save_file(weights, temp / WEIGHTS)
+
+
+def load_diffusion(folder: Path, tokenizer: Tokenizer) -> DiffusionDecoder:
+    """Read what `save_diffusion` wrote; ValueError when it is damaged or decodes another tokenizer's codes."""
+    stored = read_model_folder(folder)
+    part, kind = stored.config.get("part"), stored.config.get("kind")
+    if (part, kind) != ("decoder", "diffusion"):
+        raise ValueError(
+            f"{folder}: a diffusion decoder was asked for, this folder holds part {part!r}, kind {kind!r}"
+        )
+    if stored.config["tokenizer"] != tokenizer.fingerprint:
+        raise ValueError(
+            f"{folder}: decodes tokens of {stored.config['tokenizer']}, not of {tokenizer.fingerprint}"
+        )
+    for name, digest in stored.config["sha256"].items():
+        if name not in (DENOISER, AUTOENCODER) or _digest(folder / name) != digest:
+            raise ValueError(f"{folder / name}: not the files this folder was written with; copy it again")
+    config = parse(DiffusionConfig, stored.config["model"], str(folder))
+    model = DiffusionDecoder(_at_home(config, folder), tokenizer)
+    load_strictly(model.condition, stored.tensors, str(folder))
+    parts.check_finite(model.condition, str(folder))
+    return model
+
+
+def _belongs(name: str) -> bool:
+    return name in (CONFIG, WEIGHTS, DENOISER, AUTOENCODER, SCHEDULER)
+
+
+def _at_home(config: DiffusionConfig, folder: Path | None) -> DiffusionConfig:
+    """The config with its parts in a model folder, or without a place."""
+    changes: dict[str, Any] = {
+        "denoiser": config.denoiser.model_copy(update={"folder": str(folder / DENOISER) if folder else None})
+    }
+    if config.autoencoder is not None:
+        place = str(folder / AUTOENCODER) if folder else AUTOENCODER
+        changes["autoencoder"] = config.autoencoder.model_copy(update={"folder": place})
+    return config.model_copy(update=changes)
+
+
+def _save_part(network: Any, folder: Path, half: bool) -> None:
+    plain = copy.deepcopy(network).to("cpu")
+    (plain.half() if half else plain).save_pretrained(folder, safe_serialization=True)
+
+
+def _digest(folder: Path) -> str:
+    """sha256 over the names and bytes of a part's files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
+        if path.is_file():
+            digest.update(path.name.encode() + b"\0")
+            with path.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""How noise is mixed with pictures, and what the network says about the mixture.
+
+All processes are x_t = a x_0 + b n with levels a and b of a time t from 0 (clean) to 1,000 (noise), so every
+prediction can be read as x_0: one form for guidance and for any scheduler.
+
+Legend: B pictures, T entries of a table; x, n, predictions are (B, C, H, W), times and levels (B,).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pictish.decoder.config import DiffusionNoise, FlowNoise, ObjectiveConfig
+
+TIMES = 1000  # what diffusers calls num_train_timesteps
+FLOOR = (
+    0.05  # of the noise level a velocity is computed from: below it the error of x_0 would count 400 times
+)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A noise process and what is predicted of it."""
+
+    config: DiffusionNoise | FlowNoise
+
+    def levels(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """Levels (a, b) of `times` in [0, 1000], each (B, 1, 1, 1); between whole times they are interpolated."""
+        if isinstance(self.config, FlowNoise):
+            b = times.float() / TIMES
+            a = 1 - b
+        else:
+            products = alphas_cumprod(self.config).to(times.device)  # (T,)
+            place = times.float().clamp(0, TIMES - 1)
+            below = place.floor().long()
+            above = (below + 1).clamp_max(TIMES - 1)
+            # the logarithm of the signal-to-noise ratio is nearly straight between neighbours
+            ratio = torch.logit(products[[below, above]])
+            product = torch.sigmoid(torch.lerp(ratio[0], ratio[1], place - below))
+            a, b = product.sqrt(), (1 - product).sqrt()
+        return a[:, None, None, None], b[:, None, None, None]
+
+    def draw_times(self, count: int, objective: ObjectiveConfig, generator: torch.Generator) -> Tensor:
+        """Training times (B,) on the CPU; whole numbers for a diffusion process, as samplers visit them."""
+        if objective.times == "logit_normal":
+            normal = torch.randn(count, generator=generator)
+            share = torch.sigmoid(objective.mean + objective.deviation * normal)
+        else:
+            share = torch.rand(count, generator=generator)
+        times = share * TIMES
+        return times if isinstance(self.config, FlowNoise) else times.floor()
+
+    def mix(self, x: Tensor, n: Tensor, times: Tensor) -> Tensor:
+        """Pictures at these times."""
+        a, b = self.levels(times)
+        return a * x + b * n
+
+    def target(self, x: Tensor, n: Tensor, times: Tensor) -> Tensor:
+        """What the network should say."""
+        a, b = self.levels(times)
+        match self.config.predicts:
+            case "epsilon":
+                return n
+            case "v":  # arXiv 2202.00512
+                return a * n - b * x
+            case "velocity":
+                return n - x
+            case "x0":
+                return x
+
+    def clean(self, prediction: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
+        """x_0 by a prediction about `noisy`."""
+        a, b = self.levels(times)
+        match self.config.predicts:
+            case "epsilon":
+                return (noisy - b * prediction) / a
+            case "v":
+                return a * noisy - b * prediction
+            case "velocity":
+                return noisy - b * prediction
+            case "x0":
+                return prediction
+
+    def for_scheduler(self, clean: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
+        """What a scheduler made by `decoder/pixel.py` takes: epsilon, or the velocity of a flow."""
+        a, b = self.levels(times)
+        if isinstance(self.config, FlowNoise):
+            return (noisy - clean) / b.clamp_min(1e-3)
+        return (noisy - a * clean) / b
+
+    def weights(self, times: Tensor, objective: ObjectiveConfig) -> Tensor:
+        """Weights (B, 1, 1, 1) of squared errors of the target."""
+        a, b = self.levels(times)
+        if objective.weighting == "velocity":
+            return b.clamp_min(FLOOR) ** -2 if self.config.predicts == "x0" else torch.ones_like(b)
+        if objective.weighting == "min_snr":
+            ratio = (a / b) ** 2
+            capped = ratio.clamp_max(objective.gamma)
+            return {"x0": capped, "epsilon": capped / ratio, "v": capped / (ratio + 1)}[self.config.predicts]
+        return torch.ones_like(b)
+
+
+def alphas_cumprod(config: DiffusionNoise) -> Tensor:
+    """Squared signal levels (T,) of the betas, as diffusers computes them."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    return DDPMScheduler(TIMES, config.beta_start, config.beta_end, config.beta_schedule).alphas_cumprod

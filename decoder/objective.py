@@ -1,0 +1,118 @@
+"""What decoders are trained on, and the grid of pictures that shows how far they are.
+
+Legend: B pictures, N cells, F feature channels, C code dimension, S side in pixels.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+
+from pictish.data.images import png_bytes
+from pictish.decoder.condition import Told, hide
+from pictish.decoder.config import ObjectiveConfig
+from pictish.decoder.diffusion import DiffusionDecoder
+from pictish.decoder.pixel import sample
+from pictish.tokenizer.dynamic import Tokenizer
+
+QUARTERS = 4  # of the times, logged apart: an average hides which noise levels learn
+
+
+class Batch(NamedTuple):
+    """What the codes of B pictures say, and the pictures."""
+
+    features: Tensor  # (B, N, F) of the reconstructor
+    codes: Tensor  # (B, N, C) in their order, padded
+    real: Tensor  # (B, N) bool: which are no padding
+    target: Tensor  # (B, 3, S, S) in [0, 1]
+    plain: Tensor | None  # (B, 3, s, s): the pixels among the predicted features, where there are any
+
+    @property
+    def told(self) -> Told:
+        return Told(self.features, self.codes, self.real)
+
+
+def preview_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Squared error of the preview, and PSNR in dB with and without the head."""
+    assert batch.plain is not None, "build_preview refuses tokenizers without pixels"
+    picture = model(batch.features, batch.plain).float()
+    return {
+        "loss": F.mse_loss(picture, batch.target),
+        "psnr": _psnr(picture, batch.target),
+        "psnr_headless": _psnr(batch.plain, batch.target),
+    }
+
+
+def diffusion_losses(
+    model: nn.Module,
+    network: DiffusionDecoder,
+    batch: Batch,
+    objective: ObjectiveConfig,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """The weighted squared error of the prediction, and that of x_0 by quarters of the time.
+
+    All draws come from `generator` on the CPU. `model` is `network`, perhaps wrapped for several processes.
+    """
+    clean = network.encode(batch.target)
+    count, device = len(clean), clean.device
+    times = network.noise.draw_times(count, objective, generator).to(device)
+    n = torch.randn(clean.shape, generator=generator).to(clean)
+    drop = (torch.rand(count, generator=generator) < objective.dropout).to(device)
+    source = None
+    if network.config.condition.source:
+        grid = network.condition.grid
+        source = hide(clean, generator, objective.source, grid)
+    noisy = network.noise.mix(clean, n, times)
+    predicted = model(noisy, times, batch.told, drop, source).float()
+    errors = (predicted - network.noise.target(clean, n, times)).square()
+    losses = {"loss": (errors * network.noise.weights(times, objective)).mean()}
+    with torch.no_grad():
+        found = network.noise.clean(predicted, noisy, times).clamp(-10, 10)
+        by_picture = (found - clean).square().mean((1, 2, 3))
+        quarter = (times * QUARTERS / 1000).long().clamp_max(QUARTERS - 1)
+        for number in range(QUARTERS):
+            if (quarter == number).any():
+                losses[f"x0_error_{number + 1}of{QUARTERS}"] = by_picture[quarter == number].mean()
+    return losses
+
+
+@torch.no_grad()
+def grid_of_pictures(network: nn.Module, tokenizer: Tokenizer, batch: Batch) -> bytes:
+    """PNG: a column each of originals, the pixels among the predicted features, and what is drawn."""
+    columns = [batch.target]
+    if batch.plain is not None:
+        columns.append(F.interpolate(batch.plain, size=batch.target.shape[-2:], mode="nearest"))
+    network.eval()
+    if isinstance(network, DiffusionDecoder):
+        generators = [torch.Generator().manual_seed(number) for number in range(len(batch.target))]
+        size = (network.channels, network.sample_size, network.sample_size)
+        noise = torch.stack([torch.randn(size, generator=generator) for generator in generators])
+        drawing = network.config.sampling
+        for guidance in sorted({1.0, drawing.guidance}):
+            columns.append(
+                sample(
+                    network,
+                    batch.told,
+                    noise.to(batch.target.device),
+                    generators,
+                    steps=drawing.steps,
+                    guidance=guidance,
+                    scheduler=drawing.scheduler,
+                )
+            )
+    elif batch.plain is not None:
+        columns.append(network(batch.features, batch.plain))
+    network.train()
+    rgb = torch.stack(columns, dim=1).clamp(0, 1).cpu()  # (B, columns, 3, S, S)
+    pixels = rearrange((rgb * 255).round().to(torch.uint8), "b k c h w -> (k h) (b w) c")
+    return png_bytes(Image.fromarray(pixels.numpy()))
+
+
+def _psnr(picture: Tensor, target: Tensor) -> Tensor:
+    """Mean PSNR in dB of pictures (B, 3, S, S) in [0, 1]."""
+    errors = (picture.detach().clamp(0, 1) - target).square().mean((1, 2, 3))
+    return (-10 * torch.log10(errors.clamp_min(1e-10))).mean()

@@ -1,0 +1,203 @@
+"""Draws pictures from codes: the sampling loop of the diffusion decoder.
+
+Legend: B pictures, N cells, C channels of what is denoised, H x W its size, S pixels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from pictish.data.model_folder import fingerprint, locate_model
+from pictish.data.tokens import TokenizedImage
+from pictish.decoder.condition import Told
+from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion
+from pictish.decoder.schedulers import as_model_sees, begin, build_scheduler, take_step
+from pictish.tokenizer.dynamic import Tokenizer
+
+Progress = Callable[[int, int], None]  # steps done, of how many
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture to start from, for edits: RGB (S, S, 3) uint8 and which cells (N,) bool are to stay."""
+
+    pixels: Tensor
+    stays: Tensor
+
+
+class Decoder:
+    """A trained diffusion decoder with the tokenizer whose codes it draws."""
+
+    def __init__(
+        self, model: DiffusionDecoder, tokenizer: Tokenizer, name: str, device: str | torch.device = "cpu"
+    ):
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.tokenizer = tokenizer
+        self.fingerprint = name
+        self.device = torch.device(device)
+        self.side = model.config.side
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | Path, tokenizer: Tokenizer, device: str | torch.device = "cpu"
+    ) -> "Decoder":
+        """Load a model folder, or the shipped `"starter"`; ValueError when it fits another tokenizer."""
+        path = locate_model(folder, "decoder")
+        return cls(load_diffusion(path, tokenizer), tokenizer, fingerprint(path), device)
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        tokens: Sequence[TokenizedImage],
+        generators: Sequence[torch.Generator],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        scheduler: str | None = None,
+        size: tuple[int, int] | None = None,
+        sources: Sequence[Source] | None = None,
+        strength: float = 1.0,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Pictures as uint8 (B, height, width, 3), squashed to `size` (height, width) as the tokenizer saw them.
+
+        Each picture's noise comes from its own generator (on the CPU) and its shapes are fixed: same codes,
+        seed and device, same pixels, whatever else is in the batch. `sources` keep what stays of a picture;
+        `strength` below 1 starts from them instead of from noise alone. Settings left away are the model's.
+        Raises ValueError for another tokenizer's tokens and for settings the model cannot take.
+        """
+        drawing = self.model.config.sampling
+        steps = drawing.steps if steps is None else steps
+        guidance = drawing.guidance if guidance is None else guidance
+        scheduler = scheduler or drawing.scheduler
+        height, width = size or (self.side, self.side)
+        self._check(steps, guidance, (height, width), sources, strength)
+        assert len(generators) == len(tokens), (len(generators), len(tokens))
+        build_scheduler(scheduler, self.model.config.noise)
+        told = self._told(tokens)
+        group = self.model.config.micro_batch
+        pictures = []
+        groups = range(0, len(tokens), group)
+        for number, start in enumerate(groups):
+            chosen = list(range(start, min(start + group, len(tokens))))
+            padded = chosen + [start] * (group - len(chosen))  # blanks repeat the first
+            shape = (self.model.channels, *(n * self.model.sample_size // self.side for n in (height, width)))
+            noise = [torch.randn(shape, generator=generators[index]) for index in chosen]
+            noise += [noise[0]] * (group - len(chosen))
+            drawn = sample(
+                self.model,
+                told[torch.tensor(padded, device=self.device)],
+                torch.stack(noise).to(self.device),
+                [generators[index] for index in chosen] + [torch.Generator()] * (group - len(chosen)),
+                steps=steps,
+                guidance=guidance,
+                scheduler=scheduler,
+                source=self._source([sources[index] for index in padded]) if sources else None,
+                strength=strength,
+                progress=_part(progress, number, len(groups)),
+            )
+            pictures.append(drawn[: len(chosen)])
+        rgb = torch.cat(pictures) if pictures else torch.empty(0, 3, height, width)
+        return rearrange((rgb * 255).round().to(torch.uint8), "b c h w -> b h w c").cpu()
+
+    def _told(self, tokens: Sequence[TokenizedImage]) -> Told:
+        features = self.tokenizer.reconstruct(tokens)
+        codes, real = self.tokenizer.code_vectors(tokens)
+        return Told(features, codes, real).to(self.device)
+
+    def _source(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
+        """Clean maps (B, C, H, W), and where they stay (B, 1, H, W)."""
+        pixels = torch.stack([source.pixels for source in sources]).to(self.device)
+        clean = self.model.encode(rearrange(pixels, "b h w c -> b c h w").float() / 255)
+        p = self.model.sample_size // self.tokenizer.grid[0]
+        stays = torch.stack([source.stays for source in sources]).to(clean)
+        return clean, repeat(stays, "b (y x) -> b 1 (y p) (x q)", y=self.tokenizer.grid[0], p=p, q=p)
+
+    def _check(
+        self,
+        steps: int,
+        guidance: float,
+        size: tuple[int, int],
+        sources: Sequence[Source] | None,
+        strength: float,
+    ) -> None:
+        if not 1 <= steps <= 1000:
+            raise ValueError(f"steps: {steps} asked for; 1 to 1000 fit, and 0 for the preview")
+        if not 0 <= guidance <= 100:
+            raise ValueError(f"guidance: {guidance} asked for; 0 to 100 fit, 1 is none")
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength: {strength} asked for; above 0 to 1 fit")
+        unit = self.side // self.tokenizer.grid[0]
+        if any(n % unit or not self.side // 2 <= n <= 2 * self.side for n in size):
+            raise ValueError(
+                f"size: {size[1]} x {size[0]} pixels asked for; multiples of {unit} from {self.side // 2} to "
+                f"{2 * self.side} fit this decoder"
+            )
+        if sources is not None and not self.model.config.condition.source:
+            raise ValueError("this decoder was not trained with source pictures; it cannot keep parts of one")
+        if sources is not None and size != (self.side, self.side):
+            raise ValueError(f"size: a source picture is drawn at {self.side} x {self.side} pixels alone")
+
+
+def sample(
+    model: DiffusionDecoder,
+    told: Told,
+    noise: Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    steps: int,
+    guidance: float,
+    scheduler: str,
+    source: tuple[Tensor, Tensor] | None = None,
+    strength: float = 1.0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """RGB pictures (B, 3, S, S) in [0, 1] from `noise` (B, C, H, W).
+
+    Classifier-free guidance (arXiv 2207.12598) runs both branches in one forward. `source` is clean maps
+    (B, C, H, W) and where they stay (B, 1, H, W).
+    """
+    schedule = build_scheduler(scheduler, model.config.noise)
+    times, x = begin(schedule, steps, strength, source[0] if source and strength < 1 else None, noise)
+    shown = (source[0] * source[1], source[1]) if source else None
+    branches = 1 if guidance == 1 else 2
+    drop = torch.arange(branches, device=x.device).repeat_interleave(len(x)).bool()  # told, then not told
+    conditions = model.condition(_repeat(told, branches), drop, (x.shape[-2], x.shape[-1]))
+    beside = tuple(_repeat(part, branches) for part in shown) if shown else None
+    for done, time in enumerate(times, 1):
+        noisy = as_model_sees(schedule, x, time)
+        at = time.to(x.device).expand(len(x))
+        both = _repeat(noisy, branches)
+        predicted = model.denoiser(both, _repeat(at, branches), conditions, beside)
+        clean = model.noise.clean(predicted, both, _repeat(at, branches))
+        if branches == 2:
+            with_codes, without = clean.chunk(2)
+            clean = without + guidance * (with_codes - without)
+        if model.latents is None:
+            clean = clean.clamp(-1, 1)
+        x = take_step(schedule, model.noise.for_scheduler(clean, noisy, at), time, x, generators)
+        if progress is not None:
+            progress(done, len(times))
+    if source:
+        x = torch.lerp(x, source[0], source[1])
+    return model.decode(x).clamp(0, 1)
+
+
+def _repeat(part, times: int):  # type: ignore[no-untyped-def]
+    """A tensor, or a tuple of them, `times` times along the batch."""
+    if times == 1:
+        return part
+    if isinstance(part, Told):
+        return Told(*(_repeat(tensor, times) for tensor in part))
+    return torch.cat([part] * times)
+
+
+def _part(progress: Progress | None, number: int, groups: int) -> Progress | None:
+    """Progress of one group as progress of all."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(number * total + done, groups * total)
