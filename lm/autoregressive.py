@@ -89,7 +89,7 @@ def generate(
     generators: Sequence[torch.Generator] | None = None,
     cache: CacheKind = "dynamic",
 ) -> list[list[Piece]]:
-    """What a transformers causal LM in eval mode says to each prompt: its pieces in order, maybe none.
+    """What a transformers causal LM in eval mode says to each prompt: its pieces in order, one at least.
 
     Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it.
     ValueError for a prompt longer than the model's context, for one that the request contradicts, and for a

@@ -1,10 +1,12 @@
 """Which ids are legal next: the state machine of generation, one `Line` a prompt.
 
     outside a picture    text ids, EOS, and [IMG] while a picture is allowed and has room
+    before anything      the same without EOS; with room for one id only those that show
     inside               codes only, below `min_codes`; then codes and [/IMG]; at `max_codes` [/IMG] only
 
 `max_new_tokens` holds to the id, markers and EOS counted: a picture begins only where its shortest form still
-fits, and its end is forced while there is room for it. So every picture ends, and none is empty.
+fits, and its end is forced while there is room for it. So every picture ends, and none is empty; nor is an
+answer, even one that the model would end at once or fill with spaces.
 """
 
 from dataclasses import dataclass
@@ -67,7 +69,10 @@ Piece = TextPiece | ImagePiece
 class State(IntEnum):
     """What may come next; the row of `legal_ids`."""
 
-    TEXT = 0
+    VISIBLE = 0
+    FIRST = auto()
+    FIRST_OR_BEGIN = auto()
+    TEXT = auto()
     TEXT_OR_BEGIN = auto()
     BEGIN = auto()
     CODE = auto()
@@ -83,7 +88,13 @@ def legal_ids(vocabulary: Vocabulary, width: int) -> Tensor:
     text, code = ids < vocabulary.text, vocabulary.is_code(ids)
     text[list(vocabulary.unspoken)] = False
     begin, end = ids == vocabulary.begin, ids == vocabulary.end
+    first = text.clone()
+    if vocabulary.eos is not None:
+        first[vocabulary.eos] = False
+    visible = first.clone()
+    visible[list(vocabulary.blank)] = False
     table = torch.empty(len(State), width, dtype=torch.bool)
+    table[State.VISIBLE], table[State.FIRST], table[State.FIRST_OR_BEGIN] = visible, first, first | begin
     table[State.TEXT], table[State.TEXT_OR_BEGIN], table[State.BEGIN] = text, text | begin, begin
     table[State.CODE], table[State.CODE_OR_END], table[State.END] = code, code | end, end
     return table
@@ -101,6 +112,7 @@ class Line:
         self.latest = -1  # the id taken last
         self.left = request.max_new_tokens
         self.images_left = request.max_images - inside
+        self.shown = False  # whether anything visible is there, text or a picture
         self.ended = False
         if self.images_left < 0:
             raise ValueError("the prompt ends with [IMG], but the request allows no image")
@@ -118,6 +130,10 @@ class Line:
             return State.CODE if count < request.min_codes else State.CODE_OR_END
         speak = request.text and self.left > 0 and not self.ended
         begin = self.images_left > 0 and self.left >= request.min_codes + 2 and not self.ended
+        if speak and not self.shown:
+            if begin:
+                return State.FIRST_OR_BEGIN
+            return State.FIRST if self.left > 1 else State.VISIBLE
         if speak:
             return State.TEXT_OR_BEGIN if begin else State.TEXT
         return State.BEGIN if begin else None
@@ -132,11 +148,12 @@ class Line:
         elif token == self.vocabulary.end:
             codes = self.vocabulary.codes_of(np.array(self.current))
             self.pieces.append(ImagePiece(tuple(codes.tolist())))
-            self.inside, self.current = False, []
+            self.inside, self.shown, self.current = False, True, []
         elif token == self.vocabulary.eos:
             self.ended = True
         else:
             self.current.append(token)
+            self.shown = self.shown or not (self.inside or token in self.vocabulary.blank)
         if self.state is None:
             self._finish_text()
 

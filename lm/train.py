@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pictish.data.files import matching
-from pictish.data.mixture import Mixture, Source
+from pictish.data.mixture import Mixture, Report, Source
 from pictish.lm.config import SourceConfig, TrainConfig
 from pictish.lm.documents import Look, Maker, some_documents
 from pictish.lm.model import ImageTokens, UnifiedModel
@@ -58,12 +58,14 @@ def train(
     *,
     look: Look | None = None,
     show: Show | None = None,
+    report: Report | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
-    `image_tokens` says whose codes are learned, `look` tokenizes raw pictures. Raises ValueError for settings
-    that fit neither the data nor this machine.
+    `image_tokens` says whose codes are learned, `look` tokenizes raw pictures. What could not be used of the
+    data, by any process since this call, is logged at the end and added to `report`. Raises ValueError for
+    settings that fit neither the data nor this machine.
     """
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
@@ -72,7 +74,8 @@ def train(
     if config.checkpointing:
         model.language.activation_checkpointing_enable({"use_reentrant": False})
     maker = _maker(config, model, look)
-    validation = _validation_documents(config, maker, image_tokens, run)
+    own = Report()  # of this process
+    validation = _validation_documents(config, maker, image_tokens, run, own)
     begun = _Begun.read(run, model)
     total = sum(stage.steps for stage in config.stages)
     firsts = accumulate((stage.steps for stage in config.stages), initial=0)
@@ -134,9 +137,13 @@ def train(
                         accelerate.wait_for_everyone()
                     if progress is not None:
                         progress(done, total)
-            for line in mixture.report.lines():
-                logger.warning("%s", line)
+            own.add(mixture.report)
+    report = Report() if report is None else report
+    for one in accelerate.gather_for_metrics([own], use_gather_object=True):
+        report.add(one)
     if accelerate.is_main_process:
+        for line in report.lines():
+            logger.warning("%s", line)
         model.save(run / "model", dtype=getattr(torch, config.stored_as), overwrite=True)
     return run / "model"
 
@@ -295,9 +302,9 @@ def sources_of(sources: dict[str, SourceConfig], weights: dict[str, float]) -> l
 
 
 def _validation_documents(
-    config: TrainConfig, maker: Maker, image_tokens: ImageTokens, run: Path
+    config: TrainConfig, maker: Maker, image_tokens: ImageTokens, run: Path, report: Report
 ) -> dict[str, list[Document]]:
-    """The first documents of each validation source, nothing dropped."""
+    """The first documents of each validation source, nothing dropped; `report` takes in the damage."""
     sources = config.data.validation
     keep_all = replace(maker, sources=sources, dropout=config.dropout.none())
     found = {}
@@ -310,6 +317,7 @@ def _validation_documents(
             cache=run / "cache",
         )
         found[source.name] = some_documents(keep_all, mixture, VALIDATION_DOCUMENTS)
+        report.add(mixture.report)
     return found
 
 

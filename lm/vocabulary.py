@@ -33,6 +33,7 @@ class Vocabulary:
     has_mask: bool = True  # imported LaVIT models have none
     eos: int | None = None  # the text id that ends a text; None: the tokenizer has none
     unspoken: tuple[int, ...] = ()  # text ids that no text holds: padding, BOS, unused ones
+    blank: frozenset[int] = frozenset()  # text ids that show nothing: spaces, special ones
 
     def __post_init__(self) -> None:
         if self.text < 0 or self.codes < 1:
@@ -132,7 +133,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     text, eos = known[BEGIN], tokenizer.eos_token_id
     unspoken = tuple(sorted(token for token in special if token < text and token != eos))
     has_mask = known.get(MASK) == text + 2 + len(found)  # a [MASK] elsewhere is the text tokenizer's own
-    vocabulary = Vocabulary(text, len(found), has_mask, eos, unspoken)
+    vocabulary = Vocabulary(text, len(found), has_mask, eos, unspoken, _blank(tokenizer, text))
     expected = {code: vocabulary.first_code + code for code in range(vocabulary.codes)}
     if known[END] != vocabulary.end or found != expected:
         raise ValueError(f"the text tokenizer's picture tokens from id {text} on are not in order")
@@ -145,6 +146,19 @@ def text_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """Ids of a user's text, without BOS and EOS; a marker such as `[IMG]` typed in it stays text."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     return ids
+
+
+def _blank(tokenizer: PreTrainedTokenizerFast, text: int) -> frozenset[int]:
+    """Those of the first `text` ids that are spaces, control characters or special.
+
+    A byte of a longer character counts as showing, else an answer of such characters could not end.
+    """
+    strings = tokenizer.backend_tokenizer.decode_batch([[token] for token in range(text)])
+    return frozenset(
+        token
+        for token, string in enumerate(strings)
+        if not any(c.isprintable() and not c.isspace() for c in string)
+    )
 
 
 @torch.no_grad()

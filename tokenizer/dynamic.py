@@ -366,6 +366,10 @@ class Tokenizer:
             raise ValueError(
                 f"{len(token.ids)} tokens for one picture; this tokenizer writes 1 to {self.cells}"
             )
+        if int(token.ids.max()) >= self.codebook_size:
+            raise ValueError(
+                f"code {int(token.ids.max())} is unknown; this tokenizer has 0 to {self.codebook_size - 1}"
+            )
 
     def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden rows (B, N, D) and logits (B, N) of uint8 pixels (B, S, S, 3)."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pictish.commands.generate import Device, Model
+from pictish.commands.generate import Device, Model, given_picture
 
 
 def run(
@@ -22,9 +22,7 @@ def run(
     device: Device = "auto",
 ) -> None:
     """Print a caption of IMAGE, or the answer to QUESTION."""
-    from pictish.data.images import load_image
-
-    picture = load_image(image)
+    picture = given_picture(image)
     from pictish.pipelines.describe import Describe
     from pictish.training.world import resolve_device
 

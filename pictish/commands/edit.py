@@ -20,6 +20,7 @@ from pictish.commands.generate import (
     TopP,
     check_new,
     generators,
+    given_picture,
     slug,
     store,
 )
@@ -47,12 +48,11 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Change IMAGE as INSTRUCTION says: OUT/name-words-of-the-instruction-SEED.png, in the shape of IMAGE."""
-    from pictish.data.images import load_image
     from pictish.lm.autoregressive import Guidance
     from pictish.lm.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, min_p)
-    source = load_image(image)
+    source = given_picture(image)
     seeds = range(seed, seed + count)
     names = [f"{slug(image.stem)}-{slug(instruction)}-{number}" for number in seeds]
     check_new(out, names, overwrite)

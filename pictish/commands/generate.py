@@ -54,12 +54,11 @@ def run(
 
     The same prompt, seed and model give the same picture on the same machine.
     """
-    from pictish.data.images import load_image
     from pictish.lm.autoregressive import Guidance
     from pictish.lm.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, min_p)
-    given = [load_image(path) for path in image or []]
+    given = [given_picture(path) for path in image or []]
     jobs = [(prompt, seed + number) for prompt in prompts for number in range(count)]
     names = [f"{slug(prompt)}-{number}" for prompt, number in jobs]
     check_new(out, names, overwrite)
@@ -83,6 +82,17 @@ def run(
             store(out, name, picture, token.to_bytes())
             if not quiet:
                 print(f"{out / name}.png  {len(token)} tokens")
+
+
+def given_picture(path: Path) -> "Image.Image":
+    """The RGB picture a user named; ValueError says which file is none, OSError which cannot be read."""
+    from pictish.data.files import printable
+    from pictish.data.images import load_image
+
+    try:
+        return load_image(path)
+    except ValueError as error:
+        raise ValueError(f"{printable(path)}: {error}") from error
 
 
 def generators(seeds: "Sequence[int]"):

@@ -1,7 +1,7 @@
 """`pictish train`: one function a part; each builds nothing itself but calls the part's own loop."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,9 +37,13 @@ def lm(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first damaged sample.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a language model on shards of text and pictures; run again to go on where it stopped."""
+    """Train a language model on shards of text and pictures; run again to go on where it stopped.
+
+    Damaged samples are named at the end and left out, the exit code is then 1.
+    """
     from pictish.commands.train_lm import image_tokens_of, looking, showing
     from pictish.configs import load, parse
+    from pictish.data.mixture import Report
     from pictish.lm.config import TrainConfig
     from pictish.lm.train import train
     from pictish.tokenizer.dynamic import Tokenizer
@@ -51,9 +55,11 @@ def lm(
     _begin(run, settings, quiet)
     known, look = image_tokens_of(tokenizer), looking(tokenizer)
     show = showing(settings, tokenizer, run)
-    _with_progress(
-        lambda progress: train(settings, run, known, device, look=look, show=show, progress=progress), quiet
-    )
+    report = Report()
+    parts: dict[str, Any] = {"look": look, "show": show, "report": report}
+    _with_progress(lambda progress: train(settings, run, known, device, **parts, progress=progress), quiet)
+    if report.skipped:
+        raise typer.Exit(1)
 
 
 def decoder(

@@ -41,7 +41,7 @@ class Describe:
         sampling: "Sampling | None" = None,
         generators: "Sequence[torch.Generator] | None" = None,
     ) -> list[str]:
-        """One text a picture, of at most `most` tokens; pictures enter as codes or as `continuous` features.
+        """One text a picture, never empty, of 1 to `most` tokens; pictures enter as codes or as features.
 
         Raises ValueError for an empty question, and where the model was not made for continuous features.
         """

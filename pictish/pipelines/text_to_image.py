@@ -65,15 +65,16 @@ class TextToImage:
 
         language = self.language
         most = language.model.image_tokens.most
-        if max_tokens is not None and not 1 <= max_tokens <= most:
+        allowed = most if max_tokens is None else max_tokens
+        if not 1 <= min_tokens <= allowed <= most:
             raise ValueError(
-                f"{max_tokens} tokens at most asked for; a picture of this model has 1 to {most}"
+                f"{min_tokens} to {allowed} tokens asked for; a picture of this model has 1 to {most}"
             )
         drawn = generate(
             language.model.language,
             language.model.vocabulary,
             [language.prompt(said, draw=True) for said in prompts],
-            one_image(max_tokens or most, min_tokens),
+            one_image(allowed, min_tokens),
             sampling=sampling or Sampling(temperature=TEMPERATURE),
             guidance=guidance or Guidance(text_scale=TEXT_SCALE),
             generators=generators,

@@ -6,10 +6,9 @@ from pictish.lm.autoregressive import Guidance, Prompt, embed_ids, generate
 from pictish.lm.grammar import ImagePiece, Line, Request, TextPiece, legal_ids, one_image
 from pictish.lm.sampling import Sampling, draw
 from pictish.lm.vocabulary import Vocabulary
-from tests.lm.test_grammar import check
+from tests.lm.test_grammar import VOCABULARY, check
 from tests.lm.tiny import ARCHITECTURES, tiny_model
 
-VOCABULARY = Vocabulary(6, 5, eos=2, unspoken=(0, 1))  # few text ids: pictures and EOS are common
 ROWS = VOCABULARY.size + 3  # a padded model
 MIXED = Request(20, max_images=2, min_codes=2, max_codes=4)
 PICTURES = Request(25, text=False, max_images=3, min_codes=2, max_codes=9)

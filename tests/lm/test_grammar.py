@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pictish.lm.grammar import ImagePiece, Line, Piece, Request, State, TextPiece, legal_ids, one_image
 from pictish.lm.vocabulary import Vocabulary
 
-VOCABULARY = Vocabulary(6, 5, eos=2, unspoken=(0, 1))
+# few text ids: pictures and EOS are common
+VOCABULARY = Vocabulary(6, 5, eos=2, unspoken=(0, 1), blank=frozenset({0, 1, 2, 5}))
 LEGAL = legal_ids(VOCABULARY, VOCABULARY.size + 4)
 
 
@@ -34,6 +35,7 @@ def check(pieces: list[Piece], request: Request, inside: bool) -> None:
     assert all(0 <= code < VOCABULARY.codes for image in images for code in image.codes)
     assert all(text.ids and set(text.ids) <= {3, 4, 5} for text in texts)
     assert request.text or not texts
+    assert images or any(set(text.ids) - VOCABULARY.blank for text in texts)
     assert len(ids_of(pieces, inside)) <= request.max_new_tokens
     assert not any(a in texts and b in texts for a, b in itertools.pairwise(pieces))
     if inside or not request.text:
@@ -73,6 +75,9 @@ def test_whatever_is_chosen_pictures_are_legal_and_pieces_round_trip(case, seed)
 def test_what_each_state_allows():
     allowed = {state.name: row.nonzero()[:, 0].tolist() for state, row in zip(State, LEGAL, strict=True)}
     assert allowed == {
+        "VISIBLE": [3, 4],
+        "FIRST": [3, 4, 5],
+        "FIRST_OR_BEGIN": [3, 4, 5, 6],
         "TEXT": [2, 3, 4, 5],
         "TEXT_OR_BEGIN": [2, 3, 4, 5, 6],
         "BEGIN": [6],
@@ -102,16 +107,26 @@ def test_one_image_and_nothing_else():
 
 def test_an_image_ends_in_time_and_begins_only_where_it_fits():
     request = Request(6, max_images=2, min_codes=2, max_codes=9)
-    states = [State.TEXT_OR_BEGIN] * 2 + [State.CODE] * 2 + [State.CODE_OR_END, State.END, None]
+    states = (
+        [State.FIRST_OR_BEGIN, State.TEXT_OR_BEGIN] + [State.CODE] * 2 + [State.CODE_OR_END, State.END, None]
+    )
     assert states_of(request, [3, 6, 8, 8, 8, 7]) == states
     assert states_of(request, [3, 3, 3])[-2:] == [State.TEXT_OR_BEGIN, State.TEXT]
 
 
 def test_eos_ends_a_line():
     assert states_of(Request(9, max_images=1), [3, 2])[-1] is None
-    line = Line(VOCABULARY, Request(9), inside=False)
-    line.take(2)
-    assert (line.state, line.pieces) == (None, [])
+    assert states_of(Request(9, max_images=1), [8, 7, 2], inside=True)[-2:] == [State.TEXT, None]
+
+
+def test_an_answer_is_never_empty():
+    assert states_of(Request(9), [5, 5, 3, 2]) == [State.FIRST] * 3 + [State.TEXT, None]
+    assert states_of(Request(2), [5, 3]) == [State.FIRST, State.VISIBLE, None]
+    assert states_of(Request(4, max_images=1), [5, 5, 5]) == [
+        *[State.FIRST_OR_BEGIN] * 2,
+        State.FIRST,
+        State.VISIBLE,
+    ]
 
 
 @pytest.mark.parametrize(

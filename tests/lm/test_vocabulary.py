@@ -67,7 +67,10 @@ def test_what_is_no_code_is_refused(kind):
 def test_a_widened_model_loads_as_any_other(architecture, tied, tmp_path):
     before = tiny_model(architecture, SIZE, tied=tied, dtype=torch.float32)
     model, tokenizer, vocabulary = widened(architecture, tied=tied)
-    assert vocabulary == Vocabulary(SIZE, 16, True, eos=2, unspoken=(0, 1))
+    blank = {text_ids(tokenizer, space)[0] for space in (" ", "\t", "\n")}
+    assert blank | {0, 1, 2} <= vocabulary.blank
+    assert not vocabulary.blank & set(text_ids(tokenizer, "a redé\N{RED APPLE}"))
+    assert vocabulary == Vocabulary(SIZE, 16, True, eos=2, unspoken=(0, 1), blank=vocabulary.blank)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
