@@ -140,3 +140,18 @@ def locate_model(name_or_path: str | Path, part: Part) -> Path:
             return candidate
     looked = " and ".join(str(candidate / CONFIG) for candidate in candidates)
     raise ValueError(f"no {part} found for model {str(name_or_path)!r}; looked for {looked}")
+
+
+def find_decoder(name_or_path: str | Path, kind: Literal["preview", "diffusion"]) -> Path | None:
+    """Folder of a model's decoder of this kind, or None.
+
+    It lies in `decoder` or `preview` of the model's folder, or is the folder itself.
+    """
+    parts: tuple[Part, ...] = ("decoder", "preview")
+    for part in parts:
+        with contextlib.suppress(ValueError):
+            folder = locate_model(name_or_path, part)
+            config = read_config(folder)
+            if (config.get("part"), config.get("kind")) == ("decoder", kind):
+                return folder
+    return None

@@ -1,9 +1,10 @@
 """Codes to what a denoiser reads: maps beside the picture, and a sequence for its cross-attention.
 
-Legend: B pictures, N = grid x grid cells, K codes (padded), F feature channels, C code dimension, D width of the
-sequence, L its length, H x W the denoiser's own map.
+Legend: B pictures, N = grid x grid cells, K codes (padded), F feature channels, C code dimension, D width of
+the sequence, L its length, H x W the denoiser's own map.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,12 +21,11 @@ class Told(NamedTuple):
     features: Tensor  # (B, N, F) of the reconstructor, standardised
     codes: Tensor  # (B, K, C) code vectors in their order
     real: Tensor  # (B, K) bool: which are no padding
+    pixels: Tensor | None  # (B, 3, s, s) in [0, 1]: those among the features, where there are any
 
-    def to(self, device: torch.device) -> "Told":
-        return Told(*(tensor.to(device) for tensor in self))
-
-    def __getitem__(self, rows):  # type: ignore[override]
-        return Told(self.features[rows], self.codes[rows], self.real[rows])
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Told":
+        """The same with every tensor changed."""
+        return Told(*(None if tensor is None else change(tensor) for tensor in self))
 
 
 class Conditions(NamedTuple):
@@ -35,13 +35,16 @@ class Conditions(NamedTuple):
     sequence: Tensor | None  # (B, L, D)
     real: Tensor | None  # (B, L) bool
     pooled: Tensor | None  # (B, P)
+    prior: Tensor | None  # (B, 3, H, W) in [-1, 1]: the picture as the codes tell it
 
 
 class Condition(nn.Module):
     """Learned projections of codes and features, and the null condition that guidance starts from."""
 
-    def __init__(self, config: ConditionConfig, features: int, code: int, cells: int, enlarge: int):
-        """`enlarge` is the side of the denoiser's map in grid cells."""
+    def __init__(
+        self, config: ConditionConfig, features: int, code: int, cells: int, enlarge: int, prior: bool
+    ):
+        """`enlarge` is the side of a cell in the denoiser's map; `prior`: whether pixels are told too."""
         super().__init__()
         self.config, self.enlarge = config, enlarge
         self.grid = round(cells**0.5)
@@ -57,6 +60,8 @@ class Condition(nn.Module):
         if config.sequence:
             self.norm = nn.LayerNorm(config.width)
             self.nothing = nn.Parameter(torch.randn(config.width) * 0.02)
+        if prior:
+            self.no_prior = nn.Parameter(torch.zeros(3, 1, 1))
         if config.pooled:
             self.to_pooled = nn.Linear(features, config.pooled)
             self.no_pooled = nn.Parameter(torch.zeros(config.pooled))
@@ -87,7 +92,18 @@ class Condition(nn.Module):
         if self.config.pooled:
             pooled = self.to_pooled(told.features.mean(dim=1))
             pooled = torch.where(drop[:, None], self.no_pooled.to(pooled.dtype), pooled)
-        return Conditions(maps, rows, real, pooled)
+        return Conditions(maps, rows, real, pooled, self._prior(told, drop, size))
+
+    def _prior(self, told: Told, drop: Tensor, size: tuple[int, int] | None) -> Tensor | None:
+        """The picture (B, 3, H, W) among the features; a learned colour where it is dropped."""
+        if not hasattr(self, "no_prior"):
+            return None
+        assert told.pixels is not None
+        prior = told.pixels * 2 - 1
+        side = self.grid * self.enlarge
+        if prior.shape[-2:] != (size or (side, side)):
+            prior = F.interpolate(prior, size=size or (side, side), mode="bilinear", align_corners=False)
+        return torch.where(drop[:, None, None, None], self.no_prior.to(prior.dtype), prior)
 
     def _sequence(self, told: Told) -> tuple[Tensor, Tensor]:
         """Rows (B, L, D), and which are real (B, L)."""
@@ -102,7 +118,7 @@ class Condition(nn.Module):
 
 
 def hide(pictures: Tensor, generator: torch.Generator, share: float, grid: int) -> tuple[Tensor, Tensor]:
-    """A source for training: pictures (B, C, H, W) with cells hidden, and the mask (B, 1, H, W) of what is seen.
+    """A source for training: pictures (B, C, H, W) with cells hidden, and where they are seen (B, 1, H, W).
 
     A `share` of the pictures show a random part of their cells, the others nothing. An edit sees what is to
     stay: the cells where the codes of source and target agree.

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from pictish.configs import Config
 from pictish.tokenizer.config import DataConfig
 
+DEVIATION = "for `residual`: of pictures from the pixels that the codes tell, which are from -1 to 1"
+
 
 class PreviewConfig(Config):
     """A feed-forward head from the reconstructor's features to a small picture."""
@@ -62,7 +64,8 @@ class DiffusionNoise(Config):
     """x_t = a x_0 + b n with a^2 + b^2 = 1, by the betas of DDPM (arXiv 2006.11239)."""
 
     kind: Literal["diffusion"] = "diffusion"
-    predicts: Literal["epsilon", "v", "x0"] = "epsilon"
+    predicts: Literal["epsilon", "v", "x0", "residual"] = "epsilon"
+    deviation: float = Field(0.3, gt=0, description=DEVIATION)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     beta_start: float = Field(0.0001, gt=0)
     beta_end: float = Field(0.02, gt=0, lt=1)
@@ -72,7 +75,8 @@ class FlowNoise(Config):
     """x_t = (1 - t) x_0 + t n: rectified flow (arXiv 2209.03003)."""
 
     kind: Literal["flow"] = "flow"
-    predicts: Literal["velocity", "x0"] = "velocity"
+    predicts: Literal["velocity", "x0", "residual"] = "velocity"
+    deviation: float = Field(0.3, gt=0, description=DEVIATION)
     shift: float = Field(1.0, gt=0, description="above 1 sampling spends more of its steps on high noise")
 
 

@@ -154,7 +154,7 @@ def build_latents(config: AutoencoderConfig) -> Latents:
 
 
 def load_part(cls: type, folder: Path, name: str) -> "ModelMixin":
-    """A diffusers model of class `cls` in `folder` or its subfolder `name`, strictly and from safetensors alone.
+    """A diffusers model of class `cls` in `folder` or its subfolder `name`, strictly and from safetensors.
 
     Raises ValueError when it is missing, damaged, of another class, incomplete, or not finite.
     """
@@ -185,7 +185,7 @@ def check_finite(module: nn.Module, source: str) -> None:
 
 
 def _class_of(config: UNetConfig | TransformerConfig) -> tuple[Any, str]:
-    """diffusers' class, and the name of its subfolder there. From their own modules: all of diffusers is slow."""
+    """diffusers' class and its usual subfolder; from its own module, since all of diffusers loads slowly."""
     if isinstance(config, UNetConfig):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 

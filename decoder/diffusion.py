@@ -18,12 +18,13 @@ from pictish.decoder.config import DiffusionConfig
 from pictish.decoder.noise import Noise
 from pictish.decoder.schedulers import build_scheduler
 from pictish.tokenizer.dynamic import Tokenizer, load_strictly
+from pictish.tokenizer.encoder import Encoder
 
 DENOISER, AUTOENCODER, SCHEDULER = "denoiser", "autoencoder", "scheduler"  # its subfolders
 
 
 class DiffusionDecoder(nn.Module):
-    """Codes to the prediction of a denoiser. Training calls `forward`; `Decoder` in pixel.py draws pictures."""
+    """Codes to the prediction of a denoiser. Training calls `forward`; `Decoder` in pixel.py draws."""
 
     def __init__(self, config: DiffusionConfig, tokenizer: Tokenizer):
         super().__init__()
@@ -35,8 +36,7 @@ class DiffusionDecoder(nn.Module):
         grid = tokenizer.grid[0]
         if config.side % shrink or (config.side // shrink) % grid:
             raise ValueError(
-                f"side: {config.side} pixels do not fit; give a multiple of {shrink * grid}, for {grid} x {grid} "
-                f"cells of a picture{'' if shrink == 1 else f' that is {shrink} times as small in latent space'}"
+                f"side: {config.side} pixels do not fit {grid} x {grid} cells; give a multiple of {shrink * grid}"
             )
         self.sample_size = config.side // shrink
         network = tokenizer.network
@@ -46,6 +46,7 @@ class DiffusionDecoder(nn.Module):
             network.quantizer.dim,
             tokenizer.cells,
             self.sample_size // grid,
+            prior=self._has_prior(network.encoder),
         )
         self.denoiser = parts.build_denoiser(config, self.channels, self.sample_size)
 
@@ -56,10 +57,23 @@ class DiffusionDecoder(nn.Module):
         told: Told,
         drop: Tensor,
         source: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Prediction (B, C, H, W) for `noisy` maps at `times` (B,); where `drop` (B,) the codes are not told."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Prediction (B, C, H, W) for `noisy` maps at `times` (B,), and the prior it is about, if any.
+
+        Where `drop` (B,) the codes are not told.
+        """
         conditions = self.condition(told, drop, (noisy.shape[-2], noisy.shape[-1]))
-        return self.denoiser(noisy, times, conditions, source)
+        return self.denoiser(noisy, times, conditions, source), conditions.prior
+
+    def _has_prior(self, encoder: Encoder) -> bool:
+        if self.config.noise.predicts != "residual":
+            return False
+        if self.latents is not None or not encoder.config.pixels:
+            raise ValueError(
+                "noise.predicts: residual is about the pixels among a tokenizer's features; it needs "
+                "encoder.pixels there and no autoencoder here"
+            )
+        return True
 
     def encode(self, pictures: Tensor) -> Tensor:
         """What is denoised, (B, C, H, W), of RGB pictures (B, 3, S, S) in [0, 1]."""
@@ -105,7 +119,7 @@ def save_diffusion(
 
 
 def load_diffusion(folder: Path, tokenizer: Tokenizer) -> DiffusionDecoder:
-    """Read what `save_diffusion` wrote; ValueError when it is damaged or decodes another tokenizer's codes."""
+    """Read what `save_diffusion` wrote; ValueError when it is damaged or for another tokenizer's codes."""
     stored = read_model_folder(folder)
     part, kind = stored.config.get("part"), stored.config.get("kind")
     if (part, kind) != ("decoder", "diffusion"):

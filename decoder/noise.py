@@ -26,7 +26,7 @@ class Noise:
     config: DiffusionNoise | FlowNoise
 
     def levels(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """Levels (a, b) of `times` in [0, 1000], each (B, 1, 1, 1); between whole times they are interpolated."""
+        """Levels (a, b) of `times` in [0, 1000], each (B, 1, 1, 1), interpolated between whole times."""
         if isinstance(self.config, FlowNoise):
             b = times.float() / TIMES
             a = 1 - b
@@ -36,8 +36,8 @@ class Noise:
             below = place.floor().long()
             above = (below + 1).clamp_max(TIMES - 1)
             # the logarithm of the signal-to-noise ratio is nearly straight between neighbours
-            ratio = torch.logit(products[[below, above]])
-            product = torch.sigmoid(torch.lerp(ratio[0], ratio[1], place - below))
+            ratio = torch.logit(products)
+            product = torch.sigmoid(torch.lerp(ratio[below], ratio[above], place - below))
             a, b = product.sqrt(), (1 - product).sqrt()
         return a[:, None, None, None], b[:, None, None, None]
 
@@ -56,8 +56,8 @@ class Noise:
         a, b = self.levels(times)
         return a * x + b * n
 
-    def target(self, x: Tensor, n: Tensor, times: Tensor) -> Tensor:
-        """What the network should say."""
+    def target(self, x: Tensor, n: Tensor, times: Tensor, prior: Tensor | None = None) -> Tensor:
+        """What the network should say. `prior` (B, C, H, W) is for residuals: what the codes tell of x_0."""
         a, b = self.levels(times)
         match self.config.predicts:
             case "epsilon":
@@ -68,8 +68,11 @@ class Noise:
                 return n - x
             case "x0":
                 return x
+            case "residual":
+                guess, deviation = self._guess(self.mix(x, n, times), times, prior)
+                return (x - guess) / deviation
 
-    def clean(self, prediction: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
+    def clean(self, prediction: Tensor, noisy: Tensor, times: Tensor, prior: Tensor | None = None) -> Tensor:
         """x_0 by a prediction about `noisy`."""
         a, b = self.levels(times)
         match self.config.predicts:
@@ -81,6 +84,23 @@ class Noise:
                 return noisy - b * prediction
             case "x0":
                 return prediction
+            case "residual":
+                guess, deviation = self._guess(noisy, times, prior)
+                return guess + deviation * prediction
+
+    def _guess(self, noisy: Tensor, times: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of x_0, known to lie about `prior`, given `noisy`.
+
+        Were pictures normally distributed about what their codes tell, this would be all there is to say; the
+        network says the rest in units of the deviation (as the preconditioning of arXiv 2206.00364, about a
+        mean that is not zero).
+        """
+        assert prior is not None, "a residual needs a prior"
+        a, b = self.levels(times)
+        spread = self.config.deviation**2
+        gain = a * spread / (a**2 * spread + b**2)
+        guess = prior + gain * (noisy - a * prior)
+        return guess, (spread * b**2 / (a**2 * spread + b**2)).sqrt()
 
     def for_scheduler(self, clean: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
         """What a scheduler made by `decoder/pixel.py` takes: epsilon, or the velocity of a flow."""
@@ -97,7 +117,8 @@ class Noise:
         if objective.weighting == "min_snr":
             ratio = (a / b) ** 2
             capped = ratio.clamp_max(objective.gamma)
-            return {"x0": capped, "epsilon": capped / ratio, "v": capped / (ratio + 1)}[self.config.predicts]
+            by_name = {"x0": capped, "epsilon": capped / ratio, "v": capped / (ratio + 1)}
+            return by_name.get(self.config.predicts, torch.ones_like(b))
         return torch.ones_like(b)
 
 

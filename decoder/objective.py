@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
     @property
     def told(self) -> Told:
-        return Told(self.features, self.codes, self.real)
+        return Told(self.features, self.codes, self.real, self.plain)
 
 
 def preview_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -67,11 +67,12 @@ def diffusion_losses(
         grid = network.condition.grid
         source = hide(clean, generator, objective.source, grid)
     noisy = network.noise.mix(clean, n, times)
-    predicted = model(noisy, times, batch.told, drop, source).float()
-    errors = (predicted - network.noise.target(clean, n, times)).square()
+    predicted, prior = model(noisy, times, batch.told, drop, source)
+    predicted = predicted.float()
+    errors = (predicted - network.noise.target(clean, n, times, prior)).square()
     losses = {"loss": (errors * network.noise.weights(times, objective)).mean()}
     with torch.no_grad():
-        found = network.noise.clean(predicted, noisy, times).clamp(-10, 10)
+        found = network.noise.clean(predicted, noisy, times, prior).clamp(-10, 10)
         by_picture = (found - clean).square().mean((1, 2, 3))
         quarter = (times * QUARTERS / 1000).long().clamp_max(QUARTERS - 1)
         for number in range(QUARTERS):

@@ -11,10 +11,11 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from pictish.data.model_folder import fingerprint, locate_model
+from pictish.data.model_folder import find_decoder, fingerprint
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.condition import Told
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion
+from pictish.decoder.preview import predicted_pixels
 from pictish.decoder.schedulers import as_model_sees, begin, build_scheduler, take_step
 from pictish.tokenizer.dynamic import Tokenizer
 
@@ -46,7 +47,9 @@ class Decoder:
         cls, folder: str | Path, tokenizer: Tokenizer, device: str | torch.device = "cpu"
     ) -> "Decoder":
         """Load a model folder, or the shipped `"starter"`; ValueError when it fits another tokenizer."""
-        path = locate_model(folder, "decoder")
+        path = find_decoder(folder, "diffusion")
+        if path is None:
+            raise ValueError(f"{folder}: a diffusion decoder was asked for, and it holds none")
         return cls(load_diffusion(path, tokenizer), tokenizer, fingerprint(path), device)
 
     @torch.inference_mode()
@@ -63,7 +66,7 @@ class Decoder:
         strength: float = 1.0,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Pictures as uint8 (B, height, width, 3), squashed to `size` (height, width) as the tokenizer saw them.
+        """Pictures as uint8 (B, height, width, 3), squashed to `size` as the tokenizer saw them.
 
         Each picture's noise comes from its own generator (on the CPU) and its shapes are fixed: same codes,
         seed and device, same pixels, whatever else is in the batch. `sources` keep what stays of a picture;
@@ -90,7 +93,7 @@ class Decoder:
             noise += [noise[0]] * (group - len(chosen))
             drawn = sample(
                 self.model,
-                told[torch.tensor(padded, device=self.device)],
+                told.each(lambda tensor, rows=padded: tensor[rows]),  # type: ignore[misc]
                 torch.stack(noise).to(self.device),
                 [generators[index] for index in chosen] + [torch.Generator()] * (group - len(chosen)),
                 steps=steps,
@@ -107,7 +110,9 @@ class Decoder:
     def _told(self, tokens: Sequence[TokenizedImage]) -> Told:
         features = self.tokenizer.reconstruct(tokens)
         codes, real = self.tokenizer.code_vectors(tokens)
-        return Told(features, codes, real).to(self.device)
+        encoder = self.tokenizer.network.encoder
+        pixels = predicted_pixels(encoder, features) if encoder.config.pixels else None
+        return Told(features, codes, real, pixels).each(lambda tensor: tensor.to(self.device))
 
     def _source(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
         """Clean maps (B, C, H, W), and where they stay (B, 1, H, W)."""
@@ -166,34 +171,27 @@ def sample(
     shown = (source[0] * source[1], source[1]) if source else None
     branches = 1 if guidance == 1 else 2
     drop = torch.arange(branches, device=x.device).repeat_interleave(len(x)).bool()  # told, then not told
-    conditions = model.condition(_repeat(told, branches), drop, (x.shape[-2], x.shape[-1]))
-    beside = tuple(_repeat(part, branches) for part in shown) if shown else None
+    repeated = told.each(lambda tensor: torch.cat([tensor] * branches))
+    conditions = model.condition(repeated, drop, (x.shape[-2], x.shape[-1]))
+    beside = (torch.cat([shown[0]] * branches), torch.cat([shown[1]] * branches)) if shown else None
     for done, time in enumerate(times, 1):
         noisy = as_model_sees(schedule, x, time)
-        at = time.to(x.device).expand(len(x))
-        both = _repeat(noisy, branches)
-        predicted = model.denoiser(both, _repeat(at, branches), conditions, beside)
-        clean = model.noise.clean(predicted, both, _repeat(at, branches))
+        at = time.to(x.device).expand(len(x) * branches)
+        both = torch.cat([noisy] * branches)
+        predicted = model.denoiser(both, at, conditions, beside)
+        clean = model.noise.clean(predicted, both, at, conditions.prior)
         if branches == 2:
             with_codes, without = clean.chunk(2)
             clean = without + guidance * (with_codes - without)
         if model.latents is None:
             clean = clean.clamp(-1, 1)
-        x = take_step(schedule, model.noise.for_scheduler(clean, noisy, at), time, x, generators)
+        output = model.noise.for_scheduler(clean, noisy, at[: len(x)])
+        x = take_step(schedule, output, time, x, generators)
         if progress is not None:
             progress(done, len(times))
     if source:
         x = torch.lerp(x, source[0], source[1])
     return model.decode(x).clamp(0, 1)
-
-
-def _repeat(part, times: int):  # type: ignore[no-untyped-def]
-    """A tensor, or a tuple of them, `times` times along the batch."""
-    if times == 1:
-        return part
-    if isinstance(part, Told):
-        return Told(*(_repeat(tensor, times) for tensor in part))
-    return torch.cat([part] * times)
 
 
 def _part(progress: Progress | None, number: int, groups: int) -> Progress | None:

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pictish.configs import parse
-from pictish.data.model_folder import locate_model, read_model_folder, write_model_folder
+from pictish.data.model_folder import find_decoder, read_model_folder, write_model_folder
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.config import PreviewConfig
 from pictish.tokenizer.dynamic import Tokenizer, load_strictly
@@ -96,12 +96,10 @@ class Preview:
         cls, folder: str | Path, tokenizer: Tokenizer, device: str | torch.device = "cpu"
     ) -> "Preview":
         """Load a model folder, or the shipped `"starter"`; ValueError when it fits another tokenizer."""
-        stored = read_model_folder(locate_model(folder, "decoder"))
-        part, kind = stored.config.get("part"), stored.config.get("kind")
-        if (part, kind) != ("decoder", "preview"):
-            raise ValueError(
-                f"{folder}: a preview decoder was asked for, this folder holds part {part!r}, kind {kind!r}"
-            )
+        path = find_decoder(folder, "preview")
+        if path is None:
+            raise ValueError(f"{folder}: a preview decoder was asked for, and it holds none")
+        stored = read_model_folder(path)
         if stored.config["tokenizer"] != tokenizer.fingerprint:
             raise ValueError(
                 f"{folder}: decodes tokens of {stored.config['tokenizer']}, not of {tokenizer.fingerprint}"

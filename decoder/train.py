@@ -143,7 +143,7 @@ def _in_order(tokenizer: Tokenizer, cache: FeatureCache, size: int) -> Iterator[
 def _batch(
     tokenizer: Tokenizer, raw: Tensor, pictures: Tensor | None, draw: Callable[[Tensor], Tensor]
 ) -> Batch:
-    """What is told of raw features (B, N, F), and the true pictures: uint8 (B, S, S, 3) or inside the features."""
+    """What is told of raw features (B, N, F), and the true pictures: uint8 (B, S, S, 3), or inside features."""
     raw = raw.to(tokenizer.device)
     encoder = tokenizer.network.encoder
     there = tokenizer.network.round_trip(raw, draw=draw)

@@ -33,7 +33,8 @@ CacheKind = Literal["dynamic", "static"]
 class Prompt:
     """What to continue, and the same with conditions dropped, embedded; ValueError if one is empty.
 
-    A prompt without `nothing` is not guided; `image_only` is for prompts of text and pictures.
+    A prompt without `nothing` is not guided; `image_only` is for prompts with pictures, and `full` itself
+    where there is no text.
     """
 
     full: Tensor  # (L, D)
@@ -147,7 +148,9 @@ def _branches(prompt: Prompt, guidance: Guidance) -> tuple[list[Tensor], list[fl
     text, image = guidance.text_scale, guidance.image_scale
     if prompt.nothing is None:
         return [prompt.full], [1.0]
-    if prompt.image_only is None:
+    if prompt.image_only is prompt.full:
+        text, others = image, [(prompt.nothing, 1 - image)]
+    elif prompt.image_only is None:
         others = [(prompt.nothing, 1 - text)]
     else:
         others = [(prompt.image_only, image - text), (prompt.nothing, 1 - image)]

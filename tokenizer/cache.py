@@ -86,7 +86,7 @@ def build_cache(
 ) -> FeatureCache:
     """The cache for these pictures and this encoder under `folder`, built if it is not there yet.
 
-    With `pictures`, a side in pixels, the views themselves are kept too. Its name holds a digest of everything
+    With `pictures`, a side in pixels, the views themselves are kept too. Its name holds a digest of all that
     it depends on; it is written beside and renamed. `report` is called with pictures done and in all. Raises
     ValueError when the shards hold no pictures.
     """

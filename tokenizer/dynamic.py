@@ -343,7 +343,7 @@ class Tokenizer:
 
     @torch.inference_mode()
     def code_vectors(self, tokens: Sequence[TokenizedImage]) -> tuple[Tensor, Tensor]:
-        """Vectors (B, N, C) of the codes in their order, padded to the most there can be; which are real (B, N).
+        """Vectors (B, N, C) of the codes in their order, padded to the most there can be; real ones (B, N).
 
         Raises ValueError as `reconstruct` does.
         """

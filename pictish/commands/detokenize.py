@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pictish.commands.draw import PixelGuidance, Scheduler, Steps, generators
+
 if TYPE_CHECKING:
     from PIL import Image
 
     from pictish.commands.report import Report
     from pictish.data.token_folder import OutputFolder
     from pictish.data.tokens import TokenizedImage
-    from pictish.pipelines.reconstruct import Reconstructor
+    from pictish.pipelines.reconstruct import Drawing, Reconstructor
 
 
 class Format(enum.StrEnum):
@@ -48,6 +50,10 @@ def run(
         int, typer.Option(min=1, max=16_384, help="Longer side of the pictures in pixels.")
     ] = 256,
     format: Annotated[Format, typer.Option(help="Kind of the pictures.")] = Format.png,
+    steps: Steps = None,
+    pixel_guidance: PixelGuidance = None,
+    scheduler: Scheduler = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise that each picture starts from.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first damaged token file.")] = False,
@@ -59,21 +65,27 @@ def run(
     """
     from pictish.commands.report import Report
     from pictish.data.token_folder import Header, OutputFolder
-    from pictish.pipelines.reconstruct import Reconstructor
+    from pictish.pipelines.reconstruct import Drawing, Reconstructor
     from pictish.training.world import resolve_device
 
     sources = find_sources(inputs, f".{format.value}")
-    reconstructor = Reconstructor.from_folder(model, device=resolve_device(device))
+    reconstructor = Reconstructor.from_folder(model, device=resolve_device(device), steps=steps)
+    drawing = Drawing(steps, pixel_guidance, scheduler)
     tokenizer = reconstructor.tokenizer
     refuse_others(sources, tokenizer.fingerprint)
-    settings = {"decoder": reconstructor.decoder, "format": format.value, "size": size}
+    settings = {
+        "decoder": reconstructor.fingerprint,
+        "format": format.value,
+        "size": size,
+        **({} if reconstructor.decoder is None else {**vars(drawing), "seed": seed}),
+    }
     header = Header("pictures", tokenizer.fingerprint, tokenizer.codebook_size, settings)
     outputs = [name for source in sources for name in source.outputs]
     with (
         Report("detokenizing", len(outputs), quiet=quiet, strict=strict) as report,
         OutputFolder(out, header, outputs, overwrite) as output,
     ):
-        work = Work(reconstructor, size, format, batch_size, output, report)
+        work = Work(reconstructor, drawing, seed, size, format, batch_size, output, report)
         drawn, before = work.run(sources)
         output.finish()
     if not quiet:
@@ -163,6 +175,8 @@ class Work:
     """What pictures are made with, and where they go."""
 
     reconstructor: "Reconstructor"
+    drawing: "Drawing"
+    seed: int
     size: int
     format: Format
     batch_size: int
@@ -214,7 +228,13 @@ class Work:
         return token
 
     def _draw(self, batch: "list[tuple[str, str, str, TokenizedImage]]", writer: Any) -> int:
-        images = self.reconstructor([token for *_, token in batch], size=self.size)
+        images = self.reconstructor(
+            [token for *_, token in batch],
+            size=self.size,
+            # the same seed for each: a picture does not depend on its place in the folder
+            generators=generators([self.seed] * len(batch)),
+            drawing=self.drawing,
+        )
         for (name, output, sha256, token), image in zip(batch, images, strict=True):
             writer.put(name, functools.partial(self._store, name, output, sha256, len(token), image))
         return len(batch)

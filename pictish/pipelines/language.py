@@ -58,13 +58,13 @@ class Language:
                 for t, r in zip(tokens, rows, strict=True)
             ]
         waiting = iter(seen)
-        return [next(waiting) if isinstance(one, Image.Image) else Text(one) for one in said]
+        # stripped, as captions are for training
+        return [next(waiting) if isinstance(one, Image.Image) else Text(one.strip()) for one in said]
 
     def prompt(self, said: Sequence[Said], *, draw: bool, continuous: bool = False) -> "Prompt":
         """What the model is to continue: with a picture when `draw`, else with text.
 
-        A prompt to draw has branches for guidance: with nothing, and where it holds text and pictures with
-        the pictures alone. Raises ValueError when nothing was said.
+        A prompt to draw has branches for guidance: with nothing, and where it holds pictures with them alone. Raises ValueError when nothing was said.
         """
         from pictish.lm.autoregressive import Prompt
         from pictish.lm.sequence import Text
@@ -75,10 +75,11 @@ class Language:
         if not draw:
             return Prompt(self.embed(parts, draw))
         shown = [part for part in parts if not isinstance(part, Text)]
-        both = 0 < len(shown) < len(parts)
+        full = self.embed(parts, draw)
+        image_only = self.embed(shown, draw) if 0 < len(shown) < len(parts) else full if shown else None
         return Prompt(
-            full=self.embed(parts, draw),
-            image_only=self.embed(shown, draw) if both else None,
+            full=full,
+            image_only=image_only,
             nothing=self.embed([], draw),
             inside=True,
         )

@@ -1,29 +1,49 @@
 """Tokens back to pictures, each in the shape of its original."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from pictish.data.model_folder import fingerprint, locate_model
+from pictish.data.model_folder import find_decoder, fingerprint
 from pictish.data.tokens import TokenizedImage
 
 if TYPE_CHECKING:
     import torch
 
+    from pictish.decoder.pixel import Decoder, Source
     from pictish.decoder.preview import Preview
     from pictish.tokenizer.dynamic import Tokenizer
 
 DEFAULT_SIZE = 256
+ALIKE = 0.9  # cosine of features from which on a cell counts as unchanged by an edit
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How codes become pixels; what is left away is the decoder's own choice."""
+
+    steps: int | None = None
+    """Of the diffusion decoder; 0 is the preview."""
+    guidance: float | None = None
+    scheduler: str | None = None
+    """Class name of a diffusers scheduler."""
 
 
 class Reconstructor:
-    """A tokenizer and the decoder trained for it, joined: `Reconstructor.from_folder("starter")(tokens)`."""
+    """A tokenizer and a decoder, joined: `Reconstructor.from_folder("starter")(tokens)`.
 
-    def __init__(self, tokenizer: "Tokenizer", preview: "Preview", decoder: str) -> None:
-        self.tokenizer, self.preview = tokenizer, preview
-        self.decoder = decoder  # fingerprint of the decoder's folder
+    Of `preview` and `decoder` one is None.
+    """
+
+    def __init__(
+        self, tokenizer: "Tokenizer", preview: "Preview | None", decoder: "Decoder | None", fingerprint: str
+    ) -> None:
+        assert (preview is None) != (decoder is None)
+        self.tokenizer, self.preview, self.decoder = tokenizer, preview, decoder
+        self.fingerprint = fingerprint  # of the decoder
 
     @classmethod
     def from_folder(
@@ -31,31 +51,99 @@ class Reconstructor:
         folder: str | Path = "starter",
         device: "str | torch.device" = "cpu",
         tokenizer: "Tokenizer | None" = None,
+        *,
+        steps: int | None = None,
     ) -> "Reconstructor":
-        """Load both from one model folder, or the shipped `"starter"`; ValueError when one is missing.
+        """Load one model folder, or the shipped `"starter"`; ValueError when a part is missing.
 
-        A `tokenizer` that is loaded already is used as it is.
+        A `tokenizer` that is loaded already is used as it is. One decoder is loaded: the preview when `steps` is
+        0 or where there is no other.
         """
-        from pictish.decoder.preview import Preview
         from pictish.tokenizer.dynamic import Tokenizer
 
-        decoder = fingerprint(locate_model(folder, "decoder"))
+        drawn = None if steps == 0 else find_decoder(folder, "diffusion")
+        plain = find_decoder(folder, "preview") if steps == 0 or drawn is None else None
+        if drawn is None and plain is None:
+            raise ValueError(
+                f"no {'preview' if steps == 0 else 'decoder'} found for model {str(folder)!r}; looked in it and in "
+                "its folders decoder and preview"
+            )
+        if drawn is None and steps:
+            raise ValueError(f"{folder}: has a preview alone, which takes no steps; leave --steps away")
         if tokenizer is None:
             tokenizer = Tokenizer.from_folder(folder, device=device)
-        return cls(tokenizer, Preview.from_folder(folder, tokenizer, device=device), decoder)
+        decoder, preview = None, None
+        if drawn is not None:
+            from pictish.decoder.pixel import Decoder
 
-    def __call__(self, tokens: Sequence[TokenizedImage], size: int = DEFAULT_SIZE) -> list[Image.Image]:
+            decoder = Decoder.from_folder(drawn, tokenizer, device)
+        else:
+            from pictish.decoder.preview import Preview
+
+            assert plain is not None
+            preview = Preview.from_folder(plain, tokenizer, device=device)
+        path = drawn or plain
+        assert path is not None
+        return cls(tokenizer, preview, decoder, fingerprint(path))
+
+    def __call__(
+        self,
+        tokens: Sequence[TokenizedImage],
+        size: int = DEFAULT_SIZE,
+        *,
+        generators: "Sequence[torch.Generator] | None" = None,
+        drawing: Drawing | None = None,
+        sources: "Sequence[Source] | None" = None,
+        strength: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Image.Image]:
         """One RGB picture each, `size` pixels on its longer side, with the original's aspect ratio.
 
-        ValueError for tokens of another tokenizer.
+        Each picture's noise comes from its generator, seeded with 0 where none are given. Raises ValueError
+        for tokens of another tokenizer and for settings that the decoder cannot take.
         """
+        import torch
+
+        drawing = drawing or Drawing()
         if not tokens:
             return []
-        squares = self.preview.decode(tokens).cpu().numpy()  # (B, side, side, 3) uint8
+        if self.decoder is None:
+            assert self.preview is not None
+            squares = self.preview.decode(tokens)
+        else:
+            squares = self.decoder.decode(
+                tokens,
+                generators or [torch.Generator().manual_seed(0) for _ in tokens],
+                steps=drawing.steps,
+                guidance=drawing.guidance,
+                scheduler=drawing.scheduler,
+                sources=sources,
+                strength=strength,
+                progress=progress,
+            )
         return [
             Image.fromarray(square).resize(shape_of(token, size), Image.Resampling.BICUBIC)
-            for square, token in zip(squares, tokens, strict=True)
+            for square, token in zip(squares.numpy(), tokens, strict=True)  # (side, side, 3) uint8
         ]
+
+    def kept(self, picture: Image.Image, tokens: Sequence[TokenizedImage]) -> "list[Source] | None":
+        """What of `picture` is to stay in each of the pictures that `tokens` will give, edits of it.
+
+        That is where its own tokens and the new ones tell the same. None for a decoder that was not trained
+        to be shown parts of a picture.
+        """
+        if self.decoder is None or not self.decoder.model.config.condition.source:
+            return None
+        import torch
+        import torch.nn.functional as F
+
+        from pictish.data.images import fit_square
+        from pictish.decoder.pixel import Source
+
+        own = self.tokenizer.reconstruct(self.tokenizer.tokenize([picture]))  # (1, N, F)
+        alike = F.cosine_similarity(self.tokenizer.reconstruct(tokens), own, dim=-1)  # (B, N)
+        pixels = torch.from_numpy(fit_square(picture.convert("RGB"), self.decoder.side))
+        return [Source(pixels, row > ALIKE) for row in alike.cpu()]
 
 
 def shape_of(token: TokenizedImage, size: int) -> tuple[int, int]:

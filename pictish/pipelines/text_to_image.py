@@ -13,7 +13,7 @@ from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
 if TYPE_CHECKING:
     import torch
 
-    from pictish.lm.autoregressive import Guidance
+    from pictish.lm.autoregressive import Guidance, Prompt
     from pictish.lm.sampling import Sampling
 
 TEXT_SCALE = 2.5
@@ -28,18 +28,26 @@ class TextToImage:
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path = "starter", device: "str | torch.device" = "cpu"
+        cls,
+        folder: str | Path = "starter",
+        device: "str | torch.device" = "cpu",
+        *,
+        steps: int | None = None,
     ) -> "TextToImage":
-        """Load all parts of one model folder, or the shipped `"starter"`; ValueError when one is missing."""
+        """Load all parts of one model folder, or the shipped `"starter"`; ValueError when one is missing.
+
+        With `steps` 0 pixels come from the preview.
+        """
         language = Language.from_folder(folder, device)
-        return cls(language, Reconstructor.from_folder(folder, device, language.tokenizer))
+        return cls(language, Reconstructor.from_folder(folder, device, language.tokenizer, steps=steps))
 
     def __call__(
         self, prompt: str | Sequence[Said], generator: "torch.Generator", size: int = DEFAULT_SIZE
     ) -> Image.Image:
         """One RGB picture with `size` pixels on its longer side, with the usual sampling and guidance."""
         said = [prompt] if isinstance(prompt, str) else prompt
-        return self.reconstructor(self.tokens([said], [generator]), size)[0]
+        tokens = self.tokens([said], [generator])
+        return self.reconstructor(tokens, size, generators=[generator])[0]
 
     def tokens(
         self,
@@ -54,7 +62,7 @@ class TextToImage:
     ) -> list[TokenizedImage]:
         """Tokens of one picture a prompt, which `shapes` (height, width) gives a size, square by default.
 
-        The same prompt, generator seed and weights give the same tokens, whatever else is in the batch.
+        The same batch, generator seeds and weights give the same tokens; another batch may round differently.
         Raises ValueError for an empty prompt and for one that does not fit the model's context.
         """
         import numpy as np
@@ -73,7 +81,7 @@ class TextToImage:
         drawn = generate(
             language.model.language,
             language.model.vocabulary,
-            [language.prompt(said, draw=True) for said in prompts],
+            self._prompts(prompts),
             one_image(allowed, min_tokens),
             sampling=sampling or Sampling(temperature=TEMPERATURE),
             guidance=guidance or Guidance(text_scale=TEXT_SCALE),
@@ -94,3 +102,12 @@ class TextToImage:
                 )
             )
         return result
+
+    def _prompts(self, prompts: Sequence[Sequence[Said]]) -> "list[Prompt]":
+        """Prompts to draw; one that comes several times is read once."""
+        made: dict[tuple[str | int, ...], Prompt] = {}
+        keys = [tuple(one if isinstance(one, str) else id(one) for one in said) for said in prompts]
+        for key, said in zip(keys, prompts, strict=True):
+            if key not in made:
+                made[key] = self.language.prompt(said, draw=True)
+        return [made[key] for key in keys]
