@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pictish.configs import Config
 from pictish.tokenizer.config import DataConfig
 
-DEVIATION = "for `residual`: of pictures from the pixels that the codes tell, which are from -1 to 1"
+DEVIATION = "of pictures, from -1 to 1, from the pixels that codes tell: the unit of a `residual`"
 
 
 class PreviewConfig(Config):

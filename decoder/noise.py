@@ -69,8 +69,8 @@ class Noise:
             case "x0":
                 return x
             case "residual":
-                guess, deviation = self._guess(self.mix(x, n, times), times, prior)
-                return (x - guess) / deviation
+                assert prior is not None, "a residual is about a prior"
+                return (x - prior) / self.config.deviation
 
     def clean(self, prediction: Tensor, noisy: Tensor, times: Tensor, prior: Tensor | None = None) -> Tensor:
         """x_0 by a prediction about `noisy`."""
@@ -85,22 +85,8 @@ class Noise:
             case "x0":
                 return prediction
             case "residual":
-                guess, deviation = self._guess(noisy, times, prior)
-                return guess + deviation * prediction
-
-    def _guess(self, noisy: Tensor, times: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of x_0, known to lie about `prior`, given `noisy`.
-
-        Were pictures normally distributed about what their codes tell, this would be all there is to say; the
-        network says the rest in units of the deviation (as the preconditioning of arXiv 2206.00364, about a
-        mean that is not zero).
-        """
-        assert prior is not None, "a residual needs a prior"
-        a, b = self.levels(times)
-        spread = self.config.deviation**2
-        gain = a * spread / (a**2 * spread + b**2)
-        guess = prior + gain * (noisy - a * prior)
-        return guess, (spread * b**2 / (a**2 * spread + b**2)).sqrt()
+                assert prior is not None, "a residual is about a prior"
+                return prior + self.config.deviation * prediction
 
     def for_scheduler(self, clean: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
         """What a scheduler made by `decoder/pixel.py` takes: epsilon, or the velocity of a flow."""
@@ -113,12 +99,13 @@ class Noise:
         """Weights (B, 1, 1, 1) of squared errors of the target."""
         a, b = self.levels(times)
         if objective.weighting == "velocity":
-            return b.clamp_min(FLOOR) ** -2 if self.config.predicts == "x0" else torch.ones_like(b)
+            about_x0 = self.config.predicts in ("x0", "residual")
+            return b.clamp_min(FLOOR) ** -2 if about_x0 else torch.ones_like(b)
         if objective.weighting == "min_snr":
             ratio = (a / b) ** 2
             capped = ratio.clamp_max(objective.gamma)
-            by_name = {"x0": capped, "epsilon": capped / ratio, "v": capped / (ratio + 1)}
-            return by_name.get(self.config.predicts, torch.ones_like(b))
+            by_name = {"epsilon": capped / ratio, "v": capped / (ratio + 1)}
+            return by_name.get(self.config.predicts, capped)
         return torch.ones_like(b)
 
 
