@@ -13,7 +13,6 @@ from pictish.evaluation.drawing import (
     contact_sheet,
     crop_cell,
     four_panels,
-    png_bytes,
 )
 from pictish.evaluation.pictures import PictureSource
 from pictish.evaluation.plot import quality_chart

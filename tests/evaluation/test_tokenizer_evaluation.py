@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pictish.evaluation.metrics import FeatureDistance
+from pictish.evaluation.metrics import FeatureDistance, gain, rounded
 from pictish.evaluation.pictures import Broken, Picture
-from pictish.evaluation.tokenizer import METRICS, Evaluation, cosine_losses, gain, rounded
+from pictish.evaluation.tokenizer import METRICS, Evaluation, cosine_losses
 from tests.evaluation.fakes import FakeDistance, FakePreview, FakeTokenizer
 
 
