@@ -10,9 +10,9 @@ SUBSETS = 100
 
 
 def frechet_distance(ours: np.ndarray, theirs: np.ndarray) -> float | None:
-    """Squared Fréchet distance of two Gaussians with the moments of (P, F) and (Q, F): FID (arXiv 1706.08500).
+    """FID (arXiv 1706.08500): squared Fréchet distance of Gaussians with the moments of (P, F) and (Q, F).
 
-    It falls with the number of pictures, so compare values of one number only. None for less than two pictures.
+    It falls with the number of pictures, so compare values of one number only. None below two pictures.
     """
     if min(len(ours), len(theirs)) < 2:
         return None
@@ -34,8 +34,8 @@ def _deviations(features: np.ndarray) -> np.ndarray:
 def kernel_distance(ours: np.ndarray, theirs: np.ndarray, seed: int) -> dict[str, float] | None:
     """Unbiased squared MMD of (P, F) and (Q, F) with the kernel (x.y / F + 1)^3: KID (arXiv 1801.01401).
 
-    Mean and standard deviation over seeded random subsets of half the pictures, at most `SUBSET`; around 0, and
-    below it too, for sets of one distribution. None for less than two pictures.
+    Mean and standard deviation over seeded random subsets of half the pictures, at most `SUBSET`; around 0,
+    and below it too, for sets of one distribution. None below two pictures.
     """
     count = min(len(ours), len(theirs))
     if count < 2:

@@ -11,10 +11,10 @@ DEPTHS = range(1, 9)  # bits a channel
 def thumbnail(picture: np.ndarray, bits: float) -> np.ndarray:
     """The best picture that `bits` can hold as pixels, both (S, S, 3) uint8.
 
-    The rule: for each depth of 1 to 8 bits a channel, the most pixels that fit, in the squarest box, lying or
-    standing; reduced by the mean of each area, rounded to the depth's levels, enlarged by bicubic interpolation.
-    Of these the one with the least squared error; which one it is, is not counted as bits. Grey where nothing
-    fits.
+    The rule: for each depth of 1 to 8 bits a channel, the most pixels that fit, in the squarest box, lying
+    or standing; reduced by the mean of each area, rounded to the depth's levels, enlarged by bicubic
+    interpolation. Of these the one with the least squared error; which one it is, is not counted as bits.
+    Grey where nothing fits.
     """
     side = len(picture)
     best, least = np.full_like(picture, 128), np.inf
@@ -30,7 +30,7 @@ def thumbnail(picture: np.ndarray, bits: float) -> np.ndarray:
 
 
 def shapes(bits: float, side: int) -> Iterator[tuple[int, int, int]]:
-    """(width, height, bits a channel) that `thumbnail` tries: 3 x width x height x depth is at most `bits`."""
+    """(width, height, bits a channel) to try: 3 x width x height x depth is at most `bits`."""
     for depth in DEPTHS:
         pixels = min(int(bits // (3 * depth)), side * side)
         if pixels:
