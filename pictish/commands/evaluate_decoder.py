@@ -56,7 +56,7 @@ def run(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a decoder against its preview, thumbnails of as many bits as the codes, and the mean picture."""
+    """Measure a decoder against its preview, thumbnails of as many bits as the codes, and a mean picture."""
     from rich.console import Console
 
     from pictish.pipelines.reconstruct import Drawing
