@@ -147,6 +147,7 @@ def _steps_panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
     axis.set_xticks(steps, [str(each) for each in steps])
     if metric == "seconds":
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
 
 
 def _value(number: Any) -> tuple[float, float, float]:
