@@ -144,14 +144,15 @@ def _curve(evaluation: "DecoderEvaluation", sets: "list[Coded]", out: Path, quie
             numbers["sets"].append(evaluation.curve(coded, ways, report.done))
     write_atomic(out / CURVE_CHART, steps_chart(numbers))
     write_numbers(out / CURVE_NUMBERS, numbers)
+    seconds = [("seconds", lambda point: f"{point['seconds']:.3f}")]
     tables = []
     for each in numbers["sets"]:
-        rows = [
-            (f"{point['scheduler'].removesuffix('Scheduler')[:24]} {point['steps']}", point, False)
-            for point in each["points"]
-        ]
-        rows += [("preview", each["preview"], False)] if each["preview"] else []
-        tables.append(_table(each, "scheduler, steps", rows, [("seconds", lambda p: f"{p['seconds']:.3f}")]))
+        for scheduler in dict.fromkeys(point["scheduler"] for point in each["points"]):
+            own = [point for point in each["points"] if point["scheduler"] == scheduler]
+            rows = [(str(point["steps"]), point, point["steps"] == numbers["steps"]) for point in own]
+            rows += [("preview", each["preview"], False)] if each["preview"] else []
+            titled = {**each, "name": f"{each['name']}, {scheduler}"}
+            tables.append(_table(titled, "steps", rows, seconds))
     return tables
 
 

@@ -90,7 +90,9 @@ def test_curve_writes_numbers_and_chart(pictures, model, tmp_path, capsys, monke
         assert point["seconds"] > 0
     with Image.open(out / "decoder-curve.png") as chart:
         assert min(chart.size) > 300
-    assert max(map(len, capsys.readouterr().out.split("written:")[0].splitlines())) <= 80
+    text = capsys.readouterr().out.split("written:")[0]
+    assert "…" not in text, "the table does not fit into 80 columns"
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_model_without_a_preview_and_a_broken_picture(pictures, model, tmp_path, capsys):
