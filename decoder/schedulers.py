@@ -102,7 +102,13 @@ def _settings(cls: type, noise: DiffusionNoise | FlowNoise) -> dict[str, Any] | 
     return {name: value for name, value in wanted.items() if name in accepted}
 
 
-def _some(noise: DiffusionNoise | FlowNoise) -> str:
+def fitting(noise: DiffusionNoise | FlowNoise) -> tuple[str, ...]:
+    """Names of some schedulers for this noise."""
     if isinstance(noise, FlowNoise):
-        return "FlowMatchEulerDiscreteScheduler or DPMSolverMultistepScheduler"
-    return "DDIMScheduler, EulerDiscreteScheduler or DPMSolverMultistepScheduler"
+        return ("FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler")
+    return ("DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler")
+
+
+def _some(noise: DiffusionNoise | FlowNoise) -> str:
+    *first, last = fitting(noise)
+    return f"{', '.join(first)} or {last}"

@@ -21,7 +21,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train tokenizer": ("pictish.commands.train:tokenizer", "Train a tokenizer."),
     "train lm": ("pictish.commands.train:lm", "Train a language model on text and picture codes."),
     "train decoder": ("pictish.commands.train:decoder", "Train a decoder: codes to pixels."),
-    "evaluate tokenizer": ("pictish.commands.evaluate:run", "Measure quality against the number of tokens."),
+    "evaluate tokenizer": (
+        "pictish.commands.evaluate_tokenizer:run",
+        "Measure quality against the number of tokens.",
+    ),
+    "evaluate decoder": (
+        "pictish.commands.evaluate_decoder:run",
+        "Measure pictures drawn from tokens, or steps against quality.",
+    ),
     "data starter": ("pictish.commands.data:starter", "Build the starter data set as WebDataset shards."),
 }
 GROUPS = {

@@ -1,9 +1,10 @@
 """Which cells to keep without a learned selector: at random, and spread evenly over the grid."""
 
 import functools
-import hashlib
 
 import numpy as np
+
+from pictish.evaluation.pictures import seed_of
 
 
 def random_cells(grid: tuple[int, int], number: int, seed: int, name: str) -> np.ndarray:
@@ -13,8 +14,7 @@ def random_cells(grid: tuple[int, int], number: int, seed: int, name: str) -> np
     """
     rows, columns = grid
     assert 1 <= number <= rows * columns, (number, grid)
-    digest = hashlib.sha256(f"{seed}|{name}".encode("utf-8", "surrogateescape")).digest()
-    generator = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    generator = np.random.default_rng(seed_of(seed, name))
     keep = np.zeros(rows * columns, dtype=bool)
     keep[generator.choice(rows * columns, size=number, replace=False)] = True
     return keep

@@ -5,8 +5,8 @@ Legend: B pictures, H x W pixels, C channels, M metrics. numpy outside, torch on
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from pictish.data.tokens import TokenizedImage
 
+Better = Literal["lower", "higher"]
+LEVEL = 0.95
+"""Confidence of every interval."""
 PSNR_CEILING = 100.0
 """dB given to equal pictures, whose PSNR is infinite: a mean and a JSON file need a finite number."""
 
@@ -85,13 +88,18 @@ class FeatureDistance:
 
     def features(self, pictures: np.ndarray) -> "list[torch.Tensor]":
         """Unit-length features of (B, H, W, 3) uint8 at each scale, (B, C, h, w)."""
+        return self.features_and_pooled(pictures)[0]
+
+    def features_and_pooled(self, pictures: np.ndarray) -> "tuple[list[torch.Tensor], np.ndarray]":
+        """`features`, and the network's last ones as a mean over positions, (B, F) float64."""
         import torch
         from torch.nn import functional
 
         pixels = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2).float()
         with torch.inference_mode():
-            maps = self.network.forward_intermediates(pixels / 127.5 - 1.0, intermediates_only=True)
-            return [functional.normalize(each.float(), dim=1) for each in maps]
+            last, maps = self.network.forward_intermediates(pixels / 127.5 - 1.0)
+            pooled = last.double().mean(dim=(2, 3)).cpu().numpy()
+            return [functional.normalize(each.float(), dim=1) for each in maps], pooled
 
     @staticmethod
     def compare(ours: "list[torch.Tensor]", theirs: "list[torch.Tensor]") -> np.ndarray:
@@ -209,3 +217,26 @@ def bootstrap(
     return [
         {"mean": float(mean), "low": float(lower), "high": float(upper)} for mean, lower, upper in columns
     ]
+
+
+def means(values: np.ndarray, names: Iterable[str], seed: int) -> dict[str, dict[str, float]]:
+    """Name -> mean and interval of each column of values (P, M)."""
+    return dict(zip(names, bootstrap(values, seed, level=LEVEL), strict=True))
+
+
+def gain(ours: np.ndarray, others: np.ndarray, better: Mapping[str, Better]) -> np.ndarray:
+    """By how much each picture is better with ours, (P, M), columns as in `better`: positive is better."""
+    signs = np.array([1.0 if which == "higher" else -1.0 for which in better.values()])
+    return (ours - others) * signs
+
+
+def rounded(value: Any) -> Any:
+    """`value` with every float at six significant digits, for a JSON file that people read and compare."""
+    match value:
+        case float():
+            return float(f"{value:.6g}")
+        case Mapping():
+            return {key: rounded(each) for key, each in value.items()}
+        case list() | tuple():
+            return [rounded(each) for each in value]
+    return value

@@ -1,15 +1,20 @@
 """The pictures an evaluation runs over, one at a time: image folders, image files and WebDataset shards."""
 
-from collections.abc import Collection, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
+    import torch
+
     from pictish.data.images import ImageFile
 
+BATCH = 32
 PHOTOGRAPHS = (
     "astronaut.png",
     "chelsea.png",
@@ -38,6 +43,20 @@ class Broken:
 
     name: str
     error: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is kept of a picture until its batch is full: two small squares, not its own pixels."""
+
+    index: int
+    name: str
+    size: tuple[int, int]
+    """(height, width) of the original, pixels."""
+    pixels: np.ndarray
+    """(S, S, 3) uint8, what the tokenizer sees."""
+    original: np.ndarray
+    """(side, side, 3) uint8, what the decoder's picture is compared with."""
 
 
 class PictureSource:
@@ -119,3 +138,52 @@ def photographs() -> PictureSource:
             f"--photographs: {folder} holds none of {', '.join(PHOTOGRAPHS)}; another scikit-image version?"
         )
     return PictureSource(present)
+
+
+def prepare(picture: Picture, tokenizer_side: int, decoder_side: int) -> Prepared:
+    """Squash a picture to the sides that the tokenizer and the decoder work at."""
+    from pictish.data.images import fit_square
+
+    pixels = fit_square(picture.image, tokenizer_side)
+    original = fit_square(picture.image, decoder_side)
+    return Prepared(
+        picture.index, picture.name, (picture.image.height, picture.image.width), pixels, original
+    )
+
+
+def in_batches(
+    name: str,
+    pictures: Iterable[Picture | Broken],
+    broken: list[Broken],
+    prepare: Callable[[Picture], Prepared],
+) -> Iterator[list[Prepared]]:
+    """Batches of readable pictures, the others go to `broken`; ValueError when none can be read."""
+    batch: list[Prepared] = []
+    nothing = True
+    for each in pictures:
+        if isinstance(each, Broken):
+            broken.append(each)
+            continue
+        nothing = False
+        batch.append(prepare(each))
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+    if nothing:
+        unread = f", {len(broken)} could not be read" if broken else ""
+        raise ValueError(f"nothing to evaluate in {name}: no readable picture{unread}")
+
+
+def stacked(pictures: Sequence[Prepared]) -> "torch.Tensor":
+    """What the tokenizer sees of pictures, (B, S, S, 3) uint8."""
+    import torch
+
+    return torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A picture's own seed: it depends on the seed and its name alone, not on the order or the batch."""
+    digest = hashlib.sha256(f"{seed}|{name}".encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big")

@@ -1,6 +1,7 @@
-"""Quality against token count as a chart, drawn with matplotlib away from any screen."""
+"""Quality against token count, and against steps, as charts, drawn with matplotlib away from any screen."""
 
 import io
+from collections.abc import Callable, Sequence
 from typing import Any
 
 INK, GREY, RULE = "#1c1c1e", "#6b6b70", "#e6e6ea"
@@ -11,6 +12,13 @@ _PANELS = (
     ("ssim", "SSIM"),
     ("feature_distance", "Feature distance"),
 )
+_STEPS_PANELS = (
+    ("fid_small", "FID-small"),
+    ("kid", "KID"),
+    ("psnr", "PSNR, dB"),
+    ("feature_distance", "Feature distance"),
+    ("seconds", "Seconds a picture"),
+)
 
 
 def quality_chart(report: dict[str, Any]) -> bytes:
@@ -18,29 +26,53 @@ def quality_chart(report: dict[str, Any]) -> bytes:
 
     `report` is what `Evaluation.report` returned.
     """
+    note = f"bands and bars: {report['confidence']:.0%} intervals of the mean"
+    return _chart(report, _PANELS, _panel, "tokens a picture", note)
+
+
+def steps_chart(report: dict[str, Any]) -> bytes:
+    """PNG bytes: a row for each set of pictures, a column for each number, steps across.
+
+    `report` is the header of a `DecoderEvaluation` with a `curve` for each set.
+    """
+    note = (
+        f"bands: {report['confidence']:.0%} intervals of the mean, of KID a deviation over subsets; "
+        "seconds: one picture alone"
+    )
+    return _chart(report, _STEPS_PANELS, _steps_panel, "steps", note)
+
+
+def _chart(
+    report: dict[str, Any],
+    panels: Sequence[tuple[str, str]],
+    panel: Callable[[Any, dict[str, Any], str], None],
+    across: str,
+    note: str,
+) -> bytes:
+    """PNG bytes of a grid of panels, sets by numbers, with one legend for all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     sets = report["sets"]
-    figure = Figure(figsize=(15, 1.15 + 3.25 * len(sets)), dpi=110, facecolor="white")
+    figure = Figure(figsize=(3.75 * len(panels), 1.15 + 3.25 * len(sets)), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(sets), len(_PANELS), squeeze=False)
+    grid = figure.subplots(len(sets), len(panels), squeeze=False)
     for axes, measured in zip(grid, sets, strict=True):
-        for axis, (metric, title) in zip(axes, _PANELS, strict=True):
-            _panel(axis, measured, metric)
-            arrow = "lower is better" if report["better"][metric] == "lower" else "higher is better"
+        for axis, (metric, title) in zip(axes, panels, strict=True):
+            panel(axis, measured, metric)
+            _plain(axis)
+            arrow = "higher is better" if report["better"].get(metric) == "higher" else "lower is better"
             axis.set_title(title, loc="left", fontsize=12, color=INK, pad=10)
             axis.set_title(arrow, loc="right", fontsize=9, color=GREY, pad=10)
         axes[0].set_ylabel(
             f"{measured['name']} ({measured['pictures']:,})", fontsize=11, color=INK, labelpad=10
         )
     for axis in grid[-1]:
-        axis.set_xlabel("tokens a picture", fontsize=10, color=GREY)
+        axis.set_xlabel(across, fontsize=10, color=GREY)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="upper left", ncols=4, frameon=False, fontsize=10, bbox_to_anchor=(0.012, 0.995)
     )
-    note = f"bands and bars: {report['confidence']:.0%} intervals of the mean"
     figure.text(
         0.985, 1 - 0.235 / figure.get_figheight(), note, ha="right", va="center", fontsize=9, color=GREY
     )
@@ -97,6 +129,40 @@ def _panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
         )
     axis.set_xscale("log", base=2)
     axis.set_xticks(tokens, [str(each) for each in tokens])
+
+
+def _steps_panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
+    points = measured["points"]
+    schedulers = list(dict.fromkeys(point["scheduler"] for point in points))
+    for scheduler, colour, marker in zip(schedulers, (LEARNED, UNIFORM), "os", strict=True):
+        own = [point for point in points if point["scheduler"] == scheduler]
+        steps = [point["steps"] for point in own]
+        mean, low, high = zip(*(_value(point[metric]) for point in own), strict=True)
+        axis.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+        axis.plot(steps, mean, color=colour, linewidth=2, marker=marker, markersize=4.5, label=scheduler)
+    if measured["preview"]:
+        mean, _, _ = _value(measured["preview"][metric])
+        axis.axhline(mean, color=RANDOM, linewidth=1.5, linestyle=(0, (4, 3)), label="preview, no steps")
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(steps, [str(each) for each in steps])
+    if metric == "seconds":
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+
+
+def _value(number: Any) -> tuple[float, float, float]:
+    """Mean, low and high of a report's number; a number alone has no interval, None is not drawn."""
+    match number:
+        case {"mean": mean, "std": deviation}:
+            return mean, mean - deviation, mean + deviation
+        case {"mean": mean, "low": low, "high": high}:
+            return mean, low, high
+    alone = float("nan") if number is None else number
+    return alone, alone, alone
+
+
+def _plain(axis: Any) -> None:
+    """Only what is needed to read the numbers."""
     axis.minorticks_off()
     axis.grid(axis="y", color=RULE, linewidth=0.8)
     axis.set_axisbelow(True)

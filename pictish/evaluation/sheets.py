@@ -1,7 +1,9 @@
 """The contact sheet of an evaluation: which pictures to show, handed to `drawing`."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from pictish.data.images import png_bytes
@@ -10,7 +12,23 @@ from pictish.evaluation.metrics import psnr
 from pictish.evaluation.pictures import Picture, PictureSource
 
 if TYPE_CHECKING:
+    from pictish.evaluation.decoder import Coded, Measured, Way
     from pictish.evaluation.tokenizer import Evaluation, PictureSet
+
+Tiles = Sequence[tuple[Image.Image, str]]
+
+
+def extremes(losses: np.ndarray, each: int = 3) -> dict[str, list[int]]:
+    """Places of the least (best), median and greatest (worst) of losses (P,), each place at most once."""
+    order = np.argsort(losses, kind="stable")
+    groups: Sequence[np.ndarray] = np.array_split(order, 3)
+    if len(order) > 3 * each:
+        middle = (len(order) - each) // 2
+        groups = [order[:each], order[middle : middle + each], order[-each:]]
+    return {
+        name: [int(place) for place in group]
+        for name, group in zip(("best", "median", "worst"), groups, strict=True)
+    }
 
 
 def contact_sheet_of(evaluation: "Evaluation", measured: "PictureSet", source: PictureSource) -> bytes:
@@ -18,28 +36,68 @@ def contact_sheet_of(evaluation: "Evaluation", measured: "PictureSet", source: P
 
     The few pictures are decoded once more from `source`; nothing of the others is kept for this.
     """
-    from pictish.data.files import printable
-
-    groups = measured.extremes()
-    places = [place for group in groups.values() for place in group]
-    wanted = {measured.pictures[place][0] for place in places}
+    losses = measured.points["automatic"].values[:, 0]
+    groups = extremes(losses)
+    wanted = {measured.pictures[place][0] for group in groups.values() for place in group}
     prepared = [evaluation.prepare(each) for each in source.decode(wanted) if isinstance(each, Picture)]
     decoded = dict(zip((each.index for each in prepared), evaluation.reconstructions(prepared), strict=True))
     by_index = {each.index: each for each in prepared}
-    rows = []
-    for group, members in groups.items():
-        for place in members:
-            index, name = measured.pictures[place]
-            picture = by_index[index]
-            loss = measured.points["automatic"].values[place, 0]
-            tiles = [(Image.fromarray(picture.pixels), f"loss {loss:.3f}")]
-            for preview in decoded[index].values():
-                decibels = psnr(preview[None], picture.original[None])[0]
-                tiles.append((Image.fromarray(preview), f"{decibels:.1f} dB"))
-            rows.append(SheetRow(group, printable(name), picture.size, tiles))
+
+    def row(place: int) -> tuple[str, tuple[int, int], Tiles]:
+        index, name = measured.pictures[place]
+        picture = by_index[index]
+        tiles = [(Image.fromarray(picture.pixels), f"loss {losses[place]:.3f}")]
+        for preview in decoded[index].values():
+            tiles.append((Image.fromarray(preview), _decibels(preview, picture.original)))
+        return name, picture.size, tiles
+
     columns = ["original", "automatic", *(f"{budget} tokens" for budget in evaluation.budgets)]
     subtitle = (
         f"{len(measured.pictures):,} {measured.name} ranked by cosine loss at the automatic length; "
         f"below each the PSNR of the {evaluation.preview.side} px preview"
     )
-    return png_bytes(contact_sheet(f"Reconstructed {measured.name}", subtitle, columns, rows))
+    return _sheet(f"Reconstructed {measured.name}", subtitle, columns, groups, row)
+
+
+def decoder_sheet_of(coded: "Coded", ways: "Mapping[str, Way]", measured: "Mapping[str, Measured]") -> bytes:
+    """PNG of the best, median and worst pictures of a set: original, then the ways, drawn once more."""
+    from pictish.evaluation.decoder import DECODER, MEAN
+
+    groups = extremes(measured[DECODER].distances)
+    places = [place for group in groups.values() for place in group]
+    shown = coded.part(places)
+    drawn = {name: way(shown) for name, way in ways.items() if name != MEAN}
+
+    def row(place: int) -> tuple[str, tuple[int, int], Tiles]:
+        number, original = places.index(place), coded.originals[place]
+        tiles = [(Image.fromarray(original), f"{len(coded.tokens[place])} codes")]
+        for name, pictures in drawn.items():
+            note = f"{_decibels(pictures[number], original)}, {measured[name].distances[place]:.2f}"
+            tiles.append((Image.fromarray(pictures[number]), note))
+        return coded.names[place], coded.tokens[place].size, tiles
+
+    subtitle = (
+        f"{len(coded.names):,} {coded.name} ranked by the decoder's feature distance; "
+        f"below each PSNR and feature distance at {coded.originals.shape[1]} px"
+    )
+    return _sheet(f"Decoded {coded.name}", subtitle, ["original", *drawn], groups, row)
+
+
+def _sheet(
+    title: str,
+    subtitle: str,
+    columns: Sequence[str],
+    groups: Mapping[str, Sequence[int]],
+    row: Callable[[int], tuple[str, tuple[int, int], Tiles]],
+) -> bytes:
+    from pictish.data.files import printable
+
+    rows = []
+    for group, members in groups.items():
+        for name, size, tiles in map(row, members):
+            rows.append(SheetRow(group, printable(name), size, tiles))
+    return png_bytes(contact_sheet(title, subtitle, columns, rows))
+
+
+def _decibels(picture: np.ndarray, original: np.ndarray) -> str:
+    return f"{psnr(picture[None], original[None])[0]:.1f} dB"

@@ -3,15 +3,15 @@
 Legend: B pictures of a batch, P of a set, S the tokenizer's side in pixels, N cells, F features, M metrics.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pictish.evaluation.baselines import random_cells, uniform_cells
-from pictish.evaluation.metrics import CodeStatistics, FeatureDistance, bootstrap, psnr, ssim
-from pictish.evaluation.pictures import Broken, Picture
+from pictish.evaluation.metrics import LEVEL, Better, CodeStatistics, FeatureDistance, gain, means, psnr, ssim
+from pictish.evaluation.pictures import Broken, Picture, Prepared, in_batches, prepare, stacked
 
 if TYPE_CHECKING:
     import torch
@@ -22,29 +22,13 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 BUDGETS = (4, 8, 16, 32, 64)
-BATCH = 32
-LEVEL = 0.95
-METRICS: dict[str, Literal["lower", "higher"]] = {
+METRICS: dict[str, Better] = {
     "cosine_loss": "lower",
     "psnr": "higher",
     "ssim": "higher",
     "feature_distance": "lower",
 }
 """Name in the report -> which way is better."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What is kept of a picture until its batch is full: two small squares, not its own pixels."""
-
-    index: int
-    name: str
-    size: tuple[int, int]
-    """(height, width) of the original, pixels."""
-    pixels: np.ndarray
-    """(S, S, 3) uint8, what the tokenizer sees."""
-    original: np.ndarray
-    """(side, side, 3) uint8, what the preview is compared with."""
 
 
 @dataclass
@@ -72,18 +56,6 @@ class PictureSet:
     """(index in the source, name) of each measured picture."""
     broken: list[Broken] = field(default_factory=list)
 
-    def extremes(self, each: int = 3) -> dict[str, list[int]]:
-        """Positions of the best, median and worst pictures by cosine loss at the automatic length."""
-        order = np.argsort(self.points["automatic"].values[:, 0], kind="stable")
-        groups: Sequence[np.ndarray] = np.array_split(order, 3)
-        if len(order) > 3 * each:
-            middle = (len(order) - each) // 2
-            groups = [order[:each], order[middle : middle + each], order[-each:]]
-        return {
-            name: [int(place) for place in group]
-            for name, group in zip(("best", "median", "worst"), groups, strict=True)
-        }
-
 
 class Evaluation:
     """Measures sets of pictures with one tokenizer, its preview head and a feature distance."""
@@ -102,24 +74,22 @@ class Evaluation:
         self,
         name: str,
         pictures: Iterable[Picture | Broken],
-        advance: Callable[[], None] = lambda: None,
+        advance: Callable[[int], None] = lambda count: None,
     ) -> PictureSet:
         """Measure every picture; broken ones are listed and skipped. ValueError when none is left.
 
-        `advance` is called once for each picture measured.
+        `advance` is told how many more were measured.
         """
         result = PictureSet(name, self._points())
-        for batch in self._batches(pictures, result.broken, advance):
+        for batch in in_batches(name, pictures, result.broken, self.prepare):
             self._measure_batch(batch, result)
             result.pictures += [(picture.index, picture.name) for picture in batch]
-        if not result.pictures:
-            broken = f", {len(result.broken)} could not be read" if result.broken else ""
-            raise ValueError(f"nothing to evaluate in {name}: no readable picture{broken}")
+            advance(len(batch))
         return result
 
     def reconstructions(self, pictures: Sequence[Prepared]) -> list[dict[str, np.ndarray]]:
         """Previews (side, side, 3) uint8 of each picture, by point: the automatic length and each budget."""
-        pixels = _stack(pictures)
+        pixels = stacked(pictures)
         sizes = [picture.size for picture in pictures]
         decoded: list[dict[str, np.ndarray]] = [{} for _ in pictures]
         for name in ("automatic", *map(str, self.budgets)):
@@ -131,12 +101,7 @@ class Evaluation:
 
     def prepare(self, picture: Picture) -> Prepared:
         """Squash a picture to the sides that the tokenizer and the preview work at."""
-        from pictish.data.images import fit_square
-
-        pixels = fit_square(picture.image, self.tokenizer.image_size)
-        original = fit_square(picture.image, self.preview.side)
-        size = (picture.image.height, picture.image.width)
-        return Prepared(picture.index, picture.name, size, pixels, original)
+        return prepare(picture, self.tokenizer.image_size, self.preview.side)
 
     def report(self, sets: Sequence[PictureSet]) -> dict[str, Any]:
         """Everything measured, JSON-ready; without time, path or device, so a second run gives the same."""
@@ -163,28 +128,8 @@ class Evaluation:
         points["uniform"] = Point("uniform", codes())
         return points
 
-    def _batches(
-        self, pictures: Iterable[Picture | Broken], broken: list[Broken], advance: Callable[[], None]
-    ) -> Iterator[list[Prepared]]:
-        """Batches of readable pictures, the others go to `broken`; `advance` is called for each one done."""
-        batch: list[Prepared] = []
-        for each in pictures:
-            if isinstance(each, Broken):
-                broken.append(each)
-                continue
-            batch.append(self.prepare(each))
-            if len(batch) == BATCH:
-                yield batch
-                for _ in batch:
-                    advance()
-                batch = []
-        if batch:
-            yield batch
-            for _ in batch:
-                advance()
-
     def _measure_batch(self, batch: Sequence[Prepared], result: PictureSet) -> None:
-        pixels, sizes = _stack(batch), [picture.size for picture in batch]
+        pixels, sizes = stacked(batch), [picture.size for picture in batch]
         features = self.tokenizer.features(pixels)  # (B, N, F)
         originals = np.stack([picture.original for picture in batch])
         original_features = self.distance.features(originals)
@@ -233,7 +178,7 @@ class Evaluation:
             "automatic": self._report_point(learned),
             "baselines": {name: self._report_point(points[name]) for name in ("random", "uniform")},
             "gain_over": {
-                name: _means(gain(learned.values, points[name].values), self.seed)
+                name: means(gain(learned.values, points[name].values, METRICS), METRICS, self.seed)
                 for name in ("random", "uniform")
             },
         }
@@ -245,7 +190,7 @@ class Evaluation:
             "selection": point.selection,
             "budget": point.budget,
             **{key: summary[key] for key in shown},
-            **_means(point.values, self.seed),
+            **means(point.values, METRICS, self.seed),
         }
 
 
@@ -255,31 +200,3 @@ def cosine_losses(features: "torch.Tensor", predicted: "torch.Tensor") -> np.nda
 
     cosine = functional.cosine_similarity(features.float(), predicted.float(), dim=-1)  # (B, N)
     return (1 - cosine.double().mean(dim=1)).cpu().numpy()
-
-
-def gain(learned: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """By how much each picture is better with the learned selection, (P, M): positive always means better."""
-    signs = np.array([1.0 if better == "higher" else -1.0 for better in METRICS.values()])
-    return (learned - baseline) * signs
-
-
-def _means(values: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
-    return dict(zip(METRICS, bootstrap(values, seed, level=LEVEL), strict=True))
-
-
-def _stack(pictures: Sequence[Prepared]) -> "torch.Tensor":
-    import torch
-
-    return torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
-
-
-def rounded(value: Any) -> Any:
-    """`value` with every float at six significant digits, for a JSON file that people read and compare."""
-    match value:
-        case float():
-            return float(f"{value:.6g}")
-        case Mapping():
-            return {key: rounded(each) for key, each in value.items()}
-        case list() | tuple():
-            return [rounded(each) for each in value]
-    return value

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pictish.data.images import png_bytes
 from pictish.evaluation.codebook import CODES, EXAMPLES, CodeExamples, draw_codes, gather_codes
 from pictish.evaluation.drawing import (
     ACCENT,
@@ -13,7 +14,6 @@ from pictish.evaluation.drawing import (
     contact_sheet,
     crop_cell,
     four_panels,
-    png_bytes,
 )
 from pictish.evaluation.pictures import PictureSource
 from pictish.evaluation.plot import quality_chart

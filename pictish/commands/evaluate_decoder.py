@@ -1,0 +1,178 @@
+"""`pictish evaluate decoder`: its pictures beside baselines, or its steps against quality and time."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pictish.commands.draw import PixelGuidance, Scheduler
+from pictish.commands.evaluate import (
+    Device,
+    Inputs,
+    Limit,
+    Model,
+    Overwrite,
+    Photographs,
+    Quiet,
+    check_free,
+    gain_lines,
+    means_of,
+    say_files,
+    sources_of,
+    table,
+    told,
+    write_numbers,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from pictish.evaluation.decoder import Coded, DecoderEvaluation
+    from pictish.evaluation.pictures import PictureSource
+    from pictish.pipelines.reconstruct import Drawing
+
+NUMBERS, SHEET = "decoder.json", "decoder-{}.png"
+CURVE_NUMBERS, CURVE_CHART = "decoder-curve.json", "decoder-curve.png"
+
+
+def run(
+    out: Annotated[Path, typer.Option(help="Folder for the numbers (JSON) and pictures of them (PNG).")],
+    inputs: Inputs = None,
+    *,
+    model: Model = "starter",
+    photographs: Photographs = False,
+    limit: Limit = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Steps of the decoder, where not its own.")
+    ] = None,
+    pixel_guidance: PixelGuidance = None,
+    scheduler: Scheduler = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Instead: 1 to 50 steps with two schedulers, as a chart.")
+    ] = False,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the noise and of the intervals.")] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a decoder against its preview, thumbnails of as many bits as the codes, and a mean picture."""
+    from rich.console import Console
+
+    from pictish.pipelines.reconstruct import Drawing
+    from pictish.training.world import resolve_device
+
+    if curve and steps is not None:
+        raise ValueError("--curve goes through steps of its own; leave --steps away")
+    sources = sources_of(inputs, photographs, limit)
+    names = [CURVE_NUMBERS, CURVE_CHART] if curve else [NUMBERS, *(SHEET.format(name) for name in sources)]
+    check_free(out, names, overwrite)
+    evaluation = _load(model, resolve_device(device), Drawing(steps, pixel_guidance, scheduler), seed)
+    sets, failures = _code(evaluation, sources, quiet)
+    tables = (_curve if curve else _measure)(evaluation, sets, out, quiet)
+    if not quiet:
+        console = Console(soft_wrap=True, highlight=False)
+        for each in tables:
+            console.print(each)
+        say_files(console, [out / name for name in names])
+    if failures:
+        raise typer.Exit(1)
+
+
+def _load(model: str, device: "torch.device", drawing: "Drawing", seed: int) -> "DecoderEvaluation":
+    from pictish.data.model_folder import find_decoder
+    from pictish.decoder.pixel import Decoder
+    from pictish.decoder.preview import Preview
+    from pictish.evaluation.decoder import DecoderEvaluation
+    from pictish.evaluation.metrics import FeatureDistance
+    from pictish.tokenizer.dynamic import Tokenizer
+
+    tokenizer = Tokenizer.from_folder(model, device=device)
+    decoder = Decoder.from_folder(model, tokenizer, device)
+    head = find_decoder(model, "preview")
+    preview = None if head is None else Preview.from_folder(head, tokenizer, device)
+    return DecoderEvaluation(decoder, preview, FeatureDistance(device), drawing, seed=seed)
+
+
+def _code(
+    evaluation: "DecoderEvaluation", sources: "dict[str, PictureSource]", quiet: bool
+) -> "tuple[list[Coded], int]":
+    """Every set as codes, and how many pictures could not be read."""
+    from pictish.commands.report import Report
+
+    sets, failures = [], 0
+    for name, source in sources.items():
+        with Report(f"{name} to codes", source.total, quiet=quiet, strict=False) as report:
+            sets.append(evaluation.code(name, told(source.decode(), report), report.done))
+        failures += report.failures
+    return sets, failures
+
+
+def _measure(evaluation: "DecoderEvaluation", sets: "list[Coded]", out: Path, quiet: bool) -> list[Any]:
+    """Write sheets and numbers; the tables and lines to show."""
+    from pictish.commands.report import Report
+    from pictish.data.files import write_atomic
+    from pictish.evaluation.sheets import decoder_sheet_of
+
+    numbers = evaluation.header()
+    for coded in sets:
+        ways = evaluation.ways(coded)
+        with Report(coded.name, len(coded.names) * len(ways), quiet=quiet, strict=False) as report:
+            measured = evaluation.measure(coded, ways, report.done)
+        write_atomic(out / SHEET.format(coded.name), decoder_sheet_of(coded, ways, measured))
+        numbers["sets"].append(evaluation.report_set(coded, measured))
+    write_numbers(out / NUMBERS, numbers)
+    tables: list[Any] = []
+    for each in numbers["sets"]:
+        rows = [(name, way, name == "decoder") for name, way in each["ways"].items()]
+        heading = "diffusion decoder against others"
+        lines = gain_lines(heading, each["gain_over"], evaluation.metrics, numbers["confidence"])
+        tables += [_table(each, "way", rows, []), "\n".join(lines) + "\n"]
+    return tables
+
+
+def _curve(evaluation: "DecoderEvaluation", sets: "list[Coded]", out: Path, quiet: bool) -> list[Any]:
+    """Write the chart and the numbers; the tables to show."""
+    from pictish.commands.report import Report
+    from pictish.data.files import write_atomic
+    from pictish.evaluation.plot import steps_chart
+
+    numbers = evaluation.header()
+    for coded in sets:
+        ways = evaluation.curve_ways()
+        with Report(coded.name, len(coded.names) * len(ways), quiet=quiet, strict=False) as report:
+            numbers["sets"].append(evaluation.curve(coded, ways, report.done))
+    write_atomic(out / CURVE_CHART, steps_chart(numbers))
+    write_numbers(out / CURVE_NUMBERS, numbers)
+    seconds = [("seconds", lambda point: f"{point['seconds']:.3f}")]
+    tables = []
+    for each in numbers["sets"]:
+        for scheduler in dict.fromkeys(point["scheduler"] for point in each["points"]):
+            own = [point for point in each["points"] if point["scheduler"] == scheduler]
+            rows = [(str(point["steps"]), point, point["steps"] == numbers["steps"]) for point in own]
+            rows += [("preview", each["preview"], False)] if each["preview"] else []
+            titled = {**each, "name": f"{each['name']}, {scheduler}"}
+            tables.append(_table(titled, "steps", rows, seconds))
+    return tables
+
+
+def _table(
+    measured: dict[str, Any],
+    first: str,
+    rows: list[tuple[str, dict[str, Any], bool]],
+    further: list[tuple[str, Callable[[dict[str, Any]], str]]],
+) -> Any:
+    """A table of at most 80 columns; KID in thousandths. A row is its name, its numbers, and whether bold."""
+    columns = ("PSNR", "SSIM", "feature", f"FID-small({measured['pictures']})", "KID x1000")
+    drawn = table(measured, first, [*columns, *(name for name, _ in further)])
+    for name, numbers, bold in rows:
+        fid, kid = numbers["fid_small"], numbers["kid"]
+        drawn.add_row(
+            name,
+            *means_of(numbers, ("psnr", "ssim", "feature_distance")),
+            "-" if fid is None else f"{fid:.3f}",
+            "-" if kid is None else f"{1000 * kid['mean']:.2f} ±{1000 * kid['std']:.2f}",
+            *(text(numbers) for _, text in further),
+            style="bold" if bold else None,
+        )
+    return drawn

@@ -1,0 +1,117 @@
+"""`pictish evaluate tokenizer`: quality against token count as JSON, a chart, contact sheets and a table."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pictish.commands.evaluate import (
+    DIGITS,
+    Device,
+    Inputs,
+    Limit,
+    Model,
+    Overwrite,
+    Photographs,
+    Quiet,
+    check_free,
+    gain_lines,
+    means_of,
+    say_files,
+    sources_of,
+    table,
+    told,
+    write_numbers,
+)
+
+if TYPE_CHECKING:
+    from pictish.evaluation.tokenizer import Evaluation
+
+NUMBERS, CHART, SHEET = "tokenizer.json", "tokenizer.png", "tokenizer-{}.png"
+
+
+def run(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the numbers (JSON), the chart and the contact sheets (PNG).")
+    ],
+    inputs: Inputs = None,
+    *,
+    model: Model = "starter",
+    photographs: Photographs = False,
+    limit: Limit = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the random selection and of the intervals.")] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a tokenizer: quality against token count, its selection against random and uniform ones."""
+    from pictish.commands.report import Report
+    from pictish.data.files import write_atomic
+    from pictish.evaluation.plot import quality_chart
+    from pictish.evaluation.sheets import contact_sheet_of
+
+    sources = sources_of(inputs, photographs, limit)
+    names = [NUMBERS, CHART, *(SHEET.format(name) for name in sources)]
+    check_free(out, names, overwrite)
+    evaluation = _load(model, device, seed)
+    measured, failures = {}, 0
+    for name, source in sources.items():
+        with Report(name, source.total, quiet=quiet, strict=False) as report:
+            measured[name] = evaluation.measure(name, told(source.decode(), report), report.done)
+        failures += report.failures
+    numbers = evaluation.report(list(measured.values()))
+    for name, source in sources.items():
+        write_atomic(out / SHEET.format(name), contact_sheet_of(evaluation, measured[name], source))
+    write_atomic(out / CHART, quality_chart(numbers))
+    write_numbers(out / NUMBERS, numbers)
+    if not quiet:
+        _say(numbers, [out / name for name in names])
+    if failures:
+        raise typer.Exit(1)
+
+
+def _load(model: str, device: str, seed: int) -> "Evaluation":
+    from pictish.decoder.preview import Preview
+    from pictish.evaluation.metrics import FeatureDistance
+    from pictish.evaluation.tokenizer import Evaluation
+    from pictish.tokenizer.dynamic import Tokenizer
+    from pictish.training.world import resolve_device
+
+    where = resolve_device(device)
+    tokenizer = Tokenizer.from_folder(model, device=where)
+    preview = Preview.from_folder(model, tokenizer, device=where)
+    return Evaluation(tokenizer, preview, FeatureDistance(where), seed=seed)
+
+
+def _say(report: dict[str, Any], files: list[Path]) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    heading = "learned selection against others of the same lengths"
+    shown = {metric: report["better"][metric] for metric in ("cosine_loss", "psnr")}
+    for measured in report["sets"]:
+        console.print(_table(measured))
+        lines = gain_lines(heading, measured["gain_over"], shown, report["confidence"])
+        console.print("\n".join(lines) + "\n")
+    say_files(console, files)
+
+
+def _table(measured: dict[str, Any]) -> Any:
+    """A table of at most 80 columns."""
+    columns = ("tokens", "p50", "p95", "cosine", "PSNR", "SSIM", "feature", "used", "perpl.")
+    drawn = table(measured, "selection", columns)
+    rows = [(f"{point['budget']} best", point) for point in measured["budgets"]]
+    rows += [("automatic", measured["automatic"]), *measured["baselines"].items()]
+    for name, point in rows:
+        tokens = point["tokens"]
+        drawn.add_row(
+            name,
+            f"{tokens['mean']:.1f}",
+            str(tokens["p50"]),
+            str(tokens["p95"]),
+            *means_of(point, DIGITS),
+            f"{point['usage']:.1%}",
+            f"{point['perplexity']:.0f}",
+            style="bold" if name == "automatic" else None,
+        )
+    return drawn

@@ -1,0 +1,128 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pictish.cli import main
+from pictish.evaluation import decoder as decoder_evaluation
+from tests.commands.test_evaluate import picture
+from tests.evaluation.tiny_decoder import save_tiny_decoder
+
+METRICS = {"psnr", "ssim", "feature_distance", "fid_small", "kid"}
+
+
+class FlatDistance:
+    """In place of lite2: the pixels of a picture, and its mean colours as what FID and KID see."""
+
+    NETWORK = "flat"
+
+    def __init__(self, device: object = "cpu") -> None:
+        pass
+
+    def features_and_pooled(self, pictures):
+        return pictures / 255, pictures.mean(axis=(1, 2)) / 255
+
+    def compare(self, ours, theirs):
+        return np.abs(ours - theirs).mean(axis=(1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny_models) -> Path:
+    return save_tiny_decoder(tmp_path_factory.mktemp("decoder"), tiny_models)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setattr("pictish.evaluation.metrics.FeatureDistance", FlatDistance)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed in range(4):
+        picture(seed).save(folder / f"{seed}.png")
+    return folder
+
+
+def evaluate(model: Path, *words: object) -> int:
+    return main(["evaluate", "decoder", *map(str, words), "--model", str(model), "--device", "cpu"])
+
+
+def test_evaluation_writes_numbers_and_sheet_twice_the_same(pictures, model, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert evaluate(model, pictures, "--out", out) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["decoder-pictures.png", "decoder.json"]
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    report = json.loads(first["decoder.json"])
+    assert (report["steps"], report["guidance"]) == (2, 1.5)
+    (found,) = report["sets"]
+    assert (found["pictures"], found["broken"]) == (4, [])
+    assert list(found["ways"]) == ["decoder", "mean picture", "preview", "thumbnail"]
+    for name, way in found["ways"].items():
+        assert set(way) == METRICS
+        assert way["psnr"]["low"] <= way["psnr"]["mean"] <= way["psnr"]["high"]
+        if name != "decoder":
+            gained = found["gain_over"][name]["psnr"]["mean"]
+            ours = found["ways"]["decoder"]["psnr"]["mean"]
+            assert gained == pytest.approx(ours - way["psnr"]["mean"], abs=1e-3)
+    text = capsys.readouterr().out
+    assert "FID-small(4)" in text
+    assert "…" not in text, "the table does not fit into 80 columns"
+    assert max(map(len, text.split("written:")[0].splitlines())) <= 80
+    assert evaluate(model, pictures, "--out", out) == 2
+    assert "already holds decoder.json" in capsys.readouterr().err
+    assert evaluate(model, pictures, "--out", out, "--quiet", "--overwrite") == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+
+
+def test_curve_writes_numbers_and_chart(pictures, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(decoder_evaluation, "STEPS", (1, 2, 4))
+    out = tmp_path / "out"
+    assert evaluate(model, pictures, "--out", out, "--curve") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["decoder-curve.json", "decoder-curve.png"]
+    (found,) = json.loads((out / "decoder-curve.json").read_bytes())["sets"]
+    assert [(point["scheduler"], point["steps"]) for point in found["points"]] == [
+        (name, steps)
+        for name in ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
+        for steps in (1, 2, 4)
+    ]
+    for point in [*found["points"], found["preview"]]:
+        assert set(point) >= METRICS | {"seconds"}
+        assert point["seconds"] > 0
+    with Image.open(out / "decoder-curve.png") as chart:
+        assert min(chart.size) > 300
+    text = capsys.readouterr().out.split("written:")[0]
+    assert "…" not in text, "the table does not fit into 80 columns"
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_model_without_a_preview_and_a_broken_picture(pictures, model, tmp_path, capsys):
+    (pictures / "torn.png").write_text("no picture")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for part in ("tokenizer", "decoder"):
+        (folder / part).symlink_to(model / part)
+    assert evaluate(folder, pictures, "--out", tmp_path / "out", "--quiet", "--limit", 5) == 1
+    assert "torn.png: not a picture" in capsys.readouterr().err
+    (found,) = json.loads((tmp_path / "out" / "decoder.json").read_bytes())["sets"]
+    assert (found["pictures"], "preview" in found["ways"]) == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--scheduler", "DDIMScheduler"), "not for noise of kind flow"),
+        (("--curve", "--steps", 4), "leave --steps away"),
+        (("--steps", 0), "--steps"),
+        (("--pixel-guidance", 1000), "0 to 100 fit"),
+    ],
+)
+def test_settings_that_do_not_fit_are_a_users_mistake(words, said, pictures, model, tmp_path, capsys):
+    assert evaluate(model, pictures, "--out", tmp_path / "out", *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_with_a_preview_alone_is_a_users_mistake(pictures, tiny_models, tmp_path, capsys):
+    assert evaluate(tiny_models, pictures, "--out", tmp_path / "out") == 2
+    assert "a diffusion decoder was asked for" in capsys.readouterr().err
