@@ -36,7 +36,8 @@ class DiffusionDecoder(nn.Module):
         grid = tokenizer.grid[0]
         if config.side % shrink or (config.side // shrink) % grid:
             raise ValueError(
-                f"side: {config.side} pixels do not fit {grid} x {grid} cells; give a multiple of {shrink * grid}"
+                f"side: {config.side} pixels do not fit {grid} x {grid} cells; "
+                f"give a multiple of {shrink * grid}"
             )
         self.sample_size = config.side // shrink
         network = tokenizer.network

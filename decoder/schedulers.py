@@ -18,8 +18,12 @@ def build_scheduler(name: str, noise: DiffusionNoise | FlowNoise) -> Any:
     """
     import diffusers.schedulers
 
-    cls = getattr(diffusers.schedulers, name, None) if name.endswith("Scheduler") else None
-    if cls is None or not hasattr(cls, "set_timesteps"):
+    try:
+        cls = getattr(diffusers.schedulers, name, None) if name.endswith("Scheduler") else None
+        usable = hasattr(cls, "set_timesteps")
+    except ImportError as error:  # diffusers has placeholders for what is not installed
+        raise ValueError(f"scheduler {name}: {str(error).strip().splitlines()[0]}") from None
+    if cls is None or not usable:
         raise ValueError(f"scheduler {name}: diffusers has none of that name; try {_some(noise)}")
     settings = _settings(cls, noise)
     if settings is None:
