@@ -29,7 +29,8 @@ class Denoiser(nn.Module):
         _check_fits(network, config, channels)
         if sample_size % self.patch:
             raise ValueError(
-                f"side: {config.side} pixels are maps of {sample_size}, no multiple of patch_size {self.patch}"
+                f"side: {config.side} pixels give maps of {sample_size}; "
+                f"make that a multiple of patch_size {self.patch}"
             )
 
     def forward(

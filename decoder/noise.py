@@ -100,7 +100,8 @@ class Noise:
         spread = self.config.deviation**2
         gain = a * spread / (a**2 * spread + b**2)
         guess = prior + gain * (noisy - a * prior)
-        return guess, (spread * b**2 / (a**2 * spread + b**2)).sqrt()
+        deviation = (spread * b**2 / (a**2 * spread + b**2)).sqrt()
+        return guess, deviation.clamp_min(1e-4)  # at time 0 nothing is left to say
 
     def for_scheduler(self, clean: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
         """What a scheduler made by `decoder/pixel.py` takes: epsilon, or the velocity of a flow."""

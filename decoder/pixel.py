@@ -192,6 +192,10 @@ def sample(
         x = take_step(schedule, output, time, x, generators)
         if progress is not None:
             progress(done, len(times))
+    if not x.isfinite().all():
+        raise ValueError(
+            f"{scheduler}: no finite numbers after {steps} steps; take others, or another scheduler"
+        )
     if source:
         x = torch.lerp(x, source[0], source[1])
     return model.decode(x).clamp(0, 1)

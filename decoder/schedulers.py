@@ -80,6 +80,10 @@ def take_step(
 def _settings(cls: type, noise: DiffusionNoise | FlowNoise) -> dict[str, Any] | None:
     """What makes the class fit the noise; None when it cannot."""
     accepted = inspect.signature(cls).parameters
+    step = inspect.signature(cls.step).parameters  # type: ignore[attr-defined]
+    asked = [name for name, one in step.items() if one.default is one.empty and one.kind != one.VAR_KEYWORD]
+    if asked != ["self", "model_output", "timestep", "sample"]:  # it steps through something else
+        return None
     if isinstance(noise, FlowNoise):
         if cls.__name__.startswith("FlowMatch"):
             return {"num_train_timesteps": TIMES, "shift": noise.shift}

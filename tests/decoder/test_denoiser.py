@@ -1,4 +1,4 @@
-"""diffusers' networks in the shapes that LaVIT's decoder has: they train, draw, are saved, and load as they are."""
+"""diffusers' networks in the shapes of LaVIT's decoder: they train, draw, and load with stock diffusers."""
 
 import json
 from pathlib import Path

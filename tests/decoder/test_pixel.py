@@ -91,7 +91,7 @@ def test_guidance_weighs_the_branches(tokenizer):
 
 
 class Oracle(torch.nn.Module):
-    """Knows that pictures are normal about 0.2 with deviation 0.3, and says the mean of x0 given a mixture."""
+    """Knows that pictures are normal about 0.2 with deviation 0.3: says the mean of x0 given a mixture."""
 
     shrink = patch = 1
 
@@ -133,23 +133,30 @@ def test_schedulers_agree_at_many_steps(tokenizer, noise, names):
 )
 def test_few_steps_give_pictures_about_the_mean(tokenizer, noise, names, steps):
     for name in names:
+        if "Ancestral" in name:  # see below
+            continue
         pictures = drawn_by_oracle(tokenizer, noise, name, steps)
-        assert pictures.isfinite().all(), name
         assert pictures.mean() == pytest.approx(0.2, abs=0.15), name
+
+
+def test_a_scheduler_that_loses_the_picture_is_named(tokenizer):
+    """Ancestral steps this long are roots of negative numbers, by rounding: diffusers gives NaN."""
+    with pytest.raises(ValueError, match="EulerAncestralDiscreteScheduler: no finite numbers after 3 steps"):
+        drawn_by_oracle(tokenizer, DIFFUSION, "EulerAncestralDiscreteScheduler", 3)
 
 
 @pytest.mark.parametrize("noise", [DIFFUSION, FLOW], ids=["diffusion", "flow"])
 def test_every_scheduler_of_diffusers_draws_or_is_refused(tokenizer, noise):
-    drew = []
+    drew, refused = [], {}
     for name in EVERY:
         try:
             pictures = drawn_by_oracle(tokenizer, noise, name, 20)
         except ValueError as error:
-            assert name.removesuffix("Scheduler") in str(error), name
-            assert "\n" not in str(error)
+            refused[name] = str(error)
             continue
         assert pictures.mean() == pytest.approx(0.2, abs=0.1), name
         drew.append(name)
+    assert all(name in line and "\n" not in line for name, line in refused.items())
     assert set(FOR_DIFFUSION if noise is DIFFUSION else FOR_FLOW) <= set(drew)
 
 

@@ -1,4 +1,4 @@
-"""Diffusion decoders of tiny width for a tokenizer of 4 x 4 cells with 4 pixels each, and local folders to start from."""
+"""Diffusion decoders of tiny width for a tokenizer of 4 x 4 cells of 4 pixels, and folders to start from."""
 
 from pathlib import Path
 from typing import Any
