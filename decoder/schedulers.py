@@ -79,8 +79,10 @@ def take_step(
 
 def _settings(cls: type, noise: DiffusionNoise | FlowNoise) -> dict[str, Any] | None:
     """What makes the class fit the noise; None when it cannot."""
+    if "Inverse" in cls.__name__ or not hasattr(cls, "step"):  # from pictures to noise
+        return None
     accepted = inspect.signature(cls).parameters
-    step = inspect.signature(cls.step).parameters  # type: ignore[attr-defined]
+    step = inspect.signature(cls.step).parameters
     asked = [name for name, one in step.items() if one.default is one.empty and one.kind != one.VAR_KEYWORD]
     if asked != ["self", "model_output", "timestep", "sample"]:  # it steps through something else
         return None

@@ -110,7 +110,13 @@ def test_what_a_run_leaves_behind(whole, tokenizer, tokens):
 
 
 def test_pictures_of_another_side_are_kept_beside_the_features(folder, data, tokenizer, tmp_path):
-    changes = ["model.side=32", "model.noise={kind: flow, predicts: x0}", "steps=1", "sample_every=1"]
+    changes = [
+        "model.side=32",
+        "model.noise={kind: flow, predicts: x0}",
+        "steps=1",
+        "warmup=0",
+        "sample_every=1",
+    ]
     run = train(experiment(folder, data, f"data.cache={tmp_path}", *changes), tmp_path / "run", "cpu")
     model = load_diffusion(run, tokenizer)
     assert (model.config.side, model.sample_size) == (32, 32)
@@ -146,8 +152,8 @@ OBJECTIVES = [
 
 
 @pytest.mark.parametrize(("noise", "objective"), OBJECTIVES, ids=lambda v: "-".join(map(str, v.values())))
-@pytest.mark.parametrize("network", [TRANSFORMER, UNET], ids=["transformer", "unet"])
-def test_every_objective_is_learnt(tokenizer, network, noise, objective):
+def test_every_objective_is_learnt(tokenizer, noise, objective):
+    network = UNET if noise["predicts"] == "epsilon" else TRANSFORMER
     torch.manual_seed(0)
     model = decoder_of(
         tokenizer, config(network, noise=noise, condition={"channels": 3, "width": 16})
@@ -160,13 +166,13 @@ def test_every_objective_is_learnt(tokenizer, network, noise, objective):
 
     @torch.no_grad()
     def mean_loss() -> float:
-        drawn = [torch.Generator().manual_seed(100 + number) for number in range(8)]
+        drawn = [torch.Generator().manual_seed(100 + number) for number in range(6)]
         found = [diffusion_losses(model, model, batch, settings, generator)["loss"] for generator in drawn]
         return float(torch.stack(found).mean())
 
     before = mean_loss()
     generator = torch.Generator().manual_seed(1)
-    for _ in range(25):
+    for _ in range(20):
         loss = diffusion_losses(model, model, batch, settings, generator)["loss"]
         optimizer.zero_grad()
         loss.backward()
@@ -187,8 +193,8 @@ def test_the_loss_is_logged_by_noise_level_and_the_condition_is_dropped(tokenize
     assert [name for name in losses(batch, 0.0) if name != "loss"] == [
         f"x0_error_{n}of4" for n in (1, 2, 3, 4)
     ]
-    assert losses(batch, 1.0)["loss"] == pytest.approx(losses(other, 1.0)["loss"], rel=1e-5)
-    assert losses(batch, 0.0)["loss"] != pytest.approx(losses(other, 0.0)["loss"], rel=1e-5)
+    assert torch.allclose(losses(batch, 1.0)["loss"], losses(other, 1.0)["loss"], rtol=1e-5)
+    assert not torch.allclose(losses(batch, 0.0)["loss"], losses(other, 0.0)["loss"], rtol=1e-5)
 
 
 def test_settings_that_do_not_fit_are_refused_before_features_are_made(folder, data, tmp_path):
