@@ -21,12 +21,17 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 class Denoiser(nn.Module):
     """Noisy maps, times and conditions to a prediction."""
 
-    def __init__(self, network: "ModelMixin", config: DiffusionConfig, channels: int):
+    def __init__(self, network: "ModelMixin", config: DiffusionConfig, channels: int, sample_size: int):
         super().__init__()
         self.network, self.config = network, config
-        self.extra = config.condition.channels + (channels + 1 if config.condition.source else 0)
-        _check_channels(network, channels, self.extra)
-        self.inputs = network.config["in_channels"]
+        self.shrink = config.side // sample_size
+        self.patch = int(network.config.get("patch_size", 1))  # what sizes of maps are multiples of
+        _check_fits(network, config, channels)
+        if sample_size % self.patch:
+            raise ValueError(
+                f"side: {config.side} pixels give maps of {sample_size}; "
+                f"make that a multiple of patch_size {self.patch}"
+            )
 
     def forward(
         self, noisy: Tensor, times: Tensor, conditions: Conditions, source: tuple[Tensor, Tensor] | None
@@ -48,7 +53,7 @@ class Denoiser(nn.Module):
             "return_dict": False,
         }
         if conditions.pooled is not None:
-            height, width = (self.config.side * n // self.sample_size for n in noisy.shape[-2:])
+            height, width = (self.shrink * n for n in noisy.shape[-2:])
             # SDXL's micro-conditioning: original size, crop, target size
             sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device)
             said["added_cond_kwargs"] = {
@@ -60,11 +65,6 @@ class Denoiser(nn.Module):
         predicted: Tensor = self.network(torch.cat(beside, dim=1), timestep=times, **said)[0]
         return predicted[:, : noisy.shape[1]]  # PixArt's own weights also predict a variance
 
-    @property
-    def sample_size(self) -> int:
-        """Side of the maps it was made for."""
-        return int(self.network.config["sample_size"])
-
 
 def build_denoiser(config: DiffusionConfig, channels: int, sample_size: int) -> Denoiser:
     """A denoiser for maps of `channels` and `sample_size`, with random weights or a folder's.
@@ -73,7 +73,7 @@ def build_denoiser(config: DiffusionConfig, channels: int, sample_size: int) -> 
     """
     cls, name = _class_of(config.denoiser)
     if config.denoiser.folder is not None:
-        return Denoiser(load_part(cls, Path(config.denoiser.folder), name), config, channels)
+        return Denoiser(load_part(cls, Path(config.denoiser.folder), name), config, channels, sample_size)
     condition = config.condition
     extra = condition.channels + (channels + 1 if condition.source else 0)
     ours = {
@@ -82,10 +82,6 @@ def build_denoiser(config: DiffusionConfig, channels: int, sample_size: int) -> 
         "sample_size": sample_size,
         "cross_attention_dim": condition.width,
     }
-    if not condition.sequence and isinstance(config.denoiser, UNetConfig):
-        blocks = config.denoiser.settings.get("down_block_types", ["CrossAttn"])
-        if any("CrossAttn" in block for block in blocks):
-            raise ValueError("condition.sequence: empty, but this UNet has blocks with cross-attention")
     if condition.pooled and isinstance(config.denoiser, UNetConfig):
         each = config.denoiser.settings.get("addition_time_embed_dim", 256)
         ours |= {"addition_embed_type": "text_time", "addition_time_embed_dim": each}
@@ -110,7 +106,7 @@ def build_denoiser(config: DiffusionConfig, channels: int, sample_size: int) -> 
         network = cls(**{**config.denoiser.settings, **ours})
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ValueError(f"denoiser.settings: {cls.__name__} refuses them: {error}") from None
-    return Denoiser(network, config, channels)
+    return Denoiser(network, config, channels, sample_size)
 
 
 class Latents(nn.Module):
@@ -200,10 +196,32 @@ def denoiser_class(config: DiffusionConfig) -> Any:
     return _class_of(config.denoiser)[0]
 
 
-def _check_channels(network: "ModelMixin", channels: int, extra: int) -> None:
-    takes = network.config["in_channels"]
-    if takes != channels + extra:
+def _check_fits(network: "ModelMixin", config: DiffusionConfig, channels: int) -> None:
+    """ValueError when a network, of a folder perhaps, takes other inputs than the config gives it."""
+    settings, condition = network.config, config.condition
+    extra = condition.channels + (channels + 1 if condition.source else 0)
+    if settings["in_channels"] != channels + extra:
         raise ValueError(
-            f"denoiser: takes {takes} channels, but the picture has {channels} and the conditions {extra}; "
-            "set condition.channels and condition.source to fit"
+            f"denoiser: takes {settings['in_channels']} channels, but the picture has {channels} and the "
+            f"conditions {extra}; set condition.channels and condition.source to fit"
         )
+    pooled = None
+    if isinstance(config.denoiser, TransformerConfig):
+        width = settings["caption_channels"]
+    else:
+        blocks = [*settings["down_block_types"], str(settings["mid_block_type"]), *settings["up_block_types"]]
+        width = settings["cross_attention_dim"] if any("CrossAttn" in block for block in blocks) else None
+        if settings["addition_embed_type"] == "text_time":
+            pooled = (
+                settings["projection_class_embeddings_input_dim"] - 6 * settings["addition_time_embed_dim"]
+            )
+    if condition.sequence and width is None:
+        raise ValueError("condition.sequence: this denoiser has no cross-attention to read it; set it to []")
+    if width is not None and not condition.sequence:
+        raise ValueError("condition.sequence: empty, but this denoiser has cross-attention")
+    if condition.sequence and width != condition.width:
+        raise ValueError(
+            f"denoiser: attends to rows of width {width}, not {condition.width}; set condition.width"
+        )
+    if pooled != condition.pooled:
+        raise ValueError(f"condition.pooled: this denoiser takes {pooled}, not {condition.pooled}")

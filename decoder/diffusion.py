@@ -30,13 +30,15 @@ class DiffusionDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.noise = Noise(config.noise)
+        build_scheduler(config.sampling.scheduler, config.noise)  # refuses one that does not fit
         self.latents = parts.build_latents(config.autoencoder) if config.autoencoder else None
         self.channels = self.latents.channels if self.latents else 3
         shrink = self.latents.shrink if self.latents else 1
         grid = tokenizer.grid[0]
         if config.side % shrink or (config.side // shrink) % grid:
             raise ValueError(
-                f"side: {config.side} pixels do not fit {grid} x {grid} cells; give a multiple of {shrink * grid}"
+                f"side: {config.side} pixels do not fit {grid} x {grid} cells; "
+                f"give a multiple of {shrink * grid}"
             )
         self.sample_size = config.side // shrink
         network = tokenizer.network
@@ -126,14 +128,17 @@ def load_diffusion(folder: Path, tokenizer: Tokenizer) -> DiffusionDecoder:
         raise ValueError(
             f"{folder}: a diffusion decoder was asked for, this folder holds part {part!r}, kind {kind!r}"
         )
+    missing = sorted({"tokenizer", "sha256", "model"} - stored.config.keys())
+    if missing:
+        raise ValueError(f"{folder / CONFIG}: damaged, it has no {', '.join(missing)}; copy it again")
     if stored.config["tokenizer"] != tokenizer.fingerprint:
         raise ValueError(
             f"{folder}: decodes tokens of {stored.config['tokenizer']}, not of {tokenizer.fingerprint}"
         )
-    for name, digest in stored.config["sha256"].items():
-        if name not in (DENOISER, AUTOENCODER) or _digest(folder / name) != digest:
-            raise ValueError(f"{folder / name}: not the files this folder was written with; copy it again")
     config = parse(DiffusionConfig, stored.config["model"], str(folder))
+    for name in (DENOISER, *([AUTOENCODER] if config.autoencoder else [])):
+        if stored.config["sha256"].get(name) != _digest(folder / name):
+            raise ValueError(f"{folder / name}: not the files this folder was written with; copy it again")
     model = DiffusionDecoder(_at_home(config, folder), tokenizer)
     load_strictly(model.condition, stored.tensors, str(folder))
     parts.check_finite(model.condition, str(folder))

@@ -3,6 +3,7 @@
 Legend: B pictures, N cells, C channels of what is denoised, H x W its size, S pixels.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,9 @@ class Decoder:
             raise ValueError(f"guidance: {guidance} asked for; 0 to 100 fit, 1 is none")
         if not 0 < strength <= 1:
             raise ValueError(f"strength: {strength} asked for; above 0 to 1 fit")
-        unit = self.side // self.tokenizer.grid[0]
+        unit = math.lcm(
+            self.side // self.tokenizer.grid[0], self.model.denoiser.shrink * self.model.denoiser.patch
+        )
         if any(n % unit or not self.side // 2 <= n <= 2 * self.side for n in size):
             raise ValueError(
                 f"size: {size[1]} x {size[0]} pixels asked for; multiples of {unit} from {self.side // 2} to "
@@ -189,6 +192,10 @@ def sample(
         x = take_step(schedule, output, time, x, generators)
         if progress is not None:
             progress(done, len(times))
+    if not x.isfinite().all():
+        raise ValueError(
+            f"{scheduler}: no finite numbers after {steps} steps; take others, or another scheduler"
+        )
     if source:
         x = torch.lerp(x, source[0], source[1])
     return model.decode(x).clamp(0, 1)

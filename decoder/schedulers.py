@@ -18,8 +18,12 @@ def build_scheduler(name: str, noise: DiffusionNoise | FlowNoise) -> Any:
     """
     import diffusers.schedulers
 
-    cls = getattr(diffusers.schedulers, name, None) if name.endswith("Scheduler") else None
-    if cls is None or not hasattr(cls, "set_timesteps"):
+    try:
+        cls = getattr(diffusers.schedulers, name, None) if name.endswith("Scheduler") else None
+        usable = hasattr(cls, "set_timesteps")
+    except ImportError as error:  # diffusers has placeholders for what is not installed
+        raise ValueError(f"scheduler {name}: {str(error).strip().splitlines()[0]}") from None
+    if cls is None or not usable:
         raise ValueError(f"scheduler {name}: diffusers has none of that name; try {_some(noise)}")
     settings = _settings(cls, noise)
     if settings is None:
@@ -75,7 +79,13 @@ def take_step(
 
 def _settings(cls: type, noise: DiffusionNoise | FlowNoise) -> dict[str, Any] | None:
     """What makes the class fit the noise; None when it cannot."""
+    if "Inverse" in cls.__name__ or not hasattr(cls, "step"):  # from pictures to noise
+        return None
     accepted = inspect.signature(cls).parameters
+    step = inspect.signature(cls.step).parameters
+    asked = [name for name, one in step.items() if one.default is one.empty and one.kind != one.VAR_KEYWORD]
+    if asked != ["self", "model_output", "timestep", "sample"]:  # it steps through something else
+        return None
     if isinstance(noise, FlowNoise):
         if cls.__name__.startswith("FlowMatch"):
             return {"num_train_timesteps": TIMES, "shift": noise.shift}

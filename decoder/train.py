@@ -42,9 +42,9 @@ def train(
     accelerate = accelerator(device, config.mixed_precision)
     tokenizer = Tokenizer.from_folder(config.tokenizer, accelerate.device)
     caches = partial(training_caches, config.data, tokenizer.network.encoder, run, config.seed)
-    training, validation = caches(pictures=_own_pictures(config, tokenizer))
     torch.manual_seed(config.seed)
-    network = build(config, tokenizer).to(accelerate.device)
+    network = build(config, tokenizer).to(accelerate.device)  # first: it refuses what does not fit at once
+    training, validation = caches(pictures=_own_pictures(config, tokenizer))
     optimizer = adamw(network, config.learning_rate, config.weight_decay)
     names = [name for name, _ in network.named_parameters()]
     average = Average(network, config.objective.ema if isinstance(network, DiffusionDecoder) else 0.0)
@@ -53,9 +53,11 @@ def train(
     losses_of = partial(_losses, config=config, model=model, network=network)
     window: dict[str, list[float]] = {}
     since = time.monotonic()
+    network.train()  # diffusers gives a loaded network in evaluation mode
     with MetricsLog(run, first, config.tensorboard) as metrics:
         for step in range(first, config.steps):
             generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) % 2**63)
+            torch.manual_seed(generator.initial_seed())  # of dropout inside the denoiser
             raw, pictures = training.batch(step, config.batch_size, config.seed)
             draw = partial(_draw, config=config, generator=generator)
             batch = _batch(tokenizer, raw, pictures, draw)
@@ -143,7 +145,7 @@ def _in_order(tokenizer: Tokenizer, cache: FeatureCache, size: int) -> Iterator[
 def _batch(
     tokenizer: Tokenizer, raw: Tensor, pictures: Tensor | None, draw: Callable[[Tensor], Tensor]
 ) -> Batch:
-    """What is told of raw features (B, N, F), and the true pictures: uint8 (B, S, S, 3), or inside features."""
+    """What is told of raw features (B, N, F). True pictures are uint8 (B, S, S, 3), or inside features."""
     raw = raw.to(tokenizer.device)
     encoder = tokenizer.network.encoder
     there = tokenizer.network.round_trip(raw, draw=draw)

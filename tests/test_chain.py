@@ -89,6 +89,28 @@ def test_pictures_become_tokens_and_pictures_again(chain, tmp_path):
         assert picture.width / picture.height == pytest.approx(1.5, abs=0.02)
 
 
+def test_a_diffusion_decoder_draws_the_same_by_the_same_seed(chain, tmp_path):
+    data = [f"data.train=[{chain / 'train.tar'}]", f"data.validation=[{chain / 'validation.tar'}]"]
+    tokenizer = chain / "model" / "tokenizer"
+    words = ["train", "decoder", "tiny/decoder", f"tokenizer={tokenizer}", *data, "--run", tmp_path / "run"]
+    kill_after((tmp_path / "run" / "checkpoints" / "step-00000020").exists, *words)
+    pictish(*words, "--quiet")
+    losses = [row["loss"] for row in metrics(tmp_path / "run") if "loss" in row]
+    assert losses[-1] < losses[0]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer").symlink_to(tokenizer)
+    (tmp_path / "run" / "model").rename(tmp_path / "model" / "decoder")
+    model = ["--model", tmp_path / "model", "--quiet"]
+    pictish("tokenize", chain / "pictures", tmp_path / "tokens", *model)
+    for name, seed in (("one", 3), ("again", 3), ("other", 4)):
+        pictish("detokenize", tmp_path / "tokens", tmp_path / name, "--seed", seed, *model)
+    drawn = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.png"))
+    assert len(drawn) == 12
+    for path in drawn:
+        one, again, other = ((tmp_path / name / path).read_bytes() for name in ("one", "again", "other"))
+        assert one == again != other
+
+
 def test_it_can_be_measured_and_looked_at(chain, tmp_path):
     model = ["--model", chain / "model", "--quiet"]
     pictish("evaluate", "tokenizer", chain / "pictures", "--out", tmp_path / "numbers", *model)

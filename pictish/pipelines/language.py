@@ -64,7 +64,8 @@ class Language:
     def prompt(self, said: Sequence[Said], *, draw: bool, continuous: bool = False) -> "Prompt":
         """What the model is to continue: with a picture when `draw`, else with text.
 
-        A prompt to draw has branches for guidance: with nothing, and where it holds pictures with them alone. Raises ValueError when nothing was said.
+        A prompt to draw has branches for guidance: with nothing, and where it holds pictures with them alone.
+        Raises ValueError when nothing was said.
         """
         from pictish.lm.autoregressive import Prompt
         from pictish.lm.sequence import Text

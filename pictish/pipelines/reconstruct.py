@@ -56,8 +56,8 @@ class Reconstructor:
     ) -> "Reconstructor":
         """Load one model folder, or the shipped `"starter"`; ValueError when a part is missing.
 
-        A `tokenizer` that is loaded already is used as it is. One decoder is loaded: the preview when `steps` is
-        0 or where there is no other.
+        A `tokenizer` that is loaded already is used as it is. One decoder is loaded: the preview when `steps`
+        is 0 or where there is no other.
         """
         from pictish.tokenizer.dynamic import Tokenizer
 
@@ -65,8 +65,8 @@ class Reconstructor:
         plain = find_decoder(folder, "preview") if steps == 0 or drawn is None else None
         if drawn is None and plain is None:
             raise ValueError(
-                f"no {'preview' if steps == 0 else 'decoder'} found for model {str(folder)!r}; looked in it and in "
-                "its folders decoder and preview"
+                f"no {'preview' if steps == 0 else 'decoder'} found for model {str(folder)!r}; "
+                "looked in it and in its folders decoder and preview"
             )
         if drawn is None and steps:
             raise ValueError(f"{folder}: has a preview alone, which takes no steps; leave --steps away")

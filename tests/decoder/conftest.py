@@ -1,0 +1,27 @@
+"""A tiny tokenizer in a folder, and tokens of drawn pictures."""
+
+from pathlib import Path
+
+import pytest
+
+from pictish.data.tokens import TokenizedImage
+from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
+from tests.shards import drawn_picture
+from tests.tokenizer.conftest import tiny_network
+
+
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_tokenizer(folder / "tokenizer", tiny_network())
+    return folder
+
+
+@pytest.fixture(scope="package")
+def tokenizer(folder) -> Tokenizer:
+    return Tokenizer.from_folder(folder)
+
+
+@pytest.fixture(scope="package")
+def tokens(tokenizer) -> list[TokenizedImage]:
+    return tokenizer.tokenize([drawn_picture(seed).convert("RGB") for seed in range(7)])

@@ -1,0 +1,141 @@
+"""What a denoiser reads of codes: padding says nothing, order does, the null condition knows no codes."""
+
+import pytest
+import torch
+
+from pictish.configs import parse
+from pictish.decoder.condition import Condition, Conditions, Told, hide
+from pictish.decoder.config import ConditionConfig
+from tests.decoder.tiny import TRANSFORMER, UNET, config, decoder_of, told_of
+
+FLOW = {"kind": "flow", "predicts": "x0"}
+
+
+def predictions(model, told: Told, drop: bool = False, size: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    count = len(told.codes)
+    noisy = torch.randn(count, 3, size, size, generator=generator)
+    with torch.no_grad():
+        return model(noisy, torch.full((count,), 400.0), told, torch.full((count,), drop))[0]
+
+
+@pytest.mark.parametrize("denoiser", [TRANSFORMER, UNET], ids=["transformer", "unet"])
+@pytest.mark.parametrize("sequence", [["codes"], ["features", "codes"]])
+def test_padding_says_nothing(tokenizer, denoiser, sequence):
+    condition = {"channels": 0, "width": 16, "sequence": sequence}
+    model = decoder_of(tokenizer, config(denoiser, condition=condition))
+    told = told_of(tokenizer, 5)
+    expected = predictions(model, told)
+    other = told._replace(codes=torch.where(told.real[..., None], told.codes, torch.tensor(1e3)))
+    assert (predictions(model, other) - expected).abs().max() < 1e-5
+    longest = int(told.real.sum(1).max())
+    assert longest < tokenizer.cells
+    short = told._replace(codes=told.codes[:, :longest], real=told.real[:, :longest])
+    assert (predictions(model, short) - expected).abs().max() < 1e-5
+    changed = told._replace(codes=told.codes + 1)
+    assert (predictions(model, changed) - expected).abs().max() > 1e-3, (
+        "codes that are real must tell something"
+    )
+
+
+def test_the_order_of_codes_matters(tokenizer):
+    model = decoder_of(tokenizer, config(condition={"channels": 0, "width": 16, "sequence": ["codes"]}))
+    told = told_of(tokenizer, 2)
+    full = told._replace(real=torch.ones_like(told.real))
+    turned = full._replace(codes=full.codes.flip(1))
+    assert (predictions(model, turned) - predictions(model, full)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("predicts", ["x0", "residual"])
+def test_the_null_condition_knows_no_codes(tokenizer, predicts):
+    noise = {"kind": "flow", "predicts": predicts}
+    model = decoder_of(tokenizer, config(UNET, noise=noise))
+    one, other = told_of(tokenizer, 3, seed=3), told_of(tokenizer, 3, seed=4)
+    assert torch.allclose(predictions(model, one, drop=True), predictions(model, other, drop=True), atol=1e-6)
+    assert not torch.allclose(predictions(model, one), predictions(model, other), atol=1e-3)
+    conditions = model.condition(one, torch.tensor([True, False, True]))
+    alone = model.condition(other, torch.ones(3, dtype=torch.bool))
+    for name in ("maps", "prior"):
+        found, null = getattr(conditions, name), getattr(alone, name)
+        if null is not None:
+            assert torch.equal(found[0], null[0])
+            assert not torch.equal(found[1], null[1])
+
+
+def test_pooled_is_the_mean_of_features_and_null_where_dropped(tokenizer):
+    settings = parse(ConditionConfig, {"channels": 1, "width": 8, "pooled": 6}, "test")
+    network = tokenizer.network
+    condition = Condition(settings, network.encoder.features, network.quantizer.dim, 16, 4, prior=False)
+    told = told_of(tokenizer, 2)
+    found: Conditions = condition(told, torch.tensor([False, True]))
+    mixed = told._replace(features=told.features.flip(1))
+    again = condition(mixed, torch.tensor([False, True]))
+    assert found.pooled.shape == (2, 6)
+    assert torch.allclose(found.pooled, again.pooled, atol=1e-6)
+    assert torch.equal(found.pooled[1], condition.no_pooled)
+    assert not torch.equal(found.pooled[0], condition.no_pooled)
+
+
+def test_maps_and_prior_follow_the_size(tokenizer):
+    model = decoder_of(tokenizer, config(noise={"kind": "flow", "predicts": "residual"}))
+    told = told_of(tokenizer, 2)
+    kept = torch.zeros(2, dtype=torch.bool)
+    square = model.condition(told, kept)
+    assert torch.equal(square.prior, told.pixels * 2 - 1)
+    wide = model.condition(told, kept, (16, 32))
+    assert wide.maps.shape == (2, 2, 16, 32)
+    assert wide.prior.shape == (2, 3, 16, 32)
+    # stretched, not cropped or moved: the left half of the wide map tells of the left half of the square one
+    halves = torch.nn.functional.avg_pool2d(wide.prior, (16, 16)).squeeze(2)
+    expected = torch.nn.functional.avg_pool2d(square.prior, (16, 8)).squeeze(2)
+    assert torch.allclose(halves, expected, atol=0.05)
+    assert torch.equal(model.condition(told, kept, (16, 16)).maps, square.maps)
+
+
+def test_cells_lie_where_they_are(tokenizer):
+    model = decoder_of(tokenizer)
+    told = told_of(tokenizer, 1)
+    moved = told.features.clone()
+    moved[:, 6] += 1  # row 1, column 2 of 4 x 4 cells of 4 pixels
+    kept = torch.zeros(1, dtype=torch.bool)
+    there = (model.condition(told._replace(features=moved), kept).maps != model.condition(told, kept).maps)[
+        0
+    ].any(0)
+    assert there[4:8, 8:12].all()
+    assert there.sum() == 16
+
+
+def test_a_condition_must_tell_something():
+    with pytest.raises(ValueError, match="no channels and no sequence"):
+        parse(ConditionConfig, {"channels": 0, "sequence": []}, "test")
+
+
+def test_a_unet_that_attends_needs_a_sequence(tokenizer):
+    with pytest.raises(ValueError, match=r"condition\.sequence: empty"):
+        decoder_of(tokenizer, config(UNET, condition={"channels": 3, "sequence": []}))
+    # diffusers' own choice of middle block attends too
+    plain = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    middle = {"kind": "unet", "settings": {**UNET["settings"], **plain}}
+    with pytest.raises(ValueError, match=r"condition\.sequence: empty"):
+        decoder_of(tokenizer, config(middle, condition={"channels": 3, "sequence": []}))
+    settings = {**middle["settings"], "mid_block_type": "UNetMidBlock2D"}
+    model = decoder_of(tokenizer, config({"kind": "unet", "settings": settings}, condition={"sequence": []}))
+    assert predictions(model, told_of(tokenizer, 2)).shape == (2, 3, 16, 16)
+
+
+def test_a_transformer_may_do_without_a_sequence(tokenizer):
+    model = decoder_of(tokenizer, config(condition={"channels": 3, "sequence": []}))
+    one, other = (predictions(model, told_of(tokenizer, 2, seed)) for seed in (3, 4))
+    assert (one - other).abs().max() > 1e-3
+
+
+def test_hide_shows_whole_cells_of_a_share_of_pictures():
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(400, 3, 8, 8) + 0.1
+    shown, seen = hide(pictures, generator, 0.25, grid=4)
+    assert torch.equal(shown, pictures * seen)
+    cells = seen.unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)  # (B, 1, 4, 4, 4)
+    assert torch.equal(cells.amin(-1), cells.amax(-1)), "a cell is seen as a whole or not at all"
+    some = seen.flatten(1).any(1).float().mean()
+    assert 0.15 < some < 0.3
+    assert not hide(pictures, generator, 0.0, grid=4)[1].any()
