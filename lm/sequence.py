@@ -74,7 +74,7 @@ class Document:
 
 
 def build(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode, eos: int) -> Document:
-    """A document of `parts` that ends with `eos`, learned when the last part is, unless that is a lone picture.
+    """A document of `parts` that ends with `eos`, learned when the last part is and the picture is not alone.
 
     Raises ValueError for a picture without tokens or with codes that the vocabulary does not hold.
     """

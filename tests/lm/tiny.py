@@ -15,6 +15,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from pictish.lm.model import ImageTokens, Projector, UnifiedModel
+from pictish.lm.vocabulary import widen
+
 ARCHITECTURES = ("llama", "qwen3", "gpt2")
 CAPTIONS = [
     "a red apple on a table",
@@ -86,3 +89,14 @@ def tiny_tokenizer(size: int = 280) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
+
+
+def tiny_unified(architecture: str, features: int = 0, attention: str | None = None) -> UnifiedModel:
+    """A tiny model of 30 codes, with a projector where there are `features`."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(architecture, len(tokenizer), dtype=torch.float32, attention=attention)
+    widen(model, tokenizer, 30, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        projector = Projector(features, model.get_input_embeddings().weight.shape[1]) if features else None
+    return UnifiedModel(model, tokenizer, ImageTokens("0" * 12, 30, 16, features), projector)
