@@ -54,7 +54,11 @@ def test_saving_copies_no_weights_where_the_model_is(tmp_path, monkeypatch, tied
         model.language.config.tie_word_embeddings = True
         model.language.tie_weights()
     state = {name: tensor.clone() for name, tensor in model.language.state_dict().items()}
-    monkeypatch.setattr(nn.Parameter, "__deepcopy__", None)
+
+    def refuse(self, memo):
+        raise AssertionError("copied where it is")
+
+    monkeypatch.setattr(nn.Parameter, "__deepcopy__", refuse)
     model.save(tmp_path / "model")
     monkeypatch.undo()
     assert all(torch.equal(state[name], t) for name, t in model.language.state_dict().items()), "untouched"
