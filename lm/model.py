@@ -182,7 +182,7 @@ def check_packing(model: UnifiedModel, length: int) -> None:
             f"which packed rows do not keep; {window} would fit"
         )
     training = model.training
-    device = model.language.get_input_embeddings().weight.device
+    device = next(model.parameters()).device
     documents = [_made_up(model.vocabulary, start, size) for start, size in ((0, 7), (5, 6))]
     packed = pack([documents], 16).to(device)
     changed = pack([documents], 16).to(device)
@@ -315,11 +315,11 @@ def read_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
         raise ValueError(f"{folder}: no folder of a transformers model, it has no config.json")
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     lenient: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    language: Any
+    loaded: Any
     text_tokenizer: Any
     try:
         with _quietly():
-            language, report = AutoModelForCausalLM.from_pretrained(
+            loaded = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, **safe, **lenient
             )
         text_tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
@@ -327,6 +327,7 @@ def read_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
         raise ValueError(
             f"{folder}: cannot be loaded as a causal language model ({one_line(error)})"
         ) from error
+    language, report = loaded
     wrong = {kind: report[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")}
     if any(wrong.values()):  # transformers fills gaps with random numbers
         counts = ", ".join(f"{len(keys)} {kind} {sorted(map(str, keys))[:2]}" for kind, keys in wrong.items())
