@@ -23,7 +23,7 @@ from pictish.data.files import matching
 from pictish.data.mixture import Mixture, Report, Source
 from pictish.lm.config import SourceConfig, TrainConfig
 from pictish.lm.documents import Look, Maker, some_documents
-from pictish.lm.model import ImageTokens, UnifiedModel
+from pictish.lm.model import ImageTokens, UnifiedModel, check_packing
 from pictish.lm.objective import OBJECTIVES, Losses
 from pictish.lm.packing import Packed, Position, batches, pack
 from pictish.lm.sequence import TASKS, Document
@@ -71,6 +71,7 @@ def train(
     accelerate = accelerator(device, config.mixed_precision)
     with accelerate.main_process_first():  # it writes what the others then read
         model = starting_model(config, image_tokens, run).to(accelerate.device).train()
+    check_packing(model, config.data.length)
     if config.checkpointing:
         model.language.activation_checkpointing_enable({"use_reentrant": False})
     maker = _maker(config, model, look)
