@@ -102,9 +102,12 @@ class UnifiedModel(nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """Logits (B, L, V) of packed rows; no document sees another."""
+        embedded = self.embed(packed.ids, packed.features, packed.places)
+        # Only sdpa reads a bool mask as one; eager attention would add it to the scores, as 0 and 1.
+        sdpa = self.language.config._attn_implementation == "sdpa"
         return self.language(
-            inputs_embeds=self.embed(packed.ids, packed.features, packed.places),
-            attention_mask=attention_mask(packed.documents),
+            inputs_embeds=embedded,
+            attention_mask=attention_mask(packed.documents, torch.bool if sdpa else embedded.dtype),
             position_ids=packed.positions,
             use_cache=False,
         ).logits

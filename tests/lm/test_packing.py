@@ -1,6 +1,6 @@
 """Packing: nothing lost, nothing moved, nothing seen across documents, on the path that trains."""
 
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import pytest
@@ -65,9 +65,17 @@ def test_the_mask_shows_earlier_tokens_of_the_same_document():
     ]
 
 
-def tiny_unified(architecture: str, features: int = 0) -> UnifiedModel:
+def test_a_mask_to_be_added_says_the_same():
+    documents = torch.tensor([[1, 1, 2, 2, 0]])
+    seen, added = attention_mask(documents), attention_mask(documents, torch.float16)
+    assert added.dtype == torch.float16
+    assert torch.equal(added == 0, seen)
+    assert (added[~seen] == torch.finfo(torch.float16).min).all()
+
+
+def tiny_unified(architecture: str, features: int = 0, attention: str | None = None) -> UnifiedModel:
     tokenizer = tiny_tokenizer()
-    model = tiny_model(architecture, len(tokenizer), dtype=torch.float32)
+    model = tiny_model(architecture, len(tokenizer), dtype=torch.float32, attention=attention)
     widen(model, tokenizer, 30, generator=torch.Generator().manual_seed(0))
     projector = Projector(features, model.get_input_embeddings().weight.shape[1]) if features else None
     return UnifiedModel(model, tokenizer, ImageTokens("0" * 12, 30, 16, features), projector)
@@ -88,10 +96,13 @@ def some_documents(model: UnifiedModel, features: int) -> list[Document]:
     return documents
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "attention"),
+    [*product(ARCHITECTURES, ("sdpa", "eager")), ("gemma2", None)],  # gemma2 has eager attention alone
+)
 @pytest.mark.parametrize("features", [0, 5])
-def test_packed_losses_are_those_of_documents_alone(architecture, features):
-    model = tiny_unified(architecture, features)
+def test_packed_losses_are_those_of_documents_alone(architecture, features, attention):
+    model = tiny_unified(architecture, features, attention)
     documents = some_documents(model, features)
     placed = fill([len(document) for document in documents], 3, 96)
     assert sum(map(len, placed)) == len(documents), "all fit"
@@ -103,8 +114,9 @@ def test_packed_losses_are_those_of_documents_alone(architecture, features):
     assert float(packed.total) == pytest.approx(float(sum(one.total for one in alone)), rel=1e-5)
 
 
-def test_a_document_is_blind_to_its_neighbours():
-    model = tiny_unified("llama")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_document_is_blind_to_its_neighbours(attention):
+    model = tiny_unified("llama", attention=attention)
     documents = some_documents(model, 0)
     with torch.no_grad():
         first = model(pack([documents[:3]], 96))
