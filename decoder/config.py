@@ -2,10 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pictish.configs import Config
 from pictish.tokenizer.config import DataConfig
+from pictish.training.schedule import check_warmup
 
 
 class PreviewConfig(Config):
@@ -40,3 +41,8 @@ class TrainConfig(Config):
     keep_checkpoints: int = Field(2, gt=0)
     tensorboard: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "TrainConfig":
+        check_warmup(self.warmup, self.steps)
+        return self

@@ -113,14 +113,14 @@ class UnifiedModel(nn.Module):
         projected = self.projector(features).to(embedded.dtype)
         return embedded.index_put((places[0], places[1]), projected)
 
-    def forward(self, packed: Packed) -> Tensor:
-        """Logits (B, L, V) of packed rows; no document sees another."""
+    def forward(self, packed: Packed, causal: bool = True) -> Tensor:
+        """Logits (B, L, V) of packed rows; no document sees another, nor what comes later when `causal`."""
         embedded = self.embed(packed.ids, packed.features, packed.places)
         # Only sdpa reads a bool mask as one; eager attention would add it to the scores, as 0 and 1.
         sdpa = self.language.config._attn_implementation == "sdpa"
         return self.language(
             inputs_embeds=embedded,
-            attention_mask=attention_mask(packed.documents, torch.bool if sdpa else embedded.dtype),
+            attention_mask=attention_mask(packed.documents, torch.bool if sdpa else embedded.dtype, causal),
             position_ids=packed.positions,
             use_cache=False,
         ).logits
@@ -362,7 +362,7 @@ def _random_model(base: NewModel, text: int, eos: int) -> PreTrainedModel:
         ends = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": None}
         config = AutoConfig.for_model(base.architecture, vocab_size=text, **ends, **base.settings)
         return AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # transformers has many ways to refuse settings, among them a division by zero
         raise ValueError(f"model.base: {one_line(error)}") from None
 
 

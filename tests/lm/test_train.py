@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -167,8 +168,47 @@ def test_a_stage_changes_what_it_names(shards):
         assert not torch.equal(before[name][first:], after[name][first:])
 
 
+def test_a_stage_leaves_no_optimizer_for_the_next_one_to_scale(shards, monkeypatch):
+    unscale, optimizers = Accelerator.unscale_gradients, []
+
+    def counting(self, optimizer=None):
+        optimizers.append(len(self._optimizers))
+        return unscale(self, optimizer)
+
+    monkeypatch.setattr(Accelerator, "unscale_gradients", counting)
+    train(config_for(shards), shards / "run", IMAGE_TOKENS, "cpu")
+    assert optimizers == [1] * 10
+
+
+def test_samples_that_cannot_be_drawn_stop_a_run_before_its_first_step_only(shards, caplog):
+    def show(model: UnifiedModel, step: int) -> None:
+        if step >= broken:
+            raise ValueError("a prompt of 300 tokens")
+
+    config, broken = config_for(shards).model_copy(update={"sample_every": 4}), 0
+    with pytest.raises(ValueError, match="a prompt of 300 tokens"):
+        train(config, shards / "first", IMAGE_TOKENS, "cpu", show=show)
+    assert not (shards / "first" / "metrics.jsonl").exists()
+    broken = 8
+    train(config, shards / "later", IMAGE_TOKENS, "cpu", show=show)
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
+        "no samples of step 8: a prompt of 300 tokens"
+    ]
+    train(config_for(shards), shards / "none", IMAGE_TOKENS, "cpu")
+    assert lines(shards / "later") == lines(shards / "none")
+
+
+def test_each_source_of_validation_has_a_loss_of_its_own(shards):
+    pair_shard(shards / "other" / "0.tar", 30, seed=3)
+    other = f"data.validation.more={{paths: [{shards}/other/*.tar], caption: 1}}"
+    train(config_for(shards, other), shards / "run", IMAGE_TOKENS, "cpu")
+    last = lines(shards / "run")[-1]
+    each = [last["validation_unseen_loss"], last["validation_more_loss"]]
+    assert min(each) < last["validation_loss"] < max(each)
+
+
 def test_a_pattern_that_matches_nothing_is_refused(shards):
-    config = config_for(shards, "stages=[{name: only, steps: 3, trainable: ['layers.9.*']}]")
+    config = config_for(shards, "stages=[{name: only, steps: 3, warmup: 0, trainable: ['layers.9.*']}]")
     with pytest.raises(ValueError, match=r"layers\.9"):
         train(config, shards / "run", IMAGE_TOKENS, "cpu")
 
