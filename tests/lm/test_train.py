@@ -361,7 +361,7 @@ def test_each_stage_trains_its_weights_on_its_sources(shards):
         patch.setattr(trainer, "sources_of", noting)
         train(config, shards / "run", IMAGE_TOKENS, "cpu", show=show)
     assert drawn[-2:] == [["pictures"], ["more"]]
-    for (before, after), layer in (((seen[0], seen[2]), "layers.0."), ((seen[2], seen[5]), "layers.1.")):
+    for (before, after), layer in (((seen[0], seen[3]), "layers.0."), ((seen[3], seen[6]), "layers.1.")):
         changed = [name for name in before if not torch.equal(before[name], after[name])]
         assert changed
         assert all(layer in name for name in changed)
