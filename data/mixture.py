@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,8 +72,12 @@ class Report:
     def add(self, other: "Report") -> None:
         """Take over what another rank reports."""
         self.used += other.used
-        for reason, names in other.skipped.items():
-            for name in names:
+        self.note(other.skipped)
+
+    def note(self, skipped: Mapping[str, Sequence[str]]) -> None:
+        """Take over names by reason, each once, while another thread may still add to them."""
+        for reason, names in list(skipped.items()):
+            for name in list(names):
                 self.skip(name, reason)
 
     def lines(self, most: int = 10) -> list[str]:
@@ -277,7 +282,11 @@ class _Pool:
         self._ends = np.cumsum([len(index) for index in indices])
         self.size = int(self._ends[-1])
         # What orders a sample is its name, so that one more or less (a shard cut short) moves no other.
-        hashes = [_hash(_origin(index), index.key(row)) for index in indices for row in range(len(index))]
+        hashes = [
+            _hash(*origin, index.key(row))
+            for index, origin in zip(indices, _origins(indices), strict=True)
+            for row in range(len(index))
+        ]
         self._hashes = np.array(hashes, np.uint64)
         digest = hashlib.sha256(self._hashes.astype("<u8").tobytes()).hexdigest()[:12]
         self.facts = {"weight": float(source.weight), "size": self.size, "digest": digest}
@@ -296,9 +305,16 @@ class _Pool:
         return self._indices[number], row - (int(self._ends[number - 1]) if number else 0)
 
 
-def _origin(index: SampleIndex) -> str:
-    """What tells samples of one key apart: their shard; not the path, which changes when data is moved."""
-    return "" if index.stamp is None else index.path.name
+def _origins(indices: Sequence[SampleIndex]) -> Iterator[tuple[str, ...]]:
+    """What tells samples of one key apart: their shard, and its number among shards of one name.
+
+    Not the path, which changes when data is moved. Equal hashes would come next to each other in every epoch.
+    """
+    counts: Counter[str] = Counter()
+    for index in indices:
+        name = "" if index.stamp is None else index.path.name
+        yield (name, str(counts[name])) if counts[name] else (name,)
+        counts[name] += 1
 
 
 def _hash(*parts: str) -> int:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pictish.configs import Config
 from pictish.tokenizer.config import DataConfig
+from pictish.training.schedule import check_warmup
 
 DEVIATION = "of pictures, from -1 to 1, from the pixels that codes tell: the unit of a `residual`"
 
@@ -150,4 +151,9 @@ class TrainConfig(Config):
                 raise ValueError("objective.weighting: velocity is for noise of kind flow; use min_snr")
             if weighting == "min_snr" and noise.kind != "diffusion":
                 raise ValueError("objective.weighting: min_snr is for noise of kind diffusion; use velocity")
+        return self
+
+    @model_validator(mode=\"after\")
+    def _warmup_ends(self) -> "TrainConfig":
+        check_warmup(self.warmup, self.steps)
         return self

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pictish.configs import Config
+from pictish.training.schedule import check_warmup
 
 
 class NewModel(Config):
@@ -82,10 +83,17 @@ class StageConfig(Config):
     trainable: tuple[str, ...] = Field(
         ("*",), description="patterns of parameter names; `new rows` means the rows that widening added"
     )
-    weights: dict[str, float] = Field({}, description="weights of sources in this stage; 0 leaves one out")
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="weights of sources in this stage; 0 leaves one out"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     warmup: int = Field(100, ge=0)
     final_rate: float = Field(0.1, ge=0, description="learning rate at the end, as a share of the peak")
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "StageConfig":
+        check_warmup(self.warmup, self.steps)
+        return self
 
 
 class Autoregressive(Config):
@@ -120,13 +128,22 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
+        if not self.stages:
+            raise ValueError("stages: one or more are needed, none was given")
         if self.data.rows % self.data.accumulate:
             raise ValueError(
                 f"data.rows {self.data.rows} is no multiple of accumulate {self.data.accumulate}"
             )
+        for name, source in {**self.data.train, **self.data.validation}.items():
+            if source.continuous and not self.model.features:
+                raise ValueError(
+                    f"source {name}: continuous is {source.continuous}, which takes model.features: true"
+                )
         for stage in self.stages:
             strange = sorted(set(stage.weights) - set(self.data.train))
             if strange:
                 known = ", ".join(sorted(self.data.train))
                 raise ValueError(f"stage {stage.name}: no source is called {strange[0]}; there are {known}")
+            if all(stage.weights.get(name) == 0 for name in self.data.train):
+                raise ValueError(f"stage {stage.name}: all its sources have weight 0")
         return self

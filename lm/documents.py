@@ -6,15 +6,16 @@ it, or when. Raw pictures are tokenized here, many at a time, by a function that
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pictish.data import samples
+from pictish.data.files import matching
 from pictish.data.loader import ImageBytes
-from pictish.data.mixture import Mixture, Slot
+from pictish.data.mixture import Mixture, Slot, Source
 from pictish.data.samples import DamagedSample, Picture, Sample
 from pictish.data.tokens import TokenizedImage
 from pictish.lm import sequence
@@ -130,10 +131,19 @@ class Maker:
 
 
 def some_documents(maker: Maker, mixture: Mixture, count: int) -> list[Document]:
-    """The first `count` documents of a stream, or one epoch of it if that is shorter: for validation."""
-    return [
-        document for document, _ in islice(maker.documents(mixture), min(count, sum(mixture.sizes.values())))
-    ]
+    """The first `count` documents of a stream of one source, none of its samples twice: for validation."""
+    (size,) = mixture.sizes.values()
+    once = takewhile(lambda made: made[1]["sample"] <= size, maker.documents(mixture))
+    return [document for document, _ in islice(once, count)]
+
+
+def sources_of(sources: dict[str, SourceConfig], weights: dict[str, float]) -> list[Source]:
+    """What a mixture reads: sources with the stage's weights, those of weight 0 left out."""
+    found = []
+    for name, source in sources.items():
+        if (weight := weights.get(name, source.weight)) > 0:
+            found.append(Source(name, tuple(matching(source.paths)), weight))
+    return found
 
 
 def pictures(sample: Sample) -> list[Picture]:

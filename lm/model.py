@@ -9,11 +9,14 @@ Legend: B rows, L tokens, D width of the language model, M embedded features, F 
 import contextlib
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -24,18 +27,19 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pictish.configs import to_yaml
+from pictish.configs import Config, parse, to_yaml
 from pictish.data.files import one_line
 from pictish.data.model_folder import CONFIG, locate_model, read_config, whole_folder
 from pictish.lm.config import NewModel, PretrainedModel
-from pictish.lm.packing import Packed, attention_mask
+from pictish.lm.packing import Packed, attention_mask, pack
+from pictish.lm.sequence import Document
 from pictish.lm.vocabulary import Vocabulary, vocabulary_of, widen
 
 PROJECTOR = "projector.safetensors"
 TEXT_FILES = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ImageTokens:
     """The image tokenizer whose codes a language model reads and writes."""
 
@@ -43,6 +47,15 @@ class ImageTokens:
     codes: int
     most: int  # tokens of one picture
     features: int  # channels of the merger's rows
+
+
+class FolderConfig(Config):
+    """`config.yaml` of a language model's folder."""
+
+    part: Literal["lm"] = "lm"
+    format: Literal[1] = 1
+    image_tokens: ImageTokens
+    projector: bool
 
 
 class Projector(nn.Module):
@@ -100,11 +113,14 @@ class UnifiedModel(nn.Module):
         projected = self.projector(features).to(embedded.dtype)
         return embedded.index_put((places[0], places[1]), projected)
 
-    def forward(self, packed: Packed) -> Tensor:
-        """Logits (B, L, V) of packed rows; no document sees another."""
+    def forward(self, packed: Packed, causal: bool = True) -> Tensor:
+        """Logits (B, L, V) of packed rows; no document sees another, nor what comes later when `causal`."""
+        embedded = self.embed(packed.ids, packed.features, packed.places)
+        # Only sdpa reads a bool mask as one; eager attention would add it to the scores, as 0 and 1.
+        sdpa = self.language.config._attn_implementation == "sdpa"
         return self.language(
-            inputs_embeds=self.embed(packed.ids, packed.features, packed.places),
-            attention_mask=attention_mask(packed.documents),
+            inputs_embeds=embedded,
+            attention_mask=attention_mask(packed.documents, torch.bool if sdpa else embedded.dtype, causal),
             position_ids=packed.positions,
             use_cache=False,
         ).logits
@@ -117,44 +133,90 @@ class UnifiedModel(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> "UnifiedModel":
         """Load a model folder, or the shipped `"starter"`; ValueError when it holds something else."""
-        from safetensors.torch import load_file
-
         path = locate_model(folder, "lm")
-        config = read_config(path)
-        if config.get("part") != "lm":
-            raise ValueError(
-                f"{folder}: a language model was asked for, this folder holds part {config.get('part')!r}"
-            )
-        image_tokens = ImageTokens(**config["image_tokens"])
+        config = _folder_config(path)
         language, text_tokenizer = read_pretrained(path, dtype)
         projector = None
-        if config["projector"]:
-            projector = Projector(image_tokens.features, width_of(language))
-            projector.load_state_dict(load_file(path / PROJECTOR))
-        return cls(language, text_tokenizer, image_tokens, projector).to(device=device).eval()
+        if config.projector:
+            projector = _read_projector(path, config.image_tokens.features, width_of(language))
+        model = cls(language, text_tokenizer, config.image_tokens, projector)
+        if model.vocabulary.codes != config.image_tokens.codes:
+            raise ValueError(
+                f"{path}: {CONFIG} speaks of {config.image_tokens.codes} codes, "
+                f"the text tokenizer has {model.vocabulary.codes}"
+            )
+        return model.to(device=device).eval()
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float16, overwrite: bool = False) -> None:
         """Write a model folder as a whole, weights as `dtype`; LoRA adapters become part of them."""
         from safetensors.torch import save_file
 
-        config = {
-            "part": "lm",
-            "format": 1,
-            "image_tokens": vars(self.image_tokens),
-            "projector": self.projector is not None,
-        }
+        config = FolderConfig(image_tokens=self.image_tokens, projector=self.projector is not None)
         with whole_folder(folder, overwrite, _belongs) as temp:
-            plain: Any = copy.deepcopy(self.language)
-            plain = plain.to("cpu")
+            plain = _on_the_cpu(self.language)
             if hasattr(plain, "merge_and_unload"):  # of peft's LoRA
                 plain = plain.merge_and_unload()
-            with _without_bars():
+            with _quietly():
                 plain.to(dtype).save_pretrained(temp, max_shard_size="1TB")
             self.text_tokenizer.save_pretrained(temp)
             (temp / CONFIG).write_text(to_yaml(config), encoding="utf-8")
             if self.projector is not None:
                 weights = {n: t.detach().cpu().contiguous() for n, t in self.projector.state_dict().items()}
                 save_file(weights, temp / PROJECTOR)
+
+
+@torch.no_grad()
+def check_packing(model: UnifiedModel, length: int) -> None:
+    """ValueError naming the architecture when rows of `length` packed documents would be learned wrongly.
+
+    Two short documents in a row must get the logits that each gets alone, and an id must not change those
+    before it. Linear attention carries what it saw into the next document; others refuse the mask.
+    """
+    config = model.language.config.get_text_config()
+    name = config.model_type
+    windows = (getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None))
+    window = min((size for size in windows if size), default=length)
+    if length > window and set(getattr(config, "layer_types", None) or ["?"]) != {"full_attention"}:
+        raise ValueError(  # given a whole mask, transformers applies none of its own
+            f"data.length {length} is more than {name}'s attention window of {window}, "
+            f"which packed rows do not keep; {window} would fit"
+        )
+    training = model.training
+    device = next(model.parameters()).device
+    documents = [_made_up(model.vocabulary, start, size) for start, size in ((0, 7), (5, 6))]
+    packed = pack([documents], 16).to(device)
+    changed = pack([documents], 16).to(device)
+    changed.ids[0, 12] = packed.ids[0, 0]
+    model.eval()
+    try:
+        together, other = model(packed)[0, :13], model(changed)[0, :12]
+        ids = [torch.from_numpy(document.ids)[None].to(device) for document in documents]
+        embedded = [model.embed(row) for row in ids]
+        alone = torch.cat([model.language(inputs_embeds=e, use_cache=False).logits[0] for e in embedded])
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"{name} cannot be trained on packed rows ({one_line(error)})") from error
+    finally:
+        model.train(training)
+    most = 1e-4 * alone.abs().max()
+    if not ((together - alone).abs().max() <= most and (together[:12] - other).abs().max() <= most):
+        raise ValueError(
+            f"{name} cannot be trained on packed rows: its documents would see each other, or what follows"
+        )
+
+
+def _made_up(vocabulary: Vocabulary, start: int, size: int) -> Document:
+    ids = (start + np.arange(size) * 7) % vocabulary.size
+    return Document("text", ids, np.ones(size, bool), np.zeros(0, np.int64), None)
+
+
+def _on_the_cpu(language: PreTrainedModel) -> Any:
+    """A copy of the model in the CPU's memory, made without a second one where the model is."""
+    ready: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("cpu", copy=True), requires_grad=False)
+        for p in language.parameters()
+    }
+    ready |= {id(b): b.detach().to("cpu", copy=True) for b in language.buffers()}
+    return copy.deepcopy(language, ready)
 
 
 def width_of(language: PreTrainedModel) -> int:
@@ -174,45 +236,112 @@ def new_model(
 ) -> UnifiedModel:
     """A model to be trained: random, or a pretrained one with new rows for pictures.
 
-    `text_tokenizer` is for a random one; a pretrained one brings its own. Raises ValueError for an unknown
-    architecture, settings that it does not know, or a folder that holds no causal language model.
+    `text_tokenizer` is for a random one; a pretrained one brings its own. A model folder of ours is taken as
+    it is, with its projector. Raises ValueError for an unknown architecture, settings that it does not know,
+    a folder that holds no causal language model, and a model of ours for another image tokenizer.
     """
+    projector = None
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(base, PretrainedModel):
+        ours = _ours(base.folder, image_tokens) if isinstance(base, PretrainedModel) else None
+        if ours is not None:
+            language, text_tokenizer, projector = ours.language, ours.text_tokenizer, ours.projector
+        elif isinstance(base, PretrainedModel):
             language, text_tokenizer = read_pretrained(Path(base.folder), torch.float32)
         else:
             assert text_tokenizer is not None
             language = _random_model(base, len(text_tokenizer), text_tokenizer.eos_token_id)
         if text_tokenizer.eos_token_id is None:
             raise ValueError("the text tokenizer has no end-of-text token; one is needed to end documents")
-        widen(language, text_tokenizer, image_tokens.codes, generator=generator)
-        projector = Projector(image_tokens.features, width_of(language)) if features else None
+        if ours is None:
+            widen(language, text_tokenizer, image_tokens.codes, generator=generator)
+        if features and projector is None:
+            projector = Projector(image_tokens.features, width_of(language))
         if isinstance(base, PretrainedModel) and base.lora is not None:
             language = _with_lora(language, base.lora)
     return UnifiedModel(language, text_tokenizer, image_tokens, projector)
 
 
+def _ours(folder: str, image_tokens: ImageTokens) -> UnifiedModel | None:
+    """The model in a folder of our own; None when it is no such folder, ValueError for other image tokens."""
+    try:
+        path = locate_model(folder, "lm")
+    except ValueError:
+        return None
+    if read_config(path).get("part") != "lm":
+        return None
+    model = UnifiedModel.from_folder(path)
+    found = model.image_tokens
+    if (found.fingerprint, found.codes) != (image_tokens.fingerprint, image_tokens.codes):
+        raise ValueError(
+            f"{folder}: reads and writes the {found.codes} codes of tokenizer {found.fingerprint}, "
+            f"not the {image_tokens.codes} of {image_tokens.fingerprint}"
+        )
+    return model
+
+
+def _folder_config(path: Path) -> FolderConfig:
+    raw = read_config(path)
+    if raw.get("part") != "lm":
+        raise ValueError(
+            f"{path}: a language model was asked for, this folder holds part {raw.get('part')!r}"
+        )
+    if "stages" in raw:
+        raise ValueError(f"{path}: the folder of a training run; when it is done, {path / 'model'} would fit")
+    return parse(FolderConfig, raw, str(path / CONFIG))
+
+
+def _read_projector(folder: Path, features: int, width: int) -> Projector:
+    from safetensors.torch import load_file
+
+    projector = Projector(features, width)
+    try:
+        projector.load_state_dict(load_file(folder / PROJECTOR))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder / PROJECTOR}: damaged, or not a projector's ({one_line(error)})"
+        ) from error
+    _check_finite(projector, folder / PROJECTOR)
+    return projector
+
+
 def read_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A causal language model and its text tokenizer from a local folder: safetensors only, no remote code.
 
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, and for weights that are missing, too many, misshapen or no numbers.
     """
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no folder of a transformers model, it has no config.json")
     safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    language: Any
+    lenient: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    loaded: Any
     text_tokenizer: Any
     try:
-        with _without_bars():
-            language = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **safe)
+        with _quietly():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, **safe, **lenient
+            )
         text_tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{folder}: cannot be loaded as a causal language model ({one_line(error)})"
         ) from error
+    language, report = loaded
+    wrong = {kind: report[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")}
+    if any(wrong.values()):  # transformers fills gaps with random numbers
+        counts = ", ".join(f"{len(keys)} {kind} {sorted(map(str, keys))[:2]}" for kind, keys in wrong.items())
+        raise ValueError(f"{folder}: weights do not fit config.json: {counts}")
+    _check_finite(language, folder)
     return language, text_tokenizer
+
+
+def _check_finite(module: nn.Module, source: Path) -> None:
+    for name, parameter in module.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(
+                f"{source}: {name} holds values that are no finite numbers; did training diverge?"
+            )
 
 
 def _with_lora(language: PreTrainedModel, rank: int) -> Any:
@@ -233,19 +362,21 @@ def _random_model(base: NewModel, text: int, eos: int) -> PreTrainedModel:
         ends = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": None}
         config = AutoConfig.for_model(base.architecture, vocab_size=text, **ends, **base.settings)
         return AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # transformers has many ways to refuse settings, among them a division by zero
         raise ValueError(f"model.base: {one_line(error)}") from None
 
 
 @contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """transformers draws progress bars of its own, across ours."""
-    before = transformers_logging.is_progress_bar_enabled()
+def _quietly() -> Iterator[None]:
+    """transformers draws progress bars across ours, and prints tables of what our errors say in a line."""
+    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        if before:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
             transformers_logging.enable_progress_bar()
 
 

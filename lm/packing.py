@@ -137,13 +137,17 @@ def pack(rows: Sequence[Sequence[Document]], length: int) -> Packed:
     )
 
 
-def attention_mask(documents: Tensor) -> Tensor:
-    """Which tokens each token may see, (B, 1, L, L) bool: itself and earlier ones of its own document.
+def attention_mask(documents: Tensor, dtype: torch.dtype = torch.bool, causal: bool = True) -> Tensor:
+    """Which tokens each token may see, (B, 1, L, L): of its own document, earlier ones only if `causal`.
 
+    bool says it by True; a floating `dtype` by 0 to be added to its scores, and the lowest number where not.
     transformers is given this mask and not position ids alone: those isolate documents only without a cache
     and without a mask. Padding sees itself, since a row that sees nothing gives NaN.
     """
     length = documents.shape[1]
     same = documents[:, :, None] == documents[:, None, :]  # (B, L, L)
     earlier = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
-    return (same & earlier)[:, None]
+    seen = (same & earlier if causal else same)[:, None]
+    if dtype == torch.bool:
+        return seen
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)

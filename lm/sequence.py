@@ -9,6 +9,9 @@ of the tokenizer's merger (LaVIT, arXiv 2309.04669, section 3.2). No document st
     answer       [IMG] codes [/IMG] question answer EOS            learned: answer EOS
     interleaved  text and pictures as they come, EOS               learned: all but continuous features
 
+A drawing or an edit that lost its conditions is a picture alone, `[IMG] codes [/IMG] EOS`. Its EOS is not
+learned: a caption begins likewise, and would learn to end before its first word.
+
 Legend: L tokens of a document, K tokens of a picture, F feature channels.
 """
 
@@ -71,17 +74,15 @@ class Document:
 
 
 def build(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode, eos: int) -> Document:
-    """A document of `parts` that ends with `eos`, learned when the last part is.
+    """A document of `parts` that ends with `eos`, learned when the last part is and the picture is not alone.
 
     Raises ValueError for a picture without tokens or with codes that the vocabulary does not hold.
     """
     assert parts, "a document without parts"
     joined = join(task, parts, vocabulary, encode)
-    return replace(
-        joined,
-        ids=np.append(joined.ids, eos),
-        learn=np.append(joined.learn, not isinstance(parts[-1], Features) and parts[-1].learn),
-    )
+    last, alone = parts[-1], len(parts) == 1
+    learn = last.learn and not alone if isinstance(last, Codes) else isinstance(last, Text) and last.learn
+    return replace(joined, ids=np.append(joined.ids, eos), learn=np.append(joined.learn, learn))
 
 
 def join(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode) -> Document:

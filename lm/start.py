@@ -30,7 +30,7 @@ def starting_model(config: TrainConfig, image_tokens: ImageTokens, run: Path) ->
 
 
 def _texts(config: TrainConfig, run: Path) -> list[str]:
-    """Texts of the training sources, each once, pictures left unread as far as possible."""
+    """Texts of the training sources, each once; samples are read whole, but no picture is decoded."""
     found: set[str] = set()
     for name, source in config.data.train.items():
         mixture = Mixture([Source(name, tuple(matching(source.paths)))], config.seed, cache=run / "cache")

@@ -1,16 +1,17 @@
 """Trains a language model on text and picture codes; one visible loop, exact resume.
 
 It reads like tokenizer/train.py. The order of samples and every choice about them are functions of the seed
-and a position in the stream; dropout inside the model draws from a generator seeded by the step.
+and a position in the stream; the objective, and dropout inside the model, draw from generators seeded by the
+step.
 
 Legend: B rows, L tokens a row, T tasks.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -19,16 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pictish.data.files import matching
-from pictish.data.mixture import Mixture, Report, Source
-from pictish.lm.config import SourceConfig, TrainConfig
-from pictish.lm.documents import Look, Maker, some_documents
-from pictish.lm.model import ImageTokens, UnifiedModel
-from pictish.lm.objective import OBJECTIVES, Losses
+from pictish.data.files import one_line
+from pictish.data.mixture import Mixture, Report
+from pictish.lm.config import TrainConfig
+from pictish.lm.documents import Look, Maker, sources_of
+from pictish.lm.model import ImageTokens, UnifiedModel, check_packing
+from pictish.lm.objective import OBJECTIVES, Losses, Objective, means
 from pictish.lm.packing import Packed, Position, batches, pack
-from pictish.lm.sequence import TASKS, Document
+from pictish.lm.sequence import TASKS
 from pictish.lm.start import starting_model
 from pictish.lm.trainable import trainable, vocabulary_rows
+from pictish.lm.validation import validate, validation_documents
 from pictish.lm.vocabulary import text_ids
 from pictish.training.ahead import Ahead
 from pictish.training.checkpoint import (
@@ -46,7 +48,6 @@ from pictish.training.world import accelerator, keep_freed_memory
 logger = logging.getLogger(__name__)
 
 AHEAD = 4  # steps read and packed before they are needed
-VALIDATION_DOCUMENTS = 256  # of each source
 Show = Callable[[UnifiedModel, int], None]  # draws sample pictures of the model as it is at a step
 
 
@@ -63,23 +64,32 @@ def train(
 ) -> Path:
     """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
-    `image_tokens` says whose codes are learned, `look` tokenizes raw pictures. What could not be used of the
-    data, by any process since this call, is logged at the end and added to `report`. Raises ValueError for
-    settings that fit neither the data nor this machine.
+    `image_tokens` says whose codes are learned, `look` tokenizes raw pictures, `show` also draws before the
+    first step. What could not be used of the data in the whole run is logged at the end, whatever ends it,
+    and added to `report`; of several processes each tells of the others up to the last checkpoint. Raises
+    ValueError for settings that fit neither the data, nor the run's last checkpoint, nor this machine.
     """
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
     with accelerate.main_process_first():  # it writes what the others then read
         model = starting_model(config, image_tokens, run).to(accelerate.device).train()
+    check_packing(model, config.data.length)
     if config.checkpointing:
         model.language.activation_checkpointing_enable({"use_reentrant": False})
     maker = _maker(config, model, look)
-    own = Report()  # of this process
-    validation = _validation_documents(config, maker, image_tokens, run, own)
-    begun = _Begun.read(run, model)
+    objective = OBJECTIVES[config.objective.kind]
+    report = Report() if report is None else report
     total = sum(stage.steps for stage in config.stages)
     firsts = accumulate((stage.steps for stage in config.stages), initial=0)
-    with MetricsLog(run, begun.step, config.tensorboard, main=accelerate.is_main_process) as metrics:
+    main = accelerate.is_main_process
+    with accelerate.main_process_first():  # it clears up after a killed save, and fills the cache
+        begun = _Begun.read(run, model, image_tokens)
+        validation = validation_documents(config, maker, image_tokens, run, report)
+    report.note(begun.skipped)
+    if show is not None and main and begun.step < total:
+        show(model.eval(), begun.step)  # a sample that cannot be drawn is said now, not hours later
+        model.train()
+    with _told(report, main), MetricsLog(run, begun.step, config.tensorboard, main=main) as metrics:
         for number, (first, stage) in enumerate(zip(firsts, config.stages, strict=False)):
             last = first + stage.steps
             if begun.step >= last:
@@ -91,18 +101,23 @@ def train(
                 optimizer = adamw(model, stage.learning_rate, config.weight_decay, no_decay=_rows(model))
                 resumed = begun.step > first
                 if resumed:
-                    load_optimizer_tensors(optimizer, names, begun.tensors)
+                    load_optimizer_tensors(optimizer, names, begun.moments)
+                begun.moments.clear()  # twice the size of the model
                 place = begun.place(accelerate.process_index, accelerate.num_processes) if resumed else None
                 with accelerate.main_process_first():
                     mixture = _mixture(config, number, accelerate, image_tokens, place, run)
+                during.callback(report.note, mixture.report.skipped)
                 documents = replace(maker, seed=config.seed + number).documents(mixture)
+                # Else the next stage's clipping would divide its fp16 gradients once for each optimizer.
+                during.callback(accelerate.free_memory)
                 wrapped, optimizer = accelerate.prepare(model, optimizer)
                 steps = batches(documents, config.data.rows, config.data.length)
                 ahead = during.enter_context(Ahead(steps, AHEAD if config.data.read_ahead else 0))
                 window = Window()
                 for step in range(max(first, begun.step), last):
                     (rows, place), waited = ahead.next()
-                    torch.manual_seed((config.seed * 1_000_003 + step) % 2**63)
+                    seed = (config.seed * 1_000_003 + step) % 2**63
+                    torch.manual_seed(seed)
                     rate = warmup_cosine(
                         step - first,
                         peak=stage.learning_rate,
@@ -112,8 +127,9 @@ def train(
                     )
                     for group in optimizer.param_groups:
                         group["lr"] = rate
-                    packed = pack(rows, config.data.length)
-                    losses = backward(accelerate, wrapped, packed, config)
+                    generator = torch.Generator().manual_seed(seed + accelerate.process_index)
+                    packed = objective.prepare(pack(rows, config.data.length), generator)
+                    losses = backward(accelerate, wrapped, objective, packed, config)
                     norm = accelerate.clip_grad_norm_(model.parameters(), config.clip_norm)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
@@ -124,33 +140,45 @@ def train(
                         numbers = window.numbers(accelerate)
                         metrics.write(done, learning_rate=rate, gradient_norm=float(norm), **numbers)
                     if validation and (done % config.validate_every == 0 or done == total):
-                        metrics.write(done, **validate(model, validation, config))
+                        metrics.write(done, **validate(model, objective, validation, config))
                     drawn = config.sample_every and done % config.sample_every == 0
-                    if show is not None and drawn and accelerate.is_main_process:
-                        show(model.eval(), done)
-                        model.train()
+                    if show is not None and drawn and main:
+                        _show_or_warn(show, model, done)
                     if saving:
-                        places = accelerate.gather_for_metrics([place], use_gather_object=True)
-                        tensors = {**model.state_dict(), **optimizer_tensors(optimizer, names)}
-                        if accelerate.is_main_process:
-                            save_checkpoint(run, done, tensors, {"places": places}, config.keep_checkpoints)
+                        own = Report()  # a copy, for the stream may read on meanwhile
+                        own.note(mixture.report.skipped)
+                        every = accelerate.gather_for_metrics([(place, own)], use_gather_object=True)
+                        for _, other in every:
+                            report.note(other.skipped)
+                        state = {
+                            "places": [place for place, _ in every],
+                            "skipped": report.skipped,
+                            "image_tokens": vars(image_tokens),
+                        }
+                        if main:
+                            save_checkpoint(
+                                run,
+                                done,
+                                {**model.state_dict(), **optimizer_tensors(optimizer, names)},
+                                state,
+                                config.keep_checkpoints,
+                            )
                         accelerate.wait_for_everyone()
                     if progress is not None:
                         progress(done, total)
-            own.add(mixture.report)
-    report = Report() if report is None else report
-    for one in accelerate.gather_for_metrics([own], use_gather_object=True):
-        report.add(one)
-    if accelerate.is_main_process:
-        for line in report.lines():
-            logger.warning("%s", line)
+    if main:
         model.save(run / "model", dtype=getattr(torch, config.stored_as), overwrite=True)
     return run / "model"
 
 
-def backward(accelerate, model: Callable[[Packed], Tensor], packed: Packed, config: TrainConfig) -> Losses:
+def backward(
+    accelerate: Any,
+    model: Callable[[Packed, bool], Tensor],
+    objective: Objective,
+    packed: Packed,
+    config: TrainConfig,
+) -> Losses:
     """Add the gradient of the mean over the learned tokens of all processes; returns this process's sums."""
-    compute = OBJECTIVES[config.objective.kind]
     learned = accelerate.reduce(torch.tensor(float(packed.learned), device=accelerate.device), "sum")
     sums: list[Losses] = []
     parts = packed.split(config.data.rows // config.data.accumulate)
@@ -158,30 +186,13 @@ def backward(accelerate, model: Callable[[Packed], Tensor], packed: Packed, conf
         with ExitStack() as during:
             if number < len(parts) - 1:
                 during.enter_context(accelerate.no_sync(model))
+            part = part.to(accelerate.device)
             with accelerate.autocast():
-                losses = compute(model, part.to(accelerate.device))
+                losses = objective.losses(model(part, objective.causal), part)
             # Gradients are averaged over processes, and the sum is wanted.
             accelerate.backward(losses.total * accelerate.num_processes / learned.clamp_min(1))
         sums.append(Losses(*(tensor.detach() for tensor in losses)))
     return Losses(*(torch.stack(tensors).sum(dim=0) for tensors in zip(*sums, strict=True)))
-
-
-@torch.no_grad()
-def validate(
-    model: UnifiedModel, documents: dict[str, list[Document]], config: TrainConfig
-) -> dict[str, float]:
-    """Mean loss a learned token, over all tasks and for each, of each source's documents."""
-    model.eval()
-    compute = OBJECTIVES[config.objective.kind]
-    device = next(model.parameters()).device
-    sums = torch.zeros(2, len(TASKS))
-    for members in documents.values():
-        stream: Iterator[tuple[Document, Position]] = ((document, {}) for document in members)
-        for rows, _ in batches(stream, config.data.rows, config.data.length):
-            losses = compute(model, pack(rows, config.data.length).to(device))
-            sums += torch.stack([losses.by_task, losses.counts]).cpu()
-    model.train()
-    return {f"validation_{name}": value for name, value in _means(*sums).items()}
 
 
 class Window:
@@ -208,7 +219,7 @@ class Window:
         seconds = time.monotonic() - self.since
         sums = accelerate.reduce(self.sums.to(accelerate.device), "sum").cpu()
         result = {
-            **_means(*sums),
+            **means(*sums),
             "padding": self.padding / self.steps,
             "waiting": self.waited / seconds,
             "tokens_per_second": self.tokens / seconds,
@@ -217,29 +228,51 @@ class Window:
         return result
 
 
-def _means(losses: Tensor, counts: Tensor) -> dict[str, float]:
-    """Mean loss a learned token, of all and of each task that occurred."""
-    each = {f"loss_{task}": float(losses[i] / counts[i]) for i, task in enumerate(TASKS) if counts[i] > 0}
-    return {"loss": float(losses.sum() / counts.sum().clamp_min(1)), **each}
+@contextmanager
+def _told(report: Report, main: bool) -> Iterator[None]:
+    """Say in the end what the run could not use, also when an error or Ctrl-C is the end."""
+    try:
+        yield
+    finally:
+        if main:
+            for line in report.lines():
+                logger.warning("%s", line)
+
+
+def _show_or_warn(show: Show, model: UnifiedModel, step: int) -> None:
+    """Sample pictures are no reason to lose a run: out of memory, a full disk, a model gone wrong."""
+    try:
+        show(model.eval(), step)
+    except (ValueError, RuntimeError, OSError) as error:
+        logger.warning("no samples of step %d: %s", step, one_line(error))
+    finally:
+        model.train()
 
 
 @dataclass(frozen=True)
 class _Begun:
     """What an earlier process of this run left."""
 
-    step: int
-    tensors: dict[str, Tensor]
-    places: list[Position]
+    step: int = 0
+    moments: dict[str, Tensor] = field(default_factory=dict)  # the optimizer's
+    places: tuple[Position, ...] = ()
+    skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)  # as in Report
 
     @classmethod
-    def read(cls, run: Path, model: UnifiedModel) -> "_Begun":
+    def read(cls, run: Path, model: UnifiedModel, image_tokens: ImageTokens) -> "_Begun":
         latest = latest_checkpoint(run)
         if latest is None:
-            return cls(0, {}, [])
+            return cls()
         tensors, state = load_checkpoint(latest)
-        model.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("optimizer.")})
+        if (before := ImageTokens(**state["image_tokens"])) != image_tokens:
+            raise ValueError(
+                f"{run}: was begun with the image tokenizer {before.fingerprint} of {before.codes} codes, "
+                f"came {image_tokens.fingerprint} of {image_tokens.codes}; give that one, or another --run"
+            )
+        moments = {name: tensors.pop(name) for name in list(tensors) if name.startswith("optimizer.")}
+        model.load_state_dict(tensors)
         logger.info("going on from %s", latest.name)
-        return cls(int(state["step"]), tensors, state["places"])
+        return cls(int(state["step"]), moments, tuple(state["places"]), state["skipped"])
 
     def place(self, rank: int, world: int) -> Position:
         """Where in the stream this process goes on."""
@@ -278,8 +311,6 @@ def _mixture(
     """The stream of stage `number` for this process."""
     weights = config.stages[number].weights
     sources = sources_of(config.data.train, weights)
-    if not sources:
-        raise ValueError(f"stage {config.stages[number].name}: all its sources have weight 0")
     return Mixture(
         sources,
         config.seed + number,
@@ -290,35 +321,6 @@ def _mixture(
         strict=config.data.strict,
         cache=run / "cache",
     )
-
-
-def sources_of(sources: dict[str, SourceConfig], weights: dict[str, float]) -> list[Source]:
-    """What a mixture reads: sources with the stage's weights, those of weight 0 left out."""
-    found = []
-    for name, source in sources.items():
-        if (weight := weights.get(name, source.weight)) > 0:
-            found.append(Source(name, tuple(matching(source.paths)), weight))
-    return found
-
-
-def _validation_documents(
-    config: TrainConfig, maker: Maker, image_tokens: ImageTokens, run: Path, report: Report
-) -> dict[str, list[Document]]:
-    """The first documents of each validation source, nothing dropped; `report` takes in the damage."""
-    sources = config.data.validation
-    keep_all = replace(maker, sources=sources, dropout=config.dropout.none())
-    found = {}
-    for source in sources_of(sources, {}):
-        mixture = Mixture(
-            [source],
-            config.seed,
-            tokenizer=image_tokens.fingerprint,
-            strict=config.data.strict,
-            cache=run / "cache",
-        )
-        found[source.name] = some_documents(keep_all, mixture, VALIDATION_DOCUMENTS)
-        report.add(mixture.report)
-    return found
 
 
 def _rows(model: UnifiedModel) -> Sequence[str]:

@@ -9,16 +9,28 @@ from torch import Tensor, nn
 from pictish.lm.model import UnifiedModel
 
 NEW_ROWS = "new rows"  # among the patterns: the rows of embedding and head that widening added
+ADAPTERS = "*.lora_*"  # how peft names the weights of LoRA
 
 
 @contextmanager
 def trainable(model: UnifiedModel, patterns: Sequence[str]) -> Iterator[float]:
     """Let gradients reach parameters whose names match one of `patterns`; gives their share of all weights.
 
-    `new rows` stands for the pictures' rows of embedding and head. Raises ValueError for a pattern that
-    matches nothing.
+    `new rows` stands for the pictures' rows of embedding and head. Where LoRA adapters stand in for the
+    language model's weights, `*` means the adapters, the new rows and the projector. Raises ValueError for a
+    pattern that matches nothing, and for one that matches weights that adapters stand in for.
     """
     named = dict(model.named_parameters())
+    if any(fnmatchcase(name, ADAPTERS) for name in named):
+        everything = (ADAPTERS, NEW_ROWS, *(["projector.*"] if model.projector is not None else []))
+        patterns = everything if tuple(patterns) == ("*",) else patterns
+        own = [n for n in named if n.startswith("language.") and not fnmatchcase(n, ADAPTERS)]
+        for pattern in patterns:
+            if found := next((name for name in own if fnmatchcase(name, pattern)), None):
+                raise ValueError(
+                    f"trainable: {pattern!r} matches {found}, which lora's adapters stand in for; "
+                    f"{', '.join(everything)} would fit"
+                )
     unmatched = [
         pattern
         for pattern in patterns

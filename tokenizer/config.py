@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pictish.configs import Config
 from pictish.tokenizer.quantizers.config import QuantizerConfig
+from pictish.training.schedule import check_warmup
 
 
 class PackageWeights(Config):
@@ -131,6 +132,11 @@ class PhaseConfig(Config):
     warmup: int = Field(100, ge=0)
     final_rate: float = Field(0.0, ge=0, description="learning rate at the end, as a share of the peak")
 
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> "PhaseConfig":
+        check_warmup(self.warmup, self.steps)
+        return self
+
 
 class TrainConfig(Config):
     """An experiment: `pictish train tokenizer CONFIG`."""
@@ -152,3 +158,9 @@ class TrainConfig(Config):
     )
     tensorboard: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+
+    @model_validator(mode="after")
+    def _some_phase(self) -> "TrainConfig":
+        if not self.phases:
+            raise ValueError("phases: one or more are needed, none was given")
+        return self

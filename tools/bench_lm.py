@@ -121,7 +121,7 @@ def generation(settings: argparse.Namespace) -> None:
 
 def packing(settings: argparse.Namespace) -> None:
     """A forward and backward on documents as the starter's captions and pictures make them."""
-    from pictish.lm.objective import autoregressive
+    from pictish.lm.objective import cross_entropy
     from pictish.lm.packing import Packed, batches, pack
     from pictish.lm.sequence import Document
 
@@ -151,7 +151,7 @@ def packing(settings: argparse.Namespace) -> None:
 
     def step(batches: list[Packed]) -> None:
         for packed in batches:
-            autoregressive(plain, packed).total.backward()
+            cross_entropy(plain(packed), packed).total.backward()
             model.zero_grad(set_to_none=True)
 
     useful = int(lengths.sum())

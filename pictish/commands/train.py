@@ -1,9 +1,14 @@
 """`pictish train`: one function a part; each builds nothing itself but calls the part's own loop."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 ConfigName = Annotated[str, typer.Argument(help="A shipped name such as starter/tokenizer, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes such as batch_size=32 data.views=1")]
@@ -25,8 +30,8 @@ def tokenizer(
     from pictish.tokenizer.train import train
 
     settings = parse(TrainConfig, load(config, overrides or []), config)
-    _begin(run, settings, quiet)
-    _with_progress(lambda progress: train(settings, run, device, progress), quiet)
+    with _begun(run, settings, quiet):
+        _with_progress(lambda progress: train(settings, run, device, progress), quiet)
 
 
 def lm(
@@ -52,12 +57,14 @@ def lm(
     changes = [*(overrides or []), *(["data.strict=true"] if strict else [])]
     settings = parse(TrainConfig, load(config, changes), config)
     tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
-    _begin(run, settings, quiet)
-    known, look = image_tokens_of(tokenizer), looking(tokenizer)
-    show = showing(settings, tokenizer, run)
     report = Report()
-    parts: dict[str, Any] = {"look": look, "show": show, "report": report}
-    _with_progress(lambda progress: train(settings, run, known, device, **parts, progress=progress), quiet)
+    with _begun(run, settings, quiet):
+        known, look = image_tokens_of(tokenizer), looking(tokenizer)
+        show = showing(settings, tokenizer, run)
+        parts: dict[str, Any] = {"look": look, "show": show, "report": report}
+        _with_progress(
+            lambda progress: train(settings, run, known, device, **parts, progress=progress), quiet
+        )
     if report.skipped:
         raise typer.Exit(1)
 
@@ -75,29 +82,61 @@ def decoder(
     from pictish.decoder.train import train
 
     settings = parse(TrainConfig, load(config, overrides or []), config)
-    _begin(run, settings, quiet)
-    _with_progress(lambda progress: train(settings, run, device, progress), quiet)
+    with _begun(run, settings, quiet):
+        _with_progress(lambda progress: train(settings, run, device, progress), quiet)
 
 
-def _begin(run: Path, settings, quiet: bool) -> None:
-    """Write the resolved config into the run, or check that the run there was made with the same one."""
+@contextmanager
+def _begun(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
+    """Hold the run for this process, its resolved config written.
+
+    ValueError when another process holds it, or when the run there was made with a config that decides other
+    weights.
+    """
     import logging
     import os
 
-    from pictish.configs import to_yaml
-    from pictish.data.files import write_atomic
+    from pictish.configs import load, to_yaml
+    from pictish.data.files import only_writer, write_atomic
 
     logging.getLogger("pictish").setLevel(logging.WARNING if quiet else logging.INFO)
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one writes
+        yield
         return
-    resolved = run / "config.yaml"
-    text = to_yaml(settings)
-    if resolved.exists() and resolved.read_text(encoding="utf-8") != text:
-        raise ValueError(
-            f"{run}: holds a run with another config; give another --run, or the overrides it was made with"
-        )
-    run.mkdir(parents=True, exist_ok=True)
-    write_atomic(resolved, text.encode())
+    with only_writer(run):
+        resolved = run / "config.yaml"
+        if resolved.exists() and _deciding(load(resolved)) != _deciding(settings.model_dump(mode="json")):
+            raise ValueError(
+                f"{run}: holds a run with another config; "
+                "give another --run, or the overrides it was made with"
+            )
+        write_atomic(resolved, to_yaml(settings).encode())
+        yield
+
+
+# What may be another when a run goes on: how it reports, keeps checkpoints and reads, not what it learns.
+UNDECIDING = (
+    "log_every",
+    "validate_every",
+    "sample_every",
+    "samples",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "tensorboard",
+    "usage_alarm",
+    "data.strict",
+    "data.workers",
+    "data.read_ahead",
+)
+
+
+def _deciding(config: dict[str, Any]) -> dict[str, Any]:
+    """A config, as plain data, without what decides nothing about the weights."""
+    kept = {name: value for name, value in config.items() if name not in UNDECIDING}
+    if "data" in kept:
+        data = kept["data"].items()
+        kept["data"] = {name: value for name, value in data if f"data.{name}" not in UNDECIDING}
+    return kept
 
 
 def _with_progress(work, quiet: bool) -> None:

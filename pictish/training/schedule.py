@@ -8,9 +8,14 @@ def warmup_cosine(step: int, *, peak: float, warmup: int, total: int, floor: flo
 
     Step `warmup - 1` already has `peak`; from step `total` on it stays at `floor`.
     """
-    if not 0 <= warmup <= total:
-        raise ValueError(f"schedule: warmup={warmup} must lie between 0 and total={total}")
+    check_warmup(warmup, total)
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def check_warmup(warmup: int, steps: int) -> None:
+    """ValueError when `steps` of training end before their `warmup` does."""
+    if not 0 <= warmup <= steps:
+        raise ValueError(f"warmup {warmup} must be 0 to steps, which is {steps}")

@@ -10,13 +10,20 @@ if TYPE_CHECKING:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that is there; otherwise a one-line ValueError."""
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that is there; otherwise a one-line ValueError.
+
+    Under a launcher (`accelerate launch`, torchrun) each process takes the CUDA device of its own number, as
+    accelerate does, and `name` is the type.
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if count else "cpu")
+        name = "cuda" if count else "cpu"
     kind, colon, index = name.partition(":")
     if name != "cpu" and (kind != "cuda" or (colon and not index.isdecimal())):
         raise ValueError(f"device {name}: not known; give auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        index = os.environ.get("LOCAL_RANK", "0")
+        name = f"cuda:{index}"
     if kind == "cuda" and int(index or 0) >= count:
         there = f"{count} CUDA device(s)" if count else "no CUDA device"
         raise ValueError(f"device {name}: this machine has {there}; give auto or cpu")
@@ -24,10 +31,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def accelerator(device: str, mixed_precision: str = "no") -> "Accelerator":
-    """An accelerate.Accelerator on `device` (as `resolve_device`); `mixed_precision` is no, bf16 or fp16.
-
-    Under a launcher (`accelerate launch`, torchrun) each process takes its own device; `device` is the type.
-    """
+    """An accelerate.Accelerator on `device` (as `resolve_device`); `mixed_precision` is no, bf16 or fp16."""
     from accelerate import Accelerator
 
     if mixed_precision not in ("no", "bf16", "fp16"):

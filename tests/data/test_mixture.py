@@ -159,6 +159,19 @@ def test_the_order_is_the_one_that_was_promised(shards):
     assert ", ".join(f"{d.slot.source} {d.sample.key}" for d in take(stream, 8)) == promised
 
 
+def test_shards_of_one_name_are_shuffled_apart(tmp_path):
+    keys = [f"{number:03d}" for number in range(60)]
+    paths = tuple(write(tmp_path / folder / "0.tar", keys) for folder in ("a", "b"))
+    order = [drawn.sample.key for drawn in take(Mixture([Source("both", paths)], 0), 120)]
+    assert Counter(order) == dict.fromkeys(keys, 2)
+    neighbours = sum(one == other for one, other in itertools.pairwise(order))
+    assert neighbours < 10, "of 60 pairs, about one by chance"
+    alone = [drawn.sample.key for drawn in take(Mixture([Source("both", paths[:1])], 0), 60)]
+    mixed = Mixture([Source("both", paths)], 0)
+    first = [key for slot, key in ((mixed.draw(), key) for key in order) if slot.row < 60]
+    assert first == alone, "the first of the name keeps its order"
+
+
 def test_damage_is_reported_and_moves_no_other_sample(tmp_path):
     keys = [f"{n:02d}" for n in range(20)]
 

@@ -90,7 +90,7 @@ def test_min_snr_is_diffusers(gamma):
 def test_the_velocity_weighting_makes_an_x0_error_one_of_the_velocity():
     x, n, _ = pictures()
     wrong = x + 0.1
-    times = torch.tensor([60.0, 100.0, 300.0, 500.0, 800.0, 1000.0])
+    times = torch.tensor([160.0, 200.0, 300.0, 500.0, 800.0, 1000.0])
     noise = Noise(FlowNoise(predicts="x0"))
     error = (wrong - x).square() * noise.weights(times, ObjectiveConfig(weighting="velocity"))
     noisy = noise.mix(x, n, times)

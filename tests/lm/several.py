@@ -1,4 +1,7 @@
-"""One process of a training run under torchrun: `several.py SHARDS RUN STOP`, killed after STOP steps."""
+"""One process of a training run under torchrun: `several.py SHARDS RUN STOP`, killed after STOP steps.
+
+It writes a line for each document of each step: the step, and which sample of which epoch it was.
+"""
 
 import os
 import signal
@@ -6,27 +9,39 @@ import sys
 from pathlib import Path
 
 from pictish.lm import documents
-from pictish.lm.train import train
+from pictish.lm import train as loop
 from tests.lm.test_train import IMAGE_TOKENS, config_for
+
+STAGES = (
+    "stages=[{name: all, steps: 6, warmup: 2},"
+    " {name: rows, steps: 4, warmup: 0, trainable: [language.model.layers.1.*, new rows]}]"
+)
 
 
 def main(shards: Path, run: Path, stop: int) -> None:
-    """Train, noting the number of every sample used."""
+    """Train, noting the samples of every step when it is done."""
     used = (run.parent / f"{run.name}-used-{os.environ['RANK']}.txt").open("a", buffering=1)
-    make = documents.Maker.make
+    made: dict[int, tuple[object, str]] = {}  # by id of the document, which is kept so that no other has it
+    latest: list[str] = []
+    make, pack = documents.Maker.make, loop.pack
 
     def noting(self, sample, slot, seen):
-        used.write(f"{slot.number} {sample.source}/{sample.key}\n")
-        return make(self, sample, slot, seen)
+        document = make(self, sample, slot, seen)
+        made[id(document)] = document, f"{slot.epoch} {sample.source}/{sample.key}"
+        return document
 
-    documents.Maker.make = noting
+    def packing(rows, length):
+        latest[:] = [made[id(document)][1] for row in rows for document in row]
+        return pack(rows, length)
+
+    documents.Maker.make, loop.pack = noting, packing
 
     def progress(done: int, total: int) -> None:
+        used.writelines(f"{done} {name}\n" for name in latest)
         if done == stop:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    config = config_for(shards, "stages=[{name: only, steps: 10, warmup: 2}]")
-    train(config, run, IMAGE_TOKENS, "cpu", progress=progress)
+    loop.train(config_for(shards, STAGES), run, IMAGE_TOKENS, "cpu", progress=progress)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from pictish.data.mixture import Mixture, Source
 from pictish.data.shards import ShardFile
 from pictish.lm.config import DropoutConfig, SourceConfig
-from pictish.lm.documents import Maker, Seen
+from pictish.lm.documents import Maker, Seen, some_documents
 from pictish.lm.vocabulary import Vocabulary
 from tests.lm.pictures import CODES, FINGERPRINT, caption, pair_shard, picture
 
@@ -123,6 +123,19 @@ def test_a_document_longer_than_a_row_is_left_out_and_named(tmp_path):
     assert stream.report.lines() == ["1 skipped, longer than a row of 60 tokens: a.tar/03"]
     with pytest.raises(ValueError, match=r"a\.tar/03"):
         take(maker(longest=60), mixture(tmp_path / "a.tar", strict=True), 24)
+
+
+def test_validation_takes_no_sample_twice(tmp_path):
+    chance = np.random.default_rng(0)
+    with ShardFile(tmp_path / "a.tar") as shard:
+        for number in range(12):
+            text = caption(chance)
+            tokens = picture(text, chance).to_bytes() if number % 3 else b"broken"
+            shard.write(f"{number:02d}", {"tokens": tokens, "txt": f"{text} {number}".encode()})
+    stream = mixture(tmp_path / "a.tar")
+    found = some_documents(maker(), stream, 100)
+    assert len({document.ids.tobytes() for document in found}) == len(found) == 8
+    assert len(some_documents(maker(), mixture(tmp_path / "a.tar"), 5)) == 5
 
 
 def test_another_seed_chooses_otherwise(tmp_path):

@@ -91,6 +91,20 @@ def test_dropped_conditions_leave_what_generation_feeds():
     assert make("drawing", drawing("abc", TARGET, drop)).ids.tolist() == [*TARGET_IDS, 1]
 
 
+def test_a_picture_alone_does_not_learn_to_end():
+    """A caption begins likewise; it would learn to end before its first word."""
+    nothing = draw_drop(DropoutConfig(text=0, image=0, both=1), True, 0.5)
+    for document in (
+        make("drawing", drawing("abc", TARGET, nothing)),
+        make("edit", edit(SOURCE, "ab", TARGET, nothing)),
+        make("interleaved", [Codes(TARGET, True)]),
+    ):
+        assert document.ids.tolist() == [*TARGET_IDS, 1]
+        assert learned(document) == TARGET_IDS
+    text = draw_drop(DropoutConfig(text=1, image=0, both=0), True, 0.5)
+    assert learned(make("edit", edit(SOURCE, "ab", TARGET, text))) == [*TARGET_IDS, 1]
+
+
 def test_dropout_happens_as_often_as_configured():
     rates = DropoutConfig(text=0.2, image=0.1, both=0.05)
     drawn = [draw_drop(rates, True, chance) for chance in np.linspace(0, 1, 10_000, endpoint=False)]

@@ -3,18 +3,26 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from pictish.configs import load, parse
+from pictish.data.loader import ImageBytes
 from pictish.data.shards import ShardFile
+from pictish.lm import train as trainer
 from pictish.lm.config import TrainConfig
+from pictish.lm.documents import Seen
 from pictish.lm.model import ImageTokens, UnifiedModel, read_pretrained
+from pictish.lm.packing import pack
+from pictish.lm.sequence import Features, join
 from pictish.lm.train import train
-from tests.lm.pictures import CODES, FINGERPRINT, pair_shard
+from tests.lm.pictures import CODES, COLOURS, FINGERPRINT, THINGS, caption, pair_shard
 from tests.lm.tiny import tiny_model, tiny_tokenizer
 
 IMAGE_TOKENS = ImageTokens(FINGERPRINT, CODES, 16, 12)
@@ -83,9 +91,22 @@ def test_accumulated_forwards_give_the_same_curve(shards):
     assert one == pytest.approx(four, abs=1e-4)
 
 
-def test_checkpointed_activations_give_the_same_curve(shards):
-    train(config_for(shards), shards / "kept", IMAGE_TOKENS, "cpu")
-    train(config_for(shards, "checkpointing=true"), shards / "twice", IMAGE_TOKENS, "cpu")
+def test_checkpointed_activations_are_computed_twice_and_give_the_same_curve(shards, monkeypatch):
+    forward, calls = LlamaMLP.forward, []
+
+    def counting(self, hidden):
+        calls.append(torch.is_grad_enabled())
+        return forward(self, hidden)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counting)
+    stage = "stages=[{name: only, steps: 4, warmup: 2}]"
+    counts = []
+    for run, change in (("kept", "checkpointing=false"), ("twice", "checkpointing=true")):
+        calls.clear()
+        train(config_for(shards, stage, change), shards / run, IMAGE_TOKENS, "cpu")
+        counts.append(sum(calls))  # validation and checks are without gradients
+    steps, layers = 4, 2
+    assert counts == [steps * layers, 2 * steps * layers]
     kept, twice = ([row["loss"] for row in lines(shards / run) if "loss" in row] for run in ("kept", "twice"))
     assert kept == pytest.approx(twice, abs=1e-5)
 
@@ -147,8 +168,47 @@ def test_a_stage_changes_what_it_names(shards):
         assert not torch.equal(before[name][first:], after[name][first:])
 
 
+def test_a_stage_leaves_no_optimizer_for_the_next_one_to_scale(shards, monkeypatch):
+    unscale, optimizers = Accelerator.unscale_gradients, []
+
+    def counting(self, optimizer=None):
+        optimizers.append(len(self._optimizers))
+        return unscale(self, optimizer)
+
+    monkeypatch.setattr(Accelerator, "unscale_gradients", counting)
+    train(config_for(shards), shards / "run", IMAGE_TOKENS, "cpu")
+    assert optimizers == [1] * 10
+
+
+def test_samples_that_cannot_be_drawn_stop_a_run_before_its_first_step_only(shards, caplog):
+    def show(model: UnifiedModel, step: int) -> None:
+        if step >= broken:
+            raise ValueError("a prompt of 300 tokens")
+
+    config, broken = config_for(shards).model_copy(update={"sample_every": 4}), 0
+    with pytest.raises(ValueError, match="a prompt of 300 tokens"):
+        train(config, shards / "first", IMAGE_TOKENS, "cpu", show=show)
+    assert not (shards / "first" / "metrics.jsonl").exists()
+    broken = 8
+    train(config, shards / "later", IMAGE_TOKENS, "cpu", show=show)
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
+        "no samples of step 8: a prompt of 300 tokens"
+    ]
+    train(config_for(shards), shards / "none", IMAGE_TOKENS, "cpu")
+    assert lines(shards / "later") == lines(shards / "none")
+
+
+def test_each_source_of_validation_has_a_loss_of_its_own(shards):
+    pair_shard(shards / "other" / "0.tar", 30, seed=3)
+    other = f"data.validation.more={{paths: [{shards}/other/*.tar], caption: 1}}"
+    train(config_for(shards, other), shards / "run", IMAGE_TOKENS, "cpu")
+    last = lines(shards / "run")[-1]
+    each = [last["validation_unseen_loss"], last["validation_more_loss"]]
+    assert min(each) < last["validation_loss"] < max(each)
+
+
 def test_a_pattern_that_matches_nothing_is_refused(shards):
-    config = config_for(shards, "stages=[{name: only, steps: 3, trainable: ['layers.9.*']}]")
+    config = config_for(shards, "stages=[{name: only, steps: 3, warmup: 0, trainable: ['layers.9.*']}]")
     with pytest.raises(ValueError, match=r"layers\.9"):
         train(config, shards / "run", IMAGE_TOKENS, "cpu")
 
@@ -210,3 +270,98 @@ def test_damage_is_named_at_the_end_or_stops_the_run(shards, caplog):
     assert "2.tar/none" in said
     with pytest.raises(ValueError, match=r"2\.tar/(bad|none)"):
         train(config_for(shards, "data.strict=true"), shards / "strict", IMAGE_TOKENS, "cpu")
+
+
+def raw_shard(path: Path, count: int) -> None:
+    """Made-up pictures, whose bytes are the caption that they show."""
+    chance = np.random.default_rng(0)
+    with ShardFile(path) as shard:
+        for number in range(count):
+            text = caption(chance).encode()
+            shard.write(f"{number:04d}", {"png": text, "txt": text})
+
+
+def look(pictures) -> list[Seen]:
+    seen = []
+    for one in pictures:
+        _, colour, thing = one.blob.decode().split()
+        row = np.zeros((2, 12), np.float32)
+        row[0, COLOURS.index(colour)] = row[1, 4 + THINGS.index(thing)] = 1
+        seen.append(Seen(np.array([COLOURS.index(colour), 6 + THINGS.index(thing)]), row))
+    return seen
+
+
+def test_the_projector_is_trained_kept_and_matters(shards):
+    raw_shard(shards / "raw" / "0.tar", 40)
+    source = "data.train={pictures: {paths: [%s/raw/*.tar], caption: 1, continuous: 1}}" % shards  # noqa: UP031
+    stage = "stages=[{name: only, steps: 8, learning_rate: 0.01, warmup: 0}]"
+    config = parse(
+        TrainConfig, load("tiny/lm", [source, stage, "model.features=true", "sample_every=4"]), "test"
+    )
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def show(model: UnifiedModel, step: int) -> None:
+        seen.append({name: tensor.clone() for name, tensor in model.projector.state_dict().items()})
+
+    folder = train(config, shards / "run", IMAGE_TOKENS, "cpu", look=look, show=show)
+    early, *_, late = seen  # one before the first step
+    assert all(not torch.equal(early[name], late[name]) for name in early)
+    model = UnifiedModel.from_folder(folder)
+    assert all(torch.equal(late[name], tensor) for name, tensor in model.projector.state_dict().items())
+    vocabulary = model.vocabulary
+    shown = join("caption", [Features(look([ImageBytes(b"a red car", "")])[0].features)], vocabulary, list)
+    other = join("caption", [Features(look([ImageBytes(b"a blue sun", "")])[0].features)], vocabulary, list)
+    with torch.no_grad():
+        first, second = (model(pack([[document]], len(document)))[0, -1] for document in (shown, other))
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
+def test_a_run_of_adapters_resumes_bit_for_bit(shards):
+    config = pretrained(shards, lora=2).model_copy(update={"checkpoint_every": 2})
+    train(config, shards / "whole", IMAGE_TOKENS, "cpu")
+    with pytest.raises(Killed):
+        train(config, shards / "broken", IMAGE_TOKENS, "cpu", progress=killed_at({3}))
+    train(config, shards / "broken", IMAGE_TOKENS, "cpu")
+    whole, broken = (load_file(shards / run / "model" / "model.safetensors") for run in ("whole", "broken"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    base = load_file(shards / "base" / "model.safetensors")
+    assert torch.equal(whole["model.norm.weight"], base["model.norm.weight"]), "`*` leaves the base alone"
+    assert not torch.equal(
+        whole["model.layers.0.mlp.up_proj.weight"], base["model.layers.0.mlp.up_proj.weight"]
+    )
+
+
+def test_adapters_beside_weights_of_the_base_are_refused(shards):
+    config = pretrained(shards, lora=2, trainable="'*lora_*', '*norm*'")
+    with pytest.raises(ValueError, match=r"'\*norm\*' matches .*lora's adapters stand in for"):
+        train(config, shards / "run", IMAGE_TOKENS, "cpu")
+
+
+def test_each_stage_trains_its_weights_on_its_sources(shards):
+    pair_shard(shards / "more" / "0.tar", 40, seed=3)
+    stages = (
+        "stages=[{name: one, steps: 3, warmup: 0, trainable: ['*layers.0.*'], weights: {more: 0}},"
+        "{name: two, steps: 3, warmup: 0, trainable: ['*layers.1.*'], weights: {pictures: 0}}]"
+    )
+    more = f"data.train.more.paths=[{shards}/more/*.tar]"
+    config = config_for(shards, stages, more, "sample_every=1")
+    seen: list[dict[str, torch.Tensor]] = []
+    drawn: list[list[str]] = []
+    plain = trainer.sources_of
+
+    def show(model: UnifiedModel, step: int) -> None:
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    def noting(sources, weights):
+        found = plain(sources, weights)
+        drawn.append([source.name for source in found])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "sources_of", noting)
+        train(config, shards / "run", IMAGE_TOKENS, "cpu", show=show)
+    assert drawn[-2:] == [["pictures"], ["more"]]
+    for (before, after), layer in (((seen[0], seen[3]), "layers.0."), ((seen[3], seen[6]), "layers.1.")):
+        changed = [name for name in before if not torch.equal(before[name], after[name])]
+        assert changed
+        assert all(layer in name for name in changed)

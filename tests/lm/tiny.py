@@ -1,8 +1,10 @@
-"""Tiny causal LMs of three architectures with random weights, and a tiny byte-level BPE tokenizer."""
+"""Tiny causal LMs of four architectures with random weights, and a tiny byte-level BPE tokenizer."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -12,6 +14,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+from pictish.lm.model import ImageTokens, Projector, UnifiedModel
+from pictish.lm.vocabulary import widen
 
 ARCHITECTURES = ("llama", "qwen3", "gpt2")
 CAPTIONS = [
@@ -23,9 +28,18 @@ CAPTIONS = [
 
 
 def tiny_model(
-    architecture: str, rows: int, *, tied: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64
+    architecture: str,
+    rows: int,
+    *,
+    tied: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    attention: str | None = None,
 ) -> PreTrainedModel:
-    """A model of `rows` ids, width 32, in eval mode; weights large enough for its logits to differ."""
+    """A model of `rows` ids, width 32, in eval mode; weights large enough for its logits to differ.
+
+    `attention` is transformers' `attn_implementation`; None: the architecture's own choice.
+    """
     shared = {
         "vocab_size": rows,
         "tie_word_embeddings": tied,
@@ -33,6 +47,7 @@ def tiny_model(
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
+        "attn_implementation": attention,
     }
     blocks = {
         "hidden_size": 32,
@@ -52,6 +67,8 @@ def tiny_model(
                 model = Qwen3ForCausalLM(Qwen3Config(**shared, **blocks))
             case "gpt2":
                 model = GPT2LMHeadModel(GPT2Config(**shared, n_embd=32, n_layer=2, n_head=4, n_positions=128))
+            case "gemma2":
+                model = Gemma2ForCausalLM(Gemma2Config(**shared, **blocks))
             case _:
                 raise AssertionError(architecture)
     return model.to(dtype).eval()
@@ -72,3 +89,14 @@ def tiny_tokenizer(size: int = 280) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
+
+
+def tiny_unified(architecture: str, features: int = 0, attention: str | None = None) -> UnifiedModel:
+    """A tiny model of 30 codes, with a projector where there are `features`."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_model(architecture, len(tokenizer), dtype=torch.float32, attention=attention)
+    widen(model, tokenizer, 30, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        projector = Projector(features, model.get_input_embeddings().weight.shape[1]) if features else None
+    return UnifiedModel(model, tokenizer, ImageTokens("0" * 12, 30, 16, features), projector)

@@ -20,5 +20,5 @@ def test_no_warmup_and_no_decay():
 
 
 def test_warmup_longer_than_the_run_is_refused():
-    with pytest.raises(ValueError, match="warmup=11 must lie between 0 and total=10"):
+    with pytest.raises(ValueError, match="warmup 11 must be 0 to steps, which is 10"):
         warmup_cosine(0, peak=1.0, warmup=11, total=10)

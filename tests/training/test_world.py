@@ -36,6 +36,18 @@ def test_with_two_gpus():
         resolve_device("cuda:2")
 
 
+@pytest.mark.usefixtures("two_gpus")
+def test_under_a_launcher_each_process_has_its_own_gpu(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name in ("auto", "cuda", "cuda:0"):
+        assert resolve_device(name) == torch.device("cuda:1"), "where accelerate puts the model"
+    assert resolve_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"device cuda:2: this machine has 2 CUDA device\(s\)"):
+        resolve_device("auto")
+
+
 @pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1"])
 def test_unknown_devices_are_refused(name):
     with pytest.raises(ValueError, match="not known; give auto, cpu"):
