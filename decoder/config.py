@@ -153,7 +153,7 @@ class TrainConfig(Config):
                 raise ValueError("objective.weighting: min_snr is for noise of kind diffusion; use velocity")
         return self
 
-    @model_validator(mode=\"after\")
+    @model_validator(mode="after")
     def _warmup_ends(self) -> "TrainConfig":
         check_warmup(self.warmup, self.steps)
         return self
