@@ -129,7 +129,7 @@ def packing(settings: argparse.Namespace) -> None:
     model.train()
     chance = np.random.default_rng(0)
     # 27.5 codes and a caption of 4 to 14 pieces; a third are edits with two pictures
-    lengths = chance.normal(27.5, 9, 256).clip(4, 64).astype(int) + chance.integers(6, 17, 256)
+    lengths = chance.normal(27.5, 9, 768).clip(4, 64).astype(int) + chance.integers(6, 17, 768)
     lengths[::3] += chance.normal(27.5, 9, len(lengths[::3])).clip(4, 64).astype(int)
     documents = [
         Document("drawing", chance.integers(0, TEXT, n), np.ones(n, bool), np.zeros(0, np.int64), None)
@@ -163,10 +163,10 @@ def packing(settings: argparse.Namespace) -> None:
         "padded to the longest of the batch": [pack([[d] for d in b], max(map(len, b))) for b in shuffled],
         "length buckets": [pack([[d] for d in b], max(map(len, b))) for b in bucketed],
     }
-    for length in (128, 192, 256, 384, 512):
+    for rows, length in ((6, 128), (12, 128), (24, 128), (8, 192), (16, 192), (12, 256)):
         stream = ((document, {}) for document in documents)
-        steps = batches(stream, max(1, batch * 48 // length), length)
-        work[f"packed rows of {length}"] = [pack([r for r in rows if r], length) for rows, _ in steps]
+        steps = batches(stream, rows, length)
+        work[f"packed {rows} rows of {length}"] = [pack([r for r in rows if r], length) for rows, _ in steps]
     found = rivals({name: lambda p=packed: step(p) for name, packed in work.items()}, settings.rounds)
     base = found["padded to the longest of the batch"]
     for name, seconds in found.items():
