@@ -35,16 +35,13 @@ class Conditions(NamedTuple):
     sequence: Tensor | None  # (B, L, D)
     real: Tensor | None  # (B, L) bool
     pooled: Tensor | None  # (B, P)
-    prior: Tensor | None  # (B, 3, H, W) in [-1, 1]: the picture as the codes tell it
 
 
 class Condition(nn.Module):
     """Learned projections of codes and features, and the null condition that guidance starts from."""
 
-    def __init__(
-        self, config: ConditionConfig, features: int, code: int, cells: int, enlarge: int, prior: bool
-    ):
-        """`enlarge` is the side of a cell in the denoiser's map; `prior`: whether pixels are told too."""
+    def __init__(self, config: ConditionConfig, features: int, code: int, cells: int, enlarge: int):
+        """`enlarge` is the side of a cell in the denoiser's map."""
         super().__init__()
         self.config, self.enlarge = config, enlarge
         self.grid = round(cells**0.5)
@@ -60,8 +57,6 @@ class Condition(nn.Module):
         if config.sequence:
             self.norm = nn.LayerNorm(config.width)
             self.nothing = nn.Parameter(torch.randn(config.width) * 0.02)
-        if prior:
-            self.no_prior = nn.Parameter(torch.zeros(3, 1, 1))
         if config.pooled:
             self.to_pooled = nn.Linear(features, config.pooled)
             self.no_pooled = nn.Parameter(torch.zeros(config.pooled))
@@ -92,18 +87,7 @@ class Condition(nn.Module):
         if self.config.pooled:
             pooled = self.to_pooled(told.features.mean(dim=1))
             pooled = torch.where(drop[:, None], self.no_pooled.to(pooled.dtype), pooled)
-        return Conditions(maps, rows, real, pooled, self._prior(told, drop, size))
-
-    def _prior(self, told: Told, drop: Tensor, size: tuple[int, int] | None) -> Tensor | None:
-        """The picture (B, 3, H, W) among the features; a learned colour where it is dropped."""
-        if not hasattr(self, "no_prior"):
-            return None
-        assert told.pixels is not None
-        prior = told.pixels * 2 - 1
-        side = self.grid * self.enlarge
-        if prior.shape[-2:] != (size or (side, side)):
-            prior = F.interpolate(prior, size=size or (side, side), mode="bilinear", align_corners=False)
-        return torch.where(drop[:, None, None, None], self.no_prior.to(prior.dtype), prior)
+        return Conditions(maps, rows, real, pooled)
 
     def _sequence(self, told: Told) -> tuple[Tensor, Tensor]:
         """Rows (B, L, D), and which are real (B, L)."""

@@ -36,6 +36,13 @@ class TransformerConfig(Config):
     folder: str | None = Field(None, description="local diffusers folder with `transformer` to start from")
 
 
+class ShuffleConfig(Config):
+    """Blocks of pixels as channels: a smaller map that loses nothing, for convolutions on a CPU."""
+
+    kind: Literal["shuffle"] = "shuffle"
+    block: int = Field(2, gt=1, description="side of a block in pixels")
+
+
 class AutoencoderConfig(Config):
     """The latent space to work in: a frozen autoencoder of diffusers."""
 
@@ -95,7 +102,9 @@ class DiffusionConfig(Config):
     kind: Literal["diffusion"] = "diffusion"
     side: int = Field(gt=0, description="pixels of the square picture it is trained on")
     denoiser: Annotated[UNetConfig | TransformerConfig, Field(discriminator="kind")]
-    autoencoder: AutoencoderConfig | None = Field(None, description="none: in pixel space")
+    autoencoder: Annotated[AutoencoderConfig | ShuffleConfig, Field(discriminator="kind")] | None = Field(
+        None, description="none: in pixel space"
+    )
     condition: ConditionConfig = ConditionConfig()
     noise: Annotated[DiffusionNoise | FlowNoise, Field(discriminator="kind")]
     sampling: SamplingConfig

@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pictish.decoder.condition import Conditions
-from pictish.decoder.config import AutoencoderConfig, DiffusionConfig, TransformerConfig, UNetConfig
+from pictish.decoder.config import (
+    AutoencoderConfig,
+    DiffusionConfig,
+    ShuffleConfig,
+    TransformerConfig,
+    UNetConfig,
+)
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin
@@ -140,8 +147,26 @@ class Latents(nn.Module):
         return decoded
 
 
-def build_latents(config: AutoencoderConfig) -> Latents:
-    """The autoencoder of a local folder; ValueError when it is none of this kind."""
+class Shuffle(nn.Module):
+    """Blocks of pixels as channels, and back."""
+
+    def __init__(self, block: int):
+        super().__init__()
+        self.shrink, self.channels = block, 3 * block**2
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """(B, 3 block^2, S / block, S / block) of pictures (B, 3, S, S)."""
+        return F.pixel_unshuffle(pictures, self.shrink)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of what `encode` gave."""
+        return F.pixel_shuffle(latents, self.shrink)
+
+
+def build_latents(config: AutoencoderConfig | ShuffleConfig) -> Latents | Shuffle:
+    """What a decoder works on; ValueError when a folder holds no autoencoder of this kind."""
+    if isinstance(config, ShuffleConfig):
+        return Shuffle(config.block)
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 

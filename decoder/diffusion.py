@@ -8,13 +8,15 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pictish.configs import parse, to_yaml
 from pictish.data.model_folder import CONFIG, WEIGHTS, read_model_folder, whole_folder
 from pictish.decoder import denoiser as parts
 from pictish.decoder.condition import Condition, Told
-from pictish.decoder.config import DiffusionConfig
+from pictish.decoder.config import AutoencoderConfig, DiffusionConfig
 from pictish.decoder.noise import Noise
 from pictish.decoder.schedulers import build_scheduler
 from pictish.tokenizer.dynamic import Tokenizer, load_strictly
@@ -48,8 +50,8 @@ class DiffusionDecoder(nn.Module):
             network.quantizer.dim,
             tokenizer.cells,
             self.sample_size // grid,
-            prior=self._has_prior(network.encoder),
         )
+        self.no_prior = self._prior_parameter(network.encoder)
         self.denoiser = parts.build_denoiser(config, self.channels, self.sample_size)
 
     def forward(
@@ -65,17 +67,31 @@ class DiffusionDecoder(nn.Module):
         Where `drop` (B,) the codes are not told.
         """
         conditions = self.condition(told, drop, (noisy.shape[-2], noisy.shape[-1]))
-        return self.denoiser(noisy, times, conditions, source), conditions.prior
+        return self.denoiser(noisy, times, conditions, source), self.prior(told, drop, noisy)
 
-    def _has_prior(self, encoder: Encoder) -> bool:
+    def prior(self, told: Told, drop: Tensor, noisy: Tensor) -> Tensor | None:
+        """What the pixels among the features say of x_0, (B, C, H, W) as `noisy`; None where it is not asked.
+
+        Where `drop` (B,) it is a learned colour.
+        """
+        if self.no_prior is None:
+            return None
+        assert told.pixels is not None
+        size = [n * self.config.side // self.sample_size for n in noisy.shape[-2:]]
+        pixels = told.pixels
+        if list(pixels.shape[-2:]) != size:
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
+        return torch.where(drop[:, None, None, None], self.no_prior.to(pixels.dtype), self.encode(pixels))
+
+    def _prior_parameter(self, encoder: Encoder) -> nn.Parameter | None:
         if self.config.noise.predicts != "residual":
-            return False
-        if self.latents is not None or not encoder.config.pixels:
+            return None
+        if isinstance(self.latents, parts.Latents) or not encoder.config.pixels:
             raise ValueError(
                 "noise.predicts: residual is about the pixels among a tokenizer's features; it needs "
-                "encoder.pixels there and no autoencoder here"
+                "encoder.pixels there and pixels here"
             )
-        return True
+        return nn.Parameter(torch.zeros(self.channels, 1, 1))
 
     def encode(self, pictures: Tensor) -> Tensor:
         """What is denoised, (B, C, H, W), of RGB pictures (B, 3, S, S) in [0, 1]."""
@@ -100,7 +116,7 @@ def save_diffusion(
     with whole_folder(folder, overwrite, _belongs) as temp:
         _save_part(model.denoiser.network, temp / DENOISER, half)
         digests = {DENOISER: _digest(temp / DENOISER)}
-        if model.latents is not None and config.autoencoder is not None:
+        if isinstance(model.latents, parts.Latents):
             _save_part(model.latents.autoencoder, temp / AUTOENCODER, half)
             digests[AUTOENCODER] = _digest(temp / AUTOENCODER)
         build_scheduler(config.sampling.scheduler, config.noise).save_pretrained(temp / SCHEDULER)
@@ -115,7 +131,7 @@ def save_diffusion(
         (temp / CONFIG).write_text(to_yaml(document), encoding="utf-8")
         weights = {
             name: (tensor.half() if half else tensor).detach().cpu().contiguous()
-            for name, tensor in model.condition.state_dict().items()
+            for name, tensor in _own(model).items()
         }
         save_file(weights, temp / WEIGHTS)
 
@@ -136,13 +152,23 @@ def load_diffusion(folder: Path, tokenizer: Tokenizer) -> DiffusionDecoder:
             f"{folder}: decodes tokens of {stored.config['tokenizer']}, not of {tokenizer.fingerprint}"
         )
     config = parse(DiffusionConfig, stored.config["model"], str(folder))
-    for name in (DENOISER, *([AUTOENCODER] if config.autoencoder else [])):
+    has_autoencoder = isinstance(config.autoencoder, AutoencoderConfig)
+    for name in (DENOISER, *([AUTOENCODER] if has_autoencoder else [])):
         if stored.config["sha256"].get(name) != _digest(folder / name):
             raise ValueError(f"{folder / name}: not the files this folder was written with; copy it again")
     model = DiffusionDecoder(_at_home(config, folder), tokenizer)
+    own = model.no_prior
+    if own is not None and "no_prior" in stored.tensors:
+        own.data.copy_(stored.tensors.pop("no_prior"))
     load_strictly(model.condition, stored.tensors, str(folder))
-    parts.check_finite(model.condition, str(folder))
+    parts.check_finite(model, str(folder))
     return model
+
+
+def _own(model: DiffusionDecoder) -> dict[str, Tensor]:
+    """The weights that are no part of diffusers'."""
+    prior = {} if model.no_prior is None else {"no_prior": model.no_prior}
+    return {**model.condition.state_dict(), **prior}
 
 
 def _belongs(name: str) -> bool:
@@ -154,7 +180,7 @@ def _at_home(config: DiffusionConfig, folder: Path | None) -> DiffusionConfig:
     changes: dict[str, Any] = {
         "denoiser": config.denoiser.model_copy(update={"folder": str(folder / DENOISER) if folder else None})
     }
-    if config.autoencoder is not None:
+    if isinstance(config.autoencoder, AutoencoderConfig):
         place = str(folder / AUTOENCODER) if folder else AUTOENCODER
         changes["autoencoder"] = config.autoencoder.model_copy(update={"folder": place})
     return config.model_copy(update=changes)

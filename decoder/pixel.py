@@ -15,6 +15,7 @@ from torch import Tensor
 from pictish.data.model_folder import find_decoder, fingerprint
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.condition import Told
+from pictish.decoder.denoiser import Latents
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion
 from pictish.decoder.preview import predicted_pixels
 from pictish.decoder.schedulers import as_model_sees, begin, build_scheduler, take_step
@@ -176,17 +177,18 @@ def sample(
     drop = torch.arange(branches, device=x.device).repeat_interleave(len(x)).bool()  # told, then not told
     repeated = told.each(lambda tensor: torch.cat([tensor] * branches))
     conditions = model.condition(repeated, drop, (x.shape[-2], x.shape[-1]))
+    prior = model.prior(repeated, drop, x)
     beside = (torch.cat([shown[0]] * branches), torch.cat([shown[1]] * branches)) if shown else None
     for done, time in enumerate(times, 1):
         noisy = as_model_sees(schedule, x, time)
         at = time.to(x.device).expand(len(x) * branches)
         both = torch.cat([noisy] * branches)
         predicted = model.denoiser(both, at, conditions, beside)
-        clean = model.noise.clean(predicted, both, at, conditions.prior)
+        clean = model.noise.clean(predicted, both, at, prior)
         if branches == 2:
             with_codes, without = clean.chunk(2)
             clean = without + guidance * (with_codes - without)
-        if model.latents is None:
+        if not isinstance(model.latents, Latents):  # pixels
             clean = clean.clamp(-1, 1)
         output = model.noise.for_scheduler(clean, noisy, at[: len(x)])
         x = take_step(schedule, output, time, x, generators)
