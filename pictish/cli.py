@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train decoder": ("pictish.commands.train:decoder", "Train a decoder: codes to pixels."),
     "evaluate tokenizer": ("pictish.commands.evaluate:run", "Measure quality against the number of tokens."),
     "data starter": ("pictish.commands.data:starter", "Build the starter data set as WebDataset shards."),
+    "data tasks": ("pictish.commands.data:tasks", "Turn tokenized starter data into training samples."),
 }
 GROUPS = {
     "train": "Train a part from a configuration.",
