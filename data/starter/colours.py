@@ -10,15 +10,16 @@ from pictish.data.starter.phrases import COLOURS
 
 _SHARE = 0.6  # of the shape, from where on a colour clearly dominates
 _OTHER = 0.25  # of the shape, what no other colour may exceed
-# Hues in degrees, with gaps: what lies between two colours is neither.
+# Hues in degrees, with gaps, for what lies between two colours is neither; least saturation and value, for
+# pale orange is the colour of wood, and dark yellow that of olives.
 _HUES = (
-    ("red", -12, 10),
-    ("orange", 20, 36),
-    ("yellow", 44, 62),
-    ("green", 80, 160),
-    ("blue", 196, 245),
-    ("purple", 262, 295),
-    ("pink", 318, 342),
+    ("red", -12, 10, 0.45, 0.45),
+    ("orange", 20, 36, 0.75, 0.85),
+    ("yellow", 44, 62, 0.45, 0.7),
+    ("green", 80, 160, 0.45, 0.45),
+    ("blue", 196, 245, 0.45, 0.45),
+    ("purple", 262, 295, 0.45, 0.45),
+    ("pink", 318, 342, 0.45, 0.45),
 )
 
 
@@ -40,7 +41,7 @@ def main_colour(png: bytes) -> str | None:
 
 
 def colour_numbers(rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Number in `COLOURS` of each pixel (N, 3) from 0 to 1; one more than the last where two words would do."""
+    """Number in `COLOURS` of each pixel (N, 3) from 0 to 1; `len(COLOURS)` where two would do."""
     value, low = rgb.max(axis=1), rgb.min(axis=1)
     chroma = value - low
     saturation = chroma / np.maximum(value, 1e-6)
@@ -50,8 +51,9 @@ def colour_numbers(rgb: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     def mark(name: str, where: npt.NDArray[np.bool_]) -> None:
         numbers[where] = COLOURS.index(name)
 
-    for name, start, stop in _HUES:
-        mark(name, (hue >= start) & (hue <= stop) & (saturation > 0.45) & (value > 0.45))
+    for name, start, stop, least_saturation, least_value in _HUES:
+        vivid = (saturation > least_saturation) & (value > least_value)
+        mark(name, vivid & (hue >= start) & (hue <= stop))
     mark("brown", (hue >= 8) & (hue <= 36) & (saturation > 0.35) & (value > 0.2) & (value < 0.62))
     pale = (saturation > 0.2) & (saturation < 0.5) & (value > 0.85)
     mark("pink", ((hue < 4) | (hue > 318)) & pale)  # pale red

@@ -34,7 +34,7 @@ _MASS = listed(
     water|liquid|camping|cooking|racing|breast-feeding|construction|copyright|registered|
     information|radioactive|prohibited|wireless|om|divide|multiply|plus|minus|voltage|
     control|mate|DNA|dna|dizzy|away|together|lowercase|uppercase|laughing|star-struck|
-    fuji|currency|cinema|lightning|customs|abacuses|hair|litter|mahjong|ginger|unlocked
+    fuji|currency|cinema|lightning|customs|hair|litter|mahjong|ginger|unlocked
     |locked
     """
 )
@@ -52,8 +52,8 @@ _THE_COUNTRY = re.compile(
     r"|Comoros|Seychelles|Bahamas|Gambia)$|^Isle of"
 )
 _WORN = re.compile(
-    r" (veil|headscarf|skullcap|crown|turban|tuxedo|white cane|manual wheelchair|motorized wheelchair|steamy room"
-    r"|suit|hand|ball|baby|haircut|massage|boat|bath)\b"
+    r" (veil|headscarf|skullcap|crown|turban|tuxedo|white cane|manual wheelchair|motorized wheelchair"
+    r"|steamy room|suit|hand|ball|baby|haircut|massage|boat|bath)\b"
 )
 _CARD = re.compile(r"(?:simple|bordered|ornamental|white)_([hdsc])_(10|[2-9ajqk])\b")
 _SUITS = {"h": "hearts", "d": "diamonds", "s": "spades", "c": "clubs"}
@@ -115,7 +115,7 @@ def choose(options: Sequence[str], *words: str) -> str:
 
 
 def rank(*words: str) -> int:
-    """A number that follows from the words alone: sorted by it, things are well mixed, and always the same."""
+    """A number that follows from the words alone: sorted by it, things are mixed, and always the same."""
     return sha_modulo("|".join(words), 1 << 64)
 
 
@@ -226,7 +226,7 @@ def _clip_art(facts: Mapping[str, Any]) -> Phrase:
     words = [re.sub(r"(?<=[a-zA-Z]{3})\d+$", "", word) for word in title.split()]
     while len(words) > 1 and len(words[-1]) == 1:
         words.pop()
-    noun = " ".join(words)
+    noun = " ".join(words) if re.search("[a-zA-Z]{3}", title) else subject
     if (
         re.match(r"flags/(?:africa|america|asia|europe|oceania)", facts["subgroup"] or "")
         and "flag" not in noun

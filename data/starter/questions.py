@@ -90,18 +90,19 @@ _UNCLEAR = listed(
     small airplane|brown mushroom|canned food|T-Rex|chestnut|egg|musical keyboard
     """
 )
-# Who asks the first of a fruit or a flower may get the second as an answer.
+# Some things are both, or are made of the other.
 _OVERLAPS = {
     frozenset(pair)
     for pair in (("food", "plant"), ("food", "animal"), ("face", "person"), ("face", "animal"))
 }
-# Of a group, but not of one kind in any clear way: never said to be wrong.
+# Wider words than a picture's own: never said to be wrong.
 _VAGUE = listed(
     """
     person|man|woman|child|adult|family|people|baby|bug|bird|fish|house|animal|
     smile|face|hut
     """
 )
+_PEOPLE = {"people-body", "people"}  # who have several colours, and none of them is theirs
 _SIZES = {"large", "small", "medium", "medium-small"}
 
 
@@ -115,14 +116,14 @@ class Turn:
 
 
 def questions(pictures: Iterable[Picture], colours: Mapping[str, str]) -> dict[str, list[Turn]]:
-    """The questions about each picture, by its key, that its facts and `colours` (by key) answer for certain."""
+    """The questions about each picture, by its key, that its facts and its colour in `colours` answer."""
     ordered = sorted(pictures, key=lambda picture: picture.key)
     known = _Known(ordered)
     turns = {picture.key: _of_facts(picture, colours.get(picture.key)) for picture in ordered}
     for picture in ordered:
         if picture.is_emoji and (wrong := known.wrong(picture)):
             for phrase, answer in ((picture.phrase, "yes"), (wrong, "no")):
-                wording = choose(_IS_IT, picture.key, phrase.noun)
+                wording = choose(_IS_IT, picture.key, phrase.noun) if phrase.article else _IS_IT[-1]
                 turns[picture.key].append(Turn("is it", wording.format(phrase.skinless), answer))
     for key, turn in _of_kind(ordered):
         turns[key].append(turn)
@@ -131,9 +132,11 @@ def questions(pictures: Iterable[Picture], colours: Mapping[str, str]) -> dict[s
 
 def kind_of(picture: Picture) -> str | None:
     """`animal`, `food` and so on, where nobody would argue."""
-    if not picture.is_emoji or picture.phrase.noun in _UNCLEAR or "wheelchair" in picture.phrase.noun:
-        return None
-    return _KIND_OF_SUBGROUP.get(picture.facts["subgroup"])
+    phrase = picture.phrase
+    kind = _KIND_OF_SUBGROUP.get(picture.facts["subgroup"]) if picture.is_emoji else None
+    if phrase.noun in _UNCLEAR or "wheelchair" in phrase.noun or (kind == "person" and not phrase.article):
+        return None  # of several people none is asked whether they are one
+    return kind
 
 
 def _of_facts(picture: Picture, colour: str | None) -> list[Turn]:
@@ -141,13 +144,15 @@ def _of_facts(picture: Picture, colour: str | None) -> list[Turn]:
     turns = []
     if picture.is_emoji:
         turns.append(Turn("what", choose(_WHAT, key, "what"), picture.phrase.noun))
-    turns.append(Turn("style", choose(_STYLE, key, "style"), picture.set))
+    # Of most clip art only the style is known; a quarter of it is enough.
+    if picture.is_emoji or colour is not None or rank("style", key) % 4 == 0:
+        turns.append(Turn("style", choose(_STYLE, key, "style"), picture.set))
     if isinstance(facts["skin_tone"], str):
         who = _PRONOUNS.get(facts["gender"], "it")
         turns.append(Turn("skin tone", choose(_TONE, key, "tone").format(who=who), facts["skin_tone"]))
     if facts["gender"] in ("man", "woman"):
         turns.append(Turn("gender", choose(_GENDER, key, "gender"), f"a {facts['gender']}"))
-    if colour is not None:
+    if colour is not None and facts["group"] not in _PEOPLE:
         turns.append(Turn("colour", choose(_COLOUR, key, "colour"), colour))
     return turns
 
