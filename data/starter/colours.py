@@ -34,7 +34,7 @@ def main_colour(png: bytes) -> str | None:
     shape = pixels[:, :3].min(axis=1) < 245 if opaque else pixels[:, 3] > 128
     if shape.mean() < 0.05:
         return None
-    numbers = colour_numbers(pixels[shape, :3] / 255)
+    numbers = colour_numbers(pixels[shape, :3] / np.float32(255))
     shares = np.bincount(numbers, minlength=len(COLOURS) + 1)[:-1] / len(numbers)
     *_, second, first = np.argsort(shares, kind="stable")
     return COLOURS[first] if shares[first] >= _SHARE and shares[second] <= _OTHER else None
