@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Measure pictures drawn from tokens, or steps against quality.",
     ),
     "data starter": ("pictish.commands.data:starter", "Build the starter data set as WebDataset shards."),
+    "data tasks": ("pictish.commands.data:tasks", "Turn tokenized starter data into training samples."),
 }
 GROUPS = {
     "train": "Train a part from a configuration.",

@@ -1,4 +1,4 @@
-"""`pictish data starter`: emoji, clip art and stamps as captioned shards."""
+"""`pictish data`: emoji, clip art and stamps as captioned shards, and training samples made of them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,3 +60,32 @@ def _table(manifest: dict[str, Any]) -> Any:
         numbers = [counts[split].get(name, 0) for split in sorted(counts)]
         table.add_row(name, *(f"{number:,}" for number in (*numbers, sum(left_out.values()))))
     return table
+
+
+def tasks(
+    tokens: Annotated[
+        Path, typer.Argument(metavar="TOKENS", help="Tokenized shards of one split of the starter data.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the shards and manifest.json.")],
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="RAW", help="Raw shards of the same samples: adds questions about colour."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tasks that are in OUT.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No table.")] = False,
+) -> None:
+    """Turn tokenized starter data into training samples for the language model: pairs, edits, questions."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pictish.data.starter.tasks import make_tasks
+
+    manifest = make_tasks(tokens, out, pictures, overwrite)
+    if quiet:
+        return
+    table = Table("task", "kind")
+    table.add_column("number", justify="right")
+    for task, kinds in manifest["counts"].items():
+        for kind, number in sorted(kinds.items()):
+            table.add_row(task, kind, f"{number:,}")
+    Console().print(table)
