@@ -25,7 +25,8 @@ class Told(NamedTuple):
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Told":
         """The same with every tensor changed."""
-        return Told(*(None if tensor is None else change(tensor) for tensor in self))
+        pixels = None if self.pixels is None else change(self.pixels)
+        return Told(change(self.features), change(self.codes), change(self.real), pixels)
 
 
 class Conditions(NamedTuple):
