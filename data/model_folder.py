@@ -13,7 +13,7 @@ import yaml
 from pictish.data.files import one_line, sync, temp_path
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
@@ -155,3 +155,16 @@ def find_decoder(name_or_path: str | Path, kind: Literal["preview", "diffusion"]
             if (config.get("part"), config.get("kind")) == ("decoder", kind):
                 return folder
     return None
+
+
+def load_strictly(module: "nn.Module", tensors: "dict[str, Tensor]", source: str) -> None:
+    """Fill `module` with `tensors`; ValueError names what is missing, unknown or misshapen."""
+    own = module.state_dict()
+    missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
+    shapes = [n for n in sorted(set(own) & set(tensors)) if own[n].shape != tensors[n].shape]
+    if missing or unknown or shapes:
+        raise ValueError(
+            f"{source}: weights do not fit the config: {len(missing)} missing {missing[:2]}, "
+            f"{len(unknown)} unknown {unknown[:2]}, {len(shapes)} of another shape {shapes[:2]}"
+        )
+    module.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pictish.configs import parse, to_yaml
-from pictish.data.model_folder import CONFIG, WEIGHTS, read_model_folder, whole_folder
+from pictish.data.model_folder import CONFIG, WEIGHTS, load_strictly, read_model_folder, whole_folder
 from pictish.decoder import denoiser as parts
 from pictish.decoder.condition import Condition, Told
 from pictish.decoder.config import AutoencoderConfig, DiffusionConfig
 from pictish.decoder.noise import Noise
 from pictish.decoder.schedulers import build_scheduler
-from pictish.tokenizer.dynamic import Tokenizer, load_strictly
+from pictish.tokenizer.dynamic import Tokenizer
 from pictish.tokenizer.encoder import Encoder
 
 DENOISER, AUTOENCODER, SCHEDULER = "denoiser", "autoencoder", "scheduler"  # its subfolders

@@ -12,10 +12,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pictish.configs import parse
-from pictish.data.model_folder import find_decoder, read_model_folder, write_model_folder
+from pictish.data.model_folder import (
+    find_decoder,
+    load_strictly,
+    read_model_folder,
+    write_model_folder,
+)
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.config import PreviewConfig
-from pictish.tokenizer.dynamic import Tokenizer, load_strictly
+from pictish.tokenizer.dynamic import Tokenizer
 from pictish.tokenizer.encoder import Encoder
 
 

@@ -6,7 +6,7 @@ merged with what was dropped, quantized, and a reconstructor predicts all featur
 Legend: B pictures, S side in pixels, N cells, K kept, D width, C code dimension, F feature channels.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,18 +19,21 @@ from torch import Tensor, nn
 
 from pictish.configs import parse
 from pictish.data.images import fit_square
-from pictish.data.model_folder import locate_model, read_model_folder, write_model_folder
+from pictish.data.model_folder import (
+    load_strictly,
+    locate_model,
+    read_model_folder,
+    write_model_folder,
+)
 from pictish.data.tokens import TokenizedImage
 from pictish.tokenizer.config import TokenizerConfig
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.losses import cosine_errors
-from pictish.tokenizer.merger import Merger
-from pictish.tokenizer.parallel import SideBySide
+from pictish.tokenizer.merger import Merger, kept_rows
+from pictish.tokenizer.parallel import SideBySide, buckets, filled_groups
 from pictish.tokenizer.quantizers import build_quantizer
 from pictish.tokenizer.reconstructor import Reconstructor
 from pictish.tokenizer.selector import Draw, Selector, choose, draw_gate, guide_loss
-
-BUCKET = 8  # kept lengths are padded to a multiple: a picture's shapes depend on its own length alone
 
 
 class Losses(NamedTuple):
@@ -280,7 +283,7 @@ class Tokenizer:
         lengths = keep.sum(dim=1).tolist()
         ids: dict[int, np.ndarray] = {}
         merged_rows: dict[int, Tensor] = {}
-        groups = list(self._buckets(lengths))
+        groups = list(buckets(lengths, self.cells, self.micro_batch))
         merge = partial(self._merge_kept, hidden, keep)
         for (group, _), (found, merged) in zip(groups, self._side_by_side.map(merge, groups), strict=True):
             for place, index in enumerate(group):
@@ -322,7 +325,8 @@ class Tokenizer:
     def features(self, pixels: Tensor) -> Tensor:
         """The reconstruction's target: features (B, N, F) of uint8 `pixels` (B, S, S, 3)."""
         encoded = self._side_by_side.map(
-            lambda one: self.network.encoder(one[0])[: one[1]], self._groups(pixels)
+            lambda one: self.network.encoder(one[0])[: one[1]],
+            filled_groups(pixels.to(self.device), self.micro_batch),
         )
         return torch.cat(list(encoded))
 
@@ -335,7 +339,7 @@ class Tokenizer:
         lengths = [len(token.ids) for token in tokens]
         vectors, real = self.code_vectors(tokens)
         result = torch.empty(len(tokens), self.cells, self.network.encoder.features, device=self.device)
-        for group, bucket in self._buckets(lengths):
+        for group, bucket in buckets(lengths, self.cells, self.micro_batch):
             padded = group + [group[0]] * (self.micro_batch - len(group))  # blanks repeat the first
             predicted = self.network.reconstructor(vectors[padded, :bucket], real[padded, :bucket])
             result[group] = predicted[: len(group)]
@@ -378,46 +382,11 @@ class Tokenizer:
             rows = self.network.embed(self.network.encoder(group[0]))
             return rows[: group[1]], self.network.selector(rows)[: group[1]]
 
-        hidden, logits = zip(*self._side_by_side.map(encode, self._groups(pixels)), strict=True)
-        return torch.cat(hidden), torch.cat(logits)
-
-    def _groups(self, pixels: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """Groups of exactly `micro_batch` pictures, the last filled with blanks, and how many are real."""
-        for start in range(0, len(pixels), self.micro_batch):
-            group = pixels[start : start + self.micro_batch]
-            real = len(group)
-            if real < self.micro_batch:
-                group = torch.cat([group, group.new_full((self.micro_batch - real, *group.shape[1:]), 255)])
-            yield group.to(self.device), real
-
-    def _buckets(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-        """Indices of pictures whose lengths round up to the same bucket, at most `micro_batch` at a time."""
-        by_bucket: dict[int, list[int]] = {}
-        for index, length in enumerate(lengths):
-            bucket = min(-(-length // BUCKET) * BUCKET, self.cells)
-            by_bucket.setdefault(bucket, []).append(index)
-        for bucket, indices in sorted(by_bucket.items()):
-            for start in range(0, len(indices), self.micro_batch):
-                yield indices[start : start + self.micro_batch], bucket
-
-
-def kept_rows(keep: Tensor, bucket: int) -> tuple[Tensor, Tensor]:
-    """Kept cells (B, bucket) of `keep` (B, N) in raster order, padded with dropped ones; which are real."""
-    order = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :bucket]
-    return order, torch.gather(keep, 1, order)
-
-
-def load_strictly(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Fill `module` with `tensors`; ValueError names what is missing, unknown or misshapen."""
-    own = module.state_dict()
-    missing, unknown = sorted(set(own) - set(tensors)), sorted(set(tensors) - set(own))
-    shapes = [n for n in sorted(set(own) & set(tensors)) if own[n].shape != tensors[n].shape]
-    if missing or unknown or shapes:
-        raise ValueError(
-            f"{source}: weights do not fit the config: {len(missing)} missing {missing[:2]}, "
-            f"{len(unknown)} unknown {unknown[:2]}, {len(shapes)} of another shape {shapes[:2]}"
+        hidden, logits = zip(
+            *self._side_by_side.map(encode, filled_groups(pixels.to(self.device), self.micro_batch)),
+            strict=True,
         )
-    module.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
+        return torch.cat(hidden), torch.cat(logits)
 
 
 def save_tokenizer(

@@ -73,3 +73,9 @@ class Merger(nn.Module):
         for block in self.blocks:
             x = block(x, causal, origin, dropped)
         return self.norm(x)
+
+
+def kept_rows(keep: Tensor, bucket: int) -> tuple[Tensor, Tensor]:
+    """Kept cells (B, bucket) of `keep` (B, N) in raster order, padded with dropped ones; which are real."""
+    order = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :bucket]
+    return order, torch.gather(keep, 1, order)

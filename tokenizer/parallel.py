@@ -1,15 +1,19 @@
-"""Micro-batches side by side on the cores of a CPU, one thread each.
+"""Micro-batches of fixed shapes, side by side on the cores of a CPU, one thread each.
 
-A small micro-batch does not keep several cores busy: two threads inside each operation took 19 ms of CPU time
-a picture where one takes 13 (docs/log.md).
+A picture's shapes depend on itself alone, so that kernels round it alike in any company. A small micro-batch
+does not keep several cores busy: two threads inside each operation took 19 ms of CPU time a picture where one
+takes 13 (docs/log.md).
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+BUCKET = 8  # kept lengths are padded to a multiple
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,3 +61,24 @@ def _single_threaded(count: int) -> ThreadPoolExecutor:
     started.wait()
     torch.set_num_threads(before)
     return pool
+
+
+def filled_groups(pixels: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
+    """Groups of exactly `size` pictures of (B, S, S, 3), the last filled with blanks; how many are real."""
+    for start in range(0, len(pixels), size):
+        group = pixels[start : start + size]
+        real = len(group)
+        if real < size:
+            group = torch.cat([group, group.new_full((size - real, *group.shape[1:]), 255)])
+        yield group, real
+
+
+def buckets(lengths: Sequence[int], longest: int, size: int) -> Iterator[tuple[list[int], int]]:
+    """Indices whose lengths round up to the same bucket, at most `size` at a time, and the bucket."""
+    by_bucket: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        bucket = min(-(-length // BUCKET) * BUCKET, longest)
+        by_bucket.setdefault(bucket, []).append(index)
+    for bucket, indices in sorted(by_bucket.items()):
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size], bucket

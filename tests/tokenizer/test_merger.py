@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from pictish.tokenizer.attention import gated_attention
-from pictish.tokenizer.dynamic import kept_rows
-from pictish.tokenizer.merger import Merger
+from pictish.tokenizer.merger import Merger, kept_rows
 
 CELLS, WIDTH = 16, 32
 
