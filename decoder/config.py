@@ -94,6 +94,12 @@ class SamplingConfig(Config):
     scheduler: str = Field(description="class name of a diffusers scheduler")
     steps: int = Field(gt=0)
     guidance: float = Field(ge=0, description="1 is none")
+    strength: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="below 1, for `residual`: share of the steps, from what the codes tell on",
+    )
 
 
 class DiffusionConfig(Config):
@@ -158,6 +164,8 @@ class TrainConfig(Config):
             noise, weighting = self.model.noise, self.objective.weighting
             if weighting == "velocity" and noise.kind != "flow":
                 raise ValueError("objective.weighting: velocity is for noise of kind flow; use min_snr")
+            if self.model.sampling.strength < 1 and noise.predicts != "residual":
+                raise ValueError("sampling.strength: below 1 is for noise.predicts: residual")
             if weighting == "min_snr" and noise.kind != "diffusion":
                 raise ValueError("objective.weighting: min_snr is for noise of kind diffusion; use velocity")
         return self

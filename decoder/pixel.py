@@ -65,20 +65,21 @@ class Decoder:
         scheduler: str | None = None,
         size: tuple[int, int] | None = None,
         sources: Sequence[Source] | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Pictures as uint8 (B, height, width, 3), squashed to `size` as the tokenizer saw them.
 
         Each picture's noise comes from its own generator (on the CPU) and its shapes are fixed: same codes,
         seed and device, same pixels, whatever else is in the batch. `sources` keep what stays of a picture;
-        `strength` below 1 starts from them instead of from noise alone. Settings left away are the model's.
+        `strength` below 1 starts from them, or from what the codes tell, instead of from noise alone. Settings left away are the model's.
         Raises ValueError for another tokenizer's tokens and for settings the model cannot take.
         """
         drawing = self.model.config.sampling
         steps = drawing.steps if steps is None else steps
         guidance = drawing.guidance if guidance is None else guidance
         scheduler = scheduler or drawing.scheduler
+        strength = drawing.strength if strength is None else strength
         height, width = size or (self.side, self.side)
         self._check(steps, guidance, (height, width), sources, strength)
         assert len(generators) == len(tokens), (len(generators), len(tokens))
@@ -168,16 +169,18 @@ def sample(
     """RGB pictures (B, 3, S, S) in [0, 1] from `noise` (B, C, H, W).
 
     Classifier-free guidance (arXiv 2207.12598) runs both branches in one forward. `source` is clean maps
-    (B, C, H, W) and where they stay (B, 1, H, W).
+    (B, C, H, W) and where they stay (B, 1, H, W). With a `strength` below 1 the last of the steps are taken,
+    from the source or from the prior with noise on top.
     """
     schedule = build_scheduler(scheduler, model.config.noise)
-    times, x = begin(schedule, steps, strength, source[0] if source and strength < 1 else None, noise)
     shown = (source[0] * source[1], source[1]) if source else None
     branches = 1 if guidance == 1 else 2
-    drop = torch.arange(branches, device=x.device).repeat_interleave(len(x)).bool()  # told, then not told
+    drop = torch.arange(branches, device=noise.device).repeat_interleave(len(noise)).bool()  # told, then not
     repeated = told.each(lambda tensor: torch.cat([tensor] * branches))
-    conditions = model.condition(repeated, drop, (x.shape[-2], x.shape[-1]))
-    prior = model.prior(repeated, drop, x)
+    conditions = model.condition(repeated, drop, (noise.shape[-2], noise.shape[-1]))
+    prior = model.prior(repeated, drop, noise)
+    known = source[0] if source else None if prior is None else prior[: len(noise)]
+    times, x = begin(schedule, steps, strength, known if strength < 1 else None, noise)
     beside = (torch.cat([shown[0]] * branches), torch.cat([shown[1]] * branches)) if shown else None
     for done, time in enumerate(times, 1):
         noisy = as_model_sees(schedule, x, time)
