@@ -74,5 +74,5 @@ def _hue(
         (green - blue) / safe % 6,
         np.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    degrees = 60 * hue
-    return np.where(degrees > 342, degrees - 360, degrees)
+    degrees: npt.NDArray[np.float32] = 60 * hue
+    return degrees - 360 * (degrees > 342)

@@ -156,7 +156,7 @@ def _person(before: Picture, after: Picture) -> Iterator[Change]:
     old, new = before.facts["role"], after.facts["role"]
     key = (before.key, after.key)
     if new in HAIR and old in (None, *HAIR):
-        wordings = _BALD if new == "bald" else _HAIR
+        wordings: tuple[str, ...] = _BALD if new == "bald" else _HAIR
         if old == "bald":  # who has no hair that could be made red
             wordings = _HAIR[:1]
         short = new.removesuffix(" hair")

@@ -167,7 +167,7 @@ class _Known:
             if picture.is_emoji:
                 concepts.setdefault(picture.phrase.noun, picture)
                 self._looks[picture.phrase.noun].add(picture.tokens)
-        groups = defaultdict(list)
+        groups: defaultdict[str, list[Picture]] = defaultdict(list)
         for _, picture in sorted(concepts.items()):
             groups[picture.facts["group"]].append(picture)
         self._groups = dict(groups)

@@ -137,9 +137,9 @@ def _steps_panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
     for scheduler, colour, marker in zip(schedulers, (LEARNED, UNIFORM), "os", strict=True):
         own = [point for point in points if point["scheduler"] == scheduler]
         steps = [point["steps"] for point in own]
-        mean, low, high = zip(*(_value(point[metric]) for point in own), strict=True)
+        means, low, high = zip(*(_value(point[metric]) for point in own), strict=True)
         axis.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-        axis.plot(steps, mean, color=colour, linewidth=2, marker=marker, markersize=4.5, label=scheduler)
+        axis.plot(steps, means, color=colour, linewidth=2, marker=marker, markersize=4.5, label=scheduler)
     if measured["preview"]:
         mean, _, _ = _value(measured["preview"][metric])
         axis.axhline(mean, color=RANDOM, linewidth=1.5, linestyle=(0, (4, 3)), label="preview, no steps")
