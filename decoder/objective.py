@@ -103,6 +103,7 @@ def grid_of_pictures(network: nn.Module, tokenizer: Tokenizer, batch: Batch) -> 
                     steps=drawing.steps,
                     guidance=guidance,
                     scheduler=drawing.scheduler,
+                    strength=drawing.strength,
                 )
             )
     elif batch.plain is not None:
