@@ -72,8 +72,9 @@ class Decoder:
 
         Each picture's noise comes from its own generator (on the CPU) and its shapes are fixed: same codes,
         seed and device, same pixels, whatever else is in the batch. `sources` keep what stays of a picture;
-        `strength` below 1 starts from them, or from what the codes tell, instead of from noise alone. Settings left away are the model's.
-        Raises ValueError for another tokenizer's tokens and for settings the model cannot take.
+        `strength` below 1 starts from them, or from what the codes tell, instead of from noise alone.
+        Settings left away are the model's. Raises ValueError for another tokenizer's tokens and for settings
+        the model cannot take.
         """
         drawing = self.model.config.sampling
         steps = drawing.steps if steps is None else steps
@@ -81,9 +82,9 @@ class Decoder:
         scheduler = scheduler or drawing.scheduler
         strength = drawing.strength if strength is None else strength
         height, width = size or (self.side, self.side)
-        self._check(steps, guidance, (height, width), sources, strength)
+        self.check(steps, guidance, scheduler)
+        self._check((height, width), sources, strength)
         assert len(generators) == len(tokens), (len(generators), len(tokens))
-        build_scheduler(scheduler, self.model.config.noise)
         told = self._told(tokens)
         group = self.model.config.micro_batch
         pictures = []
@@ -125,18 +126,15 @@ class Decoder:
         stays = torch.stack([source.stays for source in sources]).to(clean)
         return clean, repeat(stays, "b (y x) -> b 1 (y p) (x q)", y=self.tokenizer.grid[0], p=p, q=p)
 
-    def _check(
-        self,
-        steps: int,
-        guidance: float,
-        size: tuple[int, int],
-        sources: Sequence[Source] | None,
-        strength: float,
-    ) -> None:
-        if not 1 <= steps <= 1000:
+    def check(self, steps: int | None, guidance: float | None, scheduler: str | None) -> None:
+        """ValueError for settings that this decoder cannot take; None is its own choice."""
+        if steps is not None and not 1 <= steps <= 1000:
             raise ValueError(f"steps: {steps} asked for; 1 to 1000 fit, and 0 for the preview")
-        if not 0 <= guidance <= 100:
+        if guidance is not None and not 0 <= guidance <= 100:
             raise ValueError(f"guidance: {guidance} asked for; 0 to 100 fit, 1 is none")
+        build_scheduler(scheduler or self.model.config.sampling.scheduler, self.model.config.noise)
+
+    def _check(self, size: tuple[int, int], sources: Sequence[Source] | None, strength: float) -> None:
         if not 0 < strength <= 1:
             raise ValueError(f"strength: {strength} asked for; above 0 to 1 fit")
         unit = math.lcm(
@@ -170,7 +168,7 @@ def sample(
 
     Classifier-free guidance (arXiv 2207.12598) runs both branches in one forward. `source` is clean maps
     (B, C, H, W) and where they stay (B, 1, H, W). With a `strength` below 1 the last of the steps are taken,
-    from the source or from the prior with noise on top.
+    from what is known with noise on top: the source, or the prior and what stays of the source.
     """
     schedule = build_scheduler(scheduler, model.config.noise)
     shown = (source[0] * source[1], source[1]) if source else None
@@ -179,7 +177,9 @@ def sample(
     repeated = told.each(lambda tensor: torch.cat([tensor] * branches))
     conditions = model.condition(repeated, drop, (noise.shape[-2], noise.shape[-1]))
     prior = model.prior(repeated, drop, noise)
-    known = source[0] if source else None if prior is None else prior[: len(noise)]
+    known = source[0] if source else None
+    if prior is not None:
+        known = prior[: len(noise)] if source is None else torch.lerp(prior[: len(noise)], *source)
     times, x = begin(schedule, steps, strength, known if strength < 1 else None, noise)
     beside = (torch.cat([shown[0]] * branches), torch.cat([shown[1]] * branches)) if shown else None
     for done, time in enumerate(times, 1):

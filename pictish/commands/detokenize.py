@@ -71,6 +71,7 @@ def run(
     sources = find_sources(inputs, f".{format.value}")
     reconstructor = Reconstructor.from_folder(model, device=resolve_device(device), steps=steps)
     drawing = Drawing(steps, pixel_guidance, scheduler)
+    reconstructor.check(drawing)
     tokenizer = reconstructor.tokenizer
     refuse_others(sources, tokenizer.fingerprint)
     settings = {

@@ -72,6 +72,7 @@ def run(
 
     drawer = TextToImage.from_folder(model, resolve_device(device), steps=steps)
     drawing = Drawing(steps, pixel_guidance, scheduler)
+    drawer.reconstructor.check(drawing)
     for start in range(0, count, batch_size):
         seeded = generators(seeds[start : start + batch_size])
         tokens = drawer.tokens(

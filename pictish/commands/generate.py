@@ -83,6 +83,7 @@ def run(
 
     drawer = TextToImage.from_folder(model, resolve_device(device), steps=steps)
     drawing = Drawing(steps, pixel_guidance, scheduler)
+    drawer.reconstructor.check(drawing)
     guide = Guidance(text_scale=guidance, image_scale=image_guidance)
     for start in range(0, len(jobs), batch_size):
         part = jobs[start : start + batch_size]

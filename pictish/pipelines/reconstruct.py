@@ -105,6 +105,7 @@ class Reconstructor:
         import torch
 
         drawing = drawing or Drawing()
+        self.check(drawing)
         if not tokens:
             return []
         if self.decoder is None:
@@ -125,6 +126,13 @@ class Reconstructor:
             Image.fromarray(square).resize(shape_of(token, size), Image.Resampling.BICUBIC)
             for square, token in zip(squares.numpy(), tokens, strict=True)  # (side, side, 3) uint8
         ]
+
+    def check(self, drawing: Drawing) -> None:
+        """ValueError for a drawing that the decoder cannot do."""
+        if self.decoder is not None:
+            self.decoder.check(drawing.steps, drawing.guidance, drawing.scheduler)
+        elif drawing.scheduler is not None or drawing.guidance is not None:
+            raise ValueError("the preview takes no scheduler and no guidance; leave --steps 0 or them away")
 
     def kept(self, picture: Image.Image, tokens: Sequence[TokenizedImage]) -> "list[Source] | None":
         """What of `picture` is to stay in each of the pictures that `tokens` will give, edits of it.
