@@ -201,7 +201,7 @@ def test_a_config_with_a_hole(copied, tmp_path, capsys, missing):
         ),
         ("objective.weighting=min_snr", "objective.weighting: min_snr is for noise of kind diffusion"),
         ("model.condition={channels: 0, sequence: []}", "no channels and no sequence"),
-        ("model.condition.chanels=2", "unknown key model.condition.chanels; did you mean channels"),
+        ("model.condition.channelss=2", "unknown key model.condition.channelss; did you mean channels"),
     ],
 )
 def test_training_that_cannot_be(drawing, tmp_path, capsys, change, line):

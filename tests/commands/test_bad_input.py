@@ -182,7 +182,7 @@ def test_damage_is_named_once_and_the_exit_code_is_1(speaking, tmp_path, capsys,
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ("data.lenght=64", "tiny/lm: unknown key data.lenght; did you mean length?"),
+        ("data.lengtx=64", "tiny/lm: unknown key data.lengtx; did you mean length?"),
         ("data.train.pictures.captoin=1", "unknown key data.train.pictures.captoin; did you mean caption?"),
         (
             "stages=[{name: a, steps: 1, trainabel: []}]",
