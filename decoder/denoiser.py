@@ -83,7 +83,7 @@ def build_denoiser(config: DiffusionConfig, channels: int, sample_size: int) -> 
         return Denoiser(load_part(cls, Path(config.denoiser.folder), name), config, channels, sample_size)
     condition = config.condition
     extra = condition.channels + (channels + 1 if condition.source else 0)
-    ours = {
+    ours: dict[str, Any] = {
         "in_channels": channels + extra,
         "out_channels": channels,
         "sample_size": sample_size,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pictish.data.files import write_atomic
-from pictish.decoder.config import DiffusionConfig, TrainConfig
+from pictish.decoder.config import DiffusionConfig, PreviewConfig, TrainConfig
 from pictish.decoder.diffusion import DiffusionDecoder, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures, preview_losses
 from pictish.decoder.preview import PreviewHead, build_preview, save_preview
@@ -109,7 +109,9 @@ def save(folder: Path, network: nn.Module, config: TrainConfig, tokenizer: Token
     """Write the model folder."""
     if isinstance(network, DiffusionDecoder):
         save_diffusion(folder, network, tokenizer.fingerprint, overwrite=True)
-    elif isinstance(network, PreviewHead):
+    else:
+        assert isinstance(network, PreviewHead), network
+        assert isinstance(config.model, PreviewConfig), config.model
         save_preview(folder, network, config.model, tokenizer.fingerprint, overwrite=True)
 
 

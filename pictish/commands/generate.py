@@ -1,7 +1,7 @@
 """`pictish generate`: words, or words and pictures, to pictures."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ from pictish.commands.draw import (
     slug,
     store,
 )
+
+if TYPE_CHECKING:
+    from pictish.pipelines.language import Said
 
 
 def run(
@@ -72,7 +75,7 @@ def run(
     given = [given_picture(path) for path in image or []]
     if not (prompts or given):
         raise ValueError("nothing to draw: give a PROMPT, an --image, or both")
-    said = [[*given, prompt] for prompt in prompts] if prompts else [given]
+    said: list[list[Said]] = [[*given, prompt] for prompt in prompts] if prompts else [[*given]]
     titles = prompts or [" ".join(path.stem for path in image or [])]
     jobs = [(words, seed + number) for words in said for number in range(count)]
     names = [f"{slug(title)}-{seed + number}" for title in titles for number in range(count)]

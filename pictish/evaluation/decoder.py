@@ -46,7 +46,8 @@ class Coded:
 
     def part(self, places: Sequence[int]) -> "Coded":
         """The pictures at these places alone."""
-        names, tokens = ([each[place] for place in places] for each in (self.names, self.tokens))
+        names = [self.names[place] for place in places]
+        tokens = [self.tokens[place] for place in places]
         return Coded(self.name, names, tokens, self.originals[list(places)], [])
 
     def batches(self) -> Iterator["Coded"]:
