@@ -55,17 +55,20 @@ def test_the_null_condition_knows_no_codes(tokenizer, predicts):
     assert not torch.allclose(predictions(model, one), predictions(model, other), atol=1e-3)
     conditions = model.condition(one, torch.tensor([True, False, True]))
     alone = model.condition(other, torch.ones(3, dtype=torch.bool))
-    for name in ("maps", "prior"):
-        found, null = getattr(conditions, name), getattr(alone, name)
-        if null is not None:
-            assert torch.equal(found[0], null[0])
-            assert not torch.equal(found[1], null[1])
+    assert torch.equal(conditions.maps[0], alone.maps[0])
+    assert not torch.equal(conditions.maps[1], alone.maps[1])
+    drop, noisy = torch.tensor([True, False, True]), torch.zeros(3, 3, 16, 16)
+    prior, null = model.prior(one, drop, noisy), model.prior(other, torch.ones_like(drop), noisy)
+    assert (prior is None) == (predicts != "residual")
+    if prior is not None:
+        assert torch.equal(prior[0], null[0])
+        assert not torch.equal(prior[1], null[1])
 
 
 def test_pooled_is_the_mean_of_features_and_null_where_dropped(tokenizer):
     settings = parse(ConditionConfig, {"channels": 1, "width": 8, "pooled": 6}, "test")
     network = tokenizer.network
-    condition = Condition(settings, network.encoder.features, network.quantizer.dim, 16, 4, prior=False)
+    condition = Condition(settings, network.encoder.features, network.quantizer.dim, 16, 4)
     told = told_of(tokenizer, 2)
     found: Conditions = condition(told, torch.tensor([False, True]))
     mixed = told._replace(features=told.features.flip(1))
@@ -81,13 +84,15 @@ def test_maps_and_prior_follow_the_size(tokenizer):
     told = told_of(tokenizer, 2)
     kept = torch.zeros(2, dtype=torch.bool)
     square = model.condition(told, kept)
-    assert torch.equal(square.prior, told.pixels * 2 - 1)
+    prior = model.prior(told, kept, torch.zeros(2, 3, 16, 16))
+    assert torch.equal(prior, told.pixels * 2 - 1)
     wide = model.condition(told, kept, (16, 32))
     assert wide.maps.shape == (2, 2, 16, 32)
-    assert wide.prior.shape == (2, 3, 16, 32)
+    wide_prior = model.prior(told, kept, torch.zeros(2, 3, 16, 32))
+    assert wide_prior.shape == (2, 3, 16, 32)
     # stretched, not cropped or moved: the left half of the wide map tells of the left half of the square one
-    halves = torch.nn.functional.avg_pool2d(wide.prior, (16, 16)).squeeze(2)
-    expected = torch.nn.functional.avg_pool2d(square.prior, (16, 8)).squeeze(2)
+    halves = torch.nn.functional.avg_pool2d(wide_prior, (16, 16)).squeeze(2)
+    expected = torch.nn.functional.avg_pool2d(prior, (16, 8)).squeeze(2)
     assert torch.allclose(halves, expected, atol=0.05)
     assert torch.equal(model.condition(told, kept, (16, 16)).maps, square.maps)
 

@@ -147,6 +147,7 @@ def test_a_weighting_that_does_not_fit_the_noise_is_refused(kind, weighting):
         "objective": {"weighting": weighting},
         "data": {"train": ["a.tar"], "validation": ["b.tar"]},
         "steps": 1,
+        "warmup": 0,
     }
     with pytest.raises(ValueError, match=f"objective.weighting: {weighting} is for noise of kind"):
         parse(TrainConfig, raw, "test")

@@ -96,7 +96,8 @@ def test_the_average_is_what_is_saved(whole):
         assert torch.equal(tensor, tensors[f"average.denoiser.network.{name}"].half()), name
     assert any(not torch.equal(t, tensors[f"denoiser.network.{name}"].half()) for name, t in saved.items())
     for name, tensor in load_file(whole / "model" / "model.safetensors").items():
-        assert torch.equal(tensor, tensors[f"average.condition.{name}"].half()), name
+        own = name if name == "no_prior" else f"condition.{name}"
+        assert torch.equal(tensor, tensors[f"average.{own}"].half()), name
 
 
 def test_what_a_run_leaves_behind(whole, tokenizer, tokens):
