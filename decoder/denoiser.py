@@ -22,8 +22,6 @@ from pictish.decoder.config import (
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-
 
 class Denoiser(nn.Module):
     """Noisy maps, times and conditions to a prediction."""
@@ -214,11 +212,6 @@ def _class_of(config: UNetConfig | TransformerConfig) -> tuple[Any, str]:
     from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 
     return PixArtTransformer2DModel, "transformer"
-
-
-def denoiser_class(config: DiffusionConfig) -> Any:
-    """diffusers' class of this decoder's denoiser."""
-    return _class_of(config.denoiser)[0]
 
 
 def _check_fits(network: "ModelMixin", config: DiffusionConfig, channels: int) -> None:

@@ -16,7 +16,6 @@ from pictish.decoder.condition import Told, hide
 from pictish.decoder.config import ObjectiveConfig
 from pictish.decoder.diffusion import DiffusionDecoder
 from pictish.decoder.pixel import sample
-from pictish.tokenizer.dynamic import Tokenizer
 
 QUARTERS = 4  # of the times, logged apart: an average hides which noise levels learn
 
@@ -82,7 +81,7 @@ def diffusion_losses(
 
 
 @torch.no_grad()
-def grid_of_pictures(network: nn.Module, tokenizer: Tokenizer, batch: Batch) -> bytes:
+def grid_of_pictures(network: nn.Module, batch: Batch) -> bytes:
     """PNG: a column each of originals, the pixels among the predicted features, and what is drawn."""
     columns = [batch.target]
     if batch.plain is not None:

@@ -17,7 +17,7 @@ from pictish.data.files import write_atomic
 from pictish.decoder.config import DiffusionConfig, PreviewConfig, TrainConfig
 from pictish.decoder.diffusion import DiffusionDecoder, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures, preview_losses
-from pictish.decoder.preview import PreviewHead, build_preview, save_preview
+from pictish.decoder.preview import PreviewHead, build_preview, predicted_pixels, save_preview
 from pictish.tokenizer.cache import FeatureCache, training_caches
 from pictish.tokenizer.dynamic import Tokenizer
 from pictish.tokenizer.selector import choose, draw_gate
@@ -81,13 +81,15 @@ def train(
                     done, learning_rate=rate, gradient_norm=float(norm), pictures_per_second=speed, **means
                 )
                 window, since = {}, time.monotonic()
-            with average.applied():
-                if done % config.validate_every == 0 or done == config.steps:
-                    batches = _in_order(tokenizer, validation, config.batch_size)
+            if done % config.validate_every == 0 or done == config.steps:
+                batches = _in_order(tokenizer, validation, config.batch_size)
+                with average.applied():
                     metrics.write(done, **validate(network, losses_of, batches))
-                if config.sample_every and (done % config.sample_every == 0 or done == config.steps):
-                    sheet = grid_of_pictures(network, tokenizer, next(_in_order(tokenizer, validation, 8)))
-                    write_atomic(run / "samples" / f"step-{done:08d}.png", sheet)
+            if config.sample_every and (done % config.sample_every == 0 or done == config.steps):
+                shown = next(_in_order(tokenizer, validation, 8))
+                with average.applied():
+                    sheet = grid_of_pictures(network, shown)
+                write_atomic(run / "samples" / f"step-{done:08d}.png", sheet)
             if done % config.checkpoint_every == 0 or done == config.steps:
                 tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names), **average.tensors()}
                 save_checkpoint(run, done, tensors, {}, config.keep_checkpoints)
@@ -152,9 +154,7 @@ def _batch(
     encoder = tokenizer.network.encoder
     there = tokenizer.network.round_trip(raw, draw=draw)
     codes, real = there.code_rows()
-    plain = (
-        encoder.to_pixels(there.predicted / encoder.scale + encoder.mean) if encoder.config.pixels else None
-    )
+    plain = predicted_pixels(encoder, there.predicted) if encoder.config.pixels else None
     if pictures is None:
         target = encoder.to_pixels(raw.float())
     else:
