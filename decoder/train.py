@@ -26,7 +26,7 @@ from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpo
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.schedule import warmup_cosine
-from pictish.training.world import accelerator, keep_freed_memory
+from pictish.training.world import accelerator, keep_freed_memory, seeded
 
 VALIDATION_SEED = 7  # of noise and times, the same at each validation
 
@@ -56,8 +56,7 @@ def train(
     network.train()  # diffusers gives a loaded network in evaluation mode
     with MetricsLog(run, first, config.tensorboard) as metrics:
         for step in range(first, config.steps):
-            generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) % 2**63)
-            torch.manual_seed(generator.initial_seed())  # of dropout inside the denoiser
+            generator = seeded(config.seed, step)
             raw, pictures = training.batch(step, config.batch_size, config.seed)
             draw = partial(_draw, config=config, generator=generator)
             batch = _batch(tokenizer, raw, pictures, draw)

@@ -43,7 +43,7 @@ from pictish.training.checkpoint import (
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.schedule import warmup_cosine
-from pictish.training.world import accelerator, keep_freed_memory
+from pictish.training.world import accelerator, keep_freed_memory, seeded
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +116,7 @@ def train(
                 window = Window()
                 for step in range(max(first, begun.step), last):
                     (rows, place), waited = ahead.next()
-                    seed = (config.seed * 1_000_003 + step) % 2**63
-                    torch.manual_seed(seed)
+                    seed = seeded(config.seed, step).initial_seed()
                     rate = warmup_cosine(
                         step - first,
                         peak=stage.learning_rate,

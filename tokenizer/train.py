@@ -22,7 +22,7 @@ from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpo
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.schedule import warmup_cosine
-from pictish.training.world import accelerator, keep_freed_memory
+from pictish.training.world import accelerator, keep_freed_memory, seeded
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def train(
             phase, within = _phase(config, step)
             if phase.quantize and within == 0:
                 _start_codebook(network, training, config, step)
-            generator = _seeded(config.seed, step)
+            generator = seeded(config.seed, step)
             raw, _ = training.batch(step, config.batch_size, config.seed)
             raw = raw.to(accelerate.device)
             rate = warmup_cosine(
@@ -191,18 +191,11 @@ def _noise(config: TrainConfig, step: int) -> float:
     return 1.0 + (config.model.selector.noise - 1.0) * progress
 
 
-def _seeded(seed: int, step: int) -> torch.Generator:
-    """The step's generator for masks; also seeds torch's global one, which the quantizer library uses."""
-    mixed = (seed * 1_000_003 + step) % 2**63
-    torch.manual_seed(mixed)
-    return torch.Generator().manual_seed(mixed)
-
-
 def _start_codebook(
     network: DynamicTokenizer, training: FeatureCache, config: TrainConfig, step: int
 ) -> None:
     """Place the codes by k-means among kept tokens of as many batches as that takes."""
-    generator = _seeded(config.seed + 1, step)
+    generator = seeded(config.seed + 1, step)
     vectors: list[Tensor] = []
     while sum(map(len, vectors)) < KMEANS_VECTORS * network.quantizer.codes:
         raw, _ = training.batch(step + len(vectors), config.batch_size, config.seed + 1)

@@ -1,4 +1,4 @@
-"""Where a run computes: the device by name, and accelerate set up for it."""
+"""Where a run computes: the device by name, accelerate set up for it, and the generator of a step."""
 
 import os
 from typing import TYPE_CHECKING
@@ -58,3 +58,10 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 256 * 2**20)
+
+
+def seeded(seed: int, step: int) -> torch.Generator:
+    """A step's generator on the CPU; also seeds torch's global one, for dropout and the quantizer library."""
+    mixed = (seed * 1_000_003 + step) % 2**63
+    torch.manual_seed(mixed)
+    return torch.Generator().manual_seed(mixed)
