@@ -8,8 +8,6 @@ from pictish.configs import Config
 from pictish.tokenizer.config import DataConfig
 from pictish.training.schedule import check_warmup
 
-DEVIATION = "of pictures, from -1 to 1, from the pixels that codes tell: the unit of a `residual`"
-
 
 class PreviewConfig(Config):
     """A feed-forward head from the reconstructor's features to a small picture."""
@@ -20,20 +18,29 @@ class PreviewConfig(Config):
     smallest: int = Field(32, gt=0, description="channels never fall below this")
 
 
-class UNetConfig(Config):
+class _DenoiserConfig(Config):
+    """Made by settings, or taken from a folder."""
+
+    settings: dict[str, Any] = Field(default={}, description="of diffusers' class")
+    folder: str | None = Field(None, description="local diffusers folder with this part to start from")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "_DenoiserConfig":
+        if self.settings and self.folder is not None:
+            raise ValueError("denoiser: both settings and a folder, which brings its own; give one of them")
+        return self
+
+
+class UNetConfig(_DenoiserConfig):
     """diffusers' UNet2DConditionModel; Stable Diffusion 1.5's and SDXL's are settings of it."""
 
     kind: Literal["unet"] = "unet"
-    settings: dict[str, Any] = Field(default={}, description="of the class, such as block_out_channels")
-    folder: str | None = Field(None, description="local diffusers folder with `unet` to start from")
 
 
-class TransformerConfig(Config):
+class TransformerConfig(_DenoiserConfig):
     """diffusers' PixArtTransformer2DModel."""
 
     kind: Literal["transformer"] = "transformer"
-    settings: dict[str, Any] = Field(default={}, description="of the class, such as num_layers")
-    folder: str | None = Field(None, description="local diffusers folder with `transformer` to start from")
 
 
 class ShuffleConfig(Config):
@@ -72,8 +79,7 @@ class DiffusionNoise(Config):
     """x_t = a x_0 + b n with a^2 + b^2 = 1, by the betas of DDPM (arXiv 2006.11239)."""
 
     kind: Literal["diffusion"] = "diffusion"
-    predicts: Literal["epsilon", "v", "x0", "residual"] = "epsilon"
-    deviation: float = Field(0.3, gt=0, description=DEVIATION)
+    predicts: Literal["epsilon", "v", "x0"] = "epsilon"
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     beta_start: float = Field(0.0001, gt=0)
     beta_end: float = Field(0.02, gt=0, lt=1)
@@ -83,8 +89,7 @@ class FlowNoise(Config):
     """x_t = (1 - t) x_0 + t n: rectified flow (arXiv 2209.03003)."""
 
     kind: Literal["flow"] = "flow"
-    predicts: Literal["velocity", "x0", "residual"] = "velocity"
-    deviation: float = Field(0.3, gt=0, description=DEVIATION)
+    predicts: Literal["velocity", "x0"] = "velocity"
     shift: float = Field(1.0, gt=0, description="above 1 sampling spends more of its steps on high noise")
 
 
@@ -94,12 +99,6 @@ class SamplingConfig(Config):
     scheduler: str = Field(description="class name of a diffusers scheduler")
     steps: int = Field(gt=0)
     guidance: float = Field(ge=0, description="1 is none")
-    strength: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="below 1, for `residual`: share of the steps, from what the codes tell on",
-    )
 
 
 class DiffusionConfig(Config):
@@ -110,6 +109,12 @@ class DiffusionConfig(Config):
     denoiser: Annotated[UNetConfig | TransformerConfig, Field(discriminator="kind")]
     autoencoder: Annotated[AutoencoderConfig | ShuffleConfig, Field(discriminator="kind")] | None = Field(
         None, description="none: in pixel space"
+    )
+    residual: float | None = Field(
+        None,
+        gt=0,
+        description="what is denoised is the picture less the pixels that codes tell, both from -1 to 1, "
+        "divided by this; none: the picture itself",
     )
     condition: ConditionConfig = ConditionConfig()
     noise: Annotated[DiffusionNoise | FlowNoise, Field(discriminator="kind")]
@@ -129,6 +134,12 @@ class ObjectiveConfig(Config):
     deviation: float = Field(1.0, gt=0, description="of logit_normal")
     dropout: float = Field(0.1, ge=0, le=1, description="share of pictures that lose their condition")
     source: float = Field(0.2, ge=0, le=1, description="share that see parts of the picture, if it may")
+    perceptual: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the distance between the predicted x_0 and the picture in the tokenizer's "
+        "frozen encoder (arXiv 2409.02529)",
+    )
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the weights' average, which is what is saved")
 
 
@@ -162,10 +173,13 @@ class TrainConfig(Config):
     def _weighting_fits(self) -> "TrainConfig":
         if isinstance(self.model, DiffusionConfig):
             noise, weighting = self.model.noise, self.objective.weighting
+            if self.objective.perceptual and noise.predicts == "epsilon":
+                raise ValueError(
+                    "objective.perceptual: of noise.predicts epsilon, whose x_0 is unsound at high noise; "
+                    "take another prediction, or 0"
+                )
             if weighting == "velocity" and noise.kind != "flow":
                 raise ValueError("objective.weighting: velocity is for noise of kind flow; use min_snr")
-            if self.model.sampling.strength < 1 and noise.predicts != "residual":
-                raise ValueError("sampling.strength: below 1 is for noise.predicts: residual")
             if weighting == "min_snr" and noise.kind != "diffusion":
                 raise ValueError("objective.weighting: min_snr is for noise of kind diffusion; use velocity")
         return self

@@ -39,13 +39,21 @@ class Denoiser(nn.Module):
             )
 
     def forward(
-        self, noisy: Tensor, times: Tensor, conditions: Conditions, source: tuple[Tensor, Tensor] | None
+        self,
+        noisy: Tensor,
+        times: Tensor,
+        conditions: Conditions,
+        prior: Tensor | None,
+        source: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         """Prediction (B, C, H, W) for `noisy` of the same shape at `times` (B,).
 
-        `source` is what is seen of a source picture (B, C, H, W) and where (B, 1, H, W); None: nothing is.
+        `prior` (B, C, H, W) is what a residual is about. `source` is what is seen of a source picture
+        (B, C, H, W) and where (B, 1, H, W); None: nothing is.
         """
         beside = [noisy]
+        if prior is not None:
+            beside.append(prior.to(noisy.dtype))
         if conditions.maps is not None:
             beside.append(conditions.maps.to(noisy.dtype))
         if self.config.condition.source:
@@ -80,9 +88,8 @@ def build_denoiser(config: DiffusionConfig, channels: int, sample_size: int) -> 
     if config.denoiser.folder is not None:
         return Denoiser(load_part(cls, Path(config.denoiser.folder), name), config, channels, sample_size)
     condition = config.condition
-    extra = condition.channels + (channels + 1 if condition.source else 0)
     ours: dict[str, Any] = {
-        "in_channels": channels + extra,
+        "in_channels": _input_channels(config, channels),
         "out_channels": channels,
         "sample_size": sample_size,
         "cross_attention_dim": condition.width,
@@ -138,9 +145,8 @@ class Latents(nn.Module):
         latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
         return (latents - self.shift) * self.scale
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of latents."""
+        """Pictures of latents; gradients flow to the latents."""
         decoded: Tensor = self.autoencoder.decode(latents / self.scale + self.shift).sample
         return decoded
 
@@ -214,14 +220,21 @@ def _class_of(config: UNetConfig | TransformerConfig) -> tuple[Any, str]:
     return PixArtTransformer2DModel, "transformer"
 
 
+def _input_channels(config: DiffusionConfig, channels: int) -> int:
+    """Channels of the noisy maps and all that lies beside them; `Denoiser.forward` lays it there."""
+    prior = channels if config.residual else 0
+    source = channels + 1 if config.condition.source else 0
+    return channels + prior + config.condition.channels + source
+
+
 def _check_fits(network: "ModelMixin", config: DiffusionConfig, channels: int) -> None:
     """ValueError when a network, of a folder perhaps, takes other inputs than the config gives it."""
     settings, condition = network.config, config.condition
-    extra = condition.channels + (channels + 1 if condition.source else 0)
-    if settings["in_channels"] != channels + extra:
+    ours = _input_channels(config, channels)
+    if settings["in_channels"] != ours:
         raise ValueError(
-            f"denoiser: takes {settings['in_channels']} channels, but the picture has {channels} and the "
-            f"conditions {extra}; set condition.channels and condition.source to fit"
+            f"denoiser: takes {settings['in_channels']} channels, but the picture has {channels} and what is "
+            f"beside it {ours - channels}; set condition.channels, condition.source and residual to fit"
         )
     pooled = None
     if isinstance(config.denoiser, TransformerConfig):

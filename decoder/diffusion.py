@@ -8,7 +8,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +19,6 @@ from pictish.decoder.config import AutoencoderConfig, DiffusionConfig
 from pictish.decoder.noise import Noise
 from pictish.decoder.schedulers import build_scheduler
 from pictish.tokenizer.dynamic import Tokenizer
-from pictish.tokenizer.encoder import Encoder
 
 DENOISER, AUTOENCODER, SCHEDULER = "denoiser", "autoencoder", "scheduler"  # its subfolders
 
@@ -51,7 +49,11 @@ class DiffusionDecoder(nn.Module):
             tokenizer.cells,
             self.sample_size // grid,
         )
-        self.no_prior = self._prior_parameter(network.encoder)
+        if config.residual and (isinstance(self.latents, parts.Latents) or not network.encoder.config.pixels):
+            raise ValueError(
+                "residual: it is about the pixels among a tokenizer's features; it needs encoder.pixels "
+                "there and pixels here"
+            )
         self.denoiser = parts.build_denoiser(config, self.channels, self.sample_size)
 
     def forward(
@@ -60,47 +62,58 @@ class DiffusionDecoder(nn.Module):
         times: Tensor,
         told: Told,
         drop: Tensor,
+        prior: Tensor | None = None,
         source: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Prediction (B, C, H, W) for `noisy` maps at `times` (B,), and the prior it is about, if any.
+    ) -> Tensor:
+        """Prediction (B, C, H, W) for `noisy` maps at `times` (B,); where `drop` (B,) codes are not told.
 
-        Where `drop` (B,) the codes are not told.
+        `prior` is what `self.prior` gives.
         """
         conditions = self.condition(told, drop, (noisy.shape[-2], noisy.shape[-1]))
-        return self.denoiser(noisy, times, conditions, source), self.prior(told, drop, noisy)
+        return self.denoiser(noisy, times, conditions, prior, source)
 
-    def prior(self, told: Told, drop: Tensor, noisy: Tensor) -> Tensor | None:
-        """What the pixels among the features say of x_0, (B, C, H, W) as `noisy`; None where it is not asked.
+    def prior(self, told: Told, size: tuple[int, int] | None = None) -> Tensor | None:
+        """What residuals are about: the pixels that codes tell as maps (B, C, H, W). None: no residuals here.
 
-        Where `drop` (B,) it is a learned colour.
+        `size` is H x W where it is not the square of training. Guidance leaves it alone: both of its branches
+        are about one prior.
         """
-        if self.no_prior is None:
+        if self.config.residual is None:
             return None
         assert told.pixels is not None
-        size = [n * self.config.side // self.sample_size for n in noisy.shape[-2:]]
+        height, width = size or (self.sample_size, self.sample_size)
+        shrink = self.config.side // self.sample_size
         pixels = told.pixels
-        if list(pixels.shape[-2:]) != size:
-            pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
-        return torch.where(drop[:, None, None, None], self.no_prior.to(pixels.dtype), self.encode(pixels))
-
-    def _prior_parameter(self, encoder: Encoder) -> nn.Parameter | None:
-        if self.config.noise.predicts != "residual":
-            return None
-        if isinstance(self.latents, parts.Latents) or not encoder.config.pixels:
-            raise ValueError(
-                "noise.predicts: residual is about the pixels among a tokenizer's features; it needs "
-                "encoder.pixels there and pixels here"
+        if pixels.shape[-2:] != (height * shrink, width * shrink):
+            pixels = F.interpolate(
+                pixels, size=(height * shrink, width * shrink), mode="bilinear", align_corners=False
             )
-        return nn.Parameter(torch.zeros(self.channels, 1, 1))
+        return self._to_maps(pixels)
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """What is denoised, (B, C, H, W), of RGB pictures (B, 3, S, S) in [0, 1]."""
+    def encode(self, pictures: Tensor, prior: Tensor | None) -> Tensor:
+        """What is denoised, (B, C, H, W), of RGB pictures (B, 3, S, S) in [0, 1] and their prior, if any."""
+        maps = self._to_maps(pictures)
+        if prior is None:
+            return maps
+        assert self.config.residual is not None
+        return (maps - prior) / self.config.residual
+
+    def decode(self, x: Tensor, prior: Tensor | None) -> Tensor:
+        """RGB pictures (B, 3, S, S), about in [0, 1], of what was denoised."""
+        if prior is not None:
+            assert self.config.residual is not None
+            x = prior + self.config.residual * x
+        return ((self.latents.decode(x) if self.latents else x) + 1) / 2
+
+    def within(self, x: Tensor, prior: Tensor | None) -> Tensor:
+        """The same, kept where pictures have pixels in [0, 1]; latents have no such bounds."""
+        if isinstance(self.latents, parts.Latents):
+            return x
+        return self.encode(self.decode(x, prior).clamp(0, 1), prior)
+
+    def _to_maps(self, pictures: Tensor) -> Tensor:
         scaled = pictures * 2 - 1
         return self.latents.encode(scaled) if self.latents else scaled
-
-    def decode(self, x: Tensor) -> Tensor:
-        """RGB pictures (B, 3, S, S) in [0, 1] of what was denoised."""
-        return ((self.latents.decode(x) if self.latents else x) + 1) / 2
 
 
 def save_diffusion(
@@ -131,7 +144,7 @@ def save_diffusion(
         (temp / CONFIG).write_text(to_yaml(document), encoding="utf-8")
         weights = {
             name: (tensor.half() if half else tensor).detach().cpu().contiguous()
-            for name, tensor in _own(model).items()
+            for name, tensor in model.condition.state_dict().items()
         }
         save_file(weights, temp / WEIGHTS)
 
@@ -157,18 +170,9 @@ def load_diffusion(folder: Path, tokenizer: Tokenizer) -> DiffusionDecoder:
         if stored.config["sha256"].get(name) != _digest(folder / name):
             raise ValueError(f"{folder / name}: not the files this folder was written with; copy it again")
     model = DiffusionDecoder(_at_home(config, folder), tokenizer)
-    own = model.no_prior
-    if own is not None and "no_prior" in stored.tensors:
-        own.data.copy_(stored.tensors.pop("no_prior"))
     load_strictly(model.condition, stored.tensors, str(folder))
     parts.check_finite(model, str(folder))
     return model
-
-
-def _own(model: DiffusionDecoder) -> dict[str, Tensor]:
-    """The weights that are no part of diffusers'."""
-    prior = {} if model.no_prior is None else {"no_prior": model.no_prior}
-    return {**model.condition.state_dict(), **prior}
 
 
 def _belongs(name: str) -> bool:

@@ -54,8 +54,8 @@ class Noise:
         a, b = self.levels(times)
         return a * x + b * n
 
-    def target(self, x: Tensor, n: Tensor, times: Tensor, prior: Tensor | None = None) -> Tensor:
-        """What the network should say. `prior` (B, C, H, W) is for residuals: what the codes tell of x_0."""
+    def target(self, x: Tensor, n: Tensor, times: Tensor) -> Tensor:
+        """What the network should say."""
         a, b = self.levels(times)
         match self.config.predicts:
             case "epsilon":
@@ -66,11 +66,8 @@ class Noise:
                 return n - x
             case "x0":
                 return x
-            case "residual":
-                assert prior is not None, "a residual is about a prior"
-                return (x - prior) / self.config.deviation
 
-    def clean(self, prediction: Tensor, noisy: Tensor, times: Tensor, prior: Tensor | None = None) -> Tensor:
+    def clean(self, prediction: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
         """x_0 by a prediction about `noisy`."""
         a, b = self.levels(times)
         match self.config.predicts:
@@ -82,9 +79,6 @@ class Noise:
                 return noisy - b * prediction
             case "x0":
                 return prediction
-            case "residual":
-                assert prior is not None, "a residual is about a prior"
-                return prior + self.config.deviation * prediction
 
     def for_scheduler(self, clean: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
         """What a scheduler made by `decoder/pixel.py` takes: epsilon, or the velocity of a flow."""
@@ -97,8 +91,7 @@ class Noise:
         """Weights (B, 1, 1, 1) of squared errors of the target."""
         a, b = self.levels(times)
         if objective.weighting == "velocity":
-            about_x0 = self.config.predicts in ("x0", "residual")
-            return b.clamp_min(FLOOR) ** -2 if about_x0 else torch.ones_like(b)
+            return b.clamp_min(FLOOR) ** -2 if self.config.predicts == "x0" else torch.ones_like(b)
         if objective.weighting == "min_snr":
             ratio = (a / b) ** 2
             capped = ratio.clamp_max(objective.gamma)

@@ -16,6 +16,8 @@ from pictish.decoder.condition import Told, hide
 from pictish.decoder.config import ObjectiveConfig
 from pictish.decoder.diffusion import DiffusionDecoder
 from pictish.decoder.pixel import sample
+from pictish.tokenizer.encoder import Encoder
+from pictish.tokenizer.losses import map_distances
 
 QUARTERS = 4  # of the times, logged apart: an average hides which noise levels learn
 
@@ -48,15 +50,18 @@ def preview_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 def diffusion_losses(
     model: nn.Module,
     network: DiffusionDecoder,
+    encoder: Encoder | None,
     batch: Batch,
     objective: ObjectiveConfig,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """The weighted squared error of the prediction, and that of x_0 by quarters of the time.
+    """The weighted squared error of the prediction, and that of x_0 (in its units) by quarters of the time.
 
-    All draws come from `generator` on the CPU. `model` is `network`, perhaps wrapped for several processes.
+    All draws come from `generator` on the CPU. `model` is `network`, perhaps wrapped for several processes;
+    `encoder` is what `objective.perceptual` compares pictures by.
     """
-    clean = network.encode(batch.target)
+    prior = network.prior(batch.told)
+    clean = network.encode(batch.target, prior)
     count, device = len(clean), clean.device
     times = network.noise.draw_times(count, objective, generator).to(device)
     n = torch.randn(clean.shape, generator=generator).to(clean)
@@ -66,18 +71,35 @@ def diffusion_losses(
         grid = network.condition.grid
         source = hide(clean, generator, objective.source, grid)
     noisy = network.noise.mix(clean, n, times)
-    predicted, prior = model(noisy, times, batch.told, drop, source)
-    predicted = predicted.float()
-    errors = (predicted - network.noise.target(clean, n, times, prior)).square()
+    predicted = model(noisy, times, batch.told, drop, prior, source).float()
+    errors = (predicted - network.noise.target(clean, n, times)).square()
     losses = {"loss": (errors * network.noise.weights(times, objective)).mean()}
+    found = network.noise.clean(predicted, noisy, times)
+    if objective.perceptual:
+        assert encoder is not None
+        pictures = network.decode(found, prior).clamp(-1, 2)
+        losses["perceptual"] = _perceptual(encoder, pictures, batch.target)
+        losses["loss"] = losses["loss"] + objective.perceptual * losses["perceptual"]
     with torch.no_grad():
-        found = network.noise.clean(predicted, noisy, times, prior).clamp(-10, 10)
-        by_picture = (found - clean).square().mean((1, 2, 3))
+        by_picture = (found.clamp(-10, 10) - clean).square().mean((1, 2, 3))
         quarter = (times * QUARTERS / 1000).long().clamp_max(QUARTERS - 1)
         for number in range(QUARTERS):
             if (quarter == number).any():
                 losses[f"x0_error_{number + 1}of{QUARTERS}"] = by_picture[quarter == number].mean()
     return losses
+
+
+def _perceptual(encoder: Encoder, pictures: Tensor, targets: Tensor) -> Tensor:
+    """Mean distance of pictures (B, 3, S, S) from targets as the encoder sees them, at its own size."""
+    with torch.autocast(pictures.device.type, enabled=False):  # its depthwise convolutions are slow in bf16
+        side = encoder.config.image_size
+        shown = [
+            F.interpolate(each.float(), size=(side, side), mode="bilinear", align_corners=False)
+            for each in (pictures, targets)
+        ]
+        with torch.no_grad():
+            theirs = encoder.levels(shown[1])
+        return map_distances(encoder.levels(shown[0]), theirs).mean()
 
 
 @torch.no_grad()
@@ -102,7 +124,6 @@ def grid_of_pictures(network: nn.Module, batch: Batch) -> bytes:
                     steps=drawing.steps,
                     guidance=guidance,
                     scheduler=drawing.scheduler,
-                    strength=drawing.strength,
                 )
             )
     elif batch.plain is not None:

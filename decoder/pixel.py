@@ -15,7 +15,6 @@ from torch import Tensor
 from pictish.data.model_folder import find_decoder, fingerprint
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.condition import Told
-from pictish.decoder.denoiser import Latents
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion
 from pictish.decoder.preview import predicted_pixels
 from pictish.decoder.schedulers import as_model_sees, begin, build_scheduler, take_step
@@ -65,14 +64,14 @@ class Decoder:
         scheduler: str | None = None,
         size: tuple[int, int] | None = None,
         sources: Sequence[Source] | None = None,
-        strength: float | None = None,
+        strength: float = 1.0,
         progress: Progress | None = None,
     ) -> Tensor:
         """Pictures as uint8 (B, height, width, 3), squashed to `size` as the tokenizer saw them.
 
         Each picture's noise comes from its own generator (on the CPU) and its shapes are fixed: same codes,
         seed and device, same pixels, whatever else is in the batch. `sources` keep what stays of a picture;
-        `strength` below 1 starts from them, or from what the codes tell, instead of from noise alone.
+        `strength` below 1 starts from them instead of from noise alone.
         Settings left away are the model's. Raises ValueError for another tokenizer's tokens and for settings
         the model cannot take.
         """
@@ -80,7 +79,6 @@ class Decoder:
         steps = drawing.steps if steps is None else steps
         guidance = drawing.guidance if guidance is None else guidance
         scheduler = scheduler or drawing.scheduler
-        strength = drawing.strength if strength is None else strength
         height, width = size or (self.side, self.side)
         self.check(steps, guidance, scheduler)
         self._check((height, width), sources, strength)
@@ -119,9 +117,9 @@ class Decoder:
         return Told(features, codes, real, pixels).each(lambda tensor: tensor.to(self.device))
 
     def _source(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
-        """Clean maps (B, C, H, W), and where they stay (B, 1, H, W)."""
+        """RGB pictures (B, 3, S, S) in [0, 1], and where they stay in maps (B, 1, H, W)."""
         pixels = torch.stack([source.pixels for source in sources]).to(self.device)
-        clean = self.model.encode(rearrange(pixels, "b h w c -> b c h w").float() / 255)
+        clean = rearrange(pixels, "b h w c -> b c h w").float() / 255
         p = self.model.sample_size // self.tokenizer.grid[0]
         stays = torch.stack([source.stays for source in sources]).to(clean)
         return clean, repeat(stays, "b (y x) -> b 1 (y p) (x q)", y=self.tokenizer.grid[0], p=p, q=p)
@@ -137,6 +135,10 @@ class Decoder:
     def _check(self, size: tuple[int, int], sources: Sequence[Source] | None, strength: float) -> None:
         if not 0 < strength <= 1:
             raise ValueError(f"strength: {strength} asked for; above 0 to 1 fit")
+        if strength < 1 and sources is None:
+            raise ValueError(
+                f"strength: {strength} asked for, but no source picture to start from; leave it away"
+            )
         unit = math.lcm(
             self.side // self.tokenizer.grid[0], self.model.denoiser.shrink * self.model.denoiser.patch
         )
@@ -166,33 +168,34 @@ def sample(
 ) -> Tensor:
     """RGB pictures (B, 3, S, S) in [0, 1] from `noise` (B, C, H, W).
 
-    Classifier-free guidance (arXiv 2207.12598) runs both branches in one forward. `source` is clean maps
-    (B, C, H, W) and where they stay (B, 1, H, W). With a `strength` below 1 the last of the steps are taken,
-    from what is known with noise on top: the source, or the prior and what stays of the source.
+    Classifier-free guidance (arXiv 2207.12598) runs both branches in one forward. `source` is RGB pictures
+    (B, 3, S, S) in [0, 1] and where they stay (B, 1, H, W). With a `strength` below 1 the last of the steps
+    are taken, from what is known with noise on top: the source, or, about a prior, what stays of it.
     """
     schedule = build_scheduler(scheduler, model.config.noise)
-    shown = (source[0] * source[1], source[1]) if source else None
+    prior = model.prior(told, (noise.shape[-2], noise.shape[-1]))
+    known, shown = None, None
+    if source:
+        known = model.encode(source[0], prior)
+        shown = (known * source[1], source[1])
     branches = 1 if guidance == 1 else 2
     drop = torch.arange(branches, device=noise.device).repeat_interleave(len(noise)).bool()  # told, then not
     repeated = told.each(lambda tensor: torch.cat([tensor] * branches))
     conditions = model.condition(repeated, drop, (noise.shape[-2], noise.shape[-1]))
-    prior = model.prior(repeated, drop, noise)
-    known = source[0] if source else None
-    if prior is not None:
-        known = prior[: len(noise)] if source is None else torch.lerp(prior[: len(noise)], *source)
-    times, x = begin(schedule, steps, strength, known if strength < 1 else None, noise)
+    start = shown[0] if shown and prior is not None else known  # no residual: what the new codes tell
+    times, x = begin(schedule, steps, strength, start if strength < 1 else None, noise)
     beside = (torch.cat([shown[0]] * branches), torch.cat([shown[1]] * branches)) if shown else None
+    about = None if prior is None else torch.cat([prior] * branches)
     for done, time in enumerate(times, 1):
         noisy = as_model_sees(schedule, x, time)
         at = time.to(x.device).expand(len(x) * branches)
         both = torch.cat([noisy] * branches)
-        predicted = model.denoiser(both, at, conditions, beside)
-        clean = model.noise.clean(predicted, both, at, prior)
+        predicted = model.denoiser(both, at, conditions, about, beside)
+        clean = model.noise.clean(predicted, both, at)
         if branches == 2:
             with_codes, without = clean.chunk(2)
             clean = without + guidance * (with_codes - without)
-        if not isinstance(model.latents, Latents):  # pixels
-            clean = clean.clamp(-1, 1)
+        clean = model.within(clean, prior)
         output = model.noise.for_scheduler(clean, noisy, at[: len(x)])
         x = take_step(schedule, output, time, x, generators)
         if progress is not None:
@@ -201,9 +204,9 @@ def sample(
         raise ValueError(
             f"{scheduler}: no finite numbers after {steps} steps; take others, or another scheduler"
         )
-    if source:
-        x = torch.lerp(x, source[0], source[1])
-    return model.decode(x).clamp(0, 1)
+    if known is not None and shown is not None:
+        x = torch.lerp(x, known, shown[1])
+    return model.decode(x, prior).clamp(0, 1)
 
 
 def _part(progress: Progress | None, number: int, groups: int) -> Progress | None:

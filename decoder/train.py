@@ -20,6 +20,7 @@ from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures,
 from pictish.decoder.preview import PreviewHead, build_preview, predicted_pixels, save_preview
 from pictish.tokenizer.cache import FeatureCache, training_caches
 from pictish.tokenizer.dynamic import Tokenizer
+from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.selector import choose, draw_gate
 from pictish.training.average import Average
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
@@ -50,7 +51,8 @@ def train(
     average = Average(network, config.objective.ema if isinstance(network, DiffusionDecoder) else 0.0)
     first = restore(run, network, optimizer, names, average)
     model, optimizer = accelerate.prepare(network, optimizer)
-    losses_of = partial(_losses, config=config, model=model, network=network)
+    encoder = tokenizer.network.encoder.at_all_levels() if config.objective.perceptual else None
+    losses_of = partial(_losses, config=config, model=model, network=network, encoder=encoder)
     window: dict[str, list[float]] = {}
     since = time.monotonic()
     network.train()  # diffusers gives a loaded network in evaluation mode
@@ -101,9 +103,15 @@ def train(
 
 def build(config: TrainConfig, tokenizer: Tokenizer) -> PreviewHead | DiffusionDecoder:
     """An untrained decoder for the tokenizer's codes; ValueError when the two do not fit."""
-    if isinstance(config.model, DiffusionConfig):
-        return DiffusionDecoder(config.model, tokenizer)
-    return build_preview(config.model, tokenizer)
+    if isinstance(config.model, PreviewConfig):
+        return build_preview(config.model, tokenizer)
+    perceptual = config.objective.perceptual
+    if perceptual and not tokenizer.network.encoder.config.levels:
+        raise ValueError(
+            f"objective.perceptual: {perceptual} asked for, but this tokenizer's encoder has no levels to "
+            "compare pictures by; set it to 0, or take a tokenizer with encoder.levels"
+        )
+    return DiffusionDecoder(config.model, tokenizer)
 
 
 def save(folder: Path, network: nn.Module, config: TrainConfig, tokenizer: Tokenizer) -> None:
@@ -132,11 +140,16 @@ def validate(
 
 
 def _losses(
-    batch: Batch, generator: torch.Generator, config: TrainConfig, model: nn.Module, network: nn.Module
+    batch: Batch,
+    generator: torch.Generator,
+    config: TrainConfig,
+    model: nn.Module,
+    network: nn.Module,
+    encoder: Encoder | None,
 ) -> dict[str, Tensor]:
     """Scalars by name, `loss` among them; `model` is `network` as accelerate wrapped it."""
     if isinstance(network, DiffusionDecoder):
-        return diffusion_losses(model, network, batch, config.objective, generator)
+        return diffusion_losses(model, network, encoder, batch, config.objective, generator)
     return preview_losses(model, batch)
 
 

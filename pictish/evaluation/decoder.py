@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pictish.decoder.preview import Preview
     from pictish.pipelines.reconstruct import Drawing
 
-SCHEMA = 1
+SCHEMA = 2
 METRICS: dict[str, Better] = {"psnr": "higher", "ssim": "higher", "feature_distance": "lower"}
 """Of each picture; name in the report -> which way is better."""
 DECODER, PREVIEW, THUMBNAIL, MEAN = "decoder", "preview", "thumbnail", "mean picture"
@@ -159,18 +159,17 @@ class DecoderEvaluation:
         values: dict[Name, list[np.ndarray]] = {name: [] for name in ways}
         pooled: dict[Name, list[np.ndarray]] = {name: [] for name in ways}
         for batch in coded.batches():
-            originals, features = self.distance.features_and_pooled(batch.originals)
-            real.append(features)
+            originals = self.distance.features(batch.originals)
+            real.append(self.distance.pooled(batch.originals))
             for name, way in ways.items():
                 drawn = way(batch)
-                maps, features = self.distance.features_and_pooled(drawn)
                 scores = (
                     psnr(drawn, batch.originals),
                     ssim(drawn, batch.originals),
-                    self.distance.compare(maps, originals),
+                    self.distance.compare(self.distance.features(drawn), originals),
                 )
                 values[name].append(np.stack(scores, axis=1))
-                pooled[name].append(features)
+                pooled[name].append(self.distance.pooled(drawn))
                 advance(len(drawn))
         theirs = np.concatenate(real)  # (P, F)
         ours = {name: np.concatenate(features) for name, features in pooled.items()}

@@ -62,10 +62,8 @@ def _same_pictures(pictures: np.ndarray, originals: np.ndarray) -> None:
 class FeatureDistance:
     """Distance between pictures in the features of an ImageNet network that no tokenizer of ours uses.
 
-    The form of LPIPS (arXiv 1801.03924) without its learned weights: at each of five scales the channels are
-    normalised to unit length, the squared difference is summed over channels and averaged over positions; the
-    result is the mean over scales, 0 for equal pictures and at most 4. Numbers compare with each other at one
-    picture size, not with published LPIPS values.
+    `map_distances` at five scales. Numbers compare with each other at one picture size, not with published
+    LPIPS values.
     """
 
     NETWORK = "tf_efficientnet_lite2"
@@ -87,28 +85,43 @@ class FeatureDistance:
         return self.compare(self.features(pictures), self.features(originals))
 
     def features(self, pictures: np.ndarray) -> "list[torch.Tensor]":
-        """Unit-length features of (B, H, W, 3) uint8 at each scale, (B, C, h, w)."""
-        return self.features_and_pooled(pictures)[0]
+        """Features of (B, H, W, 3) uint8 at each scale, (B, C, h, w)."""
+        import torch
 
-    def features_and_pooled(self, pictures: np.ndarray) -> "tuple[list[torch.Tensor], np.ndarray]":
-        """`features`, and the network's last ones as a mean over positions, (B, F) float64."""
+        with torch.inference_mode():
+            maps: list[torch.Tensor] = self.network.forward_intermediates(
+                self._pixels(pictures), intermediates_only=True
+            )
+            return maps
+
+    def pooled(self, pictures: np.ndarray) -> np.ndarray:
+        """The network's last features, a mean over positions, (B, F) float64, of (B, H, W, 3) uint8.
+
+        Pictures are brought to the size the network was trained on, where its last features mean most.
+        """
         import torch
         from torch.nn import functional
 
-        pixels = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2).float()
         with torch.inference_mode():
-            last, maps = self.network.forward_intermediates(pixels / 127.5 - 1.0)
-            pooled = last.double().mean(dim=(2, 3)).cpu().numpy()
-            return [functional.normalize(each.float(), dim=1) for each in maps], pooled
+            size = self.network.pretrained_cfg["input_size"][-2:]
+            shown = functional.interpolate(
+                self._pixels(pictures), size=size, mode="bicubic", align_corners=False, antialias=True
+            )
+            return self.network.forward_features(shown).double().mean(dim=(2, 3)).cpu().numpy()
+
+    def _pixels(self, pictures: np.ndarray) -> "torch.Tensor":
+        """(B, 3, H, W) from -1 to 1, in the memory format that its depthwise convolutions want."""
+        import torch
+
+        pixels = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2)
+        return (pixels.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def compare(ours: "list[torch.Tensor]", theirs: "list[torch.Tensor]") -> np.ndarray:
         """Distance of each pair of pictures from their `features`, (B,) float64."""
-        scales = [
-            (one - other).square().sum(dim=1).mean(dim=(1, 2)).double()  # (B,)
-            for one, other in zip(ours, theirs, strict=True)
-        ]
-        return (sum(scales[1:], scales[0]) / len(scales)).cpu().numpy()
+        from pictish.tokenizer.losses import map_distances
+
+        return map_distances(ours, theirs).double().cpu().numpy()
 
 
 class CodeStatistics:

@@ -94,7 +94,7 @@ class Reconstructor:
         generators: "Sequence[torch.Generator] | None" = None,
         drawing: Drawing | None = None,
         sources: "Sequence[Source] | None" = None,
-        strength: float | None = None,
+        strength: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
         """One RGB picture each, `size` pixels on its longer side, with the original's aspect ratio.

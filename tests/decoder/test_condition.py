@@ -8,15 +8,14 @@ from pictish.decoder.condition import Condition, Conditions, Told, hide
 from pictish.decoder.config import ConditionConfig
 from tests.decoder.tiny import TRANSFORMER, UNET, config, decoder_of, told_of
 
-FLOW = {"kind": "flow", "predicts": "x0"}
-
 
 def predictions(model, told: Told, drop: bool = False, size: int = 16) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     count = len(told.codes)
     noisy = torch.randn(count, 3, size, size, generator=generator)
     with torch.no_grad():
-        return model(noisy, torch.full((count,), 400.0), told, torch.full((count,), drop))[0]
+        prior = model.prior(told, (size, size))
+        return model(noisy, torch.full((count,), 400.0), told, torch.full((count,), drop), prior)
 
 
 @pytest.mark.parametrize("denoiser", [TRANSFORMER, UNET], ids=["transformer", "unet"])
@@ -46,23 +45,19 @@ def test_the_order_of_codes_matters(tokenizer):
     assert (predictions(model, turned) - predictions(model, full)).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("predicts", ["x0", "residual"])
-def test_the_null_condition_knows_no_codes(tokenizer, predicts):
-    noise = {"kind": "flow", "predicts": predicts}
-    model = decoder_of(tokenizer, config(UNET, noise=noise))
-    one, other = told_of(tokenizer, 3, seed=3), told_of(tokenizer, 3, seed=4)
+@pytest.mark.parametrize("residual", [None, 0.3])
+def test_the_null_condition_knows_no_codes(tokenizer, residual):
+    model = decoder_of(tokenizer, config(UNET, residual=residual))
+    one, moved = told_of(tokenizer, 3, seed=3), told_of(tokenizer, 3, seed=4)
+    other = moved._replace(pixels=one.pixels)
     assert torch.allclose(predictions(model, one, drop=True), predictions(model, other, drop=True), atol=1e-6)
     assert not torch.allclose(predictions(model, one), predictions(model, other), atol=1e-3)
     conditions = model.condition(one, torch.tensor([True, False, True]))
     alone = model.condition(other, torch.ones(3, dtype=torch.bool))
     assert torch.equal(conditions.maps[0], alone.maps[0])
     assert not torch.equal(conditions.maps[1], alone.maps[1])
-    drop, noisy = torch.tensor([True, False, True]), torch.zeros(3, 3, 16, 16)
-    prior, null = model.prior(one, drop, noisy), model.prior(other, torch.ones_like(drop), noisy)
-    assert (prior is None) == (predicts != "residual")
-    if prior is not None:
-        assert torch.equal(prior[0], null[0])
-        assert not torch.equal(prior[1], null[1])
+    dropped = [predictions(model, each, drop=True) for each in (moved, other)]
+    assert torch.allclose(*dropped, atol=1e-3) == (residual is None), "a prior is told, whatever is dropped"
 
 
 def test_pooled_is_the_mean_of_features_and_null_where_dropped(tokenizer):
@@ -80,15 +75,15 @@ def test_pooled_is_the_mean_of_features_and_null_where_dropped(tokenizer):
 
 
 def test_maps_and_prior_follow_the_size(tokenizer):
-    model = decoder_of(tokenizer, config(noise={"kind": "flow", "predicts": "residual"}))
+    model = decoder_of(tokenizer, config(residual=0.3))
     told = told_of(tokenizer, 2)
     kept = torch.zeros(2, dtype=torch.bool)
     square = model.condition(told, kept)
-    prior = model.prior(told, kept, torch.zeros(2, 3, 16, 16))
+    prior = model.prior(told)
     assert torch.equal(prior, told.pixels * 2 - 1)
     wide = model.condition(told, kept, (16, 32))
     assert wide.maps.shape == (2, 2, 16, 32)
-    wide_prior = model.prior(told, kept, torch.zeros(2, 3, 16, 32))
+    wide_prior = model.prior(told, (16, 32))
     assert wide_prior.shape == (2, 3, 16, 32)
     # stretched, not cropped or moved: the left half of the wide map tells of the left half of the square one
     halves = torch.nn.functional.avg_pool2d(wide_prior, (16, 16)).squeeze(2)

@@ -14,7 +14,8 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from pictish.decoder.config import ObjectiveConfig
+from pictish.configs import parse
+from pictish.decoder.config import DiffusionConfig, ObjectiveConfig
 from pictish.decoder.denoiser import build_latents
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses
@@ -48,7 +49,7 @@ def shape(name: str, autoencoders: dict[str, dict]):
                 condition=condition,
             )
         case "pixart":
-            return config()
+            return config(residual=0.3)
     raise AssertionError(name)
 
 
@@ -63,7 +64,8 @@ def test_it_trains_draws_and_loads_with_stock_diffusers(tokenizer, tokens, autoe
     settings = shape(name, autoencoders)
     model = decoder_of(tokenizer, settings)
     objective = ObjectiveConfig(dropout=0.5, source=0.5)
-    losses = diffusion_losses(model, model, batch_of(tokenizer), objective, torch.Generator().manual_seed(0))
+    encoder, generator = tokenizer.network.encoder, torch.Generator().manual_seed(0)
+    losses = diffusion_losses(model, model, encoder, batch_of(tokenizer), objective, generator)
     losses["loss"].backward()
     trained = [p for p in model.parameters() if p.requires_grad]
     silent = [p for p in trained if p.grad is None or not p.grad.any()]
@@ -143,17 +145,19 @@ def test_pixart_starts_from_a_folder_too(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("condition", "line"),
+    ("condition", "residual", "line"),
     [
-        ({"channels": 5, "width": 16}, "takes 5 channels, but the picture has 3 and the conditions 5"),
-        ({"channels": 2, "width": 24}, "attends to rows of width 16.*set condition.width"),
-        ({"channels": 2, "width": 16, "pooled": 4}, "condition.pooled"),
+        ({"channels": 5, "width": 16}, None, "takes 5 channels, but the picture has 3 and .* beside it 5"),
+        ({"channels": 2, "width": 16}, 0.3, "and what is beside it 5; set .* residual to fit"),
+        ({"channels": 2, "width": 24}, None, "attends to rows of width 16.*set condition.width"),
+        ({"channels": 2, "width": 16, "pooled": 4}, None, "condition.pooled"),
     ],
 )
-def test_a_folder_that_does_not_fit_is_refused(tokenizer, tmp_path, condition, line):
+def test_a_folder_that_does_not_fit_is_refused(tokenizer, tmp_path, condition, residual, line):
     folder = start_folder(tmp_path, decoder_of(tokenizer, config(UNET)).denoiser.network, "unet")
+    settings = config({"kind": "unet", "folder": folder}, condition=condition, residual=residual)
     with pytest.raises(ValueError, match=line):
-        decoder_of(tokenizer, config({"kind": "unet", "folder": folder}, condition=condition))
+        decoder_of(tokenizer, settings)
 
 
 def test_a_folder_that_is_none_is_refused(tokenizer, tmp_path):
@@ -206,10 +210,6 @@ def test_the_wrong_autoencoder_is_refused(tokenizer, autoencoders):
     wrong = {"kind": "tiny", "folder": autoencoders["kl"]["folder"]}
     with pytest.raises(ValueError, match="it holds a AutoencoderKL, not a AutoencoderTiny"):
         decoder_of(tokenizer, config(autoencoder=wrong))
-    with pytest.raises(ValueError, match="residual is about the pixels"):
-        decoder_of(
-            tokenizer, config(autoencoder=autoencoders["kl"], noise={"kind": "flow", "predicts": "residual"})
-        )
 
 
 @pytest.mark.parametrize(
@@ -232,3 +232,10 @@ def test_settings_that_diffusers_refuses(tokenizer, denoiser, changes, line):
 def test_a_side_that_does_not_fit_the_grid(tokenizer, side):
     with pytest.raises(ValueError, match=f"side: {side} pixels do not fit 4 x 4 cells; give a multiple of 4"):
         decoder_of(tokenizer, config(side=side))
+
+
+def test_settings_beside_a_folder_are_refused():
+    raw = config().model_dump(mode="json")
+    raw["denoiser"] |= {"folder": "somewhere"}
+    with pytest.raises(ValueError, match="both settings and a folder"):
+        parse(DiffusionConfig, raw, "test")

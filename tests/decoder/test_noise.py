@@ -13,17 +13,17 @@ from pictish.decoder.noise import FLOOR, Noise
 
 DIFFUSION = [
     DiffusionNoise(predicts=predicts, beta_schedule=schedule)
-    for predicts in ("epsilon", "v", "x0", "residual")
+    for predicts in ("epsilon", "v", "x0")
     for schedule in ("squaredcos_cap_v2", "scaled_linear", "linear")
 ]
-FLOW = [FlowNoise(predicts=predicts) for predicts in ("velocity", "x0", "residual")]
+FLOW = [FlowNoise(predicts=predicts) for predicts in ("velocity", "x0")]
 
 
-def pictures(count: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x, n and a prior in double precision: near the end of a process epsilon says little of x_0."""
+def pictures(count: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """x and n in double precision: near the end of a process epsilon says little of x_0."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randn(count, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(3)]
-    return drawn[0], drawn[1], drawn[2]
+    drawn = [torch.randn(count, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2)]
+    return drawn[0], drawn[1]
 
 
 @pytest.mark.parametrize("config", [*DIFFUSION, *FLOW], ids=lambda c: f"{c.kind}-{c.predicts}")
@@ -34,10 +34,10 @@ def test_a_target_read_back_is_the_picture(config):
     @given(st.floats(0, last, width=32))
     @settings(max_examples=25, deadline=None, database=None)
     def holds(time: float) -> None:
-        x, n, prior = pictures(2)
+        x, n = pictures(2)
         times = torch.tensor([time, last - time])
         noisy = noise.mix(x, n, times)
-        found = noise.clean(noise.target(x, n, times, prior), noisy, times, prior)
+        found = noise.clean(noise.target(x, n, times), noisy, times)
         assert (found - x).abs().max() < 1e-4
 
     holds()
@@ -52,7 +52,7 @@ def test_levels_are_those_of_ddpm(config):
     a, b = Noise(config).levels(times)
     assert torch.allclose(a.flatten() ** 2, ddpm.alphas_cumprod, rtol=1e-4, atol=1e-9)
     assert torch.allclose(a**2 + b**2, torch.ones_like(a), atol=1e-6)
-    x, n, _ = pictures()
+    x, n = pictures()
     some = torch.tensor([0, 1, 250, 500, 750, 998])
     assert torch.allclose(
         Noise(config).mix(x.float(), n.float(), some), ddpm.add_noise(x.float(), n.float(), some), atol=1e-4
@@ -65,7 +65,7 @@ def test_levels_are_those_of_ddpm(config):
 def test_v_is_diffusers_velocity():
     from diffusers import DDPMScheduler
 
-    x, n, _ = pictures()
+    x, n = pictures()
     times = torch.tensor([0, 3, 250, 500, 750, 998])
     ddpm = DDPMScheduler(1000, 0.0001, 0.02, "squaredcos_cap_v2")
     found = Noise(DiffusionNoise(predicts="v")).target(x.float(), n.float(), times)
@@ -88,7 +88,7 @@ def test_min_snr_is_diffusers(gamma):
 
 
 def test_the_velocity_weighting_makes_an_x0_error_one_of_the_velocity():
-    x, n, _ = pictures()
+    x, n = pictures()
     wrong = x + 0.1
     times = torch.tensor([160.0, 200.0, 300.0, 500.0, 800.0, 1000.0])
     noise = Noise(FlowNoise(predicts="x0"))
@@ -101,26 +101,11 @@ def test_the_velocity_weighting_makes_an_x0_error_one_of_the_velocity():
 
 @pytest.mark.parametrize("config", [DIFFUSION[0], FLOW[0]], ids=lambda c: c.kind)
 def test_a_scheduler_is_told_the_noise(config):
-    x, n, _ = pictures()
+    x, n = pictures()
     times = torch.tensor([5.0, 100.0, 300.0, 500.0, 800.0, 990.0])
     noise = Noise(config)
     told = noise.for_scheduler(x, noise.mix(x, n, times), times)
     assert torch.allclose(told, n if config.kind == "diffusion" else n - x, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [DiffusionNoise(predicts="residual", deviation=0.4), FlowNoise(predicts="residual", deviation=0.4)],
-    ids=lambda c: c.kind,
-)
-def test_a_residual_is_about_the_prior_in_units_of_the_deviation(config):
-    x, n, prior = pictures()
-    noise, times = Noise(config), torch.full((len(x),), 400.0)
-    assert torch.allclose(noise.target(prior + 0.4 * n, n, times, prior), n)
-    noisy = noise.mix(x, n, times)
-    assert torch.equal(noise.clean(torch.zeros_like(x), noisy, times, prior), prior)
-    with pytest.raises(AssertionError):
-        noise.target(x, n, times)
 
 
 def test_times_are_drawn_as_asked():
@@ -137,18 +122,25 @@ def test_times_are_drawn_as_asked():
     assert normal.std() == pytest.approx(0.7, abs=0.03)
 
 
-@pytest.mark.parametrize(("kind", "weighting"), [("diffusion", "velocity"), ("flow", "min_snr")])
-def test_a_weighting_that_does_not_fit_the_noise_is_refused(kind, weighting):
+@pytest.mark.parametrize(
+    ("kind", "objective", "refusal"),
+    [
+        ("diffusion", {"weighting": "velocity"}, "objective.weighting: velocity is for noise of kind"),
+        ("flow", {"weighting": "min_snr"}, "objective.weighting: min_snr is for noise of kind"),
+        ("diffusion", {"perceptual": 0.5}, r"objective\.perceptual: of noise\.predicts epsilon"),
+    ],
+)
+def test_an_objective_that_does_not_fit_the_noise_is_refused(kind, objective, refusal):
     from pictish.decoder.config import TrainConfig
     from tests.decoder.tiny import config
 
     raw = {
         "model": config(noise={"kind": kind}).model_dump(mode="json"),
-        "objective": {"weighting": weighting},
+        "objective": objective,
         "data": {"train": ["a.tar"], "validation": ["b.tar"]},
         "steps": 1,
         "warmup": 0,
     }
-    with pytest.raises(ValueError, match=f"objective.weighting: {weighting} is for noise of kind"):
+    with pytest.raises(ValueError, match=refusal):
         parse(TrainConfig, raw, "test")
     assert math.isfinite(parse(TrainConfig, raw | {"objective": {}}, "test").objective.gamma)

@@ -65,9 +65,13 @@ def test_seed_and_codes_make_the_picture(decoder, tokens):
     assert decoder.decode([], []).shape == (0, 16, 16, 3)
 
 
-def test_guidance_weighs_the_branches(tokenizer):
-    """1 is the branch that is told, 0 the one that is not, and between and beyond a straight line."""
-    model = decoder_of(tokenizer)
+@pytest.mark.parametrize("residual", [None, 0.3])
+def test_guidance_weighs_the_branches(tokenizer, residual):
+    """1 is the branch that is told, 0 the one that is not, and between and beyond a straight line.
+
+    A residual of both is about what the codes tell.
+    """
+    model = decoder_of(tokenizer, config(residual=residual))
     told = told_of(tokenizer, 2)
     noise = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -77,9 +81,10 @@ def test_guidance_weighs_the_branches(tokenizer):
             return sample(model, told, noise, seeded(0, 1), steps=1, guidance=guidance, scheduler=name)
 
     with torch.inference_mode():
-        times, kept = torch.full((2,), 1000.0), torch.zeros(2, dtype=torch.bool)
-        branch = ((model(noise, times, told, kept)[0].clamp(-1, 1) + 1) / 2).clamp(0, 1)
-        null = ((model(noise, times, told, ~kept)[0].clamp(-1, 1) + 1) / 2).clamp(0, 1)
+        times, kept, prior = torch.full((2,), 1000.0), torch.zeros(2, dtype=torch.bool), model.prior(told)
+        branch, null = (
+            model.decode(model(noise, times, told, drop, prior), prior).clamp(0, 1) for drop in (kept, ~kept)
+        )
     inside = (branch > 0.01) & (branch < 0.99) & (null > 0.01) & (null < 0.99)
     assert inside.float().mean() > 0.3
     assert (branch - null)[inside].abs().max() > 0.01
@@ -87,7 +92,7 @@ def test_guidance_weighs_the_branches(tokenizer):
     assert torch.allclose(drawn(1), branch, atol=1e-3)
     assert torch.allclose(drawn(0), null, atol=1e-3)
     assert torch.allclose(drawn(0.5)[inside], ((branch + null) / 2)[inside], atol=1e-3)
-    assert torch.equal(drawn(0, told_of(tokenizer, 2, seed=9)), drawn(0))
+    assert torch.equal(drawn(0, told_of(tokenizer, 2, seed=9)._replace(pixels=told.pixels)), drawn(0))
 
 
 class Oracle(torch.nn.Module):
@@ -99,7 +104,7 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.noise = noise
 
-    def forward(self, noisy, times, conditions: Conditions, source) -> torch.Tensor:
+    def forward(self, noisy, times, conditions: Conditions, prior, source) -> torch.Tensor:
         a, b = self.noise.levels(times)
         gain = a * 0.09 / (a**2 * 0.09 + b**2)
         clean = 0.2 + gain * (noisy - a * 0.2)
@@ -187,10 +192,15 @@ def picture(seed: int) -> torch.Tensor:
     return (torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(seed)) * 255).to(torch.uint8)
 
 
-@pytest.mark.parametrize("noise", [DIFFUSION, FLOW], ids=["diffusion", "flow"])
+@pytest.mark.parametrize(
+    ("noise", "residual"),
+    [(DIFFUSION, None), (FLOW, None), (FLOW, 0.3)],
+    ids=["diffusion", "flow", "residual"],
+)
 @pytest.mark.parametrize("strength", [0.4, 1.0])
-def test_what_stays_of_a_source_is_its_pixels(tokenizer, tokens, noise, strength):
-    decoder = Decoder(decoder_of(tokenizer, config(noise=noise, condition=SOURCE)), tokenizer, "0" * 12)
+def test_what_stays_of_a_source_is_its_pixels(tokenizer, tokens, noise, residual, strength):
+    model = decoder_of(tokenizer, config(noise=noise, condition=SOURCE, residual=residual))
+    decoder = Decoder(model, tokenizer, "0" * 12)
     stays = torch.zeros(3, 16, dtype=torch.bool)
     stays[1, [0, 6]] = True
     stays[2] = True
@@ -219,17 +229,31 @@ def test_less_strength_stays_nearer_to_the_source(tokenizer, scheduler):
     model = decoder_of(tokenizer, config(noise=DIFFUSION, condition=SOURCE))
     model.denoiser = Oracle(model.noise)
     noise = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    bright = torch.full((1, 3, 16, 16), 0.9)
+    bright = torch.full((1, 3, 16, 16), 0.95)
 
     def distance(strength: float) -> float:
         with torch.inference_mode():
             source = (bright, torch.zeros(1, 1, 16, 16))
             drawing = {"steps": 10, "guidance": 1, "scheduler": scheduler, "strength": strength}
             drawn = sample(model, told_of(tokenizer, 1), noise, seeded(0), source=source, **drawing)
-        return float((drawn * 2 - 1 - bright).abs().mean())
+        return float((drawn - bright).abs().mean())
 
     near, far, whole = distance(0.1), distance(0.5), distance(1.0)
-    assert near < 0.2
+    assert near < 0.1
+    assert near < far < whole
+
+
+def test_about_a_prior_less_strength_stays_nearer_to_what_the_codes_tell(tokenizer):
+    model = decoder_of(tokenizer, config(noise=DIFFUSION, condition=SOURCE, residual=0.3))
+    model.denoiser = Oracle(model.noise)
+    told, noise = told_of(tokenizer, 1), torch.randn(1, 3, 16, 16, generator=seeded(1)[0])
+    source = (torch.ones(1, 3, 16, 16), torch.zeros(1, 1, 16, 16))  # nothing of it stays
+    drawing = {"steps": 10, "guidance": 1, "scheduler": "DDIMScheduler", "source": source}
+    with torch.inference_mode():
+        near, far, whole = (
+            (sample(model, told, noise, seeded(0), strength=strength, **drawing) - told.pixels).abs().mean()
+            for strength in (0.1, 0.5, 1.0)
+        )
     assert near < far < whole
 
 
@@ -243,9 +267,10 @@ def test_progress_counts_to_the_total(decoder, tokens, scheduler):
     assert said == [(done, total) for done in range(1, total + 1)]
 
 
+@pytest.mark.parametrize("residual", [None, 0.3])
 @pytest.mark.parametrize("network", [TRANSFORMER, UNET], ids=["transformer", "unet"])
-def test_another_size_is_drawn(tokenizer, tokens, network):
-    decoder = Decoder(decoder_of(tokenizer, config(network)), tokenizer, "0" * 12)
+def test_another_size_is_drawn(tokenizer, tokens, network, residual):
+    decoder = Decoder(decoder_of(tokenizer, config(network, residual=residual)), tokenizer, "0" * 12)
     assert decoder.decode(tokens[:1], seeded(0), size=(16, 24)).shape == (1, 16, 24, 3)
     assert decoder.decode(tokens[:1], seeded(0), size=(32, 12)).shape == (1, 32, 12, 3)
 
@@ -273,6 +298,7 @@ def test_a_size_is_a_multiple_of_the_patch(tokenizer, tokens):
         ({"guidance": -1.0}, "guidance: -1.0 asked for"),
         ({"guidance": float("nan")}, "guidance: nan asked for"),
         ({"strength": 0.0}, "strength: 0.0 asked for"),
+        ({"strength": 0.5}, "no source picture to start from"),
         ({"sources": [Source(picture(0), torch.ones(16).bool())]}, "not trained with source pictures"),
     ],
 )

@@ -1,6 +1,7 @@
 """Training the diffusion decoder: losses fall, a stop changes nothing, the average is what is saved."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def experiment(folder: Path, data: Path, *changes: str) -> TrainConfig:
         f"data.train=[{data / 'train.tar'}]",
         f"data.validation=[{data / 'validation.tar'}]",
         f"data.cache={data / 'cache'}",
+        "objective.perceptual=0.1",
         "steps=6",
         "log_every=1",
         "validate_every=3",
@@ -96,12 +98,11 @@ def test_the_average_is_what_is_saved(whole):
         assert torch.equal(tensor, tensors[f"average.denoiser.network.{name}"].half()), name
     assert any(not torch.equal(t, tensors[f"denoiser.network.{name}"].half()) for name, t in saved.items())
     for name, tensor in load_file(whole / "model" / "model.safetensors").items():
-        own = name if name == "no_prior" else f"condition.{name}"
-        assert torch.equal(tensor, tensors[f"average.{own}"].half()), name
+        assert torch.equal(tensor, tensors[f"average.condition.{name}"].half()), name
 
 
 def test_what_a_run_leaves_behind(whole, tokenizer, tokens):
-    assert {"loss", "gradient_norm", "learning_rate"} <= rows(whole)[0].keys()
+    assert {"loss", "perceptual", "gradient_norm", "learning_rate"} <= rows(whole)[0].keys()
     assert sum("validation_loss" in row for row in rows(whole)) == 2
     with Image.open(whole / "samples" / "step-00000006.png") as sheet:
         assert sheet.size == (8 * 16, 4 * 16)  # originals, told pixels, without and with guidance
@@ -111,13 +112,7 @@ def test_what_a_run_leaves_behind(whole, tokenizer, tokens):
 
 
 def test_pictures_of_another_side_are_kept_beside_the_features(folder, data, tokenizer, tmp_path):
-    changes = [
-        "model.side=32",
-        "model.noise={kind: flow, predicts: x0}",
-        "steps=1",
-        "warmup=0",
-        "sample_every=1",
-    ]
+    changes = ["model.side=32", "steps=1", "warmup=0", "sample_every=1"]
     run = train(experiment(folder, data, f"data.cache={tmp_path}", *changes), tmp_path / "run", "cpu")
     model = load_diffusion(run, tokenizer)
     assert (model.config.side, model.sample_size) == (32, 32)
@@ -142,39 +137,41 @@ def test_pictures_of_another_side_are_kept_beside_the_features(folder, data, tok
 
 
 OBJECTIVES = [
-    ({"kind": "diffusion", "predicts": "epsilon"}, {}),
-    ({"kind": "diffusion", "predicts": "v"}, {"weighting": "min_snr"}),
-    ({"kind": "diffusion", "predicts": "x0"}, {}),
-    ({"kind": "flow", "predicts": "x0"}, {"weighting": "velocity"}),
-    ({"kind": "flow", "predicts": "velocity"}, {"times": "logit_normal"}),
-    ({"kind": "flow", "predicts": "residual"}, {}),
-    ({"kind": "diffusion", "predicts": "residual"}, {}),
+    ({"kind": "diffusion", "predicts": "epsilon"}, {}, {}),
+    ({"kind": "diffusion", "predicts": "v"}, {}, {"weighting": "min_snr"}),
+    ({"kind": "diffusion", "predicts": "x0"}, {}, {}),
+    ({"kind": "flow", "predicts": "x0"}, {}, {"weighting": "velocity"}),
+    ({"kind": "flow", "predicts": "x0"}, {}, {"perceptual": 1.0}),
+    ({"kind": "flow", "predicts": "velocity"}, {}, {"times": "logit_normal"}),
+    ({"kind": "flow", "predicts": "x0"}, {"residual": 0.3}, {}),
+    ({"kind": "diffusion", "predicts": "v"}, {"residual": 0.3}, {}),
 ]
 
 
-@pytest.mark.parametrize(("noise", "objective"), OBJECTIVES, ids=lambda v: "-".join(map(str, v.values())))
-def test_every_objective_is_learnt(tokenizer, noise, objective):
+@pytest.mark.parametrize(
+    ("noise", "changes", "objective"), OBJECTIVES, ids=lambda v: "-".join(map(str, v.values()))
+)
+def test_every_objective_is_learnt(tokenizer, noise, changes, objective):
     network = UNET if noise["predicts"] == "epsilon" else TRANSFORMER
     torch.manual_seed(0)
-    model = decoder_of(
-        tokenizer, config(network, noise=noise, condition={"channels": 3, "width": 16})
-    ).train()
+    condition = {"channels": 3, "width": 16}
+    model = decoder_of(tokenizer, config(network, noise=noise, condition=condition, **changes)).train()
     told = told_of(tokenizer, 4)
     told = told._replace(pixels=told.pixels.flip(0))  # what the codes tell is not the whole truth
     batch = Batch(*told[:3], told_of(tokenizer, 4).pixels, told.pixels)
     settings = ObjectiveConfig(**objective)
+    losses = partial(diffusion_losses, model, model, tokenizer.network.encoder, batch, settings)
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
 
     @torch.no_grad()
     def mean_loss() -> float:
         drawn = [torch.Generator().manual_seed(100 + number) for number in range(6)]
-        found = [diffusion_losses(model, model, batch, settings, generator)["loss"] for generator in drawn]
-        return float(torch.stack(found).mean())
+        return float(torch.stack([losses(generator)["loss"] for generator in drawn]).mean())
 
     before = mean_loss()
     generator = torch.Generator().manual_seed(1)
     for _ in range(20):
-        loss = diffusion_losses(model, model, batch, settings, generator)["loss"]
+        loss = losses(generator)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -188,8 +185,8 @@ def test_the_loss_is_logged_by_noise_level_and_the_condition_is_dropped(tokenize
     other = batch._replace(features=batch.features.flip(0), codes=batch.codes.flip(0))
 
     def losses(batch: Batch, dropout: float) -> dict[str, torch.Tensor]:
-        settings = ObjectiveConfig(dropout=dropout)
-        return diffusion_losses(model, model, batch, settings, torch.Generator().manual_seed(0))
+        settings, encoder = ObjectiveConfig(dropout=dropout), tokenizer.network.encoder
+        return diffusion_losses(model, model, encoder, batch, settings, torch.Generator().manual_seed(0))
 
     assert [name for name in losses(batch, 0.0) if name != "loss"] == [
         f"x0_error_{n}of4" for n in (1, 2, 3, 4)

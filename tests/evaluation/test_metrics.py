@@ -71,8 +71,8 @@ def test_feature_distance_is_the_mean_over_scales_of_unit_feature_differences(di
     expected = np.zeros(2)
     maps = list(zip(distance.features(ours), distance.features(originals), strict=True))
     for a, b in maps:
-        a, b = a.double().numpy(), b.double().numpy()
-        np.testing.assert_allclose((a**2).sum(axis=1), 1, rtol=1e-4)
+        a, b = (each.double() / each.double().norm(dim=1, keepdim=True) for each in (a, b))
+        a, b = a.numpy(), b.numpy()
         for row in range(2):
             expected[row] += np.mean(
                 [np.sum((a[row, :, y, x] - b[row, :, y, x]) ** 2) for y, x in np.ndindex(a.shape[2:])]
@@ -81,6 +81,14 @@ def test_feature_distance_is_the_mean_over_scales_of_unit_feature_differences(di
     np.testing.assert_allclose(distance(ours, originals), expected / 5, rtol=1e-4)
     np.testing.assert_allclose(distance(ours, originals), distance(originals, ours), rtol=1e-5)
     assert distance(ours, ours) == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_pooled_features_are_seen_at_the_networks_own_size(distance):
+    colours = np.random.default_rng(0).integers(0, 256, size=(2, 1, 1, 3), dtype=np.uint8)
+    small, large = (distance.pooled(np.tile(colours, (1, side, side, 1))) for side in (32, 300))
+    assert small.shape == (2, 1280)
+    np.testing.assert_allclose(small, large, atol=1e-3)
+    assert np.abs(small[0] - small[1]).max() > 0.1
 
 
 def test_feature_distance_grows_with_blur_and_is_largest_for_another_picture(distance):

@@ -34,6 +34,24 @@ def test_frozen_weights_stay_out_of_the_state_dict(encoder):
     assert not list(encoder.parameters())
 
 
+def test_levels_are_what_features_are_made_of_and_tell_pictures_where_to_go(encoder):
+    pictures = torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8)
+    rgb = (pictures.permute(0, 3, 1, 2) / 255).requires_grad_()
+    levels = encoder.levels(rgb)
+    assert [level.shape[1:] for level in levels] == [(40, 16, 16), (112, 8, 8), (320, 4, 4)]
+    middle = levels[1].flatten(2).transpose(1, 2)  # it has the grid's own size
+    assert torch.allclose(middle, encoder.raw(pictures)[..., 40:152], atol=1e-5)
+    levels[2].sum().backward()
+    assert rgb.grad.any()
+
+
+def test_all_levels_are_those_of_the_features_and_more(encoder):
+    rgb = torch.rand(1, 3, 128, 128)
+    some, every = encoder.levels(rgb), encoder.at_all_levels().levels(rgb)
+    assert [level.shape[-1] for level in every] == [64, 32, 16, 8, 4]
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(some, every[2:], strict=True))
+
+
 def test_pixels_come_back(encoder):
     picture = torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8)
     halved = torch.nn.functional.avg_pool2d(picture.permute(0, 3, 1, 2) / 255, 2)

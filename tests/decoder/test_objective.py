@@ -1,0 +1,76 @@
+"""The perceptual loss: pictures are compared as the tokenizer's frozen encoder sees them."""
+
+import pytest
+import torch
+
+from pictish.configs import parse
+from pictish.decoder.config import ObjectiveConfig, TrainConfig
+from pictish.decoder.objective import Batch, diffusion_losses
+from pictish.decoder.train import build
+from pictish.tokenizer.dynamic import Tokenizer
+from tests.decoder.tiny import config, decoder_of, save_autoencoder, told_of
+from tests.tokenizer.conftest import tiny_config, tiny_network
+
+
+def batch_of(tokenizer) -> Batch:
+    """What codes tell of other pictures."""
+    told = told_of(tokenizer, 4)
+    return Batch(*told[:3], told_of(tokenizer, 4, seed=5).pixels, told.pixels)
+
+
+def losses_of(tokenizer, network, batch, perceptual: float, model=None) -> dict[str, torch.Tensor]:
+    objective, generator = ObjectiveConfig(perceptual=perceptual), torch.Generator().manual_seed(0)
+    return diffusion_losses(model or network, network, tokenizer.network.encoder, batch, objective, generator)
+
+
+@pytest.mark.parametrize("residual", [None, 0.3])
+def test_it_is_nothing_for_equal_pictures(tokenizer, residual):
+    network, batch = decoder_of(tokenizer, config(residual=residual)), batch_of(tokenizer)
+
+    def knowing(noisy, times, told, drop, prior, source) -> torch.Tensor:
+        return network.encode(batch.target, prior)
+
+    assert losses_of(tokenizer, network, batch, 1.0, knowing)["perceptual"] < 1e-5
+    assert losses_of(tokenizer, network, batch, 1.0)["perceptual"] > 0.01
+
+
+def test_it_adds_to_the_loss_by_its_weight(tokenizer):
+    network, batch = decoder_of(tokenizer), batch_of(tokenizer)
+    plain, heavy = (losses_of(tokenizer, network, batch, weight) for weight in (0.0, 3.0))
+    assert "perceptual" not in plain
+    assert torch.allclose(heavy["loss"], plain["loss"] + 3 * heavy["perceptual"])
+
+
+@pytest.mark.parametrize("kind", ["pixels", "residual", "kl", "tiny"])
+def test_it_teaches_the_denoiser_and_nothing_frozen(tokenizer, tmp_path, kind):
+    match kind:
+        case "pixels":
+            settings = config()
+        case "residual":
+            settings = config(residual=0.3)
+        case _:
+            folder = str(save_autoencoder(tmp_path, kind))
+            settings = config(
+                {"kind": "transformer", "settings": {**config().denoiser.settings, "patch_size": 2}},
+                autoencoder={"kind": kind, "folder": folder},
+            )
+    network = decoder_of(tokenizer, settings)
+    losses_of(tokenizer, network, batch_of(tokenizer), 1.0)["perceptual"].backward()
+    learnt = [p.grad is not None and bool(p.grad.any()) for p in network.denoiser.parameters()]
+    assert sum(learnt) > 0.9 * len(learnt)
+    assert not network.latents or all(p.grad is None for p in network.latents.parameters())
+
+
+def test_an_encoder_without_levels_is_refused():
+    encoder = {**tiny_config().encoder.model_dump(), "levels": [], "level_weights": []}
+    tokenizer = Tokenizer(tiny_network(encoder=encoder), "0" * 12)
+    raw = {
+        "model": config().model_dump(mode="json"),
+        "data": {"train": ["a.tar"], "validation": ["b.tar"]},
+        "steps": 1,
+        "warmup": 0,
+    }
+    build(parse(TrainConfig, raw, "test"), tokenizer)
+    asked = parse(TrainConfig, raw | {"objective": {"perceptual": 0.5}}, "test")
+    with pytest.raises(ValueError, match=r"objective\.perceptual: 0\.5 asked for, .* has no levels"):
+        build(asked, tokenizer)
