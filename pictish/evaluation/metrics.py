@@ -113,7 +113,7 @@ class FeatureDistance:
         """(B, 3, H, W) from -1 to 1, in the memory format that its depthwise convolutions want."""
         import torch
 
-        pixels = torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.array(pictures)).to(self.device).permute(0, 3, 1, 2)
         return (pixels.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
 
     @staticmethod
