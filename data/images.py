@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 from pictish.data.files import one_line, printable
 
@@ -175,8 +176,8 @@ def _from_integers(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def png_bytes(image: Image.Image) -> bytes:
-    """The picture as PNG."""
+def png_bytes(image: Image.Image, info: PngInfo | None = None) -> bytes:
+    """The picture as PNG, with the text chunks of `info`."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG", optimize=True, pnginfo=info)
     return buffer.getvalue()

@@ -171,7 +171,8 @@ def test_it_draws_edits_and_describes(speaking, tmp_path):
     model = ["--model", speaking / "model"]
     told_picture("red", "bar").save(tmp_path / "bar.png")
     told_picture("blue", "disc").resize((96, 48)).save(tmp_path / "disc.png")
-    pictish("generate", "a red disc", "a blue bar", "--count", 2, "--out", tmp_path / "drawn", *model)
+    words = ["generate", "a red disc", "a blue bar", "--count", 2, "--save-tokens"]
+    pictish(*words, "--out", tmp_path / "drawn", *model)
     names = [f"{slug}-{seed}" for slug in ("a-blue-bar", "a-red-disc") for seed in (0, 1)]
     assert sorted(path.stem for path in (tmp_path / "drawn").glob("*.png")) == names
     pictish("detokenize", tmp_path / "drawn", tmp_path / "back", *model, "--quiet")
@@ -179,9 +180,12 @@ def test_it_draws_edits_and_describes(speaking, tmp_path):
         drawn, back = (tmp_path / folder / f"{name}.png" for folder in ("drawn", "back"))
         with Image.open(drawn) as one, Image.open(back) as other:
             assert one.tobytes() == other.tobytes(), "the tokens beside a picture give that picture"
-    pictish("generate", "a red disc", "--out", tmp_path / "again", *model)
+    pictish("generate", "a red disc", "--save-tokens", "--out", tmp_path / "again", *model)
     first, again = (tmp_path / folder / "a-red-disc-0.tokens" for folder in ("drawn", "again"))
     assert TokenizedImage.from_bytes(first.read_bytes()) == TokenizedImage.from_bytes(again.read_bytes())
+    pictish("generate", "--like", tmp_path / "drawn" / "a-blue-bar-1.png", "--out", tmp_path / "like", *model)
+    drawn, like = (tmp_path / folder / "a-blue-bar-1.png" for folder in ("drawn", "like"))
+    assert drawn.read_bytes() == like.read_bytes()
     pictish("edit", tmp_path / "disc.png", "make it green", "--out", tmp_path / "edited", *model)
     (edited,) = (tmp_path / "edited").glob("*.png")
     with Image.open(edited) as picture:
@@ -200,4 +204,4 @@ def test_what_cannot_be_drawn_is_one_line(speaking, tmp_path):
     pictish("generate", "a red disc " * 100, *model, code=2)
     pictish("generate", "a [IMG]<code-00001>[/IMG] disc", *model)
     pictish("generate", "a [IMG]<code-00001>[/IMG] disc", *model, code=2)
-    assert len(list((tmp_path / "drawn").iterdir())) == 2
+    assert len(list((tmp_path / "drawn").iterdir())) == 1

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pictish.commands.generate import Device, Model, given_picture
+from pictish.commands.draw import Device, Model, given_picture
 
 
 def run(

@@ -1,27 +1,56 @@
-"""What `pictish generate` and `pictish edit` share: options, names and the files they write."""
+"""What `pictish generate` and `pictish edit` share: options, names, drawing, and the files they write.
 
+Their options are parameters of the two functions, for typer; here they are read by name from typer's context,
+so that an option that both have is handled once.
+"""
+
+import base64
 import hashlib
+import math
+import os
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pictish.commands import terminal
+
 if TYPE_CHECKING:
     from PIL import Image
+
+    from pictish.data.provenance import Origin, Request
+    from pictish.data.tokens import TokenizedImage
+    from pictish.pipelines.language import Said
+    from pictish.pipelines.reconstruct import Drawing, Reconstructor
+    from pictish.pipelines.text_to_image import TextToImage
 
 LONGEST = 80  # bytes of a file name that a prompt gives
 
 Model = Annotated[str, typer.Option(help="Model folder, or `starter`.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Count = Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count on from it.")]
 Size = Annotated[int, typer.Option(min=1, max=16_384, help="Longer side of the pictures in pixels.")]
+Guided = Annotated[float, typer.Option(help="How strictly to follow the words; 1 adds nothing.")]
 Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest code each time.")]
 TopK = Annotated[int | None, typer.Option(min=1, help="Draw from so many likeliest codes only.")]
 TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest codes with this share together.")]
 MinP = Annotated[float | None, typer.Option(help="Leave out codes below this share of the likeliest.")]
 MinTokens = Annotated[int, typer.Option(min=1, help="Tokens that a picture has at least.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens that a picture has at most.")]
+Like = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Repeat the picture in FILE; options given replace its own."),
+]
+Grid = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write all pictures as one sheet, a PNG, too.")
+]
+SaveTokens = Annotated[bool, typer.Option("--save-tokens", help="Write the tokens beside each picture.")]
+Show = Annotated[bool, typer.Option("--show", help="Show each picture in the terminal, small.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")]
 Steps = Annotated[
@@ -63,22 +92,258 @@ def slug(text: str) -> str:
     return (short if short == whole else f"{short}-{digest}") or "picture"
 
 
-def check_new(out: Path, names: "Sequence[str]", overwrite: bool) -> None:
-    """Refuse, with ValueError, names that come twice, and files that are there unless `overwrite`."""
-    twice = sorted({name for name in names if list(names).count(name) > 1})
-    if twice:
-        raise ValueError(f"two pictures would be called {twice[0]}.png; ask for them one after the other")
-    there = [
-        path for name in names for path in (out / f"{name}.png", out / f"{name}.tokens") if path.exists()
+def origin_of(file: Path | None, command: Literal["generate", "edit"]) -> "Origin | None":
+    """How the picture of `--like` was drawn; ValueError when it was by the other command."""
+    if file is None:
+        return None
+    from pictish.data.files import printable
+    from pictish.data.provenance import read_origin
+
+    origin = read_origin(file)
+    if origin.command != command:
+        raise ValueError(f"{printable(file)}: drawn by pictish {origin.command}, whose --like repeats it")
+    return origin
+
+
+def asked(
+    ctx: typer.Context, prompt: str | None, given: "Sequence[Image.Image]", origin: "Origin | None"
+) -> "Request":
+    """The first picture that the options of `ctx` ask for; what they leave out is as in `origin`.
+
+    ValueError for a setting out of range, and for other given pictures than those of `origin`.
+    """
+    from pictish.configs import parse
+    from pictish.data.provenance import Request, digest_of
+
+    options = {name: value for name, value in ctx.params.items() if name in Request.model_fields}
+    pictures = tuple(map(digest_of, given))
+    if origin is not None:
+        left = {name for name in options if _is_default(ctx, name)}
+        options |= {name: getattr(origin, name) for name in left}
+        if (options["steps"] == 0) != (origin.steps == 0):  # the other decoder has settings of its own
+            options |= dict.fromkeys(left & {"pixel_guidance", "scheduler"})
+        if pictures and origin.pictures and pictures != origin.pictures:
+            raise ValueError(
+                "another picture was given than the file of --like was drawn from; give the same"
+            )
+        pictures = pictures or origin.pictures
+    if options.get("style") is not None and not (prompt or "").strip():
+        raise ValueError("--style is said behind the words of a PROMPT; give one")
+    options |= {"command": ctx.info_name, "prompt": prompt, "pictures": pictures}
+    return parse(Request, options, ctx.command_path)
+
+
+def with_seeds(request: "Request", count: int) -> "list[Request]":
+    """The request again and again, each with the next seed."""
+    return [request.model_copy(update={"seed": request.seed + number}) for number in range(count)]
+
+
+def carry_out(
+    ctx: typer.Context,
+    jobs: "Sequence[tuple[str, Request]]",
+    given: "Sequence[Image.Image]",
+    origin: "Origin | None",
+) -> None:
+    """Draw each request, all alike but for words and seed, and write it as OUT/name.png.
+
+    The tokens in `origin` are drawn as they are where they are what is asked for. ValueError for names that
+    are taken, for settings and models that do not fit, and where a given picture is needed again.
+    """
+    from pictish.data.provenance import Origin
+
+    first = jobs[0][1]
+    files = Files(**{field.name: ctx.params[field.name] for field in fields(Files)})
+    files.check([name for name, _ in jobs])
+    stored = origin.image() if origin and len(jobs) == 1 and first.same_tokens(origin) else None
+    if first.pictures and not given and (stored is None or first.keep):
+        raise ValueError("the file of --like was drawn from a picture, which is needed again; give it too")
+    drawer, reconstructor = _load(ctx, first.steps, speaking=stored is None)
+    drawing = _settled(reconstructor, first)
+    models = _models(ctx.params["model"], reconstructor)
+    if origin:
+        _check_models(models, origin, first)
+    drawn = []
+    for start in range(0, len(jobs), ctx.params["batch_size"]):
+        part = jobs[start : start + ctx.params["batch_size"]]
+        requests = [request for _, request in part]
+        tokens = [stored] if stored is not None else _tokens(drawer, requests, given)
+        kept = reconstructor.kept(given[0], tokens) if first.keep else None
+        # noise of its own from the seed, not where the draws of tokens ended: tokens alone give the picture
+        noise = generators([request.seed for request in requests])
+        pictures = reconstructor(tokens, first.size, generators=noise, drawing=drawing, sources=kept)
+        used = {
+            "steps": drawing.steps,
+            "pixel_guidance": drawing.guidance,
+            "scheduler": drawing.scheduler,
+            "keep": None if first.keep is None else kept is not None,
+        }
+        for (name, request), token, picture in zip(part, tokens, pictures, strict=True):
+            blob = base64.b64encode(token.to_bytes()).decode()
+            facts = request.model_dump() | used | models | {"tokens": blob}
+            files.store(name, picture, Origin(**facts))
+        drawn += pictures if files.grid else []
+    if files.grid:
+        files.store_grid(drawn, ctx.params["count"])
+
+
+def _is_default(ctx: typer.Context, name: str) -> bool:
+    """Whether the user left an option away."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "DEFAULT"
+
+
+def _load(
+    ctx: typer.Context, steps: int | None, *, speaking: bool
+) -> "tuple[TextToImage | None, Reconstructor]":
+    """The whole model, or, where nothing is to be said to it, what draws tokens alone."""
+    from pictish.pipelines.reconstruct import Reconstructor
+    from pictish.pipelines.text_to_image import TextToImage
+    from pictish.training.world import resolve_device
+
+    model, device = ctx.params["model"], resolve_device(ctx.params["device"])
+    if not speaking:
+        return None, Reconstructor.from_folder(model, device, steps=steps)
+    drawer = TextToImage.from_folder(model, device, steps=steps)
+    return drawer, drawer.reconstructor
+
+
+def _tokens(
+    drawer: "TextToImage | None", requests: "Sequence[Request]", given: "Sequence[Image.Image]"
+) -> "list[TokenizedImage]":
+    """Tokens of one picture a request; those of an edit in the shape of what is given."""
+    from pictish.lm.autoregressive import Guidance
+    from pictish.lm.sampling import Sampling
+
+    assert drawer is not None
+    first = requests[0]
+    said: list[list[Said]] = [
+        [*given, request.words] if request.words is not None else [*given] for request in requests
     ]
-    if there and not overwrite:
-        raise ValueError(f"{there[0]} is there already; choose another --out, or --overwrite")
+    shape = (given[0].height, given[0].width) if first.command == "edit" else None
+    return drawer.tokens(
+        said,
+        generators([request.seed for request in requests]),
+        sampling=Sampling(first.temperature, first.top_k, first.top_p, first.min_p),
+        guidance=Guidance(text_scale=first.guidance, image_scale=first.image_guidance),
+        min_tokens=first.min_tokens,
+        max_tokens=first.max_tokens,
+        shapes=None if shape is None else [shape] * len(said),
+    )
 
 
-def store(out: Path, name: str, picture: "Image.Image", tokens: bytes) -> None:
-    """Write a picture and its tokens, each as a whole."""
-    from pictish.data.files import write_atomic
-    from pictish.data.images import png_bytes
+def _settled(reconstructor: "Reconstructor", request: "Request") -> "Drawing":
+    """How the pixels are drawn, the decoder's own choices filled in; ValueError when they cannot be so."""
+    from pictish.pipelines.reconstruct import Drawing
 
-    write_atomic(out / f"{name}.png", png_bytes(picture))
-    write_atomic(out / f"{name}.tokens", tokens)
+    asked = Drawing(request.steps, request.pixel_guidance, request.scheduler)
+    reconstructor.check(asked)
+    if reconstructor.decoder is None:
+        return Drawing(steps=0)
+    own = reconstructor.decoder.model.config.sampling
+    return Drawing(
+        own.steps if asked.steps is None else asked.steps,
+        own.guidance if asked.guidance is None else asked.guidance,
+        asked.scheduler or own.scheduler,
+    )
+
+
+def _models(model: str, reconstructor: "Reconstructor") -> dict[str, str]:
+    """What the origin says of the program and the model."""
+    from pictish import __version__
+    from pictish.data.model_folder import fingerprint, locate_model
+
+    return {
+        "pictish": __version__,
+        "tokenizer": reconstructor.tokenizer.fingerprint,
+        "lm": fingerprint(locate_model(model, "lm")),
+        "decoder": reconstructor.fingerprint,
+    }
+
+
+def _check_models(models: dict[str, str], origin: "Origin", request: "Request") -> None:
+    """ValueError naming the part in which this model is not the one that drew `origin`."""
+    parts = ["tokenizer", "lm"]
+    if (request.steps == 0) == (origin.steps == 0):  # else the user asked for the other decoder
+        parts.append("decoder")
+    for part in parts:
+        theirs = getattr(origin, part)
+        if models[part] != theirs:
+            raise ValueError(
+                f"the file of --like was drawn with {part} {theirs}, this model's is {models[part]}; "
+                "give --model the one it was drawn with"
+            )
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a call writes and shows; the fields are options."""
+
+    out: Path
+    grid: Path | None
+    save_tokens: bool
+    show: bool
+    overwrite: bool
+    quiet: bool
+
+    def check(self, names: "Sequence[str]") -> None:
+        """Refuse, with ValueError, names that come twice, and files that are there unless `overwrite`.
+
+        Says on stderr why pictures cannot be shown.
+        """
+        twice = sorted({name for name in names if list(names).count(name) > 1})
+        if twice:
+            raise ValueError(f"two pictures would be called {twice[0]}.png; ask for them one after the other")
+        suffixes = (".png", ".tokens") if self.save_tokens else (".png",)
+        paths = [self.out / f"{name}{suffix}" for name in names for suffix in suffixes]
+        if self.grid:
+            if self.grid.suffix.lower() != ".png" or self.grid in paths:
+                raise ValueError(
+                    f"--grid {self.grid}: the name of a PNG would fit, and not that of a picture"
+                )
+            paths.append(self.grid)
+        there = [path for path in paths if path.exists()]
+        if there and not self.overwrite:
+            raise ValueError(f"{there[0]} is there already; choose another --out, or --overwrite")
+        reason = terminal.refused(sys.stdout, os.environ) if self.show and not self.quiet else None
+        if reason:
+            print(f"pictish: --show shows nothing: {reason}", file=sys.stderr)
+
+    def store(self, name: str, picture: "Image.Image", origin: "Origin") -> None:
+        """Write a picture, and its tokens if they are wanted, each as a whole; say so and show it."""
+        from pictish.data.files import write_atomic
+        from pictish.data.provenance import png_with_origin
+
+        write_atomic(self.out / f"{name}.png", png_with_origin(picture, origin))
+        tokens = origin.image()
+        if self.save_tokens:
+            write_atomic(self.out / f"{name}.tokens", tokens.to_bytes())
+        if not self.quiet:
+            print(f"{self.out / name}.png  {len(tokens)} tokens  seed {origin.seed}")
+        if self.show and terminal.refused(sys.stdout, os.environ) is None:
+            terminal.show(picture, sys.stdout)
+
+    def store_grid(self, pictures: "Sequence[Image.Image]", count: int) -> None:
+        """Write the sheet: a row for each prompt of several pictures, else as square as it gets."""
+        from pictish.data.files import write_atomic
+        from pictish.data.images import png_bytes
+
+        assert self.grid is not None
+        columns = count if 1 < count < len(pictures) else math.ceil(math.sqrt(len(pictures)))
+        write_atomic(self.grid, png_bytes(even_grid(pictures, columns)))
+        if not self.quiet:
+            print(f"{self.grid}  {len(pictures)} pictures")
+
+
+def even_grid(pictures: "Sequence[Image.Image]", columns: int) -> "Image.Image":
+    """All pictures on white in rows of `columns`, each in the middle of a cell that the largest fits."""
+    from PIL import Image
+
+    width, height = max(one.width for one in pictures), max(one.height for one in pictures)
+    gap = max(1, max(width, height) // 32)
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (gap + columns * (width + gap), gap + rows * (height + gap)), "white")
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        left, top = gap + column * (width + gap), gap + row * (height + gap)
+        sheet.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
+    return sheet

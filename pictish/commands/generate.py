@@ -1,42 +1,20 @@
 """`pictish generate`: words, or words and pictures, to pictures."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pictish.commands.draw import (
-    Device,
-    MaxTokens,
-    MinP,
-    MinTokens,
-    Model,
-    Overwrite,
-    PixelGuidance,
-    Quiet,
-    Scheduler,
-    Seed,
-    Size,
-    Steps,
-    Temperature,
-    TopK,
-    TopP,
-    check_new,
-    generators,
-    given_picture,
-    slug,
-    store,
-)
-
-if TYPE_CHECKING:
-    from pictish.pipelines.language import Said
+from pictish.commands import draw
 
 
 def run(
+    ctx: typer.Context,
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PROMPT...", help="What to draw; one picture each. With --image it may be left away."
+            metavar="PROMPT",
+            help="What to draw; one picture each. With --image or --like it may be left away.",
         ),
     ] = None,
     *,
@@ -44,64 +22,53 @@ def run(
     image: Annotated[
         list[Path] | None, typer.Option(help="A picture that goes before the words; may be given again.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 1,
-    seed: Seed = 0,
-    guidance: Annotated[float, typer.Option(help="How strictly to follow the words; 1 adds nothing.")] = 2.5,
+    style: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Said behind the words; the starter knows noto, twemoji, fluent-emoji-flat, openclipart.",
+        ),
+    ] = None,
+    like: draw.Like = None,
+    count: draw.Count = 1,
+    seed: draw.Seed = 0,
+    guidance: draw.Guided = 2.5,
     image_guidance: Annotated[float, typer.Option(help="The same for the pictures given.")] = 1.5,
-    temperature: Temperature = 0.8,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    min_tokens: MinTokens = 1,
-    max_tokens: MaxTokens = None,
-    steps: Steps = None,
-    pixel_guidance: PixelGuidance = None,
-    scheduler: Scheduler = None,
-    size: Size = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")] = 8,
-    model: Model = "starter",
-    device: Device = "auto",
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
+    temperature: draw.Temperature = 0.8,
+    top_k: draw.TopK = None,
+    top_p: draw.TopP = None,
+    min_p: draw.MinP = None,
+    min_tokens: draw.MinTokens = 1,
+    max_tokens: draw.MaxTokens = None,
+    steps: draw.Steps = None,
+    pixel_guidance: draw.PixelGuidance = None,
+    scheduler: draw.Scheduler = None,
+    size: draw.Size = 256,
+    grid: draw.Grid = None,
+    save_tokens: draw.SaveTokens = False,
+    show: draw.Show = False,
+    batch_size: draw.BatchSize = 8,
+    model: draw.Model = "starter",
+    device: draw.Device = "auto",
+    overwrite: draw.Overwrite = False,
+    quiet: draw.Quiet = False,
 ) -> None:
-    """Draw what each PROMPT says: OUT/words-of-the-prompt-SEED.png, and its tokens beside it.
+    """Draw what each PROMPT says: OUT/words-of-the-prompt-SEED.png.
 
-    The same prompt, seed and model give the same picture on the same machine.
+    The same prompt, seed and model give the same picture on the same machine. Each picture says in its file
+    how it was drawn, and --like repeats it from there; where words, seed and sampling stay as they were,
+    the very tokens in it are drawn.
     """
-    from pictish.lm.autoregressive import Guidance
-    from pictish.lm.sampling import Sampling
-
-    sampling = Sampling(temperature, top_k, top_p, min_p)
-    given = [given_picture(path) for path in image or []]
-    if not (prompts or given):
+    origin = draw.origin_of(like, "generate")
+    given = [draw.given_picture(path) for path in image or []]
+    texts: list[str | None] = [*prompts] if prompts else [origin.prompt if origin else None]
+    requests = [draw.asked(ctx, text, given, origin) for text in texts]
+    if not (requests[0].prompt is not None or requests[0].pictures):
         raise ValueError("nothing to draw: give a PROMPT, an --image, or both")
-    said: list[list[Said]] = [[*given, prompt] for prompt in prompts] if prompts else [[*given]]
-    titles = prompts or [" ".join(path.stem for path in image or [])]
-    jobs = [(words, seed + number) for words in said for number in range(count)]
-    names = [f"{slug(title)}-{seed + number}" for title in titles for number in range(count)]
-    check_new(out, names, overwrite)
-    from pictish.pipelines.reconstruct import Drawing
-    from pictish.pipelines.text_to_image import TextToImage
-    from pictish.training.world import resolve_device
-
-    drawer = TextToImage.from_folder(model, resolve_device(device), steps=steps)
-    drawing = Drawing(steps, pixel_guidance, scheduler)
-    drawer.reconstructor.check(drawing)
-    guide = Guidance(text_scale=guidance, image_scale=image_guidance)
-    for start in range(0, len(jobs), batch_size):
-        part = jobs[start : start + batch_size]
-        seeded = generators([number for _, number in part])
-        tokens = drawer.tokens(
-            [words for words, _ in part],
-            seeded,
-            sampling=sampling,
-            guidance=guide,
-            min_tokens=min_tokens,
-            max_tokens=max_tokens,
-        )
-        # the noise goes on where the tokens' draws ended: one seed, one picture
-        pictures = drawer.reconstructor(tokens, size, generators=seeded, drawing=drawing)
-        for name, token, picture in zip(names[start:], tokens, pictures, strict=False):
-            store(out, name, picture, token.to_bytes())
-            if not quiet:
-                print(f"{out / name}.png  {len(token)} tokens")
+    stems = " ".join(path.stem for path in image or [])
+    jobs = [
+        (f"{draw.slug(request.words or stems)}-{each.seed}", each)
+        for request in requests
+        for each in draw.with_seeds(request, count)
+    ]
+    draw.carry_out(ctx, jobs, given, origin)

@@ -67,7 +67,7 @@ def _show(
     """Write `run/samples/step-00001000.png`: one picture a text, side by side."""
     from PIL import Image
 
-    from pictish.commands.generate import generators
+    from pictish.commands.draw import generators
     from pictish.data.files import write_atomic
     from pictish.data.images import png_bytes
     from pictish.pipelines.language import Language

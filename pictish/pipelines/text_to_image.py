@@ -44,10 +44,17 @@ class TextToImage:
     def __call__(
         self, prompt: str | Sequence[Said], generator: "torch.Generator", size: int = DEFAULT_SIZE
     ) -> Image.Image:
-        """One RGB picture with `size` pixels on its longer side, with the usual sampling and guidance."""
+        """One RGB picture with `size` pixels on its longer side, with the usual sampling and guidance.
+
+        The tokens draw from `generator`, the pixels' noise from a fresh one of the same seed: whatever the
+        tokens drew before, tokens and seed alone give the picture.
+        """
+        import torch
+
         said = [prompt] if isinstance(prompt, str) else prompt
         tokens = self.tokens([said], [generator])
-        return self.reconstructor(tokens, size, generators=[generator])[0]
+        noise = torch.Generator().manual_seed(generator.initial_seed())
+        return self.reconstructor(tokens, size, generators=[noise])[0]
 
     def tokens(
         self,

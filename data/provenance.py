@@ -1,0 +1,163 @@
+"""How a drawn picture came about, inside its PNG: one iTXt chunk `pictish`, enough to draw the picture again.
+
+See docs/formats.md for the JSON in it. It is found by walking the file's chunks: no pixel is decoded, and no
+more than a chunk of `LIMIT` bytes is held.
+"""
+
+import base64
+import hashlib
+import json
+import stat
+import zlib
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Final, Literal
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pydantic import Field
+
+from pictish.configs import Config, parse
+from pictish.data.files import one_line, printable
+from pictish.data.images import png_bytes
+from pictish.data.tokens import TokenizedImage
+
+FORMAT_VERSION: Final = 1
+KEY = "pictish"
+LIMIT = 1 << 20  # bytes of the text; a prompt is one word of a command line, which Linux limits to 128 KiB
+_MOST_CHUNKS = 100_000
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SAID = 300  # letters of an error, which may quote the file
+
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Request(Config):
+    """One picture as it was asked for; a number that is None was left to the model."""
+
+    command: Literal["generate", "edit"]
+    prompt: str | None = None  # of an edit: the instruction
+    style: str | None = None
+    pictures: tuple[Digest, ...] = ()  # `digest_of` what was given before the words
+    seed: int = Field(ge=0, lt=2**64)
+    guidance: float
+    image_guidance: float
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    min_tokens: int
+    max_tokens: int | None
+    steps: int | None = Field(ge=0, le=1000)  # 0: the preview
+    pixel_guidance: float | None
+    scheduler: str | None
+    keep: bool | None = None  # of an edit: whether pixels of the source stay
+    size: int = Field(ge=1, le=16_384)
+
+    @property
+    def words(self) -> str | None:
+        """What the model is told: the prompt, with its style as the captions of the training data say it."""
+        return self.prompt if self.style is None else f"{self.prompt}, {self.style} style"
+
+    def same_tokens(self, other: "Request") -> bool:
+        """Whether both ask for the same tokens; what remains are settings of the pixels."""
+        pixels = {"steps", "pixel_guidance", "scheduler", "keep", "size"}
+        tokens = set(Request.model_fields) - pixels
+        return self.model_dump(include=tokens) == other.model_dump(include=tokens)
+
+
+class Origin(Request):
+    """A request and what came of it: settings as they were used, the models, and the picture's tokens."""
+
+    format: Literal[1] = FORMAT_VERSION
+    pictish: str  # version
+    tokenizer: Fingerprint
+    lm: Fingerprint
+    decoder: Fingerprint
+    tokens: str  # base64 of the bytes of a token file
+
+    def image(self) -> TokenizedImage:
+        """The tokens; ValueError as `TokenizedImage.from_bytes`."""
+        return TokenizedImage.from_bytes(base64.b64decode(self.tokens, validate=True), self.tokenizer)
+
+
+def digest_of(picture: Image.Image) -> str:
+    """sha256 of a picture's pixels, whatever file they came from: of the picture as a binary PPM file."""
+    rgb = picture.convert("RGB")
+    return hashlib.sha256(b"P6\n%d %d\n255\n" % rgb.size + rgb.tobytes()).hexdigest()
+
+
+def png_with_origin(picture: Image.Image, origin: Origin) -> bytes:
+    """The picture as PNG, its origin inside; equal origins and pixels give equal bytes."""
+    info = PngInfo()
+    facts = origin.model_dump(mode="json")
+    info.add_itxt(KEY, json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+    return png_bytes(picture, info)
+
+
+def read_origin(path: Path) -> Origin:
+    """How the picture in a file was drawn.
+
+    ValueError (one line) for everything that does not say so in full and soundly, OSError when the file
+    cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe could block for ever
+            raise ValueError("not a regular file")
+        with path.open("rb") as file:
+            text = _text(file)
+        if text is None:
+            raise ValueError("does not say how it was drawn; pictures of pictish generate and edit do")
+        origin = parse(Origin, _facts(text), "origin")
+        origin.image()
+    except (ValueError, zlib.error) as error:
+        raise ValueError(f"{printable(path)}: {printable(one_line(error))[:_SAID]}") from error
+    return origin
+
+
+def _facts(text: bytes) -> dict[str, Any]:
+    """The JSON object of a chunk, when its format version is ours."""
+    try:
+        facts = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its origin is damaged ({one_line(error)})") from error
+    found = facts.get("format") if isinstance(facts, dict) else None
+    if found != FORMAT_VERSION or not isinstance(facts, dict):
+        came = str(found)[:20]
+        raise ValueError(f"origin of format version {came}; this program reads version {FORMAT_VERSION}")
+    return facts
+
+
+def _text(file: BinaryIO) -> bytes | None:
+    """The text of the chunk, at most LIMIT bytes; None where a PNG has none, ValueError for a damaged one."""
+    if file.read(len(_SIGNATURE)) != _SIGNATURE:
+        raise ValueError("not a PNG, so it does not say how it was drawn")
+    key = KEY.encode() + b"\0"
+    for _ in range(_MOST_CHUNKS):
+        length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+        if len(kind) < 4 or kind == b"IEND":
+            return None
+        start = file.read(min(length, len(key))) if kind == b"iTXt" else b""
+        if start != key:
+            file.seek(length - len(start) + 4, 1)  # and the checksum
+            continue
+        if length > LIMIT:
+            raise ValueError(f"its origin is {length:,} bytes long; at most {LIMIT:,} are read")
+        body = file.read(length - len(start))
+        if zlib.crc32(kind + start + body) != int.from_bytes(file.read(4), "big"):
+            raise ValueError("its origin is damaged: the bytes do not match their checksum")
+        return _unpacked(body)
+    raise ValueError(f"more than {_MOST_CHUNKS:,} chunks are no picture of ours")
+
+
+def _unpacked(body: bytes) -> bytes:
+    """The text of an iTXt chunk, from what follows its key: flag, method, two words ended by zeros, text."""
+    pieces = body[2:].split(b"\0", 2)
+    if len(pieces) < 3:
+        raise ValueError("its origin is damaged: no text in it")
+    if body[0] == 0:
+        return pieces[2]
+    text = zlib.decompressobj().decompress(pieces[2], LIMIT + 1)  # other programs may have packed it
+    if len(text) > LIMIT:
+        raise ValueError(f"its origin is packed and over {LIMIT:,} bytes long; no more are read")
+    return text
