@@ -29,6 +29,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "pictish.commands.evaluate_decoder:run",
         "Measure pictures drawn from tokens, or steps against quality.",
     ),
+    "evaluate generation": (
+        "pictish.commands.evaluate_generation:run",
+        "Measure pictures drawn from words.",
+    ),
+    "evaluate understanding": (
+        "pictish.commands.evaluate_understanding:run",
+        "Measure captions and answers about pictures.",
+    ),
+    "evaluate editing": (
+        "pictish.commands.evaluate_editing:run",
+        "Measure edits, and prompts with pictures.",
+    ),
     "data starter": ("pictish.commands.data:starter", "Build the starter data set as WebDataset shards."),
     "data tasks": ("pictish.commands.data:tasks", "Turn tokenized starter data into training samples."),
 }

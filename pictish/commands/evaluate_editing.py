@@ -1,0 +1,168 @@
+"""`pictish evaluate editing`: edits, and prompts with pictures, in the eyes of a judge, beside ceilings."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pictish.commands.draw import Steps
+from pictish.commands.evaluate import (
+    Device,
+    Model,
+    Overwrite,
+    Quiet,
+    check_free,
+    say_files,
+    table,
+    write_numbers,
+)
+
+if TYPE_CHECKING:
+    from pictish.evaluation.editing import EditingEvaluation
+    from pictish.evaluation.judge import Judge
+
+NUMBERS, CHART, SHEET, PROMPTS = "editing.json", "editing.png", "editing-edits.png", "editing-prompts.png"
+CACHE = "judge.safetensors"
+SHORT = {"edited": "edited", "true codes": "codes", "real": "real", "source": "source"}
+NOTES = """\
+asked: what was asked came true; in controls the source is nearest.
+kept: one of the {nearest} nearest concepts is source or target but for what was asked.
+style: it is the target's. codes: the target's own codes, drawn. real:
+the target, itself left out of the references. source: drawn back, unchanged."""
+
+
+def run(
+    data: Annotated[Path, typer.Option(help="Folder that `pictish data starter` built.")],
+    out: Annotated[Path, typer.Option(help="Folder for the numbers (JSON) and pictures of them (PNG).")],
+    *,
+    model: Model = "starter",
+    limit: Annotated[int, typer.Option(min=1, help="Edits, and prompts of each other sort, at most.")] = 200,
+    steps: Steps = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="File for what the judge knows; in the folder OUT by default.")
+    ] = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the choice of edits, of pictures and intervals.")] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Edit held-out pictures and have a judge say whether what was asked changed, and nothing else."""
+    from rich.console import Console
+
+    from pictish.data.model_folder import fingerprint, locate_model
+    from pictish.evaluation.editing import EditingEvaluation
+    from pictish.pipelines.reconstruct import Drawing
+    from pictish.pipelines.text_to_image import TextToImage
+    from pictish.training.world import resolve_device
+
+    names = [NUMBERS, CHART, SHEET, PROMPTS]
+    check_free(out, names, overwrite)
+    where = resolve_device(device)
+    language = fingerprint(locate_model(model, "lm"))
+    drawer = TextToImage.from_folder(model, where, steps=steps)
+    drawing = Drawing(steps)
+    drawer.reconstructor.check(drawing)
+    judge = _judge(data, cache or out / CACHE, where, quiet)
+    evaluation = EditingEvaluation(drawer, judge, drawing, seed=seed)
+    numbers = evaluation.header(language)
+    numbers |= _edits(evaluation, limit, numbers, out, quiet) | _mixed(evaluation, limit, out, quiet)
+    write_numbers(out / NUMBERS, numbers)
+    if not quiet:
+        console = Console(soft_wrap=True, highlight=False)
+        for each in _tables(numbers):
+            console.print(each)
+        say_files(console, [out / name for name in names])
+
+
+def _judge(data: Path, cache: Path, device: Any, quiet: bool) -> "Judge":
+    from pictish.commands.report import Report
+    from pictish.evaluation.judge import Judge
+
+    with Report("what the judge knows", None, quiet=quiet, strict=False) as report:
+        return Judge.from_data(data, cache, device, report.done)
+
+
+def _edits(
+    evaluation: "EditingEvaluation", limit: int, header: Mapping[str, Any], out: Path, quiet: bool
+) -> dict[str, Any]:
+    """Draw the edits in every way, write chart and sheet; their numbers."""
+    from pictish.commands.report import Report
+    from pictish.data.files import write_atomic
+    from pictish.evaluation.editing import WAYS
+    from pictish.evaluation.editing_views import editing_chart, editing_sheet
+
+    edits = evaluation.edits(limit)
+    with Report("edits", len(edits) * len(WAYS), quiet=quiet, strict=False) as report:
+        shown = {way: evaluation.draw(way, edits, report.done) for way in WAYS}
+    scores = {way: evaluation.scores(way, edits, each.embeddings) for way, each in shown.items()}
+    numbers = evaluation.report(edits, scores)
+    write_atomic(out / SHEET, editing_sheet(evaluation, edits, shown, scores))
+    write_atomic(out / CHART, editing_chart({**header, **numbers}))
+    return numbers
+
+
+def _mixed(evaluation: "EditingEvaluation", limit: int, out: Path, quiet: bool) -> dict[str, Any]:
+    """Draw the prompts with pictures, write their sheet; their numbers, None where there are none."""
+    from pictish.commands.report import Report
+    from pictish.data.files import write_atomic
+    from pictish.evaluation.editing import WITH_IMAGE, WITH_TEXT
+    from pictish.evaluation.editing_views import mixed_sheet
+
+    texts, images = evaluation.texts(limit), evaluation.images(limit)
+    with Report("prompts with pictures", len(texts) + len(images), quiet=quiet, strict=False) as report:
+        of_texts, of_images = (evaluation.draw_mixed(prompts, report.done) for prompts in (texts, images))
+    with_text = evaluation.scores_with_text(texts, of_texts.embeddings)
+    with_image = evaluation.scores_with_image(images, of_images.embeddings)
+    parts: dict[str, Any] = {"all": evaluation.report_mixed(texts, with_text, WITH_TEXT)}
+    groups = {}
+    for name, sheet in (("style", "another style"), ("skin_tone", "another tone")):
+        own = [place for place, prompt in enumerate(texts) if prompt.asked and prompt.asked[0] == name]
+        some = [texts[place] for place in own]
+        parts[name] = evaluation.report_mixed(some, with_text[own], WITH_TEXT)
+        groups[sheet] = [(texts[place], of_texts.pictures[place], with_text[place, -1]) for place in own]
+    groups["two pictures"] = list(zip(images, of_images.pictures, with_image[:, -1], strict=True))
+    write_atomic(out / PROMPTS, mixed_sheet(evaluation, groups))
+    return {
+        "image_and_text": parts,
+        "image_and_image": evaluation.report_mixed(images, with_image, WITH_IMAGE),
+    }
+
+
+def _tables(numbers: dict[str, Any]) -> list[Any]:
+    """Tables of at most 80 columns, in per cent, and what their words mean."""
+    from pictish.evaluation.editing import EDITED, MEASURES, WAYS, WITH_IMAGE, WITH_TEXT
+
+    shown: list[Any] = []
+    for name in ("changes", "controls"):
+        if group := numbers[name]:
+            drawn = table({"name": name, "pictures": group["edits"]}, "in %", MEASURES)
+            for way in WAYS:
+                cells = [_range(group["ways"][way][measure]) for measure in MEASURES]
+                drawn.add_row(way, *cells, style="bold" if way == EDITED else None)
+            shown.append(drawn)
+    edits = sum(group["edits"] for group in numbers["kinds"].values())
+    for measure in ("asked", "kept"):
+        drawn = table({"name": f"{measure}, by kind", "pictures": edits}, "in %", ["edits", *SHORT.values()])
+        for kind, group in numbers["kinds"].items():
+            cells = [_percent(group["ways"][way][measure]) for way in SHORT]
+            drawn.add_row(kind, str(group["edits"]), *cells)
+        shown.append(drawn)
+    for name, columns in (("image_and_text", WITH_TEXT), ("image_and_image", WITH_IMAGE)):
+        parts = numbers[name] if name == "image_and_text" else {"all": numbers[name]}
+        whole = parts["all"]
+        if whole:
+            drawn = table({"name": name.replace("_", " "), "pictures": whole["prompts"]}, "in %", columns)
+            for part, one in parts.items():
+                if one:
+                    drawn.add_row(part.replace("_", " "), *(_range(one[column]) for column in columns))
+            shown.append(drawn)
+    return [*shown, NOTES.format(**numbers) + "\n"]
+
+
+def _percent(number: dict[str, float]) -> str:
+    return f"{100 * number['mean']:.0f}"
+
+
+def _range(number: dict[str, float]) -> str:
+    return f"{_percent(number)} ({100 * number['low']:.0f}-{100 * number['high']:.0f})"

@@ -1,0 +1,166 @@
+"""`pictish evaluate generation`: what a model draws from words, in the eyes of a judge, beside ceilings."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pictish.commands.draw import Steps
+from pictish.commands.evaluate import (
+    Device,
+    Model,
+    Overwrite,
+    Quiet,
+    check_free,
+    say_files,
+    table,
+    write_numbers,
+)
+
+if TYPE_CHECKING:
+    from pictish.evaluation.generation import Asked, GenerationEvaluation, Shown
+    from pictish.evaluation.judge import Judge
+
+NUMBERS, CHART, SHEET = "generation.json", "generation.png", "generation-pictures.png"
+CACHE = "judge.safetensors"
+NOTES = """\
+hit@k: the prompted concept is among the k concepts nearest to the picture.
+strict@k: its picture in the prompted style is among the k pictures nearest to it.
+true codes: the codes of the picture that was asked for, by the same decoder.
+real: that picture itself, left out of those it is compared with in hit@k.
+range: {confidence:.0%} interval; share of codes: what is generated, of true codes."""
+
+
+def run(
+    data: Annotated[Path, typer.Option(help="Folder that `pictish data starter` built.")],
+    out: Annotated[Path, typer.Option(help="Folder for the numbers (JSON) and pictures of them (PNG).")],
+    *,
+    model: Model = "starter",
+    limit: Annotated[int, typer.Option(min=1, help="Prompts a measure, at most.")] = 200,
+    steps: Steps = None,
+    curve: Annotated[bool, typer.Option(help="Also go through guidance scales.")] = True,
+    cache: Annotated[
+        Path | None, typer.Option(help="File for what the judge knows; in the folder OUT by default.")
+    ] = None,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of prompts, pictures and intervals.")] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw seen captions and held-out compositions, and have a judge say what the pictures show."""
+    from rich.console import Console
+
+    from pictish.data.model_folder import fingerprint, locate_model
+    from pictish.evaluation.generation import GenerationEvaluation
+    from pictish.pipelines.reconstruct import Drawing
+    from pictish.pipelines.text_to_image import TextToImage
+    from pictish.training.world import resolve_device
+
+    names = [NUMBERS, CHART, SHEET]
+    check_free(out, names, overwrite)
+    where = resolve_device(device)
+    drawer = TextToImage.from_folder(model, where, steps=steps)
+    drawing = Drawing(steps)
+    drawer.reconstructor.check(drawing)
+    judge = _judge(data, cache or out / CACHE, where, quiet)
+    evaluation = GenerationEvaluation(drawer, judge, drawing, seed=seed)
+    numbers = evaluation.header(fingerprint(locate_model(model, "lm")))
+    numbers |= _measure(evaluation, limit, curve, out, quiet)
+    write_numbers(out / NUMBERS, numbers)
+    if not quiet:
+        console = Console(soft_wrap=True, highlight=False)
+        for each in _tables(numbers):
+            console.print(each)
+        say_files(console, [out / name for name in names])
+
+
+def _judge(data: Path, cache: Path, device: Any, quiet: bool) -> "Judge":
+    from pictish.commands.report import Report
+    from pictish.evaluation.judge import Judge
+
+    with Report("what the judge knows", None, quiet=quiet, strict=False) as report:
+        return Judge.from_data(data, cache, device, report.done)
+
+
+def _measure(
+    evaluation: "GenerationEvaluation", limit: int, curve: bool, out: Path, quiet: bool
+) -> dict[str, Any]:
+    """Draw everything, write sheet and chart; the numbers by measure."""
+    from pictish.data.files import write_atomic
+    from pictish.evaluation.generation import REAL, curve_size
+    from pictish.evaluation.generation_views import generation_chart, generation_sheet
+
+    seen, held_out = evaluation.seen(limit), evaluation.held_out(limit)
+    shown = _draw(evaluation, "seen captions", seen, quiet)
+    similarities = {
+        way: evaluation.concept_values(seen, each, way == REAL)[:, -1] for way, each in shown.items()
+    }
+    measured: dict[str, Any] = {"seen": evaluation.report_seen(seen, shown)}
+    write_atomic(out / SHEET, generation_sheet(seen, shown, similarities))
+    shown = _draw(evaluation, "held-out compositions", held_out, quiet)
+    measured["held_out"] = evaluation.report_held_out(held_out, shown)
+    measured["curve"] = _curve(evaluation, seen[: curve_size(len(seen))], quiet) if curve else None
+    write_atomic(out / CHART, generation_chart(evaluation.header("") | measured))
+    return measured
+
+
+def _draw(
+    evaluation: "GenerationEvaluation", name: str, asked: "Sequence[Asked]", quiet: bool
+) -> "dict[str, Shown]":
+    from pictish.commands.report import Report
+    from pictish.evaluation.generation import WAYS
+
+    with Report(name, len(asked) * len(WAYS), quiet=quiet, strict=False) as report:
+        return {way: evaluation.draw(way, asked, report.done) for way in WAYS}
+
+
+def _curve(evaluation: "GenerationEvaluation", asked: "Sequence[Asked]", quiet: bool) -> dict[str, Any]:
+    from pictish.commands.report import Report
+    from pictish.evaluation.generation import SCALES
+
+    with Report("guidance", len(asked) * len(SCALES), quiet=quiet, strict=False) as report:
+        return evaluation.curve(asked, report.done)
+
+
+def _tables(numbers: dict[str, Any]) -> list[Any]:
+    """Tables of at most 80 columns, in per cent, and what their words mean."""
+    from pictish.evaluation.generation import COMPOSED, CONCEPT, STYLED
+
+    seen, held_out, curve = numbers["seen"], numbers["held_out"], numbers["curve"]
+    columns = {name: name for name in (*CONCEPT, *STYLED)}
+    shown: list[Any] = [_ways("seen captions", seen, columns)]
+    columns = {name: name for name in COMPOSED} | {"skin_tone": "skin tone"}
+    shown.append(_ways("held-out compositions", held_out, columns))
+    if curve:
+        drawn = table({"name": "guidance scale", "pictures": curve["prompts"]}, "scale", CONCEPT)
+        for point in curve["points"]:
+            bold = point["scale"] == numbers["text_scale"]
+            drawn.add_row(
+                f"{point['scale']:g}",
+                *(_percent(point[name]["mean"]) for name in CONCEPT),
+                style="bold" if bold else None,
+            )
+        best = ", ".join(f"{scale:g} by {name}" for name, scale in curve["best"].items())
+        shown += [drawn, f"best scale: {best}; default: {numbers['text_scale']:g}\n"]
+    return [*shown, NOTES.format(**numbers) + "\n"]
+
+
+def _ways(name: str, measured: dict[str, Any], columns: Mapping[str, str]) -> Any:
+    """What is generated, its interval, its ceilings, and the share of the true codes that it reaches."""
+    from pictish.evaluation.generation import GENERATED, WAYS
+
+    drawn = table({"name": name, "pictures": measured["prompts"]}, "in %", list(columns.values()))
+    for way in WAYS:
+        own = measured["ways"][way]
+        means = [_percent(None if own[key] is None else own[key]["mean"]) for key in columns]
+        drawn.add_row(way, *means, style="bold" if way == GENERATED else None)
+        if way == GENERATED:
+            ranges = (f"{100 * own[key]['low']:.0f}-{100 * own[key]['high']:.0f}" for key in columns)
+            drawn.add_row("  range", *ranges, style="dim")
+    drawn.add_row("share of codes", *(_percent(measured["share"][key]) for key in columns))
+    return drawn
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,302 @@
+"""What a picture shows, said by a judge that no model of ours has seen: the nearest emoji, and attributes.
+
+Pictures are compared by features of an ImageNet network joined with a colour layout. All that it knows comes
+from pictures and JSON of the starter data's three emoji sets. Legend: P pictures, R references (the pictures
+it knows), C concepts, E numbers of an embedding, F features of the network, K classes.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+
+SETS = ("noto", "twemoji", "fluent-emoji-flat")
+ATTRIBUTES = ("style", "skin_tone", "gender", "role")
+SIDE = 128
+"""Pixels a picture is squashed to: the data's own, and four times as fast as the network's 260."""
+GRID = 4
+"""Colours are means over GRID x GRID fields."""
+COLOUR_WEIGHT = 0.5
+"""Of the colours' cosine, where the features' cosine has 1; chosen in docs/log.md by how often real pictures
+find another picture of their concept."""
+BATCH = 32
+_DECAY = 1e-4
+_ROUNDS = 200
+
+Features = Callable[[np.ndarray], np.ndarray]
+"""Pictures (P, SIDE, SIDE, 3) uint8 to features (P, F), none of them negative."""
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class References:
+    """The pictures a judge knows, those of `SETS` in all splits, in the order of their keys."""
+
+    keys: list[str]
+    facts: list[dict[str, Any]]
+    """JSON of each, see docs/data.md."""
+    pictures: list[bytes]
+    """PNG of each."""
+    embeddings: np.ndarray
+    """(R, E) float32 of length 1."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def picture(self, index: int) -> Image.Image:
+        """A reference as RGB over white."""
+        from pictish.data.images import load_image
+
+        return load_image(self.pictures[index])
+
+    def of_split(self, split: str) -> list[int]:
+        """Indices of the references of one split."""
+        return [index for index, facts in enumerate(self.facts) if facts["split"] == split]
+
+
+class Judge:
+    """Says which concept a picture is nearest to, and which style, skin tone, gender and role it has."""
+
+    def __init__(self, features: Features, references: References) -> None:
+        self.features, self.references = features, references
+        names = [facts["concept"] for facts in references.facts]
+        self._order = np.argsort(names, kind="stable")
+        self._names, self._starts = np.unique(np.array(names)[self._order], return_index=True)
+        self._classifiers: dict[str, _Classifier] = {}
+
+    @classmethod
+    def from_data(
+        cls,
+        data: Path,
+        cache: Path | None = None,
+        device: "str | torch.device" = "cpu",
+        advance: Advance = lambda count: None,
+    ) -> "Judge":
+        """A judge of the starter data in a folder; ValueError when that holds none.
+
+        Embeddings are read from the file `cache` where that is of the same data and settings, else computed
+        (minutes; `advance` is told how many more are done) and written there.
+        """
+        features = network_features(device)
+        return cls(features, read_references(data, features, cache, advance))
+
+    def embed(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """(P, E) float32 of length 1: features and colour layout, each of length 1, weighted."""
+        return embed(self.features, pictures)
+
+    def similarities(self, embeddings: np.ndarray, leave_out: Sequence[int] | None = None) -> np.ndarray:
+        """Cosine with the nearest reference of each concept, (P, C), in the order of the concepts' names.
+
+        `leave_out` is for each picture the index of a reference that is not looked at; a concept that has no
+        other is at -inf.
+        """
+        cosines = embeddings @ self.references.embeddings.T  # (P, R)
+        if leave_out is not None:
+            cosines[np.arange(len(cosines)), leave_out] = -np.inf
+        return np.maximum.reduceat(cosines[:, self._order], self._starts, axis=1)
+
+    def concepts(
+        self, embeddings: np.ndarray, k: int, leave_out: Sequence[int] | None = None
+    ) -> list[list[str]]:
+        """The `k` distinct concepts nearest to each picture, nearest first."""
+        found = self.similarities(embeddings, leave_out)
+        return [[str(self._names[place]) for place in np.argsort(-row, kind="stable")[:k]] for row in found]
+
+    def hits(
+        self,
+        embeddings: np.ndarray,
+        concepts: Sequence[str],
+        k: int,
+        leave_out: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """Whether each picture's concept is among the `k` nearest to it, (P,) bool."""
+        nearest = self.concepts(embeddings, k, leave_out)
+        return np.array([concept in row for concept, row in zip(concepts, nearest, strict=True)], dtype=bool)
+
+    def similarity_to(
+        self, embeddings: np.ndarray, concepts: Sequence[str], leave_out: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Cosine of each picture with the nearest reference of its concept, (P,)."""
+        places = np.searchsorted(self._names, np.array(concepts))
+        return self.similarities(embeddings, leave_out)[np.arange(len(places)), places]
+
+    def strict_hits(self, embeddings: np.ndarray, wanted: Sequence[int], k: int) -> np.ndarray:
+        """Whether the reference `wanted` is among the `k` references nearest to each picture, (P,) bool."""
+        cosines = embeddings @ self.references.embeddings.T  # (P, R)
+        own = cosines[np.arange(len(cosines)), wanted]
+        return (cosines > own[:, None]).sum(axis=1) < k
+
+    def attribute(self, name: str, embeddings: np.ndarray) -> list[str | None]:
+        """Style, skin tone, gender or role of each picture, None where it is like those that have none.
+
+        Multinomial logistic regression on the references of the train split, fitted when first asked for.
+        """
+        if name not in self._classifiers:
+            self._classifiers[name] = self._fit(name)
+        return self._classifiers[name](embeddings)
+
+    def _fit(self, name: str) -> "_Classifier":
+        """From the train split, without pictures of two people that differ."""
+        facts = self.references.facts
+        known = [i for i in self.references.of_split("train") if not isinstance(facts[i][name], list)]
+        if not known:
+            raise ValueError(f"no reference of the train split tells its {name}; give --data the whole data")
+        return _Classifier.fit(self.references.embeddings[known], [facts[i][name] for i in known])
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    """Multinomial logistic regression on standardised embeddings."""
+
+    classes: list[str | None]
+    mean: np.ndarray
+    """(E,)"""
+    weight: np.ndarray
+    """(E, K)"""
+    bias: np.ndarray
+    """(K,)"""
+
+    def __call__(self, embeddings: np.ndarray) -> list[str | None]:
+        scores = (embeddings - self.mean) @ self.weight + self.bias
+        return [self.classes[place] for place in scores.argmax(axis=1)]
+
+    @classmethod
+    def fit(cls, embeddings: np.ndarray, values: Sequence[str | None]) -> "_Classifier":
+        """From embeddings (P, E) and the class of each."""
+        import torch
+        from torch.nn import functional
+
+        classes: list[str | None] = sorted(set(values), key=lambda value: (value is not None, value or ""))
+        mean = embeddings.mean(axis=0)
+        scale = float((embeddings - mean).std()) or 1.0
+        inputs = torch.from_numpy((embeddings - mean) / scale)
+        targets = torch.tensor([classes.index(value) for value in values])
+        weight = torch.zeros(inputs.shape[1], len(classes), requires_grad=True)
+        bias = torch.zeros(len(classes), requires_grad=True)
+        solver = torch.optim.LBFGS([weight, bias], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
+
+        def loss() -> torch.Tensor:
+            solver.zero_grad()
+            value = functional.cross_entropy(inputs @ weight + bias, targets) + _DECAY * (weight**2).sum()
+            value.backward()
+            return value
+
+        solver.step(loss)
+        return cls(classes, mean, weight.detach().numpy() / scale, bias.detach().numpy())
+
+
+def network_features(device: "str | torch.device" = "cpu") -> Features:
+    """Features of lite2's last stage, a mean over positions."""
+    from pictish.evaluation.metrics import FeatureDistance
+
+    distance = FeatureDistance(device)
+
+    def features(pictures: np.ndarray) -> np.ndarray:
+        return distance.features(pictures)[-1].mean(dim=(2, 3)).cpu().numpy()
+
+    return features
+
+
+def embed(features: Features, pictures: Sequence[Image.Image]) -> np.ndarray:
+    """(P, E) float32, see `Judge.embed`."""
+    from pictish.data.images import fit_square
+
+    rows = []
+    for start in range(0, len(pictures), BATCH):
+        pixels = np.stack([fit_square(one, SIDE) for one in pictures[start : start + BATCH]])
+        seen = _unit(features(pixels).astype(np.float32))
+        colours = _unit(colour_layout(pixels))
+        rows.append(np.concatenate([seen, COLOUR_WEIGHT**0.5 * colours], axis=1))
+    return np.concatenate(rows) / np.float32((1 + COLOUR_WEIGHT) ** 0.5)
+
+
+def colour_layout(pixels: np.ndarray) -> np.ndarray:
+    """How far from white the mean colour of each field is, (P, GRID * GRID * 3) float32 from 0 to 1."""
+    count, field = len(pixels), SIDE // GRID
+    fields = pixels.reshape(count, GRID, field, GRID, field, 3).mean(axis=(2, 4), dtype=np.float32)
+    return (1 - fields / np.float32(255)).reshape(count, -1)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    """Rows of length 1; one of nothing but zeros stays so."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-8)
+
+
+def read_references(
+    data: Path, features: Features, cache: Path | None = None, advance: Advance = lambda count: None
+) -> References:
+    """The emoji of all splits in the starter data with their embeddings, see `Judge.from_data`."""
+    from pictish.data.files import printable
+    from pictish.data.images import load_image
+    from pictish.data.shards import read_shard
+
+    manifest = data / "manifest.json"
+    shards = sorted(path for name in SETS for path in data.glob(f"*/{name}-*.tar"))
+    if not manifest.is_file() or not shards:
+        raise ValueError(
+            f"{printable(data)} is no starter data: it lacks manifest.json or train/noto-000000.tar; "
+            "build it with: pictish data starter OUT"
+        )
+    samples: dict[str, Mapping[str, Any]] = {}
+    for shard in shards:
+        for sample in read_shard(shard):
+            if not {"json", "png"} <= set(sample):
+                raise ValueError(
+                    f"{printable(shard)}: {printable(sample['__key__'])} lacks its .json or .png"
+                )
+            samples[sample["__key__"]] = sample
+    keys = sorted(samples)
+    facts = [json.loads(samples[key]["json"]) for key in keys]
+    pictures = [samples[key]["png"] for key in keys]
+    name = _name_of(manifest, keys)
+    embeddings = None if cache is None else _read_cache(cache, name)
+    if embeddings is None:
+        rows = []
+        for start in range(0, len(keys), BATCH):
+            rows.append(embed(features, [load_image(blob) for blob in pictures[start : start + BATCH]]))
+            advance(len(rows[-1]))
+        embeddings = np.concatenate(rows)
+        if cache is not None:
+            _write_cache(cache, name, embeddings)
+    return References(keys, facts, pictures, embeddings)
+
+
+def _name_of(manifest: Path, keys: Sequence[str]) -> str:
+    """What embeddings depend on: the data, and how they are made."""
+    from pictish.evaluation.metrics import FeatureDistance
+
+    digest = hashlib.sha256(manifest.read_bytes())
+    digest.update(json.dumps([FeatureDistance.NETWORK, SIDE, GRID, COLOUR_WEIGHT, list(keys)]).encode())
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path, name: str) -> np.ndarray | None:
+    """Embeddings of a file that was written under the same name, else None."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            if (file.metadata() or {}).get("name") == name:
+                found: np.ndarray = file.get_tensor("embeddings")
+                return found
+    except (SafetensorError, OSError):
+        pass  # a torn file is written anew
+    return None
+
+
+def _write_cache(path: Path, name: str, embeddings: np.ndarray) -> None:
+    from safetensors.numpy import save
+
+    from pictish.data.files import write_atomic
+
+    write_atomic(path, save({"embeddings": np.ascontiguousarray(embeddings)}, {"name": name}))
