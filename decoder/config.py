@@ -170,7 +170,7 @@ class TrainConfig(Config):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
 
     @model_validator(mode="after")
-    def _weighting_fits(self) -> "TrainConfig":
+    def _objective_fits(self) -> "TrainConfig":
         if isinstance(self.model, DiffusionConfig):
             noise, weighting = self.model.noise, self.objective.weighting
             if self.objective.perceptual and noise.predicts == "epsilon":
