@@ -131,7 +131,7 @@ class GenerationEvaluation:
         seeded = self._generators(batch)
         guidance = Guidance(text_scale=text_scale)
         tokens = self.drawer.tokens([[each.prompt] for each in batch], seeded, guidance=guidance)
-        return self._decode(tokens, seeded)
+        return self._decode(tokens, self._generators(batch))
 
     def _decode(self, tokens: Sequence[Any], generators: "list[torch.Generator]") -> list[Image.Image]:
         return self.drawer.reconstructor(tokens, SIDE, generators=generators, drawing=self.drawing)
