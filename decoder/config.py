@@ -18,29 +18,24 @@ class PreviewConfig(Config):
     smallest: int = Field(32, gt=0, description="channels never fall below this")
 
 
-class _DenoiserConfig(Config):
-    """Made by settings, or taken from a folder."""
-
-    settings: dict[str, Any] = Field(default={}, description="of diffusers' class")
-    folder: str | None = Field(None, description="local diffusers folder with this part to start from")
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> "_DenoiserConfig":
-        if self.settings and self.folder is not None:
-            raise ValueError("denoiser: both settings and a folder, which brings its own; give one of them")
-        return self
-
-
-class UNetConfig(_DenoiserConfig):
+class UNetConfig(Config):
     """diffusers' UNet2DConditionModel; Stable Diffusion 1.5's and SDXL's are settings of it."""
 
     kind: Literal["unet"] = "unet"
+    settings: dict[str, Any] = Field(default={}, description="of the class, such as block_out_channels")
+    folder: str | None = Field(
+        None, description="local diffusers folder with `unet` to start from, with its own settings"
+    )
 
 
-class TransformerConfig(_DenoiserConfig):
+class TransformerConfig(Config):
     """diffusers' PixArtTransformer2DModel."""
 
     kind: Literal["transformer"] = "transformer"
+    settings: dict[str, Any] = Field(default={}, description="of the class, such as num_layers")
+    folder: str | None = Field(
+        None, description="local diffusers folder with `transformer` to start from, with its own settings"
+    )
 
 
 class ShuffleConfig(Config):

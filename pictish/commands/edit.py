@@ -56,7 +56,9 @@ def run(
     if (image is None or instruction is None) and origin is None:
         raise ValueError("an IMAGE and an INSTRUCTION are needed, or --like FILE")
     given = [] if image is None else [draw.given_picture(image)]
-    request = draw.asked(ctx, instruction or (origin.prompt if origin else None), given, origin)
+    if instruction is None and origin is not None:
+        instruction = origin.prompt
+    request = draw.asked(ctx, instruction, given, origin)
     name = "-".join(draw.slug(said) for said in (image and image.stem, request.prompt) if said)
     jobs = [(f"{name}-{each.seed}", each) for each in draw.with_seeds(request, count)]
     draw.carry_out(ctx, jobs, given, origin)

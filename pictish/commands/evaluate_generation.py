@@ -26,7 +26,7 @@ NUMBERS, CHART, SHEET = "generation.json", "generation.png", "generation-picture
 CACHE = "judge.safetensors"
 NOTES = """\
 hit@k: the prompted concept is among the k concepts nearest to the picture.
-strict@k: its picture in the prompted style is among the k pictures nearest to it.
+strict@k: its picture in the prompted style is among the k nearest pictures.
 true codes: the codes of the picture that was asked for, by the same decoder.
 real: that picture itself, left out of those it is compared with in hit@k.
 range: {confidence:.0%} interval; share of codes: what is generated, of true codes."""

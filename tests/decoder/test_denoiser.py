@@ -14,8 +14,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from pictish.configs import parse
-from pictish.decoder.config import DiffusionConfig, ObjectiveConfig
+from pictish.decoder.config import ObjectiveConfig
 from pictish.decoder.denoiser import build_latents
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses
@@ -232,10 +231,3 @@ def test_settings_that_diffusers_refuses(tokenizer, denoiser, changes, line):
 def test_a_side_that_does_not_fit_the_grid(tokenizer, side):
     with pytest.raises(ValueError, match=f"side: {side} pixels do not fit 4 x 4 cells; give a multiple of 4"):
         decoder_of(tokenizer, config(side=side))
-
-
-def test_settings_beside_a_folder_are_refused():
-    raw = config().model_dump(mode="json")
-    raw["denoiser"] |= {"folder": "somewhere"}
-    with pytest.raises(ValueError, match="both settings and a folder"):
-        parse(DiffusionConfig, raw, "test")
