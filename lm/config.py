@@ -100,6 +100,13 @@ class Autoregressive(Config):
     """Each token from those before it."""
 
     kind: Literal["autoregressive"] = "autoregressive"
+    corrupt: float = Field(
+        0.0, ge=0, le=1, description="codes of a picture to draw that are read wrong in training, at most"
+    )
+
+    def none(self) -> "Autoregressive":
+        """The same with nothing read wrong: for validation."""
+        return self.model_copy(update={"corrupt": 0.0})
 
 
 class TrainConfig(Config):

@@ -7,15 +7,18 @@ Legend: B rows, L tokens, V ids, T tasks.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pictish.lm.config import Autoregressive
 from pictish.lm.packing import IGNORED, Packed
 from pictish.lm.sequence import TASKS
+from pictish.lm.vocabulary import Vocabulary
 
 
 class Losses(NamedTuple):
@@ -48,15 +51,36 @@ def cross_entropy(logits: Tensor, packed: Packed) -> Losses:
     return Losses(losses.sum(), by_task, counts)
 
 
+def corrupt(packed: Packed, generator: torch.Generator, *, vocabulary: Vocabulary, most: float) -> Packed:
+    """Exchange codes that are being learned for any others, as they are read; what is learned stays.
+
+    The share is drawn for each document from 0 to `most`. A model that has only read true codes learns
+    pictures by their beginnings and is lost after its own first mistake; this one must look at the words
+    again at each code (random flips in training: arXiv 2412.04431).
+    """
+    length = packed.documents.shape[1]
+    shares = most * torch.rand(len(packed.ids), length + 1, generator=generator)  # of documents 0 .. L
+    learned = packed.targets.roll(1, dims=1) != IGNORED
+    chosen = torch.rand(packed.ids.shape, generator=generator) < shares.gather(1, packed.documents)
+    others = torch.randint(vocabulary.codes, packed.ids.shape, generator=generator)
+    wrong = chosen & learned & vocabulary.is_code(packed.ids)
+    return replace(packed, ids=torch.where(wrong, vocabulary.ids_of(others), packed.ids))
+
+
 def _as_laid_out(packed: Packed, generator: torch.Generator) -> Packed:
     """`pack` has put the next id behind each place already."""
     return packed
 
 
-# Cross entropy of each learned token given those before it in its document.
-autoregressive = Objective(_as_laid_out, causal=True, losses=cross_entropy)
+def autoregressive(config: Autoregressive, vocabulary: Vocabulary) -> Objective:
+    """Cross entropy of each learned token given those before it in its document."""
+    if not config.corrupt:
+        return Objective(_as_laid_out, causal=True, losses=cross_entropy)
+    prepare = partial(corrupt, vocabulary=vocabulary, most=config.corrupt)
+    return Objective(prepare, causal=True, losses=cross_entropy)
 
-OBJECTIVES: dict[str, Objective] = {"autoregressive": autoregressive}
+
+OBJECTIVES: dict[str, Callable[[Autoregressive, Vocabulary], Objective]] = {"autoregressive": autoregressive}
 
 
 def means(losses: Tensor, counts: Tensor) -> dict[str, float]:

@@ -77,7 +77,9 @@ def train(
     if config.checkpointing:
         model.language.activation_checkpointing_enable({"use_reentrant": False})
     maker = _maker(config, model, look)
-    objective = OBJECTIVES[config.objective.kind]
+    build = OBJECTIVES[config.objective.kind]
+    objective = build(config.objective, model.vocabulary)
+    measured = build(config.objective.none(), model.vocabulary)
     report = Report() if report is None else report
     total = sum(stage.steps for stage in config.stages)
     firsts = accumulate((stage.steps for stage in config.stages), initial=0)
@@ -139,7 +141,7 @@ def train(
                         numbers = window.numbers(accelerate)
                         metrics.write(done, learning_rate=rate, gradient_norm=float(norm), **numbers)
                     if validation and (done % config.validate_every == 0 or done == total):
-                        metrics.write(done, **validate(model, objective, validation, config))
+                        metrics.write(done, **validate(model, measured, validation, config))
                     drawn = config.sample_every and done % config.sample_every == 0
                     if show is not None and drawn and main:
                         _show_or_warn(show, model, done)

@@ -29,6 +29,7 @@ hit@k: the prompted concept is among the k concepts nearest to the picture.
 strict@k: its picture in the prompted style is among the k nearest pictures.
 true codes: the codes of the picture that was asked for, by the same decoder.
 real: that picture itself, left out of those it is compared with in hit@k.
+composition: skin tone, gender and role are right; all: the style too.
 range: {confidence:.0%} interval; share of codes: what is generated, of true codes."""
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from pictish.data.starter.captions import descriptions
 from pictish.data.starter.phrases import Picture
-from pictish.evaluation.judge import COLOUR_WEIGHT, GRID, SETS, SIDE, Judge
-from pictish.evaluation.metrics import LEVEL, FeatureDistance, means
+from pictish.evaluation.judge import SETS, SIDE, Judge, settings
+from pictish.evaluation.metrics import LEVEL, means
 from pictish.evaluation.pictures import seed_of
 from pictish.pipelines.text_to_image import TEMPERATURE, TEXT_SCALE
 
@@ -208,10 +208,7 @@ class GenerationEvaluation:
             "seed": self.seed,
             "confidence": LEVEL,
             "judge": {
-                "network": FeatureDistance.NETWORK,
-                "side": SIDE,
-                "grid": GRID,
-                "colour_weight": COLOUR_WEIGHT,
+                **settings(),
                 "sets": list(SETS),
                 "pictures": len(references),
                 "concepts": len({facts["concept"] for facts in references.facts}),

@@ -75,7 +75,8 @@ def _curve(axis: Any, measured: Mapping[str, Any], default: float) -> None:
     axis.set_xlabel("guidance scale", fontsize=10, color=GREY)
     axis.set_ylim(0, 103)
     axis.set_yticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
-    axis.legend(frameon=False, fontsize=9, loc="lower right")
+    above = {"loc": "lower right", "bbox_to_anchor": (1.02, 1.06)}
+    axis.legend(frameon=False, fontsize=9, ncols=4, handlelength=1.6, columnspacing=1.4, **above)
 
 
 def generation_sheet(

@@ -1,8 +1,10 @@
 """What a picture shows, said by a judge that no model of ours has seen: the nearest emoji, and attributes.
 
-Pictures are compared by features of an ImageNet network joined with a colour layout. All that it knows comes
-from pictures and JSON of the starter data's three emoji sets. Legend: P pictures, R references (the pictures
-it knows), C concepts, E numbers of an embedding, F features of the network, K classes.
+Pictures are compared by features of an ImageNet network, by where which colour is, and by which colours
+there are. All it knows comes from pictures and JSON of the starter data's three emoji sets.
+
+Legend: P pictures, R references (the pictures it knows), C concepts, E numbers of an embedding, F features,
+N pixels, K classes.
 """
 
 import hashlib
@@ -20,19 +22,24 @@ if TYPE_CHECKING:
 
 SETS = ("noto", "twemoji", "fluent-emoji-flat")
 ATTRIBUTES = ("style", "skin_tone", "gender", "role")
+DETAIL = 32
+"""Pixels that every picture is reduced to first. So sharp and soft pictures compare, and real pictures find
+another one of their concept more often than with all of their 128."""
 SIDE = 128
-"""Pixels a picture is squashed to: the data's own, and four times as fast as the network's 260."""
+"""Pixels that the network is then shown: four times as fast as the 260 it was trained on."""
 GRID = 4
-"""Colours are means over GRID x GRID fields."""
-COLOUR_WEIGHT = 0.5
-"""Of the colours' cosine, where the features' cosine has 1; chosen in docs/log.md by how often real pictures
-find another picture of their concept."""
+"""The layout is the mean colour of each of GRID x GRID fields."""
+LEVELS = 5
+"""The palette counts pixels of LEVELS x LEVELS x LEVELS colours."""
+LAYOUT_WEIGHT, PALETTE_WEIGHT = 2.0, 0.25
+"""Of the cosines of layout and palette, where that of the features has 1. Chosen by how often real pictures
+find another picture of their concept, and among equals by pictures drawn from true codes (docs/log.md)."""
 BATCH = 32
-_DECAY = 1e-4
-_ROUNDS = 200
+_DECAY = 1e-2
+_ROUNDS = 100
 
 Features = Callable[[np.ndarray], np.ndarray]
-"""Pictures (P, SIDE, SIDE, 3) uint8 to features (P, F), none of them negative."""
+"""Pictures (P, SIDE, SIDE, 3) uint8 to features (P, F)."""
 Advance = Callable[[int], None]
 
 
@@ -89,7 +96,7 @@ class Judge:
         return cls(features, read_references(data, features, cache, advance))
 
     def embed(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """(P, E) float32 of length 1: features and colour layout, each of length 1, weighted."""
+        """(P, E) float32 of length 1: features, layout and palette, each of length 1, weighted."""
         return embed(self.features, pictures)
 
     def similarities(self, embeddings: np.ndarray, leave_out: Sequence[int] | None = None) -> np.ndarray:
@@ -134,19 +141,20 @@ class Judge:
         own = cosines[np.arange(len(cosines)), wanted]
         return (cosines > own[:, None]).sum(axis=1) < k
 
-    def attribute(self, name: str, embeddings: np.ndarray) -> list[str | None]:
-        """Style, skin tone, gender or role of each picture, None where it is like those that have none.
+    def attribute(self, name: str, embeddings: np.ndarray) -> list[str]:
+        """The style, skin tone, gender or role that each picture is likest to.
 
-        Multinomial logistic regression on the references of the train split, fitted when first asked for.
+        Asked only of pictures that have one: whether there is any, it does not say. Multinomial logistic
+        regression on the references of the train split, fitted when first asked for.
         """
         if name not in self._classifiers:
             self._classifiers[name] = self._fit(name)
         return self._classifiers[name](embeddings)
 
     def _fit(self, name: str) -> "_Classifier":
-        """From the train split, without pictures of two people that differ."""
+        """From the pictures of the train split that have one, and not two."""
         facts = self.references.facts
-        known = [i for i in self.references.of_split("train") if not isinstance(facts[i][name], list)]
+        known = [i for i in self.references.of_split("train") if isinstance(facts[i][name], str)]
         if not known:
             raise ValueError(f"no reference of the train split tells its {name}; give --data the whole data")
         return _Classifier.fit(self.references.embeddings[known], [facts[i][name] for i in known])
@@ -154,9 +162,9 @@ class Judge:
 
 @dataclass(frozen=True)
 class _Classifier:
-    """Multinomial logistic regression on standardised embeddings."""
+    """Multinomial logistic regression."""
 
-    classes: list[str | None]
+    classes: list[str]
     mean: np.ndarray
     """(E,)"""
     weight: np.ndarray
@@ -164,17 +172,17 @@ class _Classifier:
     bias: np.ndarray
     """(K,)"""
 
-    def __call__(self, embeddings: np.ndarray) -> list[str | None]:
+    def __call__(self, embeddings: np.ndarray) -> list[str]:
         scores = (embeddings - self.mean) @ self.weight + self.bias
         return [self.classes[place] for place in scores.argmax(axis=1)]
 
     @classmethod
-    def fit(cls, embeddings: np.ndarray, values: Sequence[str | None]) -> "_Classifier":
+    def fit(cls, embeddings: np.ndarray, values: Sequence[str]) -> "_Classifier":
         """From embeddings (P, E) and the class of each."""
         import torch
         from torch.nn import functional
 
-        classes: list[str | None] = sorted(set(values), key=lambda value: (value is not None, value or ""))
+        classes = sorted(set(values))
         mean = embeddings.mean(axis=0)
         scale = float((embeddings - mean).std()) or 1.0
         inputs = torch.from_numpy((embeddings - mean) / scale)
@@ -211,23 +219,48 @@ def embed(features: Features, pictures: Sequence[Image.Image]) -> np.ndarray:
 
     rows = []
     for start in range(0, len(pictures), BATCH):
-        pixels = np.stack([fit_square(one, SIDE) for one in pictures[start : start + BATCH]])
-        seen = _unit(features(pixels).astype(np.float32))
-        colours = _unit(colour_layout(pixels))
-        rows.append(np.concatenate([seen, COLOUR_WEIGHT**0.5 * colours], axis=1))
-    return np.concatenate(rows) / np.float32((1 + COLOUR_WEIGHT) ** 0.5)
+        small = np.stack([fit_square(one, DETAIL) for one in pictures[start : start + BATCH]])
+        large = [Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for one in small]
+        seen = _unit(features(np.stack([np.asarray(one) for one in large])))
+        layout = LAYOUT_WEIGHT**0.5 * _unit(colour_layout(small))
+        colours = PALETTE_WEIGHT**0.5 * _unit(palette(small))
+        rows.append(_unit(np.concatenate([seen, layout, colours], axis=1)))
+    return np.concatenate(rows)
 
 
 def colour_layout(pixels: np.ndarray) -> np.ndarray:
-    """How far from white the mean colour of each field is, (P, GRID * GRID * 3) float32 from 0 to 1."""
-    count, field = len(pixels), SIDE // GRID
-    fields = pixels.reshape(count, GRID, field, GRID, field, 3).mean(axis=(2, 4), dtype=np.float32)
-    return (1 - fields / np.float32(255)).reshape(count, -1)
+    """How far from white the mean colour of each field is, (P, GRID * GRID * 3) from 0 to 1.
+
+    pixels (P, DETAIL, DETAIL, 3) uint8.
+    """
+    count, field = len(pixels), DETAIL // GRID
+    fields = pixels.reshape(count, GRID, field, GRID, field, 3).mean(axis=(2, 4))
+    return (1 - fields / 255).reshape(count, -1)
+
+
+def palette(pixels: np.ndarray) -> np.ndarray:
+    """Roots of how many pixels have each colour, (P, LEVELS ** 3), a pixel shared by its eight nearest.
+
+    pixels (P, DETAIL, DETAIL, 3) uint8. White, the paper, is not counted.
+    """
+    count, colours = len(pixels), LEVELS**3
+    places = pixels.reshape(count, -1, 3) / 255 * (LEVELS - 1)  # (P, N, 3)
+    below = np.minimum(places.astype(np.int64), LEVELS - 2)
+    above = places - below
+    start = np.arange(count)[:, None] * colours
+    found = np.zeros(count * colours)
+    for corner in np.ndindex(2, 2, 2):
+        part = np.where(corner, above, 1 - above).prod(axis=2)  # (P, N)
+        index = start + (below + corner) @ (LEVELS**2, LEVELS, 1)
+        found += np.bincount(index.ravel(), part.ravel(), minlength=len(found))
+    shares = found.reshape(count, colours)
+    shares[:, -1] = 0
+    return np.sqrt(shares)
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1; one of nothing but zeros stays so."""
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-8)
+    """Rows as float32 of length 1; one of nothing but zeros stays so."""
+    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-8)).astype(np.float32)
 
 
 def read_references(
@@ -269,12 +302,25 @@ def read_references(
     return References(keys, facts, pictures, embeddings)
 
 
-def _name_of(manifest: Path, keys: Sequence[str]) -> str:
-    """What embeddings depend on: the data, and how they are made."""
+def settings() -> dict[str, Any]:
+    """How embeddings are made, JSON-ready."""
     from pictish.evaluation.metrics import FeatureDistance
 
+    return {
+        "network": FeatureDistance.NETWORK,
+        "detail": DETAIL,
+        "side": SIDE,
+        "grid": GRID,
+        "levels": LEVELS,
+        "layout_weight": LAYOUT_WEIGHT,
+        "palette_weight": PALETTE_WEIGHT,
+    }
+
+
+def _name_of(manifest: Path, keys: Sequence[str]) -> str:
+    """What embeddings depend on: the data, and how they are made."""
     digest = hashlib.sha256(manifest.read_bytes())
-    digest.update(json.dumps([FeatureDistance.NETWORK, SIDE, GRID, COLOUR_WEIGHT, list(keys)]).encode())
+    digest.update(json.dumps([settings(), list(keys)], sort_keys=True).encode())
     return digest.hexdigest()
 
 

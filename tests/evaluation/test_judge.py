@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from PIL import Image
 
 from pictish.evaluation import judge as judge_module
-from pictish.evaluation.judge import Judge, colour_layout, read_references
+from pictish.evaluation.judge import DETAIL, GRID, LEVELS, Judge, colour_layout, palette, read_references
 from tests.evaluation.emoji import ROLES, TONES, cheap_features, drawn, every_emoji, write_starter_data
 
 
@@ -94,39 +95,50 @@ def test_attributes_of_pictures_that_were_held_out(judge):
     embeddings = judge.references.embeddings[held]
     assert judge.attribute("style", embeddings) == [judge.references.facts[i]["style"] for i in held]
     assert judge.attribute("skin_tone", embeddings) == ["dark"] * 3
-    assert set(judge.attribute("role", embeddings)) <= {*ROLES, None}
+    assert judge.attribute("gender", embeddings) == ["woman"] * 3
 
 
-def test_attributes_of_those_that_have_none_are_none(judge):
-    things = [i for i, facts in enumerate(judge.references.facts) if facts["role"] is None]
-    for name in ("skin_tone", "gender", "role"):
-        assert judge.attribute(name, judge.references.embeddings[things]) == [None] * len(things)
-    people = [i for i in judge.references.of_split("train") if i not in things]
-    tones = judge.attribute("skin_tone", judge.references.embeddings[people])
-    assert tones == [judge.references.facts[i]["skin_tone"] for i in people]
-    assert set(tones) == set(TONES)
+def test_attributes_are_those_of_the_pictures_that_have_one(judge):
+    people = [i for i in judge.references.of_split("train") if judge.references.facts[i]["role"]]
+    for name, known in (("skin_tone", set(TONES)), ("gender", {"man", "woman"}), ("role", set(ROLES))):
+        found = judge.attribute(name, judge.references.embeddings)
+        assert set(found) == known
+        assert [found[i] for i in people] == [judge.references.facts[i][name] for i in people]
 
 
 def test_two_tones_are_nobodys_class(data):
     references = read_references(data, cheap_features)
     facts = [dict(each) for each in references.facts]
-    facts[references.of_split("train")[0]]["skin_tone"] = ["light", "dark"]
-    changed = Judge(
-        cheap_features,
-        judge_module.References(references.keys, facts, references.pictures, references.embeddings),
-    )
-    assert set(changed.attribute("skin_tone", references.embeddings)) <= {*TONES, None}
+    (first, *_) = [i for i in references.of_split("train") if facts[i]["skin_tone"]]
+    facts[first]["skin_tone"] = ["light", "dark"]
+    changed = Judge(cheap_features, dataclasses.replace(references, facts=facts))
+    assert set(changed.attribute("skin_tone", references.embeddings)) == set(TONES)
 
 
 def test_colour_layout_is_far_from_white_where_the_ink_is():
-    pixels = np.full((1, judge_module.SIDE, judge_module.SIDE, 3), 255, dtype=np.uint8)
+    pixels = np.full((1, DETAIL, DETAIL, 3), 255, dtype=np.uint8)
     assert not colour_layout(pixels).any()
-    pixels[0, : judge_module.SIDE // judge_module.GRID, -1:, :] = 0
+    field = DETAIL // GRID
+    pixels[0, :field, -1, :] = 0
     pixels[0, :4, :4, 0] = 0
-    layout = colour_layout(pixels).reshape(judge_module.GRID, judge_module.GRID, 3)
-    assert layout[0, 0, 0] == pytest.approx(16 / 32**2)
+    layout = colour_layout(pixels).reshape(GRID, GRID, 3)
+    assert layout[0, 0, 0] == pytest.approx(16 / field**2)
     assert (layout[0, 0, 1], layout[1, 0, 0]) == (0, 0)
-    assert layout[0, 3] == pytest.approx([1 / 32] * 3)
+    assert layout[0, 3] == pytest.approx([1 / field] * 3)
+
+
+def test_palette_counts_colours_wherever_they_are_but_the_white_of_the_paper():
+    pixels = np.full((3, DETAIL, DETAIL, 3), 255, dtype=np.uint8)
+    assert not palette(pixels).any()
+    pixels[0, :2, :3] = (255, 0, 0)
+    pixels[1, 9:11, 20:23] = (255, 0, 0)
+    pixels[2, :2, :3] = (255, 32, 0)  # half way to the next level, nearly
+    found = palette(pixels) ** 2
+    assert found[0] == pytest.approx(found[1])
+    assert found[0].sum() == pytest.approx(6)
+    red = (LEVELS - 1) * LEVELS**2
+    assert np.flatnonzero(found[0]).tolist() == [red]
+    assert found[2, [red, red + LEVELS]] == pytest.approx([3, 3], abs=0.02)
 
 
 def test_an_empty_picture_is_like_nothing(judge):
@@ -149,7 +161,7 @@ def test_the_cache_saves_the_work_until_data_or_settings_change(data, tmp_path, 
     again = read_references(data, features, cache)
     assert not seen
     assert again.embeddings.tobytes() == first.embeddings.tobytes()
-    monkeypatch.setattr(judge_module, "COLOUR_WEIGHT", 0.1)
+    monkeypatch.setattr(judge_module, "LAYOUT_WEIGHT", 0.1)
     assert read_references(data, features, cache).embeddings.tobytes() != first.embeddings.tobytes()
     assert seen
     cache.write_bytes(b"torn")

@@ -6,9 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pictish.lm.objective import OBJECTIVES, Objective, cross_entropy
-from pictish.lm.packing import IGNORED, Packed, attention_mask
+from pictish.lm.config import Autoregressive
+from pictish.lm.objective import OBJECTIVES, Objective, autoregressive, cross_entropy
+from pictish.lm.packing import IGNORED, Packed, attention_mask, pack
+from pictish.lm.sequence import build, edit
 from pictish.lm.train import train
+from pictish.lm.vocabulary import Vocabulary
 from tests.lm.pictures import pair_shard
 from tests.lm.test_train import IMAGE_TOKENS, Killed, config_for, killed_at, lines
 
@@ -35,7 +38,8 @@ def test_an_objective_that_sees_both_ways_needs_no_other_loop(tmp_path, monkeypa
         assert not (packed.ids[packed.targets != IGNORED] != MASK).any()
         return cross_entropy(logits, packed)
 
-    monkeypatch.setitem(OBJECTIVES, "autoregressive", Objective(hide_half, causal=False, losses=losses))
+    both_ways = Objective(hide_half, causal=False, losses=losses)
+    monkeypatch.setitem(OBJECTIVES, "autoregressive", lambda config, vocabulary: both_ways)
     stage = "stages=[{name: only, steps: 30, learning_rate: 0.01, warmup: 2}]"
     config = config_for(tmp_path, stage, "checkpoint_every=10", "log_every=10", "validate_every=10")
     train(config, tmp_path / "whole", IMAGE_TOKENS, "cpu")
@@ -59,3 +63,40 @@ def test_a_document_may_see_all_of_itself_and_nothing_else(dtype):
     assert torch.equal(seen, documents[0][:, None] == documents[0][None])
     causal = attention_mask(documents, dtype)[0, 0]
     assert torch.equal(causal if dtype == torch.bool else causal == 0, seen.tril())
+
+
+def drawings(vocabulary: Vocabulary, count: int, codes: int) -> Packed:
+    """One document a row: a source picture, an instruction, and the picture that is learned."""
+    generator = torch.Generator().manual_seed(3)
+    rows = []
+    for _ in range(count):
+        source, target = torch.randint(vocabulary.codes, (2, codes), generator=generator).numpy()
+        parts = edit(source, "words", target)
+        rows.append([build("edit", parts, vocabulary, lambda text: [1, 2, 3], eos=0)])
+    return pack(rows, 2 * codes + 16)
+
+
+def test_codes_are_read_wrong_where_they_are_learned_and_nowhere_else():
+    vocabulary = Vocabulary(text=8, codes=4096, eos=0)
+    packed = drawings(vocabulary, 200, 40)
+    objective = autoregressive(Autoregressive(corrupt=0.6), vocabulary)
+    seen = objective.prepare(packed, torch.Generator().manual_seed(0))
+    again = objective.prepare(packed, torch.Generator().manual_seed(0))
+    assert torch.equal(seen.ids, again.ids)
+    assert torch.equal(seen.targets, packed.targets), "what is learned stays the truth"
+    changed = seen.ids != packed.ids
+    learned = (packed.targets.roll(1, dims=1) != IGNORED) & vocabulary.is_code(packed.ids)
+    assert learned.sum() == 200 * 40
+    assert not changed[~learned].any(), "source, words and markers are read as they are"
+    assert vocabulary.is_code(seen.ids[changed]).all()
+    shares = changed.sum(dim=1) / 40  # of each document
+    assert float(shares.mean()) == pytest.approx(0.3, abs=0.03)
+    assert float(shares.min()) < 0.1, "some documents stay nearly whole"
+    assert 0.5 < float(shares.max()) < 0.8
+
+
+def test_validation_reads_what_is_true():
+    vocabulary = Vocabulary(text=8, codes=64, eos=0)
+    packed = drawings(vocabulary, 2, 10)
+    measured = autoregressive(Autoregressive(corrupt=0.6).none(), vocabulary)
+    assert torch.equal(measured.prepare(packed, torch.Generator()).ids, packed.ids)
