@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pictish.data.provenance import Origin, Request
     from pictish.data.tokens import TokenizedImage
     from pictish.pipelines.language import Said
-    from pictish.pipelines.reconstruct import Drawing, Reconstructor
+    from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.text_to_image import TextToImage
 
 LONGEST = 80  # bytes of a file name that a prompt gives
@@ -150,6 +150,7 @@ def carry_out(
     are taken, for settings and models that do not fit, and where a given picture is needed again.
     """
     from pictish.data.provenance import Origin
+    from pictish.pipelines.reconstruct import Drawing
 
     first = jobs[0][1]
     files = Files(**{field.name: ctx.params[field.name] for field in fields(Files)})
@@ -158,7 +159,7 @@ def carry_out(
     if first.pictures and not given and (stored is None or first.keep):
         raise ValueError("the file of --like was drawn from a picture, which is needed again; give it too")
     drawer, reconstructor = _load(ctx, first.steps, speaking=stored is None)
-    drawing = _settled(reconstructor, first)
+    drawing = reconstructor.settled(Drawing(first.steps, first.pixel_guidance, first.scheduler))
     models = _models(ctx.params["model"], reconstructor)
     if origin:
         _check_models(models, origin, first)
@@ -228,22 +229,6 @@ def _tokens(
         min_tokens=first.min_tokens,
         max_tokens=first.max_tokens,
         shapes=None if shape is None else [shape] * len(said),
-    )
-
-
-def _settled(reconstructor: "Reconstructor", request: "Request") -> "Drawing":
-    """How the pixels are drawn, the decoder's own choices filled in; ValueError when they cannot be so."""
-    from pictish.pipelines.reconstruct import Drawing
-
-    asked = Drawing(request.steps, request.pixel_guidance, request.scheduler)
-    reconstructor.check(asked)
-    if reconstructor.decoder is None:
-        return Drawing(steps=0)
-    own = reconstructor.decoder.model.config.sampling
-    return Drawing(
-        own.steps if asked.steps is None else asked.steps,
-        own.guidance if asked.guidance is None else asked.guidance,
-        asked.scheduler or own.scheduler,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pictish.commands import draw
+from pictish.pipelines.defaults import IMAGE_SCALE, TEMPERATURE, TEXT_SCALE
 
 
 def run(
@@ -23,9 +24,9 @@ def run(
     like: draw.Like = None,
     count: draw.Count = 1,
     seed: draw.Seed = 0,
-    guidance: draw.Guided = 2.5,
-    image_guidance: Annotated[float, typer.Option(help="How strictly to keep to the picture.")] = 1.5,
-    temperature: draw.Temperature = 0.8,
+    guidance: draw.Guided = TEXT_SCALE,
+    image_guidance: Annotated[float, typer.Option(help="How strictly to keep to the picture.")] = IMAGE_SCALE,
+    temperature: draw.Temperature = TEMPERATURE,
     top_k: draw.TopK = None,
     top_p: draw.TopP = None,
     min_p: draw.MinP = None,

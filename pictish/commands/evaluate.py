@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from pictish.commands.report import Report
+    from pictish.evaluation.judge import Judge
     from pictish.evaluation.metrics import Better
     from pictish.evaluation.pictures import Broken, Picture, PictureSource
 
@@ -36,6 +37,10 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many p
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier evaluation.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="File for what the judge knows; judge.safetensors in the folder OUT by default."),
+]
 
 
 def sources_of(inputs: list[Path] | None, photographs: bool, limit: int | None) -> "dict[str, PictureSource]":
@@ -60,6 +65,15 @@ def check_free(out: Path, names: Sequence[str], overwrite: bool) -> None:
         raise ValueError(
             f"{out} already holds {', '.join(taken)}; give --overwrite to replace, or another --out"
         )
+
+
+def judge_of(data: Path, cache: Path | None, out: Path, device: Any, quiet: bool) -> "Judge":
+    """The judge that starter data in `data` makes, kept in `cache` or in the folder of the evaluation."""
+    from pictish.commands.report import Report
+    from pictish.evaluation.judge import Judge
+
+    with Report("what the judge knows", None, quiet=quiet, strict=False) as report:
+        return Judge.from_data(data, cache or out / "judge.safetensors", device, report.done)
 
 
 def told(pictures: "Iterable[Picture | Broken]", report: "Report") -> "Iterator[Picture | Broken]":

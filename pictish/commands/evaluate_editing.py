@@ -8,11 +8,13 @@ import typer
 
 from pictish.commands.draw import Steps
 from pictish.commands.evaluate import (
+    Cache,
     Device,
     Model,
     Overwrite,
     Quiet,
     check_free,
+    judge_of,
     say_files,
     table,
     write_numbers,
@@ -20,10 +22,8 @@ from pictish.commands.evaluate import (
 
 if TYPE_CHECKING:
     from pictish.evaluation.editing import EditingEvaluation
-    from pictish.evaluation.judge import Judge
 
 NUMBERS, CHART, SHEET, PROMPTS = "editing.json", "editing.png", "editing-edits.png", "editing-prompts.png"
-CACHE = "judge.safetensors"
 SHORT = {"edited": "edited", "true codes": "codes", "real": "real", "source": "source"}
 NOTES = """\
 asked: what was asked came true; in controls the source is nearest.
@@ -39,9 +39,7 @@ def run(
     model: Model = "starter",
     limit: Annotated[int, typer.Option(min=1, help="Edits, and prompts of each other sort, at most.")] = 200,
     steps: Steps = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="File for what the judge knows; in the folder OUT by default.")
-    ] = None,
+    cache: Cache = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the choice of edits, of pictures and intervals.")] = 0,
     overwrite: Overwrite = False,
@@ -63,7 +61,7 @@ def run(
     drawer = TextToImage.from_folder(model, where, steps=steps)
     drawing = Drawing(steps)
     drawer.reconstructor.check(drawing)
-    judge = _judge(data, cache or out / CACHE, where, quiet)
+    judge = judge_of(data, cache, out, where, quiet)
     evaluation = EditingEvaluation(drawer, judge, drawing, seed=seed)
     numbers = evaluation.header(language)
     numbers |= _edits(evaluation, limit, numbers, out, quiet) | _mixed(evaluation, limit, out, quiet)
@@ -73,14 +71,6 @@ def run(
         for each in _tables(numbers):
             console.print(each)
         say_files(console, [out / name for name in names])
-
-
-def _judge(data: Path, cache: Path, device: Any, quiet: bool) -> "Judge":
-    from pictish.commands.report import Report
-    from pictish.evaluation.judge import Judge
-
-    with Report("what the judge knows", None, quiet=quiet, strict=False) as report:
-        return Judge.from_data(data, cache, device, report.done)
 
 
 def _edits(

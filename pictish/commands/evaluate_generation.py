@@ -8,11 +8,13 @@ import typer
 
 from pictish.commands.draw import Steps
 from pictish.commands.evaluate import (
+    Cache,
     Device,
     Model,
     Overwrite,
     Quiet,
     check_free,
+    judge_of,
     say_files,
     table,
     write_numbers,
@@ -20,10 +22,8 @@ from pictish.commands.evaluate import (
 
 if TYPE_CHECKING:
     from pictish.evaluation.generation import Asked, GenerationEvaluation, Shown
-    from pictish.evaluation.judge import Judge
 
 NUMBERS, CHART, SHEET = "generation.json", "generation.png", "generation-pictures.png"
-CACHE = "judge.safetensors"
 NOTES = """\
 hit@k: the prompted concept is among the k concepts nearest to the picture.
 strict@k: its picture in the prompted style is among the k nearest pictures.
@@ -41,9 +41,7 @@ def run(
     limit: Annotated[int, typer.Option(min=1, help="Prompts a measure, at most.")] = 200,
     steps: Steps = None,
     curve: Annotated[bool, typer.Option(help="Also go through guidance scales.")] = True,
-    cache: Annotated[
-        Path | None, typer.Option(help="File for what the judge knows; in the folder OUT by default.")
-    ] = None,
+    cache: Cache = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of prompts, pictures and intervals.")] = 0,
     overwrite: Overwrite = False,
@@ -61,12 +59,13 @@ def run(
     names = [NUMBERS, CHART, SHEET]
     check_free(out, names, overwrite)
     where = resolve_device(device)
+    language = fingerprint(locate_model(model, "lm"))
     drawer = TextToImage.from_folder(model, where, steps=steps)
     drawing = Drawing(steps)
     drawer.reconstructor.check(drawing)
-    judge = _judge(data, cache or out / CACHE, where, quiet)
+    judge = judge_of(data, cache, out, where, quiet)
     evaluation = GenerationEvaluation(drawer, judge, drawing, seed=seed)
-    numbers = evaluation.header(fingerprint(locate_model(model, "lm")))
+    numbers = evaluation.header(language)
     numbers |= _measure(evaluation, limit, curve, out, quiet)
     write_numbers(out / NUMBERS, numbers)
     if not quiet:
@@ -74,14 +73,6 @@ def run(
         for each in _tables(numbers):
             console.print(each)
         say_files(console, [out / name for name in names])
-
-
-def _judge(data: Path, cache: Path, device: Any, quiet: bool) -> "Judge":
-    from pictish.commands.report import Report
-    from pictish.evaluation.judge import Judge
-
-    with Report("what the judge knows", None, quiet=quiet, strict=False) as report:
-        return Judge.from_data(data, cache, device, report.done)
 
 
 def _measure(

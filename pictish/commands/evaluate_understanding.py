@@ -39,12 +39,13 @@ def run(
     from pictish.data.files import sha256_file, write_atomic
     from pictish.data.model_folder import fingerprint, locate_model
     from pictish.evaluation import understanding
+    from pictish.evaluation.emoji import read_emoji
     from pictish.pipelines.describe import Describe
     from pictish.training.world import resolve_device
 
     names = [NUMBERS, CHART, SHEET]
     check_free(out, names, overwrite)
-    found = {title: understanding.read_emoji(data, split) for title, split in understanding.SPLITS.items()}
+    found = {title: read_emoji(data, split) for title, split in understanding.SPLITS.items()}
     manifest, language = sha256_file(data / "manifest.json"), fingerprint(locate_model(model, "lm"))
     describe = Describe.from_folder(model, resolve_device(device))
     tokenizer = describe.language.tokenizer.fingerprint
@@ -112,7 +113,7 @@ def _sheet(described: "dict[str, list[Described]]") -> bytes:
 
 def _shown(described: "Sequence[Described]") -> list[Any]:
     from pictish.evaluation.answer_sheet import Said
-    from pictish.evaluation.understanding import image_of
+    from pictish.evaluation.emoji import image_of
 
     shown = []
     for each in described:

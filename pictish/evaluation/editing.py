@@ -29,10 +29,11 @@ from PIL import Image
 from pictish.data.starter.concepts import TONES
 from pictish.data.starter.edits import CAPS, Change, changes
 from pictish.data.starter.phrases import COLOURS, Picture, rank
-from pictish.evaluation.judge import SETS, SIDE, Judge
+from pictish.evaluation.emoji import SETS
+from pictish.evaluation.judge import SIDE, Judge
 from pictish.evaluation.metrics import LEVEL, means
 from pictish.evaluation.pictures import seed_of
-from pictish.pipelines.text_to_image import TEMPERATURE, TEXT_SCALE
+from pictish.pipelines.defaults import IMAGE_SCALE, TEMPERATURE, TEXT_SCALE
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 BATCH = 8
 """Prompts at a time: another batch may round differently."""
-IMAGE_SCALE = 1.5  # as `pictish edit`
 NEAREST = 5
 EDITED, TRUE_CODES, REAL, SOURCE = "edited", "true codes", "real", "source"
 WAYS = (EDITED, TRUE_CODES, REAL, SOURCE)
@@ -279,10 +279,7 @@ class EditingEvaluation:
         self, said: "Sequence[Sequence[Said]]", names: Sequence[str], sources: Sequence[Image.Image] | None
     ) -> list[Image.Image]:
         """Tokens of the model as pixels; where they tell what `sources` do, those stay."""
-        from pictish.lm.autoregressive import Guidance
-
-        guidance = Guidance(text_scale=TEXT_SCALE, image_scale=IMAGE_SCALE)
-        tokens = self.drawer.tokens(said, self._generators(names), guidance=guidance)
+        tokens = self.drawer.tokens(said, self._generators(names))
         draw = self.drawer.reconstructor
         kept = None
         if sources is not None:

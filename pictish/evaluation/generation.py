@@ -14,10 +14,11 @@ from PIL import Image
 
 from pictish.data.starter.captions import descriptions
 from pictish.data.starter.phrases import Picture
-from pictish.evaluation.judge import SETS, SIDE, Judge, settings
+from pictish.evaluation.emoji import SETS
+from pictish.evaluation.judge import SIDE, Judge, settings
 from pictish.evaluation.metrics import LEVEL, means
 from pictish.evaluation.pictures import seed_of
-from pictish.pipelines.text_to_image import TEMPERATURE, TEXT_SCALE
+from pictish.pipelines.defaults import TEMPERATURE, TEXT_SCALE
 
 if TYPE_CHECKING:
     import torch

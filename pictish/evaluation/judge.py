@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from pictish.evaluation.emoji import image_of, read_emoji
+
 if TYPE_CHECKING:
     import torch
 
-SETS = ("noto", "twemoji", "fluent-emoji-flat")
 ATTRIBUTES = ("style", "skin_tone", "gender", "role")
 DETAIL = 32
 """Pixels that every picture is reduced to first. So sharp and soft pictures compare, and real pictures find
@@ -48,7 +49,7 @@ class References:
     """The pictures a judge knows, those of `SETS` in all splits, in the order of their keys."""
 
     keys: list[str]
-    facts: list[dict[str, Any]]
+    facts: Sequence[Mapping[str, Any]]
     """JSON of each, see docs/data.md."""
     pictures: list[bytes]
     """PNG of each."""
@@ -267,39 +268,21 @@ def read_references(
     data: Path, features: Features, cache: Path | None = None, advance: Advance = lambda count: None
 ) -> References:
     """The emoji of all splits in the starter data with their embeddings, see `Judge.from_data`."""
-    from pictish.data.files import printable
-    from pictish.data.images import load_image
-    from pictish.data.shards import read_shard
-
-    manifest = data / "manifest.json"
-    shards = sorted(path for name in SETS for path in data.glob(f"*/{name}-*.tar"))
-    if not manifest.is_file() or not shards:
-        raise ValueError(
-            f"{printable(data)} is no starter data: it lacks manifest.json or train/noto-000000.tar; "
-            "build it with: pictish data starter OUT"
-        )
-    samples: dict[str, Mapping[str, Any]] = {}
-    for shard in shards:
-        for sample in read_shard(shard):
-            if not {"json", "png"} <= set(sample):
-                raise ValueError(
-                    f"{printable(shard)}: {printable(sample['__key__'])} lacks its .json or .png"
-                )
-            samples[sample["__key__"]] = sample
-    keys = sorted(samples)
-    facts = [json.loads(samples[key]["json"]) for key in keys]
-    pictures = [samples[key]["png"] for key in keys]
-    name = _name_of(manifest, keys)
+    emoji = read_emoji(data)
+    keys = [picture.key for picture in emoji]
+    name = _name_of(data / "manifest.json", keys)
     embeddings = None if cache is None else _read_cache(cache, name)
     if embeddings is None:
         rows = []
         for start in range(0, len(keys), BATCH):
-            rows.append(embed(features, [load_image(blob) for blob in pictures[start : start + BATCH]]))
+            rows.append(embed(features, [image_of(each) for each in emoji[start : start + BATCH]]))
             advance(len(rows[-1]))
         embeddings = np.concatenate(rows)
         if cache is not None:
             _write_cache(cache, name, embeddings)
-    return References(keys, facts, pictures, embeddings)
+    return References(
+        keys, [picture.facts for picture in emoji], [picture.tokens for picture in emoji], embeddings
+    )
 
 
 def settings() -> dict[str, Any]:

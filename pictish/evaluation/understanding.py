@@ -3,12 +3,10 @@
 Each is measured on pictures of concepts the model was trained on and of concepts it never saw.
 """
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -16,7 +14,7 @@ import numpy as np
 from pictish.data.starter.captions import descriptions, telling_tags
 from pictish.data.starter.phrases import Picture, listed, rank
 from pictish.data.starter.questions import Turn, questions
-from pictish.evaluation.judge import SETS
+from pictish.evaluation.emoji import SETS, image_of
 from pictish.evaluation.metrics import LEVEL, means
 
 if TYPE_CHECKING:
@@ -85,31 +83,6 @@ class Described:
     replies: Sequence[Reply]
 
 
-def read_emoji(data: Path, split: str) -> list[Picture]:
-    """The emoji of one split of the starter data by key, their PNG bytes in place of tokens.
-
-    ValueError when there are none, or samples that are none of the starter data.
-    """
-    from pictish.data.files import printable
-    from pictish.data.shards import read_shard
-
-    shards = [shard for name in SETS for shard in sorted((data / split).glob(f"{name}-*.tar"))]
-    if not shards:
-        raise ValueError(
-            f"{printable(data)} has no {split}/{SETS[0]}-000000.tar and the like; "
-            "build it with: pictish data starter OUT"
-        )
-    found = []
-    for shard in shards:
-        for sample in read_shard(shard):
-            if not {"json", "png"} <= set(sample):
-                raise ValueError(
-                    f"{printable(shard)}: {printable(sample['__key__'])} lacks its .json or .png"
-                )
-            found.append(Picture(sample["__key__"], sample["png"], json.loads(sample["json"])))
-    return sorted(found, key=lambda picture: picture.key)
-
-
 def choose_some(pictures: Sequence[Picture], limit: int, seed: int) -> list[Picture]:
     """At most `limit` pictures in an order that follows from the seed, as many of each set as there are."""
     by_set = defaultdict(list)
@@ -117,17 +90,6 @@ def choose_some(pictures: Sequence[Picture], limit: int, seed: int) -> list[Pict
         by_set[picture.set].append(picture)
     placed = [(place, name, each) for name, own in by_set.items() for place, each in enumerate(own)]
     return [picture for _, _, picture in sorted(placed, key=lambda one: one[:2])[:limit]]
-
-
-def image_of(picture: Picture) -> "Image.Image":
-    """The picture as RGB over white."""
-    from pictish.data.files import printable
-    from pictish.data.images import load_image
-
-    try:
-        return load_image(picture.tokens)
-    except ValueError as error:
-        raise ValueError(f"{printable(picture.key)}.png: {error}") from error
 
 
 def names_of(pictures: Sequence[Picture]) -> dict[str, Names]:

@@ -134,6 +134,18 @@ class Reconstructor:
         elif drawing.scheduler is not None or drawing.guidance is not None:
             raise ValueError("the preview takes no scheduler and no guidance; leave --steps 0 or them away")
 
+    def settled(self, drawing: Drawing) -> Drawing:
+        """The drawing with the decoder's own choices filled in; ValueError when it cannot be done."""
+        self.check(drawing)
+        if self.decoder is None:
+            return Drawing(steps=0)
+        own = self.decoder.model.config.sampling
+        return Drawing(
+            own.steps if drawing.steps is None else drawing.steps,
+            own.guidance if drawing.guidance is None else drawing.guidance,
+            drawing.scheduler or own.scheduler,
+        )
+
     def kept(self, picture: Image.Image, tokens: Sequence[TokenizedImage]) -> "list[Source] | None":
         """What of `picture` is to stay in each of the pictures that `tokens` will give, edits of it.
 

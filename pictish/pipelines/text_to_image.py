@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from pictish.data.tokens import TokenizedImage
+from pictish.pipelines.defaults import IMAGE_SCALE, TEMPERATURE, TEXT_SCALE
 from pictish.pipelines.language import Language, Said
 from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
 
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
     from pictish.lm.autoregressive import Guidance, Prompt
     from pictish.lm.sampling import Sampling
-
-TEXT_SCALE = 2.5
-TEMPERATURE = 0.8
 
 
 class TextToImage:
@@ -91,7 +89,7 @@ class TextToImage:
             self._prompts(prompts),
             one_image(allowed, min_tokens),
             sampling=sampling or Sampling(temperature=TEMPERATURE),
-            guidance=guidance or Guidance(text_scale=TEXT_SCALE),
+            guidance=guidance or Guidance(TEXT_SCALE, IMAGE_SCALE),
             generators=generators,
         )
         result = []

@@ -24,7 +24,8 @@ from pictish.decoder.diffusion import save_diffusion
 from pictish.decoder.preview import build_preview, save_preview
 from pictish.lm.model import ImageTokens, UnifiedModel
 from pictish.lm.vocabulary import widen
-from pictish.pipelines.text_to_image import TEMPERATURE, TEXT_SCALE, TextToImage
+from pictish.pipelines.defaults import TEMPERATURE, TEXT_SCALE
+from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.decoder.tiny import config, decoder_of
 from tests.lm.tiny import tiny_model, tiny_tokenizer

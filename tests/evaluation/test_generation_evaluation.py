@@ -20,8 +20,8 @@ from pictish.evaluation.generation import (
     share,
 )
 from pictish.evaluation.judge import Judge, read_references
+from pictish.pipelines.defaults import TEXT_SCALE
 from pictish.pipelines.reconstruct import Drawing
-from pictish.pipelines.text_to_image import TEXT_SCALE
 from tests.evaluation.emoji import HELD_OUT, cheap_features, write_starter_data
 
 

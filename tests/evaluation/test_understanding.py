@@ -7,6 +7,7 @@ from pictish.data.images import load_image, png_bytes
 from pictish.data.shards import ShardWriter
 from pictish.data.starter.phrases import Picture
 from pictish.data.starter.questions import Turn
+from pictish.evaluation.emoji import image_of, read_emoji
 from pictish.evaluation.metrics import rounded
 from pictish.evaluation.understanding import (
     CAPTION,
@@ -15,10 +16,8 @@ from pictish.evaluation.understanding import (
     choose_some,
     describe_all,
     header,
-    image_of,
     names_of,
     plain,
-    read_emoji,
     report_split,
     turns_of,
 )
@@ -120,8 +119,9 @@ def test_emoji_of_a_split_are_read_by_key(tmp_path):
 
 
 def test_data_that_cannot_be_read_is_a_users_mistake(tmp_path):
-    with pytest.raises(ValueError, match=r"has no test/noto-000000\.tar"):
+    with pytest.raises(ValueError, match=r"is no starter data: .*test/noto-000000\.tar"):
         read_emoji(tmp_path, "test")
+    (tmp_path / "manifest.json").write_text("{}")
     with ShardWriter(tmp_path / "test", 1000, "noto") as shards:
         shards.write("lonely", {"txt": b"alone"})
     with pytest.raises(ValueError, match=r"lonely lacks its \.json or \.png"):
