@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pictish.commands.draw import Steps
+
 if TYPE_CHECKING:
     from pictish.commands.report import Report
     from pictish.data.tokens import TokenizedImage
@@ -31,6 +33,7 @@ def run(
     ] = False,
     model: Annotated[str, typer.Option(help="Model folder, or `starter`; not used for tokens.")] = "starter",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    steps: Steps = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Keep exactly so many patches.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Keep patches with a score above this.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")] = False,
@@ -45,6 +48,8 @@ def run(
     settings = {"budget": budget, "threshold": threshold}
     if budget is not None and threshold is not None:
         raise ValueError(f"--budget {budget} and --threshold {threshold} were both given; give one of them")
+    if codebook and steps is not None:
+        raise ValueError(f"--steps {steps} is for one picture; with --codebook nothing is decoded")
     with Report("reading", None, quiet=quiet, strict=False) as report:
         if codebook:
             target = _free(out or Path("codebook.png"), overwrite)
@@ -52,10 +57,10 @@ def run(
             lines = _code_lines(facts)
         elif _is_picture(inputs):
             target = _free(out or Path(f"{inputs[0].stem}-inspect.png"), overwrite)
-            facts = _picture(inputs[0], target, model, device, settings)
+            facts = _picture(inputs[0], target, model, device, steps, settings)
             lines = _picture_lines(facts)
         else:
-            for name, value in {"out": out, **settings}.items():
+            for name, value in {"out": out, "steps": steps, **settings}.items():
                 if value is not None:
                     raise ValueError(f"--{name} is for pictures; of tokens, given here, numbers are printed")
             facts = _tokens(inputs, report)
@@ -98,24 +103,22 @@ def _free(target: Path, overwrite: bool) -> Path:
     return target
 
 
-def _picture(source: Path, target: Path, model: str, device: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _picture(
+    source: Path, target: Path, model: str, device: str, steps: int | None, settings: dict[str, Any]
+) -> dict[str, Any]:
     """Tokenize one picture, write its drawing, return its facts."""
-    from PIL import Image
-
     from pictish.data.files import one_line, printable, write_atomic
     from pictish.data.images import load_image, png_bytes
-    from pictish.decoder.preview import Preview
     from pictish.evaluation.drawing import Panels, four_panels
-    from pictish.tokenizer.dynamic import Tokenizer
+    from pictish.pipelines.reconstruct import Drawing, Reconstructor
     from pictish.training.world import resolve_device
 
     try:
         picture = load_image(source)
     except ValueError as error:
         raise ValueError(f"{printable(source)}: {one_line(error)}") from error
-    where = resolve_device(device)
-    tokenizer = Tokenizer.from_folder(model, device=where)
-    preview = Preview.from_folder(model, tokenizer, device=where)
+    draw = Reconstructor.from_folder(model, resolve_device(device), steps=steps)
+    tokenizer = draw.tokenizer
     (token,) = tokenizer.tokenize([picture], **settings)
     assert token.cells is not None, "the tokenizer always says which cells it kept"
     scores = _scores(tokenizer, picture)[token.cells]
@@ -123,7 +126,7 @@ def _picture(source: Path, target: Path, model: str, device: str, settings: dict
     drawing = four_panels(
         Panels(
             picture=picture,
-            reconstruction=Image.fromarray(preview.decode([token])[0].cpu().numpy()),
+            reconstruction=draw([token], drawing=Drawing(steps))[0],
             grid=token.grid,
             cells=token.cells,
             scores=scores,

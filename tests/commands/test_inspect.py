@@ -157,6 +157,8 @@ def test_users_mistakes_are_one_line(image, token_folder, tmp_path, capsys):
         "one picture is drawn at a time": [image, image],
         "--budget is for pictures": [token_folder, "--budget", 3],
         "--out is for pictures": [token_folder, "--out", "x.png"],
+        "--steps is for pictures": [token_folder, "--steps", 0],
+        "--steps 0 is for one picture": [image, "--codebook", "--steps", 0],
         "give one of them": [image, "--budget", 3, "--threshold", 0.5],
         "ends in .png": [image, "--out", "drawing.jpg"],
         "two tokenizers": [token_folder, other],
