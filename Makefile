@@ -1,4 +1,4 @@
-# make demo   installs, turns the sample pictures into tokens and back, says where to look
+# make demo   installs, tries every command on the sample pictures, says where to look
 # make test   installs, then lint, types, fast tests, slow tests
 # VENV=folder takes another environment than .venv, PYTHON=program another interpreter to make it with.
 
@@ -13,13 +13,7 @@ STAMP := $(VENV)/.pictish-installed
 
 demo: $(STAMP)
 	rm -rf demo
-	$(BIN)/pictish tokenize $(SAMPLES) demo/tokens
-	$(BIN)/pictish detokenize demo/tokens demo/pictures
-	$(BIN)/pictish inspect demo/tokens
-	$(BIN)/pictish inspect $(SAMPLES)/astronaut.jpg --out demo/astronaut.png
-	@echo
-	@echo "Look at demo/pictures (the pictures that came back from their tokens), demo/astronaut.png (what was kept"
-	@echo "of one of them) and demo/tokens (the tokens). The originals are in $(SAMPLES)."
+	$(BIN)/python -m tools.demo_page $(SAMPLES) demo
 
 test: lint types fast slow
 

@@ -131,4 +131,4 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
     assert "codes:" in capsys.readouterr().out
-    assert (tmp_path / "chelsea.png").stat().st_size > 0
+    assert (tmp_path / "apple.png").stat().st_size > 0
