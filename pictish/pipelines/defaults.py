@@ -3,7 +3,7 @@
 Chosen by `pictish evaluate generation` and `editing` on the starter (docs/log.md).
 """
 
-TEXT_SCALE = 1.5
+TEXT_SCALE = 2.0
 """Guidance by words; 1 adds nothing."""
 IMAGE_SCALE = 1.5
 """Guidance by the pictures of a prompt."""
