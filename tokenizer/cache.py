@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pictish.data.files import matching
+from pictish.data.files import matching, printable
 from pictish.data.shards import find_shards, read_shard
 from pictish.data.views import picture_views
 from pictish.tokenizer.config import DataConfig
@@ -36,10 +36,12 @@ IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 class FeatureCache:
     """Raw encoder features (M, N, F) of a folder written by `build_cache`, memory-mapped.
 
-    Where they were asked for, the pictures themselves (M, S, S, 3) uint8 lie beside them.
+    Where they were asked for, the pictures themselves (M, S, S, 3) uint8 lie beside them. `samples` are the
+    names of what the views were made of, as many of each.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, samples: Sequence[str]):
+        self._samples = samples
         self.features = np.load(folder / "features.npy", mmap_mode="r")
         kept = folder / "pictures.npy"
         self.pictures = np.load(kept, mmap_mode="r") if kept.exists() else None
@@ -54,13 +56,21 @@ class FeatureCache:
 
         With them the pictures (size, S, S, 3), or None.
         """
+        return self._at(self._rows(step, size, seed))
+
+    def names(self, step: int, size: int, seed: int) -> list[str]:
+        """Names of the samples of `batch`."""
+        views = len(self) // len(self._samples)
+        return [self._samples[row // views] for row in self._rows(step, size, seed)]
+
+    def _rows(self, step: int, size: int, seed: int) -> np.ndarray:
         places = np.arange(step * size, (step + 1) * size)
         epochs, within = places // len(self), places % len(self)
         rows = np.empty(size, dtype=np.int64)
         for epoch in np.unique(epochs):
             order = np.random.default_rng((seed, int(epoch))).permutation(len(self))
             rows[epochs == epoch] = order[within[epochs == epoch]]
-        return self._at(rows)
+        return rows
 
     def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """All of them once, in batches of at most `size`."""
@@ -90,9 +100,9 @@ def build_cache(
     it depends on; it is written beside and renamed. `report` is called with pictures done and in all. Raises
     ValueError when the shards hold no pictures.
     """
-    blobs = _read_pictures(shards)
-    if limit is not None:
-        blobs = blobs[:limit]
+    found = _read_pictures(shards)[:limit]
+    samples = [f"{printable(shard)}/{printable(key)}" for shard, key, _ in found]
+    blobs = [(key, blob) for _, key, blob in found]
     depends = [
         encoder.sha256,
         encoder.config.model_dump_json(),
@@ -103,7 +113,7 @@ def build_cache(
     ]
     final = folder / f"features-{_digest(json.dumps(depends).encode())[:12]}"
     if final.is_dir():
-        return FeatureCache(final)
+        return FeatureCache(final, samples)
     temporary = folder / f".{final.name}.pictish-tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -139,7 +149,7 @@ def build_cache(
     std = (squares / (count * encoder.cells) - mean**2).clamp_min(0).sqrt()
     np.save(temporary / "statistics.npy", torch.stack([mean, std]).float().numpy())
     temporary.rename(final)
-    return FeatureCache(final)
+    return FeatureCache(final, samples)
 
 
 def training_caches(
@@ -171,14 +181,14 @@ def _report(done: int, count: int) -> None:
         logger.info("encoded %d of %d pictures", done, count)
 
 
-def _read_pictures(shards: Sequence[str]) -> list[tuple[str, bytes]]:
-    """(key, encoded picture) of every sample that has one, in shard order."""
+def _read_pictures(shards: Sequence[str]) -> list[tuple[str, str, bytes]]:
+    """(name of the shard, key, encoded picture) of every sample that has one, in shard order."""
     blobs = []
     for shard in find_shards(matching(shards)):
         for sample in read_shard(shard):
             found = [sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample]
             if found:
-                blobs.append((sample["__key__"], found[0]))
+                blobs.append((shard.name, sample["__key__"], found[0]))
     if not blobs:
         raise ValueError(
             f"no pictures in {', '.join(shards)}: shards with png, jpg or webp members were asked for"

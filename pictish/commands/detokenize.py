@@ -187,13 +187,15 @@ class Work:
     def run(self, sources: Iterable[Source]) -> tuple[int, int]:
         """Make all pictures; how many were made, and how many were done before."""
         from pictish.commands.report import Writer
+        from pictish.data.interrupt import in_units, stop_here
 
         before = 0
         drawn = 0
         batch: list[tuple[str, str, str, TokenizedImage]] = []
-        with Writer(self.report) as writer:
+        with Writer(self.report) as writer, in_units("batch"):
             for source in sources:
                 for name, output, blob in _readable(source):
+                    stop_here("interrupted; what was drawn is kept, and the same command goes on from there")
                     token = self._token(name, blob)
                     if token is None:
                         continue
