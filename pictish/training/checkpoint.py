@@ -81,12 +81,13 @@ def load_checkpoint(
         if document["format_version"] != FORMAT_VERSION:
             version = document["format_version"]
             raise ValueError(f"{path}: checkpoint format {version}, this version reads {FORMAT_VERSION}")
+        state = {**document["state"], "step": int(document["step"])}
         tensors = load_file(path / "tensors.safetensors", device=str(device))
     except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, FileNotFoundError) as error:
         raise ValueError(
             f"{path}: damaged checkpoint ({error}); delete the folder to resume from an older one"
         ) from None
-    return tensors, {**document["state"], "step": document["step"]}
+    return tensors, state
 
 
 def restore(
