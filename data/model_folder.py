@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LARGEST_SETTINGS = 1 << 22  # bytes of a config.json
 Part = Literal["tokenizer", "lm", "decoder", "preview"]
 
@@ -68,8 +71,11 @@ def whole_folder(folder: Path, overwrite: bool, belongs: Callable[[str], bool]) 
     temp.mkdir()
     try:
         yield temp
-    except BaseException:
-        shutil.rmtree(temp)
+    except BaseException as error:
+        shutil.rmtree(temp, ignore_errors=True)
+        if found := _OS_ERROR.search(str(error)):  # safetensors and tokenizers have errors of their own
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(folder)) from error
         raise
     for path in filter(Path.is_file, temp.rglob("*")):
         path.chmod(0o644)  # safetensors writes for the owner alone

@@ -1,6 +1,5 @@
-"""Every command that writes, killed at random moments, asked to stop, on a full disk and without permission."""
+"""Every command that writes: killed at random moments, asked to stop, on a full disk, without permission."""
 
-import os
 import random
 import shutil
 import signal
@@ -88,4 +87,4 @@ def test_an_output_that_may_not_be_written_is_one_line(harness, name, disk):
     assert process.returncode == 2, err
     assert "Read-only file system" in err.splitlines()[-1], err
     assert "Traceback" not in err
-    assert os.listdir(disk / "there") == []
+    assert list((disk / "there").iterdir()) == []

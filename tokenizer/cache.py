@@ -9,6 +9,7 @@ Legend: M views of pictures, N cells, F feature channels.
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -118,14 +119,8 @@ def build_cache(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     count = len(blobs) * views
-    features = np.lib.format.open_memmap(
-        temporary / "features.npy", "w+", np.float16, (count, encoder.cells, encoder.features)
-    )
-    kept = (
-        np.lib.format.open_memmap(temporary / "pictures.npy", "w+", np.uint8, (count, pictures, pictures, 3))
-        if pictures
-        else None
-    )
+    features = _mapped(temporary / "features.npy", np.float16, (count, encoder.cells, encoder.features))
+    kept = _mapped(temporary / "pictures.npy", np.uint8, (count, pictures, pictures, 3)) if pictures else None
     total, squares = torch.zeros(2, encoder.features, dtype=torch.float64)
     done = 0
     # rendered at the larger side; the encoder sees its own
@@ -150,6 +145,15 @@ def build_cache(
     np.save(temporary / "statistics.npy", torch.stack([mean, std]).float().numpy())
     temporary.rename(final)
     return FeatureCache(final, samples)
+
+
+def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """A new array on disk, mapped; OSError when the disk is too full for it."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # else a full disk would be found by a write, which kills the process
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def training_caches(

@@ -222,4 +222,5 @@ def _start_codebook(
     while sum(map(len, vectors)) < KMEANS_VECTORS * network.quantizer.codes:
         raw, _ = training.batch(step + len(vectors), config.batch_size, config.seed + 1)
         vectors.append(network.code_vectors(raw.to(network.position.device), generator, _noise(config, step)))
-    network.quantizer.start(torch.cat(vectors))
+    found = torch.cat(vectors)
+    network.quantizer.start(found[found.isfinite().all(dim=1)])  # one broken picture would spoil all codes

@@ -85,7 +85,7 @@ def _lm(data: Path) -> Loop:
 
 
 LOOPS = {"tokenizer": _tokenizer, "decoder": _decoder, "lm": _lm}
-SAMPLE = {"tokenizer": "train.tar/", "decoder": "train.tar/", "lm": "pairs.tar/"}
+SAMPLE = {"tokenizer": "train.tar", "decoder": "train.tar", "lm": "pairs.tar"}
 
 
 def sicken(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
@@ -95,7 +95,7 @@ def sicken(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
 
     def sick_batch(self, step, size, seed):
         raw, pictures = batch(self, step, size, seed)
-        return (raw * float("nan") if step == BAD - 1 and size == 8 else raw), pictures
+        return (raw * float("nan") if (step, seed) == (BAD - 1, 0) else raw), pictures
 
     def sick_backward(*arguments):
         losses = backward(*arguments)
@@ -132,13 +132,13 @@ def test_a_bad_step_stops_or_is_passed_over(data, tmp_path, part, monkeypatch):
         loop(run)
     facts = json.loads((run / "anomalies" / f"step-{BAD:08d}.json").read_text())
     assert facts["samples"]
-    assert all(name.startswith(SAMPLE[part]) for name in facts["samples"])
+    assert {name.split("/")[0] for name in facts["samples"]} == {SAMPLE[part]}
     assert sorted(path.name for path in (run / "checkpoints").iterdir())[-1] == "step-00000008"
     saved = load_file(run / "checkpoints" / "step-00000008" / "tensors.safetensors")
     assert all(tensor.isfinite().all() for tensor in saved.values() if tensor.is_floating_point())
 
     loop(run, anomaly_skip=1)  # goes on from there, over it
-    assert lines(run)[-1]["skipped_steps"] == 1
+    assert [row["skipped_steps"] for row in lines(run) if "learning_rate" in row][-3:] == [1, 1, 1]
     assert [row["step"] for row in lines(run) if "learning_rate" in row] == [2, 4, 6, 8, 10, 12, 14]
     model = load_file(run / "model" / "model.safetensors")
     assert all(tensor.isfinite().all() for tensor in model.values())
