@@ -22,6 +22,8 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path}: {status.st_size:,} bytes of YAML; at most {LARGEST:,} are read")
     try:
         return parse_yaml(path.read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

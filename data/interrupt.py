@@ -4,8 +4,8 @@ Signals are the whole process's, and so is what is known of them here.
 """
 
 import contextlib
+import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -70,4 +70,6 @@ def _on_signal(number: int, frame: FrameType | None) -> Any:
     if not _units or _asked:
         raise KeyboardInterrupt
     _asked = True
-    print(f"pictish: stopping after this {_units[-1]}; once more stops at once", file=sys.stderr, flush=True)
+    said = f"pictish: stopping after this {_units[-1]}; once more stops at once\n"
+    with contextlib.suppress(OSError):  # not print: the signal may have come in the middle of one
+        os.write(2, said.encode())

@@ -146,13 +146,14 @@ class Watch:
             more = f" and {len(every) - _SHOWN} more" if len(every) > _SHOWN else ""
             raise Anomaly(
                 f"step {step}: {reason}; its batch ({', '.join(every[:_SHOWN])}{more}: see {path}) was not "
-                f"learned; the last checkpoint in {self._run} is good; --anomaly-skip {self._allowed + 1} "
+                f"learned; what is saved in {self._run} is good; --anomaly-skip {self._allowed + 1} "
                 "passes over such a step"
             )
         self._skipped += 1
         assert self._module is not None
-        for name, buffer in self._module.named_buffers():
-            buffer.copy_(self._buffers[name])
+        with torch.no_grad():
+            for name, buffer in self._module.named_buffers():
+                buffer.copy_(self._buffers[name])
         if self._accelerate.scaler is not None:  # or the next step could not take its gradients' scale away
             self._accelerate.scaler.update()
 

@@ -23,7 +23,7 @@ def test_work_without_units_is_cut_off(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_work_in_units_finishes_the_one_it_is_at(number, capsys):
+def test_work_in_units_finishes_the_one_it_is_at(number, capfd):
     done = []
 
     def work() -> None:
@@ -39,7 +39,7 @@ def test_work_in_units_finishes_the_one_it_is_at(number, capsys):
         work()
     assert done == [0, 1, 2]
     assert not asked(), "the next command of this process starts afresh"
-    err = capsys.readouterr().err
+    err = capfd.readouterr().err
     assert err == "pictish: stopping after this picture; once more stops at once\n"
 
 
