@@ -296,7 +296,8 @@ def _folder_config(path: Path) -> FolderConfig:
 def _read_projector(folder: Path, features: int, width: int) -> Projector:
     from safetensors.torch import load_file
 
-    projector = Projector(features, width)
+    with sized_like(folder, str(folder)):
+        projector = Projector(features, width)
     try:
         projector.load_state_dict(load_file(folder / PROJECTOR))
     except (OSError, RuntimeError, SafetensorError) as error:

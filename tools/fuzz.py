@@ -2,10 +2,10 @@
 
 python tools/fuzz.py --inputs 20000 --out fuzz.json [--time-limit 3600] [--only tokens] [--engine own]
 
-Engines: `own` changes true files (tests/fuzzing.py); `hypothesis` makes them of bytes it chooses; `atheris`
-(pip install atheris) is guided by coverage, one reader a process. It goes on from fuzz.json when started
-again. A found input is written to tests/corpus/READER/, where the tests read it ever after. On a quiet
-machine 1,000 inputs take a second (tokens) to ten seconds (shard, config); 20,000 of each about 10 minutes.
+Engines: `own` changes true files (tests/fuzzing.py); `hypothesis` makes them of pieces it chooses; `atheris`
+(pip install 'pictish[fuzz]') is guided by coverage, in a process of its own. It goes on from fuzz.json when
+started again. A found input is written to tests/corpus/READER/, where the tests read it ever after. On a
+quiet machine 1,000 inputs take a second (tokens) to ten seconds (shard, config).
 """
 
 import argparse
