@@ -32,8 +32,9 @@ def parse_yaml(text: str) -> Any:
     """Plain data of a text; ValueError (one line) for anything that is not, or that is too much of it."""
     if len(text) > LARGEST:
         raise ValueError(f"{len(text):,} letters of YAML; at most {LARGEST:,} are read")
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)  # which looks for letters that YAML has not
         node = loader.get_single_node()
         if node is None:
             return None
@@ -46,7 +47,8 @@ def parse_yaml(text: str) -> Any:
     except Exception as error:  # PyYAML raises KeyError, IndexError and AttributeError on tags that lie
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())[:300]}") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 class _TooMuch(ValueError):

@@ -68,7 +68,8 @@ def test_any_names_in_a_tar_stay_inside(tmp_path, members):
 
 def test_the_watch_sees_what_it_must(tmp_path):
     def reader(act):
-        return Target(lambda blob, folder: act(), list, (b"",))  # no true inputs: they would be read unwatched
+        # without true inputs, which would be read unwatched
+        return Target(lambda blob, folder: act(), list, (b"",))
 
     for act in (
         lambda: Path("/tmp/pictish-fuzz").write_bytes(b"x"),
