@@ -1,14 +1,14 @@
 """Reads a YAML configuration: `extends`, `key=value` overrides, errors that name the nearest right key."""
 
 import difflib
-import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pictish.configs.plain_yaml import dump_yaml, parse_yaml, read_yaml
 
 SHIPPED = Path(__file__).parent
 
@@ -58,9 +58,7 @@ def parse(cls: type[ConfigT], raw: Mapping[str, Any], source: str) -> ConfigT:
 def to_yaml(config: BaseModel | Mapping[str, Any]) -> str:
     """Canonical YAML, sorted keys and block style: equal configurations give equal bytes; `load` reads it."""
     plain = config.model_dump(mode="json") if isinstance(config, BaseModel) else _plain(config)
-    return yaml.dump(
-        plain, Dumper=_Dumper, sort_keys=True, default_flow_style=False, allow_unicode=False, width=4096
-    )
+    return dump_yaml(plain)
 
 
 # ---- files
@@ -87,10 +85,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     """Content of `path` merged over the file it extends; `children` are the files that led here."""
     if path in children:
         raise ValueError(f"{path}: extends itself through {' -> '.join(child.name for child in children)}")
-    try:
-        content = yaml.load(path.read_text("utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path)
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -110,9 +105,9 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not all(parts):
         raise ValueError(f"override {text!r}: write key=value, such as optimizer.lr=1e-4")
     try:
-        nested = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ValueError(f"override {text!r}: the value is not valid YAML") from None
+        nested = parse_yaml(value)
+    except ValueError as error:
+        raise ValueError(f"override {text!r}: {error}") from None
     for part in reversed(parts):
         nested = {part: nested}
     return dict(nested)
@@ -136,31 +131,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value.as_posix() if isinstance(value, Path) else value
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number (YAML 1.1 calls it a string) and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key} is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that knows the same numbers as _Loader, and so quotes a string that looks like one."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_NUMBER = re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
 # ---- errors

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
@@ -81,6 +82,16 @@ def only_writer(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def read_regular_file(path: Path, most: int | None = None) -> bytes:
+    """A file's bytes; ValueError for a pipe or device, which could block for ever, and for over `most`."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if most is not None and status.st_size > most:
+        raise ValueError(f"{status.st_size:,} bytes; at most {most:,} are read")
+    return path.read_bytes()
+
+
 def check_relative(name: str) -> None:
     """ValueError unless `name`, from a manifest or an archive, stays inside the folder it is joined to."""
     parts = name.split("/")
@@ -110,6 +121,12 @@ def matching(patterns: Sequence[str]) -> list[Path]:
 def one_line(error: BaseException) -> str:
     """What an exception says, on one line, never empty."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(value: object) -> str:
+    """What came, as an error can say it: at most 60 letters."""
+    text = repr(value) if not isinstance(value, str) else repr(value[:80])
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def printable(name: str | Path) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import re
-import stat
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from pictish.data.files import one_line, printable
+from pictish.data.files import one_line, printable, read_regular_file
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 128_000_000
@@ -108,13 +107,6 @@ def fit_square(image: Image.Image, side: int) -> npt.NDArray[np.uint8]:
     """
     small = image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     return np.array(small, dtype=np.uint8)
-
-
-def read_regular_file(path: Path) -> bytes:
-    """A file's bytes; ValueError for a pipe or device, which could block for ever."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("not a regular file")
-    return path.read_bytes()
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -2,21 +2,24 @@
 
 import contextlib
 import hashlib
+import json
+import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
-from pictish.data.files import one_line, sync, temp_path
+from pictish.data.files import one_line, read_regular_file, shown, sync, temp_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_LARGEST_SETTINGS = 1 << 22  # bytes of a config.json
 Part = Literal["tokenizer", "lm", "decoder", "preview"]
 
 
@@ -68,8 +71,11 @@ def whole_folder(folder: Path, overwrite: bool, belongs: Callable[[str], bool]) 
     temp.mkdir()
     try:
         yield temp
-    except BaseException:
-        shutil.rmtree(temp)
+    except BaseException as error:
+        shutil.rmtree(temp, ignore_errors=True)
+        if found := _OS_ERROR.search(str(error)):  # safetensors and tokenizers have errors of their own
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(folder)) from error
         raise
     for path in filter(Path.is_file, temp.rglob("*")):
         path.chmod(0o644)  # safetensors writes for the owner alone
@@ -100,12 +106,21 @@ def read_model_folder(folder: Path) -> ModelFolder:
     return ModelFolder(config, tensors, name)
 
 
+def need(config: Mapping[str, Any], keys: Sequence[str], folder: Path | str) -> None:
+    """ValueError naming those of `keys` that a model folder's settings lack, or that are no text where one is
+    due (all but `model` and `sha256`, which are mappings)."""
+    for key in keys:
+        fitting = dict if key in ("model", "sha256") else str
+        if not isinstance(config.get(key), fitting):
+            came = "nothing" if key not in config else type(config[key]).__name__
+            raise ValueError(f"{folder}: damaged, {CONFIG} has {came} as {key}; copy it again")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """A model folder's settings; ValueError when they are not a YAML mapping."""
-    try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{folder / CONFIG}: not YAML ({one_line(error)})") from error
+    from pictish.configs.plain_yaml import read_yaml
+
+    config = read_yaml(folder / CONFIG)
     if not isinstance(config, dict):
         raise ValueError(f"{folder / CONFIG}: holds {type(config).__name__}, not a mapping of settings")
     return config
@@ -155,6 +170,23 @@ def find_decoder(name_or_path: str | Path, kind: Literal["preview", "diffusion"]
             if (config.get("part"), config.get("kind")) == ("decoder", kind):
                 return folder
     return None
+
+
+def refuse_foreign_code(folder: Path) -> None:
+    """ValueError where a transformers or diffusers folder would have them run other code, or read elsewhere.
+
+    Both are told never to trust remote code; this is about what they do without asking.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ValueError("adapters are not read; merge them into the weights")
+    settings = json.loads(read_regular_file(folder / "config.json", _LARGEST_SETTINGS))
+    if not isinstance(settings, dict):
+        raise ValueError("config.json holds no settings")
+    for name, value in settings.items():
+        if name in ("auto_map", "quantization_config") and value:
+            raise ValueError(f"config.json has {name}, which asks for code of others")
+        if "implementation" in name and "/" in str(value):
+            raise ValueError(f"config.json has {name} {shown(value)}, which would be downloaded and run")
 
 
 def load_strictly(module: "nn.Module", tensors: "dict[str, Tensor]", source: str) -> None:

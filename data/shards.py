@@ -4,6 +4,7 @@ Only plain bytes come out: no member is ever decoded by its suffix, and pickles 
 """
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -11,7 +12,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 from pictish.data.files import check_relative, one_line, printable, sync, temp_path
 
@@ -19,7 +20,9 @@ SUFFIXES = frozenset({"tokens", "txt", "json", "png", "jpg", "jpeg", "webp"})
 PICTURES = ("png", "jpg", "jpeg", "webp")  # where a sample has several, the first of these counts
 _NAMED_PICTURE = re.compile(rf"[a-z0-9_-]+\.(tokens|{'|'.join(PICTURES)})")
 _PICKLES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ckpt", "joblib"})
-_LARGEST_MEMBER = 1 << 30  # bytes
+_LARGEST_MEMBER = 1 << 30  # bytes, of all members of a sample together too
+_LARGEST_HEADER = 1 << 17  # bytes of long names and the like in front of a member
+_SAID = 300  # letters of an error
 Sample = dict[str, Any]  # "__key__": str, every other key a suffix: bytes
 _Content = TypeVar("_Content")  # of a member: its bytes, or where they lie
 
@@ -189,16 +192,26 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, EOFError, ValueError) as error:
-        raise ValueError(f"{printable(path.name)}: {one_line(error)}") from error
+        raise ValueError(f"{printable(path.name)}: {printable(one_line(error))[:_SAID]}") from error
+    except (RecursionError, OverflowError, KeyError, IndexError) as error:  # of tarfile on headers that lie
+        raise ValueError(f"{printable(path.name)}: damaged headers ({type(error).__name__})") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place that no file has
+            raise
+        raise ValueError(f"{printable(path.name)}: damaged headers ({one_line(error)})") from error
 
 
 def _read(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
     """Key, suffix and bytes of each regular member that has a suffix we know."""
-    for key, suffix, header, tar in _headers(file):
-        reader = tar.extractfile(header)
-        assert reader is not None
-        blob = reader.read()
-        if len(blob) != header.size:
+    whose, total = "", 0
+    for key, suffix, (offset, size) in _places(file):
+        total = size + (total if key == whose else 0)
+        whose = key
+        if total > _LARGEST_MEMBER:
+            raise ValueError(f"{printable(key)} has {total:,} bytes; at most {_LARGEST_MEMBER:,} are read")
+        file.seek(offset)
+        blob = file.read(size)
+        if len(blob) != size:
             raise ValueError("truncated: the last member is cut off")
         yield key, suffix, blob
 
@@ -206,15 +219,28 @@ def _read(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
 def _places(file: IO[bytes]) -> Iterator[tuple[str, str, tuple[int, int]]]:
     """Key and suffix of each regular member that has a suffix we know, and where its bytes lie."""
     end = os.fstat(file.fileno()).st_size
-    for key, suffix, header, _ in _headers(file):
+    for key, suffix, header in _headers(file):
         if header.offset_data + header.size > end:
             raise ValueError("truncated: the last member is cut off")
         yield key, suffix, (header.offset_data, header.size)
 
 
-def _headers(file: IO[bytes]) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
-    """Key, suffix and header of each regular member that has a suffix we know, and the open tar."""
-    tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115
+class _Headers:
+    """What tarfile may read of a file: headers, and no more of them at once than fits in memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _LARGEST_HEADER:
+            raise ValueError(f"damaged: a header of {size:,} bytes; at most {_LARGEST_HEADER:,} are read")
+        return self._file.read(size)
+
+
+def _headers(file: IO[bytes]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Key, suffix and header of each regular member that has a suffix we know."""
+    tar = tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:")  # noqa: SIM115
     offset = -1
     while (member := tar.next()) is not None:
         _forget_headers(tar)
@@ -237,15 +263,16 @@ def _headers(file: IO[bytes]) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfi
             raise ValueError(
                 f"{printable(member.name)} has {member.size:,} bytes; at most {_LARGEST_MEMBER:,} are read"
             )
-        yield folder + slash + stem, suffix, member, tar
+        yield folder + slash + stem, suffix, member
     file.seek(tar.offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise ValueError("truncated or damaged: its end mark is missing")
 
 
 def _forget_headers(tar: tarfile.TarFile) -> None:
-    """Empty the list of members that tarfile keeps, so that memory does not grow with the shard."""
+    """Empty what tarfile keeps of members behind it, so that memory does not grow with the shard."""
     tar.members = []  # type: ignore[attr-defined]
+    tar.pax_headers = {}
 
 
 def _group(members: Iterator[tuple[str, str, _Content]]) -> Iterator[tuple[str, dict[str, _Content]]]:

@@ -5,6 +5,7 @@ same facts grow line by line in `manifest.partial.jsonl`, so that a killed run g
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,14 @@ from pictish.data.files import (
     check_relative,
     only_writer,
     printable,
+    read_regular_file,
     remove_leftovers,
     sha256_file,
+    shown,
     write_atomic,
 )
 from pictish.data.images import ImageFile
-from pictish.data.tokens import TokenizedImage
+from pictish.data.tokens import LARGEST, TokenizedImage
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -100,7 +103,7 @@ class Header:
             raise ValueError("not written by pictish")
         if facts["format"] != FORMAT_VERSION:
             raise ValueError(
-                f"format version {facts['format']!r}; this program reads version {FORMAT_VERSION}"
+                f"format version {shown(facts['format'])}; this program reads version {FORMAT_VERSION}"
             )
         try:
             kind, tokenizer, codebook_size, settings = (
@@ -314,7 +317,7 @@ def find_tokens(inputs: Sequence[Path]) -> list[ImageFile]:
 
 def read_tokens(path: Path, expect_tokenizer: str | None = None) -> TokenizedImage:
     """One token file, see `TokenizedImage.from_bytes`."""
-    return TokenizedImage.from_bytes(path.read_bytes(), expect_tokenizer)
+    return TokenizedImage.from_bytes(read_regular_file(path, LARGEST), expect_tokenizer)
 
 
 def sources_digest(sources: Sequence[tuple[str, str | None]]) -> str:
@@ -335,7 +338,7 @@ def _read_finished(folder: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular_file(path))
         header = Header.from_json(content)
         return Manifest(header, dict(_entries(content["files"].items())))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -347,10 +350,10 @@ def _read_partial(folder: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        with path.open("rb") as lines:
-            header = Header.from_json(json.loads(next(lines, b"")))
-            whole = (json.loads(line) for line in lines if line.endswith(b"\n"))
-            return Manifest(header, dict(_entries(whole)))
+        lines = io.BytesIO(read_regular_file(path))
+        header = Header.from_json(json.loads(next(lines, b"")))
+        whole = (json.loads(line) for line in lines if line.endswith(b"\n"))
+        return Manifest(header, dict(_entries(whole)))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _not_ours(path, error) from error
 

@@ -15,7 +15,11 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from pictish.data.files import shown
+
 FORMAT_VERSION = 1
+LARGEST = 1 << 24  # bytes of a token file: two million tokens
+_LONGEST_HEADER = 1 << 12  # bytes; a true one has a tenth
 _NO_DIGEST = "0" * 64
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 _UINT16_VALUES = 1 << 16
@@ -38,9 +42,9 @@ class TokenizedImage:
         object.__setattr__(self, "grid", _pair(self.grid, "grid"))
         object.__setattr__(self, "size", _pair(self.size, "size"))
         if not _is_count(self.codebook_size) or self.codebook_size > _UINT32_VALUES:
-            raise ValueError(f"codebook_size must be 1 to 2**32, not {self.codebook_size!r}")
+            raise ValueError(f"codebook_size must be 1 to 2**32, not {shown(self.codebook_size)}")
         if not isinstance(self.tokenizer, str) or not _FINGERPRINT.fullmatch(self.tokenizer):
-            raise ValueError(f"tokenizer must be a fingerprint of 12 hex digits, not {self.tokenizer!r}")
+            raise ValueError(f"tokenizer must be a fingerprint of 12 hex digits, not {shown(self.tokenizer)}")
         ids = _vector(self.ids, "ids", self.codebook_size)
         if len(ids) == 0:
             raise ValueError("ids is empty; a picture has at least one token")
@@ -127,7 +131,11 @@ class TokenizedImage:
 
 def _open(blob: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Tensors and facts of a blob whose format version is ours."""
+    if len(blob) > LARGEST:
+        raise ValueError(f"a token file of {len(blob):,} bytes; at most {LARGEST:,} are read")
     try:
+        if int.from_bytes(blob[:8], "little") > _LONGEST_HEADER:
+            raise ValueError("too long a header")
         tensors = safetensors.numpy.load(blob)
         header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])
         (entry,) = header["__metadata__"].items()
@@ -138,7 +146,8 @@ def _open(blob: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         raise ValueError("not a token file, or a damaged one") from error
     if facts["format"] != FORMAT_VERSION:
         raise ValueError(
-            f"token file of format version {facts['format']!r}; this program reads version {FORMAT_VERSION}"
+            f"token file of format version {shown(facts['format'])}; "
+            f"this program reads version {FORMAT_VERSION}"
         )
     return tensors, facts
 
@@ -153,7 +162,7 @@ def _is_count(value: object) -> bool:
 
 def _pair(value: Any, name: str) -> tuple[int, int]:
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(_is_count, value)):
-        raise ValueError(f"{name} must be two positive whole numbers, not {value!r}")
+        raise ValueError(f"{name} must be two positive whole numbers, not {shown(value)}")
     pair = (int(value[0]), int(value[1]))
     if pair[0] * pair[1] > _UINT32_VALUES:
         raise ValueError(f"{name} {pair} is larger than 2**32")

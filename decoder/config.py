@@ -92,7 +92,7 @@ class SamplingConfig(Config):
     """How pictures are drawn unless the user says otherwise."""
 
     scheduler: str = Field(description="class name of a diffusers scheduler")
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=1000)
     guidance: float = Field(ge=0, description="1 is none")
 
 
@@ -100,7 +100,7 @@ class DiffusionConfig(Config):
     """A diffusion decoder."""
 
     kind: Literal["diffusion"] = "diffusion"
-    side: int = Field(gt=0, description="pixels of the square picture it is trained on")
+    side: int = Field(gt=0, le=4096, description="pixels of the square picture it is trained on")
     denoiser: Annotated[UNetConfig | TransformerConfig, Field(discriminator="kind")]
     autoencoder: Annotated[AutoencoderConfig | ShuffleConfig, Field(discriminator="kind")] | None = Field(
         None, description="none: in pixel space"
@@ -114,7 +114,9 @@ class DiffusionConfig(Config):
     condition: ConditionConfig = ConditionConfig()
     noise: Annotated[DiffusionNoise | FlowNoise, Field(discriminator="kind")]
     sampling: SamplingConfig
-    micro_batch: int = Field(4, gt=0, description="pictures of one forward, so that shapes never vary")
+    micro_batch: int = Field(
+        4, gt=0, le=1024, description="pictures of one forward, so that shapes never vary"
+    )
 
 
 class ObjectiveConfig(Config):

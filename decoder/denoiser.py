@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pictish.data.budget import sized_like
+from pictish.data.model_folder import refuse_foreign_code
 from pictish.decoder.condition import Conditions
 from pictish.decoder.config import (
     AutoencoderConfig,
@@ -187,12 +189,14 @@ def load_part(cls: type, folder: Path, name: str) -> "ModelMixin":
     if not (place / "config.json").is_file():
         raise ValueError(f"{folder}: no diffusers model; looked for {name}/config.json and config.json")
     try:
+        refuse_foreign_code(place)
         settings = cls.load_config(place, local_files_only=True)  # type: ignore[attr-defined]
         if settings.get("_class_name") != cls.__name__:
             raise ValueError(f"it holds a {settings.get('_class_name')}, not a {cls.__name__}")
-        network, found = cls.from_pretrained(  # type: ignore[attr-defined]
-            place, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        with sized_like(place, str(place)):
+            network, found = cls.from_pretrained(  # type: ignore[attr-defined]
+                place, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
     except Exception as error:  # diffusers raises many kinds for a folder that is not whole
         raise ValueError(f"{place}: not a usable {cls.__name__}: {str(error).splitlines()[0]}") from None
     wrong = [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]]

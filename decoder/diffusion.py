@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pictish.configs import parse, to_yaml
-from pictish.data.model_folder import CONFIG, WEIGHTS, load_strictly, read_model_folder, whole_folder
+from pictish.data.budget import sized_like
+from pictish.data.model_folder import CONFIG, WEIGHTS, load_strictly, need, read_model_folder, whole_folder
 from pictish.decoder import denoiser as parts
 from pictish.decoder.condition import Condition, Told
 from pictish.decoder.config import AutoencoderConfig, DiffusionConfig
@@ -157,9 +158,7 @@ def load_diffusion(folder: Path, tokenizer: Tokenizer) -> DiffusionDecoder:
         raise ValueError(
             f"{folder}: a diffusion decoder was asked for, this folder holds part {part!r}, kind {kind!r}"
         )
-    missing = sorted({"tokenizer", "sha256", "model"} - stored.config.keys())
-    if missing:
-        raise ValueError(f"{folder / CONFIG}: damaged, it has no {', '.join(missing)}; copy it again")
+    need(stored.config, ("tokenizer", "sha256", "model"), folder)
     if stored.config["tokenizer"] != tokenizer.fingerprint:
         raise ValueError(
             f"{folder}: decodes tokens of {stored.config['tokenizer']}, not of {tokenizer.fingerprint}"
@@ -169,7 +168,8 @@ def load_diffusion(folder: Path, tokenizer: Tokenizer) -> DiffusionDecoder:
     for name in (DENOISER, *([AUTOENCODER] if has_autoencoder else [])):
         if stored.config["sha256"].get(name) != _digest(folder / name):
             raise ValueError(f"{folder / name}: not the files this folder was written with; copy it again")
-    model = DiffusionDecoder(_at_home(config, folder), tokenizer)
+    with sized_like(folder, str(folder)):
+        model = DiffusionDecoder(_at_home(config, folder), tokenizer)
     load_strictly(model.condition, stored.tensors, str(folder))
     parts.check_finite(model, str(folder))
     return model

@@ -12,9 +12,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pictish.configs import parse
+from pictish.data.budget import sized_like
 from pictish.data.model_folder import (
     find_decoder,
     load_strictly,
+    need,
     read_model_folder,
     write_model_folder,
 )
@@ -105,11 +107,13 @@ class Preview:
         if path is None:
             raise ValueError(f"{folder}: a preview decoder was asked for, and it holds none")
         stored = read_model_folder(path)
+        need(stored.config, ("tokenizer", "model"), path)
         if stored.config["tokenizer"] != tokenizer.fingerprint:
             raise ValueError(
                 f"{folder}: decodes tokens of {stored.config['tokenizer']}, not of {tokenizer.fingerprint}"
             )
-        head = build_preview(parse(PreviewConfig, stored.config["model"], str(folder)), tokenizer)
+        with sized_like(path, str(path)):
+            head = build_preview(parse(PreviewConfig, stored.config["model"], str(folder)), tokenizer)
         load_strictly(head, stored.tensors, str(folder))
         return cls(head, tokenizer, device)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pictish.data.files import write_atomic
+from pictish.data.interrupt import Stopped, asked, in_units
 from pictish.decoder.config import DiffusionConfig, PreviewConfig, TrainConfig
 from pictish.decoder.diffusion import DiffusionDecoder, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures, preview_losses
@@ -27,17 +28,25 @@ from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpo
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.schedule import warmup_cosine
+from pictish.training.watch import Watch
 from pictish.training.world import accelerator, keep_freed_memory, seeded
 
 VALIDATION_SEED = 7  # of noise and times, the same at each validation
 
 
 def train(
-    config: TrainConfig, run: Path, device: str = "auto", progress: Callable[[int, int], None] | None = None
+    config: TrainConfig,
+    run: Path,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    anomaly_skip: int = 0,
 ) -> Path:
     """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
-    Raises ValueError for settings that fit neither the tokenizer, the data nor this machine.
+    `anomaly_skip` steps that go wrong are passed over. Raises ValueError for settings that fit neither the
+    tokenizer, the data nor this machine, and for the next step that goes wrong; Stopped, with the run saved,
+    when asked to.
     """
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
@@ -49,14 +58,16 @@ def train(
     optimizer = adamw(network, config.learning_rate, config.weight_decay)
     names = [name for name, _ in network.named_parameters()]
     average = Average(network, config.objective.ema if isinstance(network, DiffusionDecoder) else 0.0)
-    first = restore(run, network, optimizer, names, average)
+    watch = Watch(run, accelerate, anomaly_skip)
+    first = restore(run, network, optimizer, names, average, watch)
     model, optimizer = accelerate.prepare(network, optimizer)
     encoder = tokenizer.network.encoder.at_all_levels() if config.objective.perceptual else None
     losses_of = partial(_losses, config=config, model=model, network=network, encoder=encoder)
     window: dict[str, list[float]] = {}
     since = time.monotonic()
     network.train()  # diffusers gives a loaded network in evaluation mode
-    with MetricsLog(run, first, config.tensorboard) as metrics:
+    stretch = in_units(f"stretch of {config.log_every} steps")
+    with MetricsLog(run, first, config.tensorboard) as metrics, stretch:
         for step in range(first, config.steps):
             generator = seeded(config.seed, step)
             raw, pictures = training.batch(step, config.batch_size, config.seed)
@@ -65,22 +76,25 @@ def train(
             rate = warmup_cosine(step, peak=config.learning_rate, warmup=config.warmup, total=config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            watch.begin(network)
             with accelerate.autocast():
                 losses = losses_of(batch, generator=generator)
             accelerate.backward(losses["loss"])
             norm = accelerate.clip_grad_norm_(network.parameters(), config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            average.update()
-            for name, value in losses.items():
-                window.setdefault(name, []).append(value.item())
             done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
+            samples = partial(training.names, step, config.batch_size, config.seed)
+            loss = losses["loss"] * len(raw)
+            good, stop = watch.judge(done, loss, len(raw), {"gradient_norm": norm}, asked(), samples)
+            if good:
+                optimizer.step()
+                average.update()
+                for name, value in losses.items():
+                    window.setdefault(name, []).append(value.item())
+            optimizer.zero_grad(set_to_none=True)
+            if window and (done % config.log_every == 0 or done == config.steps):
                 speed = len(window["loss"]) * config.batch_size / (time.monotonic() - since)
                 means = {name: _mean(values) for name, values in window.items()}
-                metrics.write(
-                    done, learning_rate=rate, gradient_norm=float(norm), pictures_per_second=speed, **means
-                )
+                metrics.write(done, learning_rate=rate, pictures_per_second=speed, **watch.numbers(), **means)
                 window, since = {}, time.monotonic()
             if done % config.validate_every == 0 or done == config.steps:
                 batches = _in_order(tokenizer, validation, config.batch_size)
@@ -91,11 +105,17 @@ def train(
                 with average.applied():
                     sheet = grid_of_pictures(network, shown)
                 write_atomic(run / "samples" / f"step-{done:08d}.png", sheet)
-            if done % config.checkpoint_every == 0 or done == config.steps:
+            # only where no window is under way, so that the lines of the log stay those of an undisturbed run
+            stop = stop and done % config.log_every == 0
+            if done % config.checkpoint_every == 0 or done == config.steps or stop:
                 tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names), **average.tensors()}
-                save_checkpoint(run, done, tensors, {}, config.keep_checkpoints)
+                save_checkpoint(run, done, tensors, {"watch": watch.state()}, config.keep_checkpoints)
             if progress is not None:
                 progress(done, config.steps)
+            if stop and done < config.steps:
+                raise Stopped(
+                    f"interrupted; step {done} of {config.steps} is saved, the same command goes on there"
+                )
     with average.applied():
         save(run / "model", network, config, tokenizer)
     return run / "model"

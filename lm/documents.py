@@ -5,7 +5,7 @@ it, or when. Raw pictures are tokenized here, many at a time, by a function that
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from typing import Any
 
@@ -127,7 +127,7 @@ class Maker:
                 mixture.skip(slot, error)
                 continue
             mixture.use(slot)
-            yield document, position
+            yield replace(document, sample=mixture.name_of(slot)), position
 
 
 def some_documents(maker: Maker, mixture: Mixture, count: int) -> list[Document]:

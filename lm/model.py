@@ -28,8 +28,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from pictish.configs import Config, parse, to_yaml
+from pictish.data.budget import sized_like
 from pictish.data.files import one_line
-from pictish.data.model_folder import CONFIG, locate_model, read_config, whole_folder
+from pictish.data.model_folder import CONFIG, locate_model, read_config, refuse_foreign_code, whole_folder
 from pictish.lm.config import NewModel, PretrainedModel
 from pictish.lm.packing import Packed, attention_mask, pack
 from pictish.lm.sequence import Document
@@ -295,7 +296,8 @@ def _folder_config(path: Path) -> FolderConfig:
 def _read_projector(folder: Path, features: int, width: int) -> Projector:
     from safetensors.torch import load_file
 
-    projector = Projector(features, width)
+    with sized_like(folder, str(folder)):
+        projector = Projector(features, width)
     try:
         projector.load_state_dict(load_file(folder / PROJECTOR))
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -318,12 +320,13 @@ def read_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     loaded: Any
     text_tokenizer: Any
     try:
-        with _quietly():
+        refuse_foreign_code(folder)
+        with _quietly(), sized_like(folder, str(folder)):
             loaded = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, **safe, **lenient
             )
         text_tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # transformers and tokenizers raise many kinds for a folder that is not whole
         raise ValueError(
             f"{folder}: cannot be loaded as a causal language model ({one_line(error)})"
         ) from error

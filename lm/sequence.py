@@ -68,6 +68,7 @@ class Document:
     learn: npt.NDArray[np.bool_]  # whether this id is a target for the token before it
     places: Ids
     features: npt.NDArray[np.float32] | None
+    sample: str = ""  # what the sample it was made of is called
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from pictish.data.files import one_line
+from pictish.data.interrupt import Stopped, asked, in_units
 from pictish.data.mixture import Mixture, Report
 from pictish.lm.config import TrainConfig
 from pictish.lm.documents import Look, Maker, sources_of
 from pictish.lm.model import ImageTokens, UnifiedModel, check_packing
 from pictish.lm.objective import OBJECTIVES, Losses, Objective, means
 from pictish.lm.packing import Packed, Position, batches, pack
-from pictish.lm.sequence import TASKS
+from pictish.lm.sequence import TASKS, Document
 from pictish.lm.start import starting_model
 from pictish.lm.trainable import trainable, vocabulary_rows
 from pictish.lm.validation import validate, validation_documents
@@ -43,6 +44,7 @@ from pictish.training.checkpoint import (
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.schedule import warmup_cosine
+from pictish.training.watch import Watch
 from pictish.training.world import accelerator, keep_freed_memory, seeded
 
 logger = logging.getLogger(__name__)
@@ -61,13 +63,16 @@ def train(
     show: Show | None = None,
     report: Report | None = None,
     progress: Callable[[int, int], None] | None = None,
+    anomaly_skip: int = 0,
 ) -> Path:
     """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
     `image_tokens` says whose codes are learned, `look` tokenizes raw pictures, `show` also draws before the
     first step. What could not be used of the data in the whole run is logged at the end, whatever ends it,
-    and added to `report`; of several processes each tells of the others up to the last checkpoint. Raises
-    ValueError for settings that fit neither the data, nor the run's last checkpoint, nor this machine.
+    and added to `report`; of several processes each tells of the others up to the last checkpoint.
+    `anomaly_skip` steps that go wrong are passed over. Raises ValueError for settings that fit neither the
+    data, nor the run's last checkpoint, nor this machine, and for the next step that goes wrong; Stopped,
+    with the run saved, when asked to.
     """
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
@@ -88,6 +93,8 @@ def train(
         begun = _Begun.read(run, model, image_tokens)
         validation = validation_documents(config, maker, image_tokens, run, report)
     report.note(begun.skipped)
+    watch = Watch(run, accelerate, anomaly_skip)
+    watch.load(begun.watch)
     if show is not None and main and begun.step < total:
         show(model.eval(), begun.step)  # a sample that cannot be drawn is said now, not hours later
         model.train()
@@ -115,7 +122,10 @@ def train(
                 wrapped, optimizer = accelerate.prepare(model, optimizer)
                 steps = batches(documents, config.data.rows, config.data.length)
                 ahead = during.enter_context(Ahead(steps, AHEAD if config.data.read_ahead else 0))
+                during.enter_context(in_units(f"stretch of {config.log_every} steps"))
                 window = Window()
+                if not resumed:
+                    watch.forget()
                 for step in range(max(first, begun.step), last):
                     (rows, place), waited = ahead.next()
                     seed = seeded(config.seed, step).initial_seed()
@@ -130,16 +140,22 @@ def train(
                         group["lr"] = rate
                     generator = torch.Generator().manual_seed(seed + accelerate.process_index)
                     packed = objective.prepare(pack(rows, config.data.length), generator)
+                    watch.begin(model)
                     losses = backward(accelerate, wrapped, objective, packed, config)
                     norm = accelerate.clip_grad_norm_(model.parameters(), config.clip_norm)
-                    optimizer.step()
-                    optimizer.zero_grad(set_to_none=True)
-                    window.add(losses, packed, waited)
                     done = step + 1
-                    saving = done % config.checkpoint_every == 0 or done == last
-                    if done % config.log_every == 0 or saving:  # a window never reaches over a checkpoint
-                        numbers = window.numbers(accelerate)
-                        metrics.write(done, learning_rate=rate, gradient_norm=float(norm), **numbers)
+                    found = losses.total, losses.counts.sum(), {"gradient_norm": norm}
+                    good, stop = watch.judge(done, *found, asked(), partial(_samples, rows))
+                    if good:
+                        optimizer.step()
+                        window.add(losses, packed, waited)
+                    optimizer.zero_grad(set_to_none=True)
+                    stop = stop and done % config.log_every == 0  # else the log would get lines of its own
+                    saving = done % config.checkpoint_every == 0 or done == last or stop
+                    # a window never reaches over a checkpoint
+                    if window.steps and (done % config.log_every == 0 or saving):
+                        numbers = {**watch.numbers(), **window.numbers(accelerate)}
+                        metrics.write(done, learning_rate=rate, **numbers)
                     if validation and (done % config.validate_every == 0 or done == total):
                         metrics.write(done, **validate(model, measured, validation, config))
                     drawn = config.sample_every and done % config.sample_every == 0
@@ -155,6 +171,7 @@ def train(
                             "places": [place for place, _ in every],
                             "skipped": report.skipped,
                             "image_tokens": vars(image_tokens),
+                            "watch": watch.state(),
                         }
                         if main:
                             save_checkpoint(
@@ -167,6 +184,10 @@ def train(
                         accelerate.wait_for_everyone()
                     if progress is not None:
                         progress(done, total)
+                    if stop and done < total:
+                        raise Stopped(
+                            f"interrupted; step {done} of {total} is saved, the same command goes on there"
+                        )
     if main:
         model.save(run / "model", dtype=getattr(torch, config.stored_as), overwrite=True)
     return run / "model"
@@ -229,6 +250,11 @@ class Window:
         return result
 
 
+def _samples(rows: Sequence[Sequence[Document]]) -> list[str]:
+    """Names of the samples in a step's rows."""
+    return [document.sample for row in rows for document in row]
+
+
 @contextmanager
 def _told(report: Report, main: bool) -> Iterator[None]:
     """Say in the end what the run could not use, also when an error or Ctrl-C is the end."""
@@ -258,6 +284,7 @@ class _Begun:
     moments: dict[str, Tensor] = field(default_factory=dict)  # the optimizer's
     places: tuple[Position, ...] = ()
     skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)  # as in Report
+    watch: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, run: Path, model: UnifiedModel, image_tokens: ImageTokens) -> "_Begun":
@@ -273,7 +300,8 @@ class _Begun:
         moments = {name: tensors.pop(name) for name in list(tensors) if name.startswith("optimizer.")}
         model.load_state_dict(tensors)
         logger.info("going on from %s", latest.name)
-        return cls(int(state["step"]), moments, tuple(state["places"]), state["skipped"])
+        places = tuple(state["places"])
+        return cls(int(state["step"]), moments, places, state["skipped"], state.get("watch"))
 
     def place(self, rank: int, world: int) -> Position:
         """Where in the stream this process goes on."""

@@ -10,6 +10,8 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
+from pictish.data.interrupt import Stopped, handled
+
 # words -> (module:function, one line for `--help`). A module is imported only when its command is asked for.
 COMMANDS: dict[str, tuple[str, str]] = {
     "tokenize": ("pictish.commands.tokenize:run", "Turn a folder of pictures into tokens."),
@@ -53,19 +55,24 @@ PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0 done, 1 done in part, 2 a user's mistake, 130 Ctrl-C.
+    """Run one command line and return its exit code: 0 done, 1 done in part, 2 a user's mistake, 130 stopped.
 
-    A mistake (ValueError, OSError, a wrong option) is one line on stderr; anything else is a bug and keeps
-    its traceback, as mistakes do when PICTISH_TRACEBACK is set in the environment.
+    Ctrl-C and SIGTERM stop it (`pictish.data.interrupt`). A mistake (ValueError, OSError, a wrong option) is
+    one line on stderr; anything else is a bug and keeps its traceback, as mistakes do when PICTISH_TRACEBACK
+    is set in the environment.
     """
     args = list(sys.argv[1:] if args is None else args) or ["--help"]
     logging.basicConfig(format="pictish: %(message)s")
     logging.getLogger("pictish").setLevel(logging.INFO)
+    said = "interrupted"
     try:
-        code = build(args)(args, prog_name="pictish", standalone_mode=False)
-        sys.stdout.flush()
+        with handled():
+            code = build(args)(args, prog_name="pictish", standalone_mode=False)
+            sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
+    except Stopped as stopped:
+        code, said = 130, str(stopped)
     except TyperException as error:
         return _mistake(error, _usage(error))
     except BrokenPipeError:  # the reader of a pipe has seen enough
@@ -77,7 +84,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _mistake(error, str(error))
     if code == 130:
-        print("pictish: interrupted", file=sys.stderr)
+        print(f"pictish: {said}", file=sys.stderr)
     return code or 0
 
 

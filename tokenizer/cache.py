@@ -9,6 +9,7 @@ Legend: M views of pictures, N cells, F feature channels.
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pictish.data.files import matching
+from pictish.data.files import matching, printable
 from pictish.data.shards import find_shards, read_shard
 from pictish.data.views import picture_views
 from pictish.tokenizer.config import DataConfig
@@ -36,10 +37,12 @@ IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 class FeatureCache:
     """Raw encoder features (M, N, F) of a folder written by `build_cache`, memory-mapped.
 
-    Where they were asked for, the pictures themselves (M, S, S, 3) uint8 lie beside them.
+    Where they were asked for, the pictures themselves (M, S, S, 3) uint8 lie beside them. `samples` are the
+    names of what the views were made of, as many of each.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, samples: Sequence[str]):
+        self._samples = samples
         self.features = np.load(folder / "features.npy", mmap_mode="r")
         kept = folder / "pictures.npy"
         self.pictures = np.load(kept, mmap_mode="r") if kept.exists() else None
@@ -54,13 +57,21 @@ class FeatureCache:
 
         With them the pictures (size, S, S, 3), or None.
         """
+        return self._at(self._rows(step, size, seed))
+
+    def names(self, step: int, size: int, seed: int) -> list[str]:
+        """Names of the samples of `batch`."""
+        views = len(self) // len(self._samples)
+        return [self._samples[row // views] for row in self._rows(step, size, seed)]
+
+    def _rows(self, step: int, size: int, seed: int) -> np.ndarray:
         places = np.arange(step * size, (step + 1) * size)
         epochs, within = places // len(self), places % len(self)
         rows = np.empty(size, dtype=np.int64)
         for epoch in np.unique(epochs):
             order = np.random.default_rng((seed, int(epoch))).permutation(len(self))
             rows[epochs == epoch] = order[within[epochs == epoch]]
-        return self._at(rows)
+        return rows
 
     def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """All of them once, in batches of at most `size`."""
@@ -90,9 +101,9 @@ def build_cache(
     it depends on; it is written beside and renamed. `report` is called with pictures done and in all. Raises
     ValueError when the shards hold no pictures.
     """
-    blobs = _read_pictures(shards)
-    if limit is not None:
-        blobs = blobs[:limit]
+    found = _read_pictures(shards)[:limit]
+    samples = [f"{printable(shard)}/{printable(key)}" for shard, key, _ in found]
+    blobs = [(key, blob) for _, key, blob in found]
     depends = [
         encoder.sha256,
         encoder.config.model_dump_json(),
@@ -103,19 +114,13 @@ def build_cache(
     ]
     final = folder / f"features-{_digest(json.dumps(depends).encode())[:12]}"
     if final.is_dir():
-        return FeatureCache(final)
+        return FeatureCache(final, samples)
     temporary = folder / f".{final.name}.pictish-tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     count = len(blobs) * views
-    features = np.lib.format.open_memmap(
-        temporary / "features.npy", "w+", np.float16, (count, encoder.cells, encoder.features)
-    )
-    kept = (
-        np.lib.format.open_memmap(temporary / "pictures.npy", "w+", np.uint8, (count, pictures, pictures, 3))
-        if pictures
-        else None
-    )
+    features = _mapped(temporary / "features.npy", np.float16, (count, encoder.cells, encoder.features))
+    kept = _mapped(temporary / "pictures.npy", np.uint8, (count, pictures, pictures, 3)) if pictures else None
     total, squares = torch.zeros(2, encoder.features, dtype=torch.float64)
     done = 0
     # rendered at the larger side; the encoder sees its own
@@ -139,7 +144,16 @@ def build_cache(
     std = (squares / (count * encoder.cells) - mean**2).clamp_min(0).sqrt()
     np.save(temporary / "statistics.npy", torch.stack([mean, std]).float().numpy())
     temporary.rename(final)
-    return FeatureCache(final)
+    return FeatureCache(final, samples)
+
+
+def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """A new array on disk, mapped; OSError when the disk is too full for it."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # else a full disk would be found by a write, which kills the process
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def training_caches(
@@ -171,14 +185,14 @@ def _report(done: int, count: int) -> None:
         logger.info("encoded %d of %d pictures", done, count)
 
 
-def _read_pictures(shards: Sequence[str]) -> list[tuple[str, bytes]]:
-    """(key, encoded picture) of every sample that has one, in shard order."""
+def _read_pictures(shards: Sequence[str]) -> list[tuple[str, str, bytes]]:
+    """(name of the shard, key, encoded picture) of every sample that has one, in shard order."""
     blobs = []
     for shard in find_shards(matching(shards)):
         for sample in read_shard(shard):
             found = [sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample]
             if found:
-                blobs.append((sample["__key__"], found[0]))
+                blobs.append((shard.name, sample["__key__"], found[0]))
     if not blobs:
         raise ValueError(
             f"no pictures in {', '.join(shards)}: shards with png, jpg or webp members were asked for"

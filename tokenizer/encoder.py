@@ -158,15 +158,23 @@ def _build_backbone(
         case PackageWeights(package=package):
             _load_by_order(backbone, load_package_weights(package, config.model))
         case FileWeights(path=path):
-            from safetensors.torch import load_file
-
-            _load_by_order(backbone, load_file(path))
+            _load_by_order(backbone, _read_weights(path))
         case RandomWeights():
             pass
     backbone.eval().requires_grad_(False)
     data_config = timm.data.resolve_data_config({}, model=backbone)
     channels: list[int] = backbone.feature_info.channels()  # type: ignore[union-attr, operator]
     return backbone, channels, data_config["mean"], data_config["std"]
+
+
+def _read_weights(path: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"encoder.weights: {path} is no safetensors file, or damaged ({error})") from None
 
 
 def load_package_weights(package: str, timm_name: str) -> dict[str, Tensor]:

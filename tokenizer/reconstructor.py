@@ -49,7 +49,7 @@ class Reconstructor(nn.Module):
 
     def gated(self, codes: Tensor, gate: Tensor) -> Tensor:
         """The same from all N rows with a straight-through keep `gate` (B, N); order counts kept rows."""
-        kept = gate.detach().long()
+        kept = (gate.detach() > 0.5).long()  # of NaN too a place that there is: the loss tells of it
         place = kept.cumsum(dim=1) - kept
         return self._run(self.project_in(codes) + self.order[place], None, gate)
 

@@ -9,11 +9,13 @@ Legend: B pictures, N cells, F feature channels.
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pictish.data.interrupt import Stopped, asked, in_units
 from pictish.tokenizer.cache import FeatureCache, training_caches
 from pictish.tokenizer.config import PhaseConfig, TrainConfig
 from pictish.tokenizer.dynamic import DynamicTokenizer, save_tokenizer
@@ -22,6 +24,7 @@ from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpo
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.schedule import warmup_cosine
+from pictish.training.watch import Watch
 from pictish.training.world import accelerator, keep_freed_memory, seeded
 
 logger = logging.getLogger(__name__)
@@ -30,11 +33,17 @@ KMEANS_VECTORS = 16  # vectors a code before k-means places the codebook
 
 
 def train(
-    config: TrainConfig, run: Path, device: str = "auto", progress: Callable[[int, int], None] | None = None
+    config: TrainConfig,
+    run: Path,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    anomaly_skip: int = 0,
 ) -> Path:
     """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
-    Raises ValueError for settings that fit neither the data nor this machine.
+    `anomaly_skip` steps that go wrong are passed over. Raises ValueError for settings that fit neither the
+    data nor this machine, and for the next step that goes wrong; Stopped, with the run saved, when asked to.
     """
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
@@ -44,13 +53,17 @@ def train(
     network.encoder.fit(training.mean, training.std)
     optimizer = adamw(network, config.phases[0].learning_rate, config.weight_decay, no_decay=NO_DECAY)
     names = [name for name, _ in network.named_parameters()]
-    first = restore(run, network, optimizer, names)
+    watch = Watch(run, accelerate, anomaly_skip)
+    first = restore(run, network, optimizer, names, watch=watch)
     model, optimizer = accelerate.prepare(network, optimizer)
     total = sum(phase.steps for phase in config.phases)
     window = Window(config)
-    with MetricsLog(run, first, config.tensorboard) as metrics:
+    stretch = in_units(f"stretch of {config.log_every} steps")
+    with MetricsLog(run, first, config.tensorboard) as metrics, stretch:
         for step in range(first, total):
             phase, within = _phase(config, step)
+            if within == 0:
+                watch.forget()
             if phase.quantize and within == 0:
                 _start_codebook(network, training, config, step)
             generator = seeded(config.seed, step)
@@ -65,6 +78,7 @@ def train(
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            watch.begin(network)
             with accelerate.autocast():
                 losses = model(raw, generator, phase.quantize, _noise(config, step))
             accelerate.backward(losses.total)
@@ -72,20 +86,28 @@ def train(
             # down.
             apart = [p for name, p in network.named_parameters() if not name.startswith("selector.")]
             norm = accelerate.clip_grad_norm_(apart, config.clip_norm)
-            accelerate.clip_grad_norm_(network.selector.parameters(), config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            window.add(losses, len(raw))
+            selector_norm = accelerate.clip_grad_norm_(network.selector.parameters(), config.clip_norm)
             done = step + 1
-            if done % config.log_every == 0 or done == total:
-                metrics.write(done, learning_rate=rate, gradient_norm=float(norm), **window.numbers(phase))
+            batch = partial(training.names, step, config.batch_size, config.seed)
+            norms = {"gradient_norm": norm, "selector_gradient_norm": selector_norm}
+            good, stop = watch.judge(done, losses.total * len(raw), len(raw), norms, asked(), batch)
+            if good:
+                optimizer.step()
+                window.add(losses, len(raw))
+            optimizer.zero_grad(set_to_none=True)
+            if window.steps and (done % config.log_every == 0 or done == total):
+                metrics.write(done, learning_rate=rate, **watch.numbers(), **window.numbers(phase))
             if done % config.validate_every == 0 or done == total:
                 metrics.write(done, **validate(network, validation, config, phase.quantize))
-            if done % config.checkpoint_every == 0 or done == total:
+            # only where no window is under way, so that the lines of the log stay those of an undisturbed run
+            stop = stop and done % config.log_every == 0
+            if done % config.checkpoint_every == 0 or done == total or stop:
                 tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names)}
-                save_checkpoint(run, done, tensors, {}, config.keep_checkpoints)
+                save_checkpoint(run, done, tensors, {"watch": watch.state()}, config.keep_checkpoints)
             if progress is not None:
                 progress(done, total)
+            if stop and done < total:
+                raise Stopped(f"interrupted; step {done} of {total} is saved, the same command goes on there")
     # Altered views are easier or harder than pictures as they are, which is what the model will meet.
     device_of = network.position.device
     network.eval().set_level(raw.to(device_of) for raw, _ in validation.in_order(config.batch_size))
@@ -200,4 +222,5 @@ def _start_codebook(
     while sum(map(len, vectors)) < KMEANS_VECTORS * network.quantizer.codes:
         raw, _ = training.batch(step + len(vectors), config.batch_size, config.seed + 1)
         vectors.append(network.code_vectors(raw.to(network.position.device), generator, _noise(config, step)))
-    network.quantizer.start(torch.cat(vectors))
+    found = torch.cat(vectors)
+    network.quantizer.start(found[found.isfinite().all(dim=1)])  # one broken picture would spoil all codes

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pictish.data.files import check_relative, only_writer, remove_leftovers, sha256_file, write_atomic
+from pictish.data.interrupt import in_units, stop_here
 from pictish.data.shards import ShardFile
 from pictish.data.starter.concepts import EmojiWords
 from pictish.data.starter.render import Rendered, Task, render, renderer_versions
@@ -77,8 +78,9 @@ def build(
             for shard, members in shards_of(listing.candidates, samples_per_shard).items()
         }
         total, settled = sum(map(len, plan.values())), 0
-        with _renderers(workers) as draw:
+        with _renderers(workers) as draw, in_units("shard"):
             for shard, members in plan.items():
+                stop_here("interrupted; finished shards are kept, and the same command goes on from there")
                 if shard not in done:
                     done[shard] = _write_shard(out / shard, members, draw)
                     _write_manifest(out, settings, listings, done, complete=False)

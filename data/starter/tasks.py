@@ -51,9 +51,12 @@ def make_tasks(
     shutil.rmtree(temp, ignore_errors=True)
     with only_writer(temp):
         manifest = _write(temp, found, colours)
-        if out.exists():
-            shutil.rmtree(out)
+        old = temp_path(out.with_name(f"{out.name}.old"))
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():  # renamed first: a kill while it is deleted would leave half of it
+            out.rename(old)
         temp.replace(out)
+        shutil.rmtree(old, ignore_errors=True)
     return manifest
 
 

@@ -1,6 +1,7 @@
 """`pictish detokenize`: tokens back to pictures."""
 
 import enum
+import errno
 import functools
 import hashlib
 import io
@@ -107,14 +108,18 @@ class Source:
 
     def read(self) -> "Iterator[tuple[str, str, bytes | Exception]]":
         """Name, output and bytes, or why there are none, of each of its pictures."""
+        from pictish.data.files import read_regular_file
         from pictish.data.shards import read_shard
+        from pictish.data.tokens import LARGEST
 
         if self.path.suffix != ".tar":
             blob: bytes | Exception
             try:
-                blob = self.path.read_bytes()
+                blob = read_regular_file(self.path, LARGEST)
             except OSError as error:
                 blob = ValueError(error.strerror or "cannot be read")
+            except ValueError as error:
+                blob = error
             yield self.name, self.outputs[0], blob
             return
         for output, sample in zip(self.outputs, read_shard(self.path), strict=False):
@@ -187,13 +192,15 @@ class Work:
     def run(self, sources: Iterable[Source]) -> tuple[int, int]:
         """Make all pictures; how many were made, and how many were done before."""
         from pictish.commands.report import Writer
+        from pictish.data.interrupt import in_units, stop_here
 
         before = 0
         drawn = 0
         batch: list[tuple[str, str, str, TokenizedImage]] = []
-        with Writer(self.report) as writer:
+        with Writer(self.report) as writer, in_units("batch"):
             for source in sources:
                 for name, output, blob in _readable(source):
+                    stop_here("interrupted; what was drawn is kept, and the same command goes on from there")
                     token = self._token(name, blob)
                     if token is None:
                         continue
@@ -247,7 +254,12 @@ class Work:
         buffer = io.BytesIO()
         image.save(buffer, kind, **options)
         blob = buffer.getvalue()
-        self.output.store(output, blob, Entry(name, source, hashlib.sha256(blob).hexdigest(), tokens))
+        try:
+            self.output.store(output, blob, Entry(name, source, hashlib.sha256(blob).hexdigest(), tokens))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise ValueError("a name too long for this file system") from error
 
 
 def _readable(source: Source) -> "Iterator[tuple[str, str, bytes | Exception]]":

@@ -149,6 +149,7 @@ def carry_out(
     The tokens in `origin` are drawn as they are where they are what is asked for. ValueError for names that
     are taken, for settings and models that do not fit, and where a given picture is needed again.
     """
+    from pictish.data.interrupt import in_units, stop_here
     from pictish.data.provenance import Origin
     from pictish.pipelines.reconstruct import Drawing
 
@@ -164,25 +165,30 @@ def carry_out(
     if origin:
         _check_models(models, origin, first)
     drawn = []
-    for start in range(0, len(jobs), ctx.params["batch_size"]):
-        part = jobs[start : start + ctx.params["batch_size"]]
-        requests = [request for _, request in part]
-        tokens = [stored] if stored is not None else _tokens(drawer, requests, given)
-        kept = reconstructor.kept(given[0], tokens) if first.keep else None
-        # noise of its own from the seed, not where the draws of tokens ended: tokens alone give the picture
-        noise = generators([request.seed for request in requests])
-        pictures = reconstructor(tokens, first.size, generators=noise, drawing=drawing, sources=kept)
-        used = {
-            "steps": drawing.steps,
-            "pixel_guidance": drawing.guidance,
-            "scheduler": drawing.scheduler,
-            "keep": None if first.keep is None else kept is not None,
-        }
-        for (name, request), token, picture in zip(part, tokens, pictures, strict=True):
-            blob = base64.b64encode(token.to_bytes()).decode()
-            facts = request.model_dump() | used | models | {"tokens": blob}
-            files.store(name, picture, Origin(**facts))
-        drawn += pictures if files.grid else []
+    with in_units("batch"):
+        for start in range(0, len(jobs), ctx.params["batch_size"]):
+            stop_here(
+                f"interrupted; {start} of {len(jobs)} pictures are in {files.out}, "
+                "and the same command with --overwrite draws them all"
+            )
+            part = jobs[start : start + ctx.params["batch_size"]]
+            requests = [request for _, request in part]
+            tokens = [stored] if stored is not None else _tokens(drawer, requests, given)
+            kept = reconstructor.kept(given[0], tokens) if first.keep else None
+            # noise of its own from the seed, not where the draws of tokens ended: tokens give the picture
+            noise = generators([request.seed for request in requests])
+            pictures = reconstructor(tokens, first.size, generators=noise, drawing=drawing, sources=kept)
+            used = {
+                "steps": drawing.steps,
+                "pixel_guidance": drawing.guidance,
+                "scheduler": drawing.scheduler,
+                "keep": None if first.keep is None else kept is not None,
+            }
+            for (name, request), token, picture in zip(part, tokens, pictures, strict=True):
+                blob = base64.b64encode(token.to_bytes()).decode()
+                facts = request.model_dump() | used | models | {"tokens": blob}
+                files.store(name, picture, Origin(**facts))
+            drawn += pictures if files.grid else []
     if files.grid:
         files.store_grid(drawn, ctx.params["count"])
 

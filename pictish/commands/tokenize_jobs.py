@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pictish.commands.report import Report, Writer
 from pictish.data.files import one_line, printable, sha256_file
 from pictish.data.images import ImageFile, find_images, holds_images
+from pictish.data.interrupt import in_units, stop_here
 from pictish.data.loader import Decoded, ImageBytes, decode_images
 from pictish.data.shards import PICTURES, ShardFile, find_shards, key_of, read_shard, shard_name
 from pictish.data.token_folder import Entry, OutputFolder, plan_outputs, sources_digest
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pictish.commands.tokenize import Selection
     from pictish.tokenizer.dynamic import Tokenizer
 
+_GO_ON = "interrupted; what was tokenized is kept, and the same command goes on from there"
 CARRIED = ("txt", "json")  # members of a raw sample that go into the tokens' shard
 
 
@@ -175,8 +177,9 @@ def _fill_folder(work: Work, images: Sequence[ImageFile], outputs: Sequence[str]
         work.output.store(output_of[source], blob, entry)
         work.totals.add(image)
 
-    with Writer(work.report) as writer:
+    with Writer(work.report) as writer, in_units("picture"):
         for decoded, image in work.tokenize(images, skip=finished):
+            stop_here(_GO_ON)
             name, sha256 = decoded.file.name, decoded.sha256
             if decoded.error is not None:
                 work.report.failed(name, decoded.error)
@@ -198,8 +201,10 @@ def _fill_shards(work: Work, parts: Sequence[Sequence[ImageFile]], names: Sequen
         else:
             digest = sources_digest([(image.name, _sha256(image.path)) for image in part])
             _reuse(work, name, entry, digest == entry.source_sha256)
-    with contextlib.closing(work.tokenize(image for _, part in todo for image in part)) as tokenized:
+    pictures = (image for _, part in todo for image in part)
+    with contextlib.closing(work.tokenize(pictures)) as tokenized, in_units("shard"):
         for name, part in todo:
+            stop_here(_GO_ON)
             with ShardBuilder(work, name) as shard:
                 for decoded, image in itertools.islice(tokenized, len(part)):
                     shard.add(decoded, image, key_of(decoded.file.name), decoded.file.name)
@@ -209,6 +214,7 @@ def _fill_shards(work: Work, parts: Sequence[Sequence[ImageFile]], names: Sequen
 def _fill_from_shards(work: Work, shards: Sequence[Path]) -> None:
     """A shard for every raw shard: its pictures become tokens, its captions and JSON are carried over."""
     for path in shards:
+        stop_here(_GO_ON)
         sha256 = _sha256(path)
         if sha256 is None:
             work.report.failed(path.name, "cannot be read")
@@ -217,7 +223,7 @@ def _fill_from_shards(work: Work, shards: Sequence[Path]) -> None:
         if entry is not None:
             _reuse(work, path.name, entry, sha256 == entry.source_sha256)
             continue
-        with ShardBuilder(work, path.name, source=path.name) as shard:
+        with in_units("shard"), ShardBuilder(work, path.name, source=path.name) as shard:
             shard.source_sha256 = sha256
             with contextlib.closing(work.tokenize(_pictures(path, shard))) as tokenized:
                 for decoded, image in tokenized:

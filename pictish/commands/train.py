@@ -14,6 +14,10 @@ ConfigName = Annotated[str, typer.Argument(help="A shipped name such as starter/
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes such as batch_size=32 data.views=1")]
 Run = Annotated[Path, typer.Option(help="Folder for checkpoints, metrics.jsonl and the finished model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+AnomalySkip = Annotated[
+    int,
+    typer.Option(min=0, help="Pass over so many steps whose loss or gradient goes wrong; one more stops."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings and errors.")]
 
 
@@ -22,6 +26,7 @@ def tokenizer(
     overrides: Overrides = None,
     run: Run = Path("runs/tokenizer"),
     device: Device = "auto",
+    anomaly_skip: AnomalySkip = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train the dynamic tokenizer; run again to go on where it stopped."""
@@ -31,7 +36,9 @@ def tokenizer(
 
     settings = parse(TrainConfig, load(config, overrides or []), config)
     with _begun(run, settings, quiet):
-        _with_progress(lambda progress: train(settings, run, device, progress), quiet)
+        _with_progress(
+            lambda progress: train(settings, run, device, progress, anomaly_skip=anomaly_skip), quiet
+        )
 
 
 def lm(
@@ -40,6 +47,7 @@ def lm(
     run: Run = Path("runs/lm"),
     device: Device = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first damaged sample.")] = False,
+    anomaly_skip: AnomalySkip = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train a language model on shards of text and pictures; run again to go on where it stopped.
@@ -61,7 +69,7 @@ def lm(
     with _begun(run, settings, quiet):
         known, look = image_tokens_of(tokenizer), looking(tokenizer)
         show = showing(settings, tokenizer, run)
-        parts: dict[str, Any] = {"look": look, "show": show, "report": report}
+        parts: dict[str, Any] = {"look": look, "show": show, "report": report, "anomaly_skip": anomaly_skip}
         _with_progress(
             lambda progress: train(settings, run, known, device, **parts, progress=progress), quiet
         )
@@ -74,6 +82,7 @@ def decoder(
     overrides: Overrides = None,
     run: Run = Path("runs/decoder"),
     device: Device = "auto",
+    anomaly_skip: AnomalySkip = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train a decoder of codes to pictures; run again to go on where it stopped."""
@@ -83,7 +92,9 @@ def decoder(
 
     settings = parse(TrainConfig, load(config, overrides or []), config)
     with _begun(run, settings, quiet):
-        _with_progress(lambda progress: train(settings, run, device, progress), quiet)
+        _with_progress(
+            lambda progress: train(settings, run, device, progress, anomaly_skip=anomaly_skip), quiet
+        )
 
 
 @contextmanager

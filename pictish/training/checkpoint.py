@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pictish.training.average import PREFIX, Average
+from pictish.training.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +81,13 @@ def load_checkpoint(
         if document["format_version"] != FORMAT_VERSION:
             version = document["format_version"]
             raise ValueError(f"{path}: checkpoint format {version}, this version reads {FORMAT_VERSION}")
+        state = {**document["state"], "step": int(document["step"])}
         tensors = load_file(path / "tensors.safetensors", device=str(device))
     except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, FileNotFoundError) as error:
         raise ValueError(
             f"{path}: damaged checkpoint ({error}); delete the folder to resume from an older one"
         ) from None
-    return tensors, {**document["state"], "step": document["step"]}
+    return tensors, state
 
 
 def restore(
@@ -94,11 +96,12 @@ def restore(
     optimizer: torch.optim.Optimizer,
     names: Sequence[str],
     average: Average | None = None,
+    watch: Watch | None = None,
 ) -> int:
     """Fill a module and its optimizer, strictly, from the last checkpoint of `run`; returns the step or 0.
 
-    The checkpoint holds the state dict of the module, `optimizer_tensors(optimizer, names)`, and
-    `average.tensors()`.
+    The checkpoint holds the state dict of the module, `optimizer_tensors(optimizer, names)`,
+    `average.tensors()`, and in its state, as `watch`, `watch.state()`.
     """
     latest = latest_checkpoint(run)
     if latest is None:
@@ -108,6 +111,8 @@ def restore(
     module.load_state_dict({name: t for name, t in tensors.items() if not name.startswith(beside)})
     if average is not None:
         average.load(tensors)
+    if watch is not None:
+        watch.load(state.get("watch"))
     load_optimizer_tensors(optimizer, names, tensors)
     logger.info("going on from %s", latest.name)
     return int(state["step"])

@@ -55,10 +55,10 @@ def test_a_folder_with_other_things_is_never_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("config.yaml", b"a: [", "not YAML"),
-        ("config.yaml", b"\xff\xfe\0", "not YAML"),
+        ("config.yaml", b"a: [", "not valid YAML"),
+        ("config.yaml", b"\xff\xfe\0", "not valid YAML"),
         ("config.yaml", b"- 1\n", "holds list"),
-        ("config.yaml", b"!!python/object/apply:os.getcwd []\n", "not YAML"),
+        ("config.yaml", b"!!python/object/apply:os.getcwd []\n", "not valid YAML"),
         ("model.safetensors", b"nonsense", "safetensors"),
         ("model.safetensors", b"", "safetensors"),
     ],

@@ -1,0 +1,90 @@
+"""Every command that writes: killed at random moments, asked to stop, on a full disk, without permission."""
+
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.killing import CASES, Harness
+
+pytestmark = pytest.mark.slow
+KILLS = 2
+POLITE = [name for name, case in CASES.items() if case.polite]
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory) -> Harness:
+    return Harness(tmp_path_factory.mktemp("killing"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_killed_command_leaves_nothing_half_and_ends_as_an_undisturbed_one(harness, name):
+    chance = random.Random(name)
+    for _ in range(KILLS):
+        harness.kill(name, chance)
+    harness.finish(name)
+
+
+@pytest.mark.parametrize("name", POLITE)
+def test_sigterm_ends_a_unit_and_says_how_to_go_on(harness, name):
+    chance = random.Random(name)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        stopped = harness.kill(name, chance, number)
+        if stopped.hit and stopped.code != 0:  # 0: it was at its last unit
+            assert stopped.code == 130, stopped.err
+            last = stopped.err.splitlines()[-1]
+            # cut off where work is not in units: while features are cached, or a model is saved
+            assert "the same command" in last or last == "pictish: interrupted", stopped.err
+            assert "Traceback" not in stopped.err
+    harness.finish(name)
+
+
+def mounted(place: Path, kilobytes: int) -> bool:
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "pictish-test", str(place)]
+    return bool(shutil.which("mount")) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Path]:
+    """A disk of its own of 40 kilobytes."""
+    place = tmp_path / "disk"
+    if not mounted(place, 40):
+        pytest.skip("a small disk can be mounted by root alone")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def remount(place: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_full_disk_is_one_line_and_with_room_the_work_goes_on(harness, name, disk, monkeypatch):
+    whole = harness.whole(name)
+    monkeypatch.setattr(harness, "out", lambda name: disk / "out")
+    process = harness._start(name, disk / "out")
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 2, err
+    assert "No space left on device" in err.splitlines()[-1], err
+    assert "Traceback" not in err
+    harness.check_whole(name)
+    remount(disk, "size=256m")
+    harness.finish(name)
+    assert whole.exists()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_output_that_may_not_be_written_is_one_line(harness, name, disk):
+    (disk / "there").mkdir()
+    remount(disk, "ro")
+    process = harness._start(name, disk / "there" / "out")
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 2, err
+    assert "Read-only file system" in err.splitlines()[-1], err
+    assert "Traceback" not in err
+    assert list((disk / "there").iterdir()) == []
