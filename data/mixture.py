@@ -2,9 +2,11 @@
 
 Each epoch of a source is a permutation of all its samples, so the whole source is the shuffle buffer and a
 sample comes exactly once an epoch. That takes an index of where samples lie and reading by seek: shards must
-be local files. Ranks take every world-th sample of one global order, whatever their number.
+be local files. A lane takes every so-many-th sample of one global order; the processes of a run share out the
+lanes, so that what a step learns from does not depend on how many they are.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -109,16 +111,15 @@ class Drawn:
 
 
 class Mixture:
-    """An endless iterator over this rank's samples.
+    """An endless iterator over the samples of one lane of `lanes`.
 
     `position` (plain JSON, from `Drawn.position` or `Mixture.position`) makes it go on with the very next
     sample. That costs the reading of an index, one permutation a source and at most 1,023 draws; no sample is
-    read again. When all ranks have taken equally many samples, the position of the largest `sample` holds for
-    any number of ranks; otherwise each rank goes on from its own.
+    read again.
 
     Samples that cannot be used are left out, which moves no other, and named in `report`; `strict` makes the
-    first of them a ValueError. `cache`: folder for the indices, so that shards are scanned once.
-    `tokenizer`: fingerprint that token files must have.
+    first of them a ValueError. `cache`: folder for the indices, so that shards are scanned once; with
+    `shared` somebody else writes there, and it is only read. `tokenizer`: fingerprint of token files.
     """
 
     def __init__(
@@ -126,23 +127,24 @@ class Mixture:
         sources: Sequence[Source],
         seed: int,
         *,
-        rank: int = 0,
-        world: int = 1,
+        lane: int = 0,
+        lanes: int = 1,
         position: Mapping[str, Any] | None = None,
         tokenizer: str | None = None,
         strict: bool = False,
         cache: Path | None = None,
+        shared: bool = False,
     ) -> None:
         if not sources or len({source.name for source in sources}) < len(sources):
             names = ", ".join(source.name for source in sources) or "none"
             raise ValueError(f"a mixture has one source or more, each of its own name; came: {names}")
         if not 0 <= seed < 1 << 63:
             raise ValueError(f"seed must be 0 to 2**63 - 1, not {seed}")
-        assert 0 <= rank < world
-        self.seed, self.rank, self.world, self.tokenizer, self.strict = seed, rank, world, tokenizer, strict
+        assert 0 <= lane < lanes
+        self.seed, self.lane, self.lanes, self.tokenizer, self.strict = seed, lane, lanes, tokenizer, strict
         self.report = Report()
         sources = sorted(sources, key=lambda source: source.name)  # their order in a config means nothing
-        own_cache = cache if rank == 0 else None  # the others read what is there; two may not write one file
+        own_cache = None if shared else cache  # two may not write one file
         self._pools = {s.name: _Pool(s, seed, self._indices(s, cache, own_cache)) for s in sources}
         self._drawn = dict.fromkeys(self._pools, 0)
         self._next = 0
@@ -153,6 +155,16 @@ class Mixture:
         self._unusable: dict[str, set[int]] = {name: set() for name in self._pools}  # rows since the last use
         if position is not None:
             self._go_to(position)
+
+    def beside(self, lane: int, position: Mapping[str, Any] | None = None) -> "Mixture":
+        """Another lane of the same samples, which shares index and report with this one."""
+        assert 0 <= lane < self.lanes
+        other = copy.copy(self)
+        other.lane, other._next, other._drawn = lane, 0, dict.fromkeys(self._pools, 0)
+        other._unusable = {name: set() for name in self._pools}
+        if position is not None:
+            other._go_to(position)
+        return other
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -180,12 +192,12 @@ class Mixture:
             return Drawn(slot, sample, self.position)
 
     def draw(self) -> Slot:
-        """This rank's next slot, unread: for a caller who reads ahead in threads; see `read`."""
+        """This lane's next slot, unread: for a caller who reads ahead in threads; see `read`."""
         while True:
             number, source = self._next, self._source_at(self._next)
             turn = self._drawn[source]
             self._next, self._drawn[source] = number + 1, turn + 1
-            if number % self.world == self.rank:
+            if number % self.lanes == self.lane:
                 pool = self._pools[source]
                 epoch, place = divmod(turn, pool.size)
                 return Slot(number, source, epoch, int(pool.order(epoch)[place]))
@@ -290,14 +302,16 @@ class _Pool:
         self._hashes = np.array(hashes, np.uint64)
         digest = hashlib.sha256(self._hashes.astype("<u8").tobytes()).hexdigest()[:12]
         self.facts = {"weight": float(source.weight), "size": self.size, "digest": digest}
-        self._order: tuple[int, npt.NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     def order(self, epoch: int) -> npt.NDArray[np.int64]:
         """Rows of all samples in their order of that epoch, (size,)."""
-        if self._order[0] != epoch:
+        if epoch not in self._orders:
             ranks = _mix(self._hashes ^ np.uint64(_hash(str(self._seed), self._name, str(epoch))))
-            self._order = epoch, np.argsort(ranks, kind="stable")
-        return self._order[1]
+            # two: at an epoch's end some lanes are behind it, and some before
+            self._orders = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1}
+            self._orders[epoch] = np.argsort(ranks, kind="stable")
+        return self._orders[epoch]
 
     def place(self, row: int) -> tuple[SampleIndex, int]:
         """Shard or folder of a sample, and its row there."""

@@ -69,8 +69,11 @@ class DataConfig(Config):
     train: dict[str, SourceConfig]
     validation: dict[str, SourceConfig] = Field({}, description="sources of documents to measure on")
     length: int = Field(512, gt=8, description="tokens a row")
-    rows: int = Field(8, gt=0, description="rows a step and process, divided by `accumulate` into forwards")
-    accumulate: int = Field(1, gt=0)
+    rows: int = Field(8, gt=0, description="rows a step, of all lanes together")
+    lanes: int = Field(
+        4, gt=0, description="streams that a step takes its rows from; as many processes as divide it fit"
+    )
+    accumulate: int = Field(1, gt=0, description="forwards a step and process")
     read_ahead: bool = Field(True, description="read and tokenize in a thread while the model computes")
     strict: bool = Field(False, description="stop at the first damaged sample")
 
@@ -137,10 +140,9 @@ class TrainConfig(Config):
     def _consistent(self) -> "TrainConfig":
         if not self.stages:
             raise ValueError("stages: one or more are needed, none was given")
-        if self.data.rows % self.data.accumulate:
-            raise ValueError(
-                f"data.rows {self.data.rows} is no multiple of accumulate {self.data.accumulate}"
-            )
+        for name in ("lanes", "accumulate"):
+            if self.data.rows % (count := getattr(self.data, name)):
+                raise ValueError(f"data.rows {self.data.rows} is no multiple of data.{name}, {count}")
         for name, source in {**self.data.train, **self.data.validation}.items():
             if source.continuous and not self.model.features:
                 raise ValueError(

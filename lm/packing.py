@@ -56,6 +56,17 @@ class Packed:
             parts.append(Packed(ids, targets, documents, positions, tasks, features, places))
         return parts
 
+    @classmethod
+    def join(cls, parts: "Sequence[Packed]") -> "Packed":
+        """The rows of all parts, one after the other."""
+        by_token = [torch.cat(tensors) for tensors in zip(*(part._by_token for part in parts), strict=True)]
+        features = [part.features for part in parts if part.features is not None]
+        places, rows = [], 0
+        for part in parts:
+            places.append(part.places + torch.tensor([[rows], [0]]))
+            rows += len(part.ids)
+        return cls(*by_token, torch.cat(features) if features else None, torch.cat(places, dim=1))
+
     @property
     def learned(self) -> int:
         """How many targets count."""

@@ -2,7 +2,8 @@
 
 It reads like tokenizer/train.py. The order of samples and every choice about them are functions of the seed
 and a position in the stream; the objective, and dropout inside the model, draw from generators seeded by the
-step.
+step. A step's rows come from `data.lanes` streams in equal parts, which the processes share out: their number
+changes nothing about what is learned.
 
 Legend: B rows, L tokens a row, T tasks.
 """
@@ -112,23 +113,27 @@ def train(
                 if resumed:
                     load_optimizer_tensors(optimizer, names, begun.moments)
                 begun.moments.clear()  # twice the size of the model
-                place = begun.place(accelerate.process_index, accelerate.num_processes) if resumed else None
                 with accelerate.main_process_first():
-                    mixture = _mixture(config, number, accelerate, image_tokens, place, run)
-                during.callback(report.note, mixture.report.skipped)
-                documents = replace(maker, seed=config.seed + number).documents(mixture)
+                    places = begun.places_of(config.data.lanes) if resumed else None
+                    streams = _streams(config, number, accelerate, image_tokens, places, run)
+                skipped = next(iter(streams.values())).report.skipped  # they share it
+                during.callback(report.note, skipped)
+                stage_maker = replace(maker, seed=config.seed + number)
                 # Else the next stage's clipping would divide its fp16 gradients once for each optimizer.
                 during.callback(accelerate.free_memory)
                 wrapped, optimizer = accelerate.prepare(model, optimizer)
-                steps = batches(documents, config.data.rows, config.data.length)
+                each = config.data.rows // config.data.lanes, config.data.length
+                steps = zip(
+                    *(batches(stage_maker.documents(s), *each) for s in streams.values()), strict=True
+                )
                 ahead = during.enter_context(Ahead(steps, AHEAD if config.data.read_ahead else 0))
                 during.enter_context(in_units(f"stretch of {config.log_every} steps"))
                 window = Window()
                 if not resumed:
                     watch.forget()
                 for step in range(max(first, begun.step), last):
-                    (rows, place), waited = ahead.next()
-                    seed = seeded(config.seed, step).initial_seed()
+                    parts, waited = ahead.next()  # rows and place of each of this process's lanes
+                    seed = seeded(config.seed, step).initial_seed() * config.data.lanes % 2**63
                     rate = warmup_cosine(
                         step - first,
                         peak=stage.learning_rate,
@@ -138,14 +143,20 @@ def train(
                     )
                     for group in optimizer.param_groups:
                         group["lr"] = rate
-                    generator = torch.Generator().manual_seed(seed + accelerate.process_index)
-                    packed = objective.prepare(pack(rows, config.data.length), generator)
+                    packed = Packed.join(
+                        [
+                            objective.prepare(
+                                pack(rows, config.data.length), torch.Generator().manual_seed(seed + lane)
+                            )
+                            for lane, (rows, _) in zip(streams, parts, strict=True)
+                        ]
+                    )
                     watch.begin(model)
                     losses = backward(accelerate, wrapped, objective, packed, config)
                     norm = accelerate.clip_grad_norm_(model.parameters(), config.clip_norm)
                     done = step + 1
                     found = losses.total, losses.counts.sum(), {"gradient_norm": norm}
-                    good, stop = watch.judge(done, *found, asked(), partial(_samples, rows))
+                    good, stop = watch.judge(done, *found, asked(), partial(_samples, parts))
                     if good:
                         optimizer.step()
                         window.add(losses, packed, waited)
@@ -163,12 +174,14 @@ def train(
                         _show_or_warn(show, model, done)
                     if saving:
                         own = Report()  # a copy, for the stream may read on meanwhile
-                        own.note(mixture.report.skipped)
-                        every = accelerate.gather_for_metrics([(place, own)], use_gather_object=True)
+                        own.note(skipped)
+                        behind = {lane: place for lane, (_, place) in zip(streams, parts, strict=True)}
+                        every = accelerate.gather_for_metrics([(behind, own)], use_gather_object=True)
                         for _, other in every:
                             report.note(other.skipped)
+                        reached = {lane: place for places, _ in every for lane, place in places.items()}
                         state = {
-                            "places": [place for place, _ in every],
+                            "places": [reached[lane] for lane in range(config.data.lanes)],
                             "skipped": report.skipped,
                             "image_tokens": vars(image_tokens),
                             "watch": watch.state(),
@@ -203,7 +216,7 @@ def backward(
     """Add the gradient of the mean over the learned tokens of all processes; returns this process's sums."""
     learned = accelerate.reduce(torch.tensor(float(packed.learned), device=accelerate.device), "sum")
     sums: list[Losses] = []
-    parts = packed.split(config.data.rows // config.data.accumulate)
+    parts = packed.split(max(1, len(packed.ids) // config.data.accumulate))
     for number, part in enumerate(parts):
         with ExitStack() as during:
             if number < len(parts) - 1:
@@ -250,9 +263,9 @@ class Window:
         return result
 
 
-def _samples(rows: Sequence[Sequence[Document]]) -> list[str]:
+def _samples(parts: Sequence[tuple[Sequence[Sequence[Document]], Position]]) -> list[str]:
     """Names of the samples in a step's rows."""
-    return [document.sample for row in rows for document in row]
+    return [document.sample for rows, _ in parts for row in rows for document in row]
 
 
 @contextmanager
@@ -303,13 +316,11 @@ class _Begun:
         places = tuple(state["places"])
         return cls(int(state["step"]), moments, places, state["skipped"], state.get("watch"))
 
-    def place(self, rank: int, world: int) -> Position:
-        """Where in the stream this process goes on."""
-        if len(self.places) != world:
-            raise ValueError(
-                f"the run was begun with {len(self.places)} processes; go on with as many, not {world}"
-            )
-        return self.places[rank]
+    def places_of(self, lanes: int) -> Sequence[Position]:
+        """Where each lane of the stream goes on."""
+        if len(self.places) != lanes:
+            raise ValueError(f"the run has data.lanes {len(self.places)}; go on with as many, not {lanes}")
+        return self.places
 
 
 def _maker(config: TrainConfig, model: UnifiedModel, look: Look | None) -> Maker:
@@ -329,27 +340,30 @@ def _maker(config: TrainConfig, model: UnifiedModel, look: Look | None) -> Maker
     )
 
 
-def _mixture(
+def _streams(
     config: TrainConfig,
     number: int,
     accelerate: Any,
     image_tokens: ImageTokens,
-    place: Position | None,
+    places: Sequence[Position] | None,
     run: Path,
-) -> Mixture:
-    """The stream of stage `number` for this process."""
-    weights = config.stages[number].weights
-    sources = sources_of(config.data.train, weights)
-    return Mixture(
-        sources,
+) -> dict[int, Mixture]:
+    """This process's lanes of stage `number`, each where it goes on."""
+    lanes, rank, world = config.data.lanes, accelerate.process_index, accelerate.num_processes
+    if lanes % world:
+        raise ValueError(f"{world} processes cannot share out data.lanes {lanes}; give a multiple of {world}")
+    first = Mixture(
+        sources_of(config.data.train, config.stages[number].weights),
         config.seed + number,
-        rank=accelerate.process_index,
-        world=accelerate.num_processes,
-        position=place,
+        lane=rank,
+        lanes=lanes,
         tokenizer=image_tokens.fingerprint,
         strict=config.data.strict,
         cache=run / "cache",
+        shared=not accelerate.is_main_process,
     )
+    own = range(rank, lanes, world)
+    return {lane: first.beside(lane, None if places is None else places[lane]) for lane in own}
 
 
 def _rows(model: UnifiedModel) -> Sequence[str]:

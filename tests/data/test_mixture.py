@@ -77,14 +77,14 @@ def test_every_sample_comes_exactly_once_an_epoch_of_its_source(shards, plan, se
 @given(sources, st.integers(0, 99), st.integers(1, 5))
 def test_ranks_take_slices_of_one_order(shards, plan, seed, world):
     alone = places(take(mixture(shards, plan, seed), 12 * world))
-    ranks = [places(take(mixture(shards, plan, seed, rank=r, world=world), 12)) for r in range(world)]
+    ranks = [places(take(mixture(shards, plan, seed, lane=r, lanes=world), 12)) for r in range(world)]
     assert [place for turn in zip(*ranks, strict=True) for place in turn] == alone
 
 
 @quick
 @given(sources, st.integers(0, 99), st.integers(0, 90), st.integers(1, 4), st.data())
 def test_a_stopped_stream_goes_on_with_the_very_next_sample(shards, plan, seed, stop, world, data):
-    where = {"rank": data.draw(st.integers(0, world - 1)), "world": world}
+    where = {"lane": data.draw(st.integers(0, world - 1)), "lanes": world}
     undisturbed = mixture(shards, plan, seed, **where)
     before = take(undisturbed, stop)
     position = json.loads(json.dumps(before[-1].position if before else undisturbed.position))
@@ -99,13 +99,13 @@ def test_a_stopped_stream_goes_on_with_the_very_next_sample(shards, plan, seed, 
 def test_another_number_of_ranks_goes_on_where_all_have_stopped(shards):
     plan = [((7, 5), 2.0), ((3,), 1.0)]
     alone = places(take(mixture(shards, plan), 60))
-    ranks = [mixture(shards, plan, rank=r, world=4) for r in range(4)]
+    ranks = [mixture(shards, plan, lane=r, lanes=4) for r in range(4)]
     for rank in ranks:
         take(rank, 5)
     furthest = max((rank.position for rank in ranks), key=lambda position: position["sample"])
     for world in (1, 2, 3):
         again = [
-            places(take(mixture(shards, plan, rank=r, world=world, position=furthest), 10))
+            places(take(mixture(shards, plan, lane=r, lanes=world, position=furthest), 10))
             for r in range(world)
         ]
         assert sorted(place for rank in again for place in rank) == alone[20 : 20 + 10 * world]
@@ -275,16 +275,28 @@ def test_a_source_of_nothing_but_foreign_tokens_stops_soon(tmp_path):
     bad = write(tmp_path / "bad.tar", "abc", lambda key: {"tokens": tokens(THEIRS), "txt": b"x"})
     good = write(tmp_path / "good.tar", "xyz")
     for world in (1, 3):
-        stream = Mixture([Source("bad", (bad,)), Source("good", (good,))], 0, tokenizer=OURS, world=world)
+        stream = Mixture([Source("bad", (bad,)), Source("good", (good,))], 0, tokenizer=OURS, lanes=world)
         with pytest.raises(ValueError, match=rf"source bad: 3 samples.*{THEIRS}.*{OURS}"):
             take(stream, 1000)
+
+
+def test_lanes_beside_one_another_share_what_is_known(shards):
+    plan = [((7, 5), 2.0), ((3,), 1.0)]
+    first = mixture(shards, plan, lane=0, lanes=3)
+    take(first, 4)
+    others = [first.beside(lane) for lane in range(3)]
+    alone = [places(take(mixture(shards, plan, lane=lane, lanes=3), 20)) for lane in range(3)]
+    turns = [[places([next(other)])[0] for other in others] for _ in range(20)]  # in turn, epochs apart
+    assert [list(lane) for lane in zip(*turns, strict=True)] == alone
+    again = first.beside(1, others[1].position)
+    assert places(take(again, 5)) == places(take(others[1], 5))
 
 
 def test_half_a_small_source_damaged_does_not_stop_one_of_many_ranks(tmp_path):
     bad = write(
         tmp_path / "bad.tar", "ab", lambda key: {"png": b"P", **({"txt": b"x"} if key == "a" else {})}
     )
-    stream = Mixture([Source("bad", (bad,))], 0, rank=1, world=2)
+    stream = Mixture([Source("bad", (bad,))], 0, lane=1, lanes=2)
     assert {d.sample.key for d in take(stream, 200)} == {"a"}
 
 
@@ -341,8 +353,8 @@ def test_an_index_is_kept_and_made_anew_for_changed_shards_only(tmp_path, monkey
         return places(take(Mixture([Source("s", paths)], 0, **settings), 10))
 
     first = order()
-    assert order(cache=run, rank=1, world=2) != first
-    assert not run.exists()  # only the first rank writes
+    assert order(cache=run, shared=True) == first
+    assert not run.exists()  # somebody else writes it
     assert order(cache=run) == first
     assert scanned == ["a.tar", "b.tar"]
     assert order(cache=run) == first

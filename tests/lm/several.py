@@ -1,4 +1,6 @@
-"""One process of a training run under torchrun: `several.py SHARDS RUN STOP`, killed after STOP steps.
+"""One process of a training run under torchrun: `several.py SHARDS RUN STOP [KEY=VALUE ...]`.
+
+All are killed after STOP steps.
 
 It writes a line for each document of each step: the step, and which sample of which epoch it was.
 """
@@ -18,31 +20,32 @@ STAGES = (
 )
 
 
-def main(shards: Path, run: Path, stop: int) -> None:
+def main(shards: Path, run: Path, stop: int, *overrides: str) -> None:
     """Train, noting the samples of every step when it is done."""
-    used = (run.parent / f"{run.name}-used-{os.environ['RANK']}.txt").open("a", buffering=1)
-    made: dict[int, tuple[object, str]] = {}  # by id of the document, which is kept so that no other has it
+    used = (run.parent / f"{run.name}-used-{os.environ.get('RANK', '0')}.txt").open("a", buffering=1)
+    made: dict[int, tuple[object, str]] = {}  # by id of the document's ids, kept so that no other has it
     latest: list[str] = []
     make, pack = documents.Maker.make, loop.pack
 
     def noting(self, sample, slot, seen):
         document = make(self, sample, slot, seen)
-        made[id(document)] = document, f"{slot.epoch} {sample.source}/{sample.key}"
+        made[id(document.ids)] = document, f"{slot.epoch} {sample.source}/{sample.key}"
         return document
 
     def packing(rows, length):
-        latest[:] = [made[id(document)][1] for row in rows for document in row]
+        latest.extend(made[id(document.ids)][1] for row in rows for document in row)
         return pack(rows, length)
 
     documents.Maker.make, loop.pack = noting, packing
 
     def progress(done: int, total: int) -> None:
         used.writelines(f"{done} {name}\n" for name in latest)
+        latest.clear()
         if done == stop:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    loop.train(config_for(shards, STAGES), run, IMAGE_TOKENS, "cpu", progress=progress)
+    loop.train(config_for(shards, *(overrides or [STAGES])), run, IMAGE_TOKENS, "cpu", progress=progress)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

@@ -1,7 +1,8 @@
-"""Two processes over gloo: each sample goes to one of them, and a killed run ends as an undisturbed one."""
+"""Processes over gloo: they learn what one would, and a killed run ends as an undisturbed one."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -17,19 +18,20 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-def run_two(shards: Path, name: str, stop: int = 0) -> int:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+def run(processes: int, shards: Path, name: str, *overrides: str, stop: int = 0) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     command += [str(ROOT / "tests" / "lm" / "several.py"), str(shards), str(shards / name), str(stop)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert stop or done.returncode == 0, done.stderr[-3000:]
-    return done.returncode
+    done = subprocess.run(
+        [*command, *overrides], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode != 0) == bool(stop), done.stderr[-3000:]
 
 
-def used(shards: Path, name: str) -> list[dict[int, list[str]]]:
+def used(shards: Path, name: str, processes: int = 2) -> list[dict[int, list[str]]]:
     """For each process, `EPOCH SAMPLE` of each step's documents; of a repeated step, the last ones."""
     found = []
-    for rank in (0, 1):
+    for rank in range(processes):
         runs: list[dict[int, list[str]]] = [{}]
         for line in (shards / f"{name}-used-{rank}.txt").read_text().splitlines():
             step, sample = line.split(maxsplit=1)
@@ -45,17 +47,22 @@ def lines(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in ("waiting", "tokens_per_second")} for row in rows]
 
 
+def losses_of(run: Path) -> list[dict[str, float]]:
+    """All losses and gradient norms by step; padding and speed are those of one process's own rows."""
+    return [{k: v for k, v in row.items() if "loss" in k or "norm" in k} for row in lines(run)]
+
+
 def test_two_processes_share_the_stream_and_resume_exactly(tmp_path):
     for number in range(2):
         pair_shard(tmp_path / "shards" / f"{number}.tar", 100, seed=number)
     pair_shard(tmp_path / "validation" / "unseen.tar", 16, seed=9)
-    run_two(tmp_path, "whole")
-    assert run_two(tmp_path, "killed", stop=5) != 0
+    run(2, tmp_path, "whole")
+    run(2, tmp_path, "killed", stop=5)
     half = tmp_path / "killed" / "checkpoints" / ".step-00000006.pictish-tmp"  # a save that was killed, too
     half.mkdir()
     for number in range(3000):
         (half / str(number)).touch()
-    run_two(tmp_path, "killed")
+    run(2, tmp_path, "killed")
     assert not half.exists()
     steps = used(tmp_path, "whole")
     assert steps == used(tmp_path, "killed")
@@ -69,3 +76,35 @@ def test_two_processes_share_the_stream_and_resume_exactly(tmp_path):
     )
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert lines(tmp_path / "whole") == lines(tmp_path / "killed")
+
+
+def test_two_processes_begin_what_one_or_four_end(tmp_path):
+    for number in range(2):
+        pair_shard(tmp_path / "shards" / f"{number}.tar", 100, seed=number)
+    pair_shard(tmp_path / "validation" / "unseen.tar", 16, seed=9)
+    settings = (
+        "stages=[{name: only, steps: 20, warmup: 2}]",
+        "log_every=1",
+        "checkpoint_every=5",
+        "validate_every=20",
+        "objective={kind: autoregressive, corrupt: 0.5}",
+    )
+    run(1, tmp_path, "one", *settings)
+    run(2, tmp_path, "two", *settings, stop=12)
+    shutil.copytree(tmp_path / "two", tmp_path / "four")
+    run(1, tmp_path, "two", *settings)
+    run(4, tmp_path, "four", *settings)
+    losses = {name: losses_of(tmp_path / name) for name in ("one", "two", "four")}
+    weights = load_file(tmp_path / "one" / "model" / "model.safetensors")
+    (alone,) = used(tmp_path, "one", 1)
+    for name in ("two", "four"):
+        assert losses[name] == [pytest.approx(row, rel=1e-5) for row in losses["one"]], name
+        again = load_file(tmp_path / name / "model" / "model.safetensors")
+        for key, weight in weights.items():
+            torch.testing.assert_close(again[key], weight, rtol=1e-3, atol=1e-5)
+    taken = [used(tmp_path, "two", 2), used(tmp_path, "four", 4)]
+    for step in range(1, 11):  # of the two processes together
+        assert sorted(name for rank in taken[0] for name in rank[step]) == sorted(alone[step])
+    for step in range(11, 21):
+        assert sorted(name for rank in taken[1] for name in rank[step]) == sorted(alone[step])
+        assert sorted(taken[0][0][step]) == sorted(alone[step])
