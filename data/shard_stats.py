@@ -1,6 +1,6 @@
 """Folders that many processes fill with shards at once: no list, but `NAME_stats.json` for each NAME.tar.
 
-The stats are written after the shard, so they mark that it is whole. `_header.json` says what all shards have in
+The stats are written after the shard: they mark that it is whole. `_header.json` says what all shards have in
 common, and keeps two tokenizers or two settings out of one folder. Layout: docs/formats.md.
 """
 

@@ -89,9 +89,9 @@ def run(
 ) -> None:
     """Turn pictures into tokens: OUT/sub/name.tokens for IMAGES/sub/name.jpg, and OUT/manifest.json.
 
-    Raw shards become shards of the same names, each with its OUT/NAME_stats.json; many processes and machines
-    may share the work. Run again, it goes on where it stopped. Broken pictures are named and left out, the exit
-    code is then 1.
+    Raw shards become shards of their names, each with its OUT/NAME_stats.json; many processes and machines
+    may share the work. Run again, it goes on where it stopped. Broken pictures are named and left out, the
+    exit code is then 1.
     """
     from pictish.commands.tokenize_jobs import hold_shards
     from pictish.commands.tokenize_machine import MachineSettings, Selection
