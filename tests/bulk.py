@@ -36,8 +36,8 @@ def content(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def pictish(*words: object, launcher: tuple[str, ...] = ("-m", "pictish"), **environment: str):
+def pictish(*words: object, seconds: int = 300, **environment: str):
     """Run `pictish WORDS` in a process of its own."""
-    command = [sys.executable, *launcher, *map(str, words)]
+    command = [sys.executable, "-m", "pictish", *map(str, words)]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=surroundings, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=surroundings, timeout=seconds)

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 # What becomes of the NUMBERth request with this METHOD on this path: None, or one of
-# "503", "hang" (longer than the client waits), "cut" (half of the body, then the connection ends), "short" (half of
-# the body, and a length that says it was all), "lost" (the request never arrives; the connection ends).
+# "503", "hang" (longer than the client waits), "cut" (half of the body, and the connection ends), "short" (half
+# of it, and a length that says it was all), "lost" (the request never arrives; the connection ends).
 Faults = Callable[[int, str, str], str | None]
 HANG = 2.5  # seconds
 

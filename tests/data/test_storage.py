@@ -101,7 +101,7 @@ def test_faults_of_every_kind_are_overcome(store, tmp_path, fault):
 def test_a_store_that_stays_away_is_one_error_with_its_name(store, tmp_path):
     write_bytes("s3://raw/a.tar", BLOB)
     store.faults = lambda number, method, path: "lost"
-    with pytest.raises(OSError, match="s3://raw/a.tar: "):
+    with pytest.raises(OSError, match=r"s3://raw/a\.tar: "):
         download("s3://raw/a.tar", tmp_path / "back")
 
 
