@@ -7,6 +7,7 @@ common, and keeps two tokenizers or two settings out of one folder. Layout: docs
 import contextlib
 import json
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from pictish.data.tokens import TokenizedImage
 
 HEADER = "_header.json"
 STATS = "_stats.json"
+_PATIENCE = 100  # tenths of a second for the header
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ class BulkFolder:
 
         `planned`: names of the shards that all processes together would write.
         """
+        with self._claim_soon(HEADER):  # processes that start at once would write it at once
+            self._settle_header(planned)
+
+    def _settle_header(self, planned: Collection[str]) -> None:
         names = list_folder(self.place)
         if strange := [name for name in (MANIFEST, PARTIAL) if name in names]:
             raise ValueError(
@@ -166,6 +172,20 @@ class BulkFolder:
         finally:
             path.unlink(missing_ok=True)
             os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _claim_soon(self, name: str) -> Iterator[None]:
+        """`claim`, after waiting for its holder a while."""
+        with contextlib.ExitStack() as stack:
+            for attempt in range(_PATIENCE):
+                try:
+                    stack.enter_context(self.claim(name))
+                    break
+                except BlockingIOError:
+                    if attempt == _PATIENCE - 1:
+                        raise
+                    time.sleep(0.1)
+            yield
 
     def _read_header(self) -> Header:
         try:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 # What becomes of the NUMBERth request with this METHOD on this path: None, or one of
-# "503", "hang" (longer than the client waits), "cut" (half of the body, and the connection ends), "short" (half
+# "503", "hang" (longer than clients wait), "cut" (half of the body and the connection ends), "short" (half
 # of it, and a length that says it was all), "lost" (the request never arrives; the connection ends).
 Faults = Callable[[int, str, str], str | None]
 HANG = 2.5  # seconds

@@ -1,6 +1,6 @@
 """Rates of `pictish tokenize` on raw shards, and whether time and bytes are linear in the number of pictures.
 
-python tools/bench_scale.py RESULT.json                                 100 to 10,000 pictures, 1 and 2 processes
+python tools/bench_scale.py RESULT.json                          100 to 10,000 pictures, 1 and 2 processes
 python tools/bench_scale.py RESULT.json --pictures 20 40 --processes 1  a quick look at whether it works
 
 Every run is a process of its own on fresh output, and its rate is the command's own report. The result is

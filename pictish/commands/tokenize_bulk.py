@@ -86,22 +86,23 @@ def find_sources(inputs: Sequence[str], out: str) -> list[Stored]:
         if not is_remote(entry) and not Path(entry).exists():
             raise ValueError(f"{printable(entry)}: there is no such file or folder")
         for shard in find_files(entry, ".tar"):
-            place = shard.place if is_remote(shard.place) else os.path.realpath(shard.place)
             other = found.setdefault(shard.name, shard)
-            if other.place != shard.place and (is_remote(place) or os.path.realpath(other.place) != place):
+            if _real(other.place) != _real(shard.place):
                 first, second = printable(other.place), printable(shard.place)
                 raise ValueError(
                     f"{first} and {second} would both become {printable(shard.name)}; rename one"
                 )
-            if place == (
-                join(out, shard.name) if is_remote(out) else os.path.realpath(join(out, shard.name))
-            ):
+            if _real(join(out, shard.name)) == _real(shard.place):
                 raise ValueError(
                     f"{printable(shard.place)} would be replaced by its own tokens; choose another OUT"
                 )
     if not found:
         raise ValueError(f"no shards found ({', '.join(map(printable, inputs))}); looked for *.tar")
     return [found[name] for name in sorted(found)]
+
+
+def _real(place: str) -> str:
+    return place if is_remote(place) else os.path.realpath(place)
 
 
 def run(plan: Plan, quiet: bool) -> int:
