@@ -19,7 +19,7 @@ def store(monkeypatch):
 
 
 def test_shards_of_a_store_become_shards_in_it(tmp_path, tiny_models, capsys, store):
-    """Every third request fails in one of five ways; the bytes are those of local work, and nothing is lost."""
+    """Every third request fails in one of five ways; the bytes are those of local work, nothing is lost."""
     raw_shards(tmp_path / "raw", 3)
     for path in (tmp_path / "raw").iterdir():
         upload(path, f"s3://raw/set/{path.name}")

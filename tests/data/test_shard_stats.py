@@ -63,7 +63,7 @@ def test_damaged_stats_are_refused_in_one_line(folder, tmp_path, change):
     path = tmp_path / "out" / stats_name("a.tar")
     path.write_text(change(json.loads(path.read_text())))
     for read in (lambda: read_stats(folder.place), lambda: folder.finished(Stored("/in/a.tar", "a.tar", 10))):
-        with pytest.raises(ValueError, match="a_stats.json: ") as caught:
+        with pytest.raises(ValueError, match=r"a_stats\.json: ") as caught:
             read()
         assert len(str(caught.value).splitlines()) == 1
 
