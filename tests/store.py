@@ -13,7 +13,7 @@ import pytest
 # "503", "hang" (longer than clients wait), "cut" (half of the body and the connection ends), "short" (half
 # of it, and a length that says it was all), "lost" (the request never arrives; the connection ends).
 Faults = Callable[[int, str, str], str | None]
-HANG = 2.5  # seconds
+HANG = 5.0  # seconds
 
 
 class Store:
@@ -108,7 +108,7 @@ def misbehaving_store(patch: pytest.MonkeyPatch) -> Iterator[Store]:
     patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     patch.setenv("AWS_ENDPOINT_URL", store.url)
     patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    impatient = {"config_kwargs": {"read_timeout": 1, "connect_timeout": 1, "retries": {"max_attempts": 1}}}
+    impatient = {"config_kwargs": {"read_timeout": 2, "connect_timeout": 2, "retries": {"max_attempts": 1}}}
     patch.setitem(fsspec.config.conf, "s3", impatient)
     client = boto3.client("s3", endpoint_url=store.url)
     for bucket in ("raw", "tokens"):

@@ -54,8 +54,8 @@ def tokenize(
     else:
         assert tokens is not None
         sizes = worked_out(tokens, codes or 65_536, 1 if carried is None else carried)
-    samples = per_shard or round(sizes.pop("samples_per_shard", 10_000))
-    facts = estimate(math.ceil(images), speed, processes, samples, **sizes)
+    measured = round(sizes.pop("samples_per_shard", 10_000))
+    facts = estimate(math.ceil(images), speed, processes, per_shard or measured, **sizes)
     print(json.dumps(facts, sort_keys=True, indent=1) if as_json else table(facts))
 
 
