@@ -62,7 +62,8 @@ class ShardStats:
         if wrong or not isinstance(facts.get("left_out"), dict):
             raise ValueError(f"damaged, {min([*wrong, 'left_out'])} is missing or of another type")
         left_out = {str(key): str(reason) for key, reason in facts["left_out"].items()}
-        return cls(**texts, **counts, left_out=left_out)
+        given: dict[str, Any] = {**texts, **counts, "left_out": left_out}
+        return cls(**given)
 
 
 def stats_name(shard: str) -> str:

@@ -114,8 +114,8 @@ def run(
             quiet,
         )
     else:
-        flags = {"--engine": engine is not Engine.local, "--processes": processes, "--retries": retries}
-        flags |= {"--verify": verify, "--report": report}
+        flags: dict[str, object] = {"--engine": engine is not Engine.local, "--processes": processes}
+        flags |= {"--retries": retries, "--verify": verify, "--report": report}
         for flag in (flag for flag, given in flags.items() if given not in (None, False)):
             logger.warning("%s does nothing for pictures", flag)
         if samples_per_shard is not None and format is not Format.shards:
