@@ -10,6 +10,7 @@ from typing import Any
 
 from pictish.commands.bulk_engine import WorkerDied
 from pictish.commands.tokenize_shard import Bulk, Outcome
+from pictish.data.files import one_line
 from pictish.data.storage import Stored
 
 _STORE = 80 << 20  # bytes of Ray's shared memory on this machine: nothing large is ever put there
@@ -78,7 +79,10 @@ def start(processes: int) -> None:
     except ImportError:
         raise ValueError("--engine ray: needs pip install 'pictish[ray]'") from None
     local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": processes, "object_store_memory": _STORE}
-    ray.init(include_dashboard=False, log_to_driver=True, logging_level="warning", **local)
+    try:
+        ray.init(include_dashboard=False, log_to_driver=True, logging_level="warning", **local)
+    except Exception as error:  # Ray raises plain ones
+        raise OSError(f"Ray did not start, or cannot be joined: {one_line(error)}") from error
 
 
 def stop() -> None:

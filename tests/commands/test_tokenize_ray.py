@@ -5,14 +5,20 @@ import os
 import signal
 import threading
 import time
+import types
 
 import psutil
 import pytest
 
 from pictish.cli import main
+from pictish.commands.bulk_engine import WorkerDied
+from pictish.commands.bulk_ray import RayWorker
+from pictish.commands.tokenize_machine import MachineSettings, Selection
+from pictish.commands.tokenize_shard import Bulk, Outcome
+from pictish.data.storage import Stored
 from tests.bulk import content, pictish, raw_shards
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 
 
 def test_ray_under_a_launcher_is_refused(tmp_path, monkeypatch, capsys, tiny_models):
@@ -23,6 +29,51 @@ def test_ray_under_a_launcher_is_refused(tmp_path, monkeypatch, capsys, tiny_mod
     assert main([*map(str, words)]) == 2
     assert "start it once" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+class FakeRay:
+    """As much of Ray as a worker uses; the first actor dies of its first shard."""
+
+    def __init__(self):
+        self.actors, self.killed = [], []
+
+    def remote(self, kind):
+        made = types.SimpleNamespace(options=lambda **options: types.SimpleNamespace(remote=self._make))
+        assert kind.__name__ == "ShardActor"
+        return made
+
+    def _make(self, bulk):
+        actor = types.SimpleNamespace(tokenize=types.SimpleNamespace(remote=lambda shard: (actor, shard)))
+        self.actors.append(json.loads(json.dumps(bulk)))
+        actor.number = len(self.actors)
+        return actor
+
+    def get(self, call):
+        actor, shard = call
+        if actor.number == 1:
+            raise ray.exceptions.ActorDiedError()
+        return {"kind": "done", "stats": None, "reason": shard["name"], "attempts": 1}
+
+    def kill(self, actor):
+        self.killed.append(actor.number)
+
+
+def test_a_dead_actor_is_made_anew_and_given_a_place_alone(monkeypatch):
+    fake = FakeRay()
+    for name in ("remote", "get", "kill"):
+        monkeypatch.setattr(ray, name, getattr(fake, name))
+    machine = MachineSettings("starter", "cpu", Selection(), 0, 4, 100)
+    worker = RayWorker(Bulk(machine, "out", {}, False, False))
+    source = Stored("s3://bucket/a.tar", "a.tar", 7)
+    with pytest.raises(WorkerDied, match="the Ray actor that tokenized it died"):
+        worker.run(source)
+    assert worker.run(source) == Outcome("done", reason="a.tar")
+    assert len(fake.actors) == 2
+    assert Bulk.from_json(fake.actors[1]).machine == machine
+    worker.stop()
+    assert fake.killed == [2]
+    with pytest.raises(WorkerDied, match="stopped"):
+        worker.run(source)
 
 
 def kill_an_actor(out, killed):
