@@ -1,19 +1,16 @@
-"""`pictish tokenize`: pictures to token files or to shards."""
+"""`pictish tokenize`: pictures to token files or to shards, raw shards to shards of tokens."""
 
-import contextlib
 import enum
-import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from pictish.tokenizer.dynamic import Tokenizer
+    from pictish.commands.tokenize_machine import MachineSettings
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +22,20 @@ class Format(enum.StrEnum):
     shards = "shards"
 
 
+class Engine(enum.StrEnum):
+    """Who works on raw shards."""
+
+    local = "local"
+    ray = "ray"
+
+
 Inputs = Annotated[
-    list[Path], typer.Argument(metavar="IMAGES...", help="Pictures, folders of pictures, or raw shards.")
+    list[str],
+    typer.Argument(
+        metavar="IMAGES...", help="Pictures, folders of them, or raw shards (s3:// and gs:// too)."
+    ),
 ]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the tokens.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder for the tokens.")]
 Model = Annotated[str, typer.Option(help="Model folder, or `starter`.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Kind = Annotated[
@@ -43,6 +50,15 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the mode
 PerShard = Annotated[int | None, typer.Option(min=1, help="Of --format shards, for pictures (default 1000).")]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Larger pictures are refused before decoding.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace tokens that are there.")]
+OfShards = Annotated[Engine, typer.Option("--engine", help="Of raw shards: this machine, or a Ray cluster.")]
+Processes = Annotated[int | None, typer.Option(min=1, help="Of raw shards: how many at once (default 1).")]
+Retries = Annotated[
+    int | None, typer.Option(min=0, help="Of raw shards: how often one is tried again (default 2).")
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Of raw shards: check finished ones by every byte.")]
+Told = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Of raw shards: JSON of rates and losses.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first broken picture.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")]
 
@@ -63,92 +79,83 @@ def run(
     samples_per_shard: PerShard = None,
     max_pixels: MaxPixels = 128_000_000,
     overwrite: Overwrite = False,
+    engine: OfShards = Engine.local,
+    processes: Processes = None,
+    retries: Retries = None,
+    verify: Verify = False,
+    report: Told = None,
     strict: Strict = False,
     quiet: Quiet = False,
 ) -> None:
     """Turn pictures into tokens: OUT/sub/name.tokens for IMAGES/sub/name.jpg, and OUT/manifest.json.
 
-    Run again, it goes on where it stopped. Broken pictures are named and left out, the exit code is then 1.
+    Raw shards become shards of their names, each with its OUT/NAME_stats.json; many processes and machines
+    may share the work. Run again, it goes on where it stopped. Broken pictures are named and left out, the
+    exit code is then 1.
     """
-    from pictish.commands.report import Report
-    from pictish.commands.tokenize_jobs import Totals, Work, plan
-    from pictish.data.loader import WorkerPool
-    from pictish.data.token_folder import Header, OutputFolder
+    from pictish.commands.tokenize_jobs import hold_shards
+    from pictish.commands.tokenize_machine import MachineSettings, Selection
 
     selection = Selection.of(budget, threshold, sample, seed)
-    shards = None if format is None else format is Format.shards
-    job = plan(inputs, out, shards, 1000 if samples_per_shard is None else samples_per_shard)
-    if samples_per_shard is not None and "samples_per_shard" not in job.settings:
-        logger.warning("--samples-per-shard does nothing without --format shards, nor for raw shards")
-    totals = Totals()
-    count = min(4, os.cpu_count() or 1) if workers is None else workers
-    with WorkerPool(count) if count else contextlib.nullcontext() as pool:  # starts while the model is loaded
-        tokenizer = _load(model, device, selection)
-        settings = {**selection.settings(), **job.settings}
-        header = Header(job.kind, tokenizer.fingerprint, tokenizer.codebook_size, settings)
-        decoding = {
-            "side": tokenizer.image_size,
-            "workers": pool or 0,
-            "max_pixels": max_pixels,
-            "prefetch": 3 * batch_size + 16,
-        }
-        with (
-            Report("tokenizing", job.total, quiet=quiet, strict=strict) as report,
-            OutputFolder(out, header, job.outputs, overwrite) as output,
-        ):
-            job.run(Work(tokenizer, selection, decoding, batch_size, output, report, totals))
-            output.finish()
-    if not quiet:
-        print(totals.summary(report.failures, report.seconds))
-    if report.failures:
+    decoders = min(4, os.cpu_count() or 1) if workers is None else workers
+    machine = MachineSettings(model, device, selection, decoders, batch_size, max_pixels)
+    if hold_shards(inputs):
+        from pictish.commands import tokenize_bulk
+
+        if format is Format.folder:
+            raise ValueError(f"{inputs[0]}: raw shards become shards; --format folder is for pictures")
+        if samples_per_shard is not None:
+            logger.warning("--samples-per-shard does nothing for raw shards")
+        many, again = processes or 1, 2 if retries is None else retries
+        failures = tokenize_bulk.run(
+            tokenize_bulk.Plan(
+                inputs, out, machine, engine.value, many, again, overwrite, verify, strict, report
+            ),
+            quiet,
+        )
+    else:
+        flags: dict[str, object] = {"--engine": engine is not Engine.local, "--processes": processes}
+        flags |= {"--retries": retries, "--verify": verify, "--report": report}
+        for flag in (flag for flag, given in flags.items() if given not in (None, False)):
+            logger.warning("%s does nothing for pictures", flag)
+        if samples_per_shard is not None and format is not Format.shards:
+            logger.warning("--samples-per-shard does nothing without --format shards")
+        shards = (samples_per_shard or 1000) if format is Format.shards else None
+        failures = _tokenize_pictures(inputs, out, machine, shards, overwrite, strict, quiet)
+    if failures:
         raise typer.Exit(1)
 
 
-def _load(model: str, device: str, selection: "Selection") -> "Tokenizer":
-    from pictish.tokenizer.dynamic import Tokenizer
-    from pictish.training.world import resolve_device
+def _tokenize_pictures(
+    inputs: Sequence[str],
+    out: str,
+    settings: "MachineSettings",
+    samples_per_shard: int | None,
+    overwrite: bool,
+    strict: bool,
+    quiet: bool,
+) -> int:
+    """To a folder of tokens, or to shards of so many samples; the number of failures."""
+    from pictish.commands.report import Report
+    from pictish.commands.tokenize_jobs import Totals, Work, plan
+    from pictish.commands.tokenize_machine import open_machine
+    from pictish.data.storage import is_remote
+    from pictish.data.token_folder import Header, OutputFolder
 
-    tokenizer = Tokenizer.from_folder(model, device=resolve_device(device))
-    selection.check(tokenizer)
-    return tokenizer
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How many patches are kept: by threshold, by budget, or drawn from a seed and the picture's name."""
-
-    budget: int | None = None
-    threshold: float | None = None
-    seed: int | None = None
-
-    @classmethod
-    def of(cls, budget: int | None, threshold: float | None, sample: bool, seed: int | None) -> "Selection":
-        """From the command's flags; ValueError for two that exclude each other."""
-        asked = {"--budget": budget is not None, "--threshold": threshold is not None, "--sample": sample}
-        chosen = [flag for flag, given in asked.items() if given]
-        if len(chosen) > 1:
-            raise ValueError(f"{' and '.join(chosen)} were given; they exclude each other")
-        if seed is not None and not sample:
-            logger.warning("--seed does nothing without --sample")
-        return cls(budget, threshold, (seed or 0) if sample else None)
-
-    def check(self, tokenizer: "Tokenizer") -> None:
-        """ValueError for a setting that this model cannot follow."""
-        cells = tokenizer.grid[0] * tokenizer.grid[1]
-        if self.budget is not None and self.budget > cells:
-            raise ValueError(f"--budget {self.budget}: a picture of this model has 1 to {cells} tokens")
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise ValueError(f"--threshold {self.threshold}: a score lies between 0 and 1")
-
-    def settings(self) -> dict[str, Any]:
-        """What decides the bytes, for the manifest."""
-        return {"budget": self.budget, "seed": self.seed, "threshold": self.threshold}
-
-    def arguments(self, names: Sequence[str]) -> dict[str, Any]:
-        """Keywords of `Tokenizer.tokenize_pixels` for pictures of these names."""
-        if self.seed is None:
-            return {"budget": self.budget, "threshold": self.threshold}
-        import torch
-
-        seeds = [hashlib.sha256(f"{self.seed}/".encode() + os.fsencode(name)).digest()[:7] for name in names]
-        return {"generators": [torch.Generator().manual_seed(int.from_bytes(seed, "big")) for seed in seeds]}
+    if is_remote(out):
+        raise ValueError(f"{out}: pictures become tokens on this machine; raw shards may go to a URL")
+    job = plan([Path(entry) for entry in inputs], samples_per_shard is not None, samples_per_shard or 1)
+    totals = Totals()
+    with open_machine(settings) as machine:
+        tokenizer = machine.tokenizer
+        decided = {**settings.selection.settings(), **job.settings}
+        header = Header(job.kind, tokenizer.fingerprint, tokenizer.codebook_size, decided)
+        with (
+            Report("tokenizing", job.total, quiet=quiet, strict=strict) as report,
+            OutputFolder(Path(out), header, job.outputs, overwrite) as output,
+        ):
+            job.run(Work(machine, output, report, totals))
+            output.finish()
+    if not quiet:
+        print(totals.summary(report.failures, report.seconds))
+    return report.failures

@@ -424,6 +424,11 @@ def raw_shards(folder, count=3):
     return folder
 
 
+def beside(shards):
+    """Names of shards and of their stats."""
+    return sorted(name for shard in shards for name in (shard, shard.replace(".tar", "_stats.json")))
+
+
 def tmp_png(number):
     import io
 
@@ -474,7 +479,7 @@ def test_raw_shards_become_shards_of_the_same_names_with_their_captions(
     raw_shards(tmp_path / "raw")
     assert tokenize(tmp_path / "raw", tmp_path / "out", "--workers", "2") == 0
     names = ["raw-0.tar", "raw-1.tar", "raw-2.tar"]
-    assert sorted(content(tmp_path / "out")) == ["manifest.json", *names]
+    assert sorted(content(tmp_path / "out")) == ["_header.json", *beside(names)]
     tokenizer = Tokenizer.from_folder(tiny_models)
     for name in names:
         before, after = (list(read_shard(tmp_path / folder / name)) for folder in ("raw", "out"))
@@ -534,9 +539,10 @@ def test_broken_samples_and_shards_are_named_and_the_rest_is_done(tmp_path, toke
         assert any("raw-0.tar" in line and "truncated" in line for line in lines) or "end of data" in lines[0]
         assert any("bad" in line for line in lines)
         assert any("none" in line for line in lines)
-    assert sorted(content(tmp_path / "out")) == ["manifest.json", "raw-1.tar", "raw-2.tar"]
+    assert sorted(content(tmp_path / "out")) == ["_header.json", *beside(["raw-1.tar", "raw-2.tar"])]
     assert [sample["__key__"] for sample in read_shard(tmp_path / "out" / "raw-1.tar")] == ["good"]
-    assert read_manifest(tmp_path / "out").files["raw-1.tar"].left_out == ("bad", "none")
+    stats = json.loads((tmp_path / "out" / "raw-1_stats.json").read_text())
+    assert list(stats["left_out"]) == ["bad", "none"]
 
 
 def test_shards_are_not_mixed_and_not_written_over_themselves(tmp_path, tokenize):
