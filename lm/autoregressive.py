@@ -208,11 +208,11 @@ class Rows:
         self.length += 1
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Only these rows stay."""
+        """Only these rows go on, in this order; one may come several times."""
         index = torch.tensor(rows, device=self.mask.device)
         # made for beam search, and selects in layers of every kind; batch_select_indices only in dynamic ones
         self.cache.reorder_cache(index)  # type: ignore[arg-type]  # any integer tensor does
-        self.mask, self.length = self.mask[index], self.length[index]
+        self.mask, self.length, self.logits = self.mask[index], self.length[index], self.logits[index]
 
     def _read(self, embedded: Tensor, positions: Tensor) -> Tensor:
         self.seen += embedded.shape[1]
