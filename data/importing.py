@@ -87,6 +87,7 @@ class Source:
             else:
                 try:
                     found = open_tensors(path)
+                    _check_numbers(path, found)
                     self._tables[file] = {n: Meta(tuple(t.shape), t.dtype) for n, t in found.items()}
                 except ValueError as error:
                     self.wrong.append(str(error))
@@ -114,6 +115,12 @@ class Source:
                 self.wrong.append(
                     f"{self.folder / file}: {len(names)} {kind}: {', '.join(names[:NAMED])}{more}"
                 )
+
+
+def _check_numbers(path: Path, found: "Mapping[str, Tensor]") -> None:
+    for name, tensor in found.items():
+        if tensor.is_sparse or tensor.is_quantized or not tensor.dtype.is_floating_point:
+            raise ValueError(f"{path}: {name} holds {tensor.dtype}; dense floating point numbers would fit")
 
 
 def _by(shape: Shape) -> str:

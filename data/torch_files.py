@@ -35,8 +35,6 @@ def open_tensors(path: Path) -> "dict[str, Tensor]":
             raise ValueError(
                 f"{path}: {name!r} is a {type(value).__name__}; tensors by name, and nothing else, would fit"
             )
-        if value.is_sparse or value.is_quantized or not value.dtype.is_floating_point:
-            raise ValueError(f"{path}: {name} holds {value.dtype}; dense floating point numbers would fit")
     return named
 
 

@@ -4,8 +4,14 @@
 One set of weights in two forms. `forward` is dense: all N rows are queries, which the selector needs to learn
 about patches it dropped. `gathered` runs kept rows alone; on those rows both give the same numbers.
 
+In the mode `exact` masks are those of LaVIT's released weights, through which every row of every block leaks
+into all others (`leaky_attention`): all rows must then run, but for the last block. Running such weights in
+the mode `gather` is an approximation.
+
 Legend: B pictures, N cells, K kept (padded), D width.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +33,15 @@ class MergerBlock(nn.Module):
         nn.init.zeros_(self.attend_dropped.out.weight)
         nn.init.zeros_(self.attend_dropped.out.bias)
 
+    def leaky(self, x: Tensor, causal: Tensor, origin: Tensor, dropped: Tensor, rows: Tensor | None) -> Tensor:
+        """All of `x` (B, N, D), or its `rows` (B, K) alone, by LaVIT's masks (B, 1, N or K, N)."""
+        keys = queries = self.norms[0](x)
+        if rows is not None:
+            queries, x = _take(queries, rows), _take(x, rows)
+        x = x + self.attend_kept(queries, keys, causal, leaky=True)
+        x = x + self.attend_dropped(self.norms[1](x), origin, dropped, leaky=True)
+        return x + self.mlp(self.norms[2](x))
+
     def forward(self, x: Tensor, causal: Tensor, origin: Tensor, dropped: Tensor) -> Tensor:
         """`x` (B, Q, D) over itself by `causal` (B, 1, Q, Q), over `origin` by `dropped` (B, 1, Q, N)."""
         normed = self.norms[0](x)
@@ -40,8 +55,16 @@ class MergerBlock(nn.Module):
 class Merger(nn.Module):
     """Blocks and a final norm."""
 
-    def __init__(self, width: int, heads: int, ratio: float, layers: int):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        ratio: float,
+        layers: int,
+        mode: Literal["gather", "exact"] = "gather",
+    ):
         super().__init__()
+        self.mode = mode
         self.norm_origin = nn.LayerNorm(width)
         self.blocks = nn.ModuleList([MergerBlock(width, heads, ratio) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
@@ -52,6 +75,8 @@ class Merger(nn.Module):
         A row sees kept rows before it, itself, and what was dropped but itself: a dropped row's result is the
         token it would have become, which is what the selector's gradient must judge.
         """
+        if self.mode == "exact":
+            return self._leak(hidden, keep, None)
         count = hidden.shape[1]
         lower = torch.ones(count, count, dtype=torch.bool, device=hidden.device).tril()
         itself = torch.eye(count, dtype=torch.bool, device=hidden.device)
@@ -60,7 +85,9 @@ class Merger(nn.Module):
 
     def gathered(self, hidden: Tensor, keep: Tensor, rows: Tensor, real: Tensor) -> Tensor:
         """Kept rows alone (B, K, D): their cells `rows` (B, K) in raster order; padding is not `real`."""
-        x = torch.gather(hidden, 1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
+        if self.mode == "exact":
+            return self._leak(hidden, keep, rows)
+        x = _take(hidden, rows)
         length = rows.shape[1]
         lower = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
         itself = torch.eye(length, dtype=torch.bool, device=hidden.device)
@@ -68,11 +95,31 @@ class Merger(nn.Module):
         dropped = (~keep)[:, None, None, :].expand(-1, -1, length, -1)  # (B, 1, K, N)
         return self._run(x, causal, hidden, dropped)
 
+    def _leak(self, hidden: Tensor, keep: Tensor, rows: Tensor | None) -> Tensor:
+        """LaVIT's released computation: all rows (B, N, D), or `rows` (B, K) of the result."""
+        count = hidden.shape[1]
+        lower = torch.ones(count, count, dtype=torch.bool, device=hidden.device).tril()
+        itself = torch.eye(count, dtype=torch.bool, device=hidden.device)
+        causal = keep[:, None, :] & lower | itself  # (B, N, N)
+        dropped = (~keep)[:, None, None, :]  # (B, 1, 1, N)
+        origin = self.norm_origin(hidden)
+        x = hidden
+        for block in self.blocks[:-1]:
+            x = block.leaky(x, causal[:, None], origin, dropped, None)
+        if rows is not None:
+            causal = _take(causal, rows)
+        return self.norm(self.blocks[-1].leaky(x, causal[:, None], origin, dropped, rows))
+
     def _run(self, x: Tensor, causal: Tensor, hidden: Tensor, dropped: Tensor) -> Tensor:
         origin = self.norm_origin(hidden)
         for block in self.blocks:
             x = block(x, causal, origin, dropped)
         return self.norm(x)
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """`rows` (B, K) of `x` (B, N, D)."""
+    return torch.take_along_dim(x, rows[..., None], dim=1)
 
 
 def kept_rows(keep: Tensor, bucket: int) -> tuple[Tensor, Tensor]:

@@ -154,9 +154,7 @@ def _scores(tokenizer: Any, picture: Any) -> Any:
     """The selector's keep probability of every cell, (cells,) float."""
     import torch
 
-    from pictish.data.images import fit_square
-
-    pixels = torch.from_numpy(fit_square(picture, tokenizer.image_size)[None])
+    pixels = torch.from_numpy(tokenizer.squash(picture)[None])
     return tokenizer.scores(pixels)[0].float().cpu().numpy()
 
 

@@ -88,6 +88,7 @@ def run(
         header = Header(job.kind, tokenizer.fingerprint, tokenizer.codebook_size, settings)
         decoding = {
             "side": tokenizer.image_size,
+            "exact": tokenizer.exact_squash,
             "workers": pool or 0,
             "max_pixels": max_pixels,
             "prefetch": 3 * batch_size + 16,
