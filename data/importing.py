@@ -97,12 +97,16 @@ class Source:
         """Note that a file is missing."""
         self.wrong.append(f"{self.folder / file}: missing; {needed_by} needs it")
 
-    def expect(self, file: str, shapes: Mapping[str, Shape]) -> None:
-        """Compare a file that could be read with the tensors it should hold; note every difference."""
+    def expect(self, file: str, shapes: Mapping[str, Shape], beside: tuple[str, ...] = ()) -> None:
+        """Compare a file that could be read with the tensors it should hold; note every difference.
+
+        Names that begin with one of `beside` are somebody else's to account for.
+        """
         found = self._tables[file]
         assert found is not None, file
         missing = [name for name in shapes if name not in found]
-        unexpected = [f"{name} {_by(found[name].shape)}" for name in found if name not in shapes]
+        extra = [name for name in found if name not in shapes and not name.startswith(beside)]
+        unexpected = [f"{name} {_by(found[name].shape)}" for name in extra]
         misshapen = [
             f"{name} {_by(found[name].shape)} instead of {_by(shape)}"
             for name, shape in shapes.items()
