@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"  # where a language model's weights lie in several files
 Part = Literal["tokenizer", "lm", "decoder", "preview"]
 
 
@@ -112,9 +113,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path) -> str:
-    """First 12 hex digits of sha256 over the bytes of config.yaml and then of model.safetensors."""
+    """First 12 hex digits of sha256 over the bytes of config.yaml and then of model.safetensors.
+
+    Of weights in several files it is the index instead, which holds a sha256 of each.
+    """
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
+    sharded = (folder / SHARDS).is_file() and not (folder / WEIGHTS).is_file()
+    for name in (CONFIG, SHARDS if sharded else WEIGHTS):
         path = folder / name
         if not path.is_file():
             raise ValueError(f"{folder}: not a model folder, it has no {name}")

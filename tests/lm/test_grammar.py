@@ -81,6 +81,7 @@ def test_what_each_state_allows():
         "TEXT": [2, 3, 4, 5],
         "TEXT_OR_BEGIN": [2, 3, 4, 5, 6],
         "BEGIN": [6],
+        "TRUE_CODE": [8, 9, 10, 11, 12],
         "CODE": [8, 9, 10, 11, 12],
         "CODE_OR_END": [7, 8, 9, 10, 11, 12],
         "END": [7],
