@@ -41,13 +41,15 @@ class Choice(TypedDict, total=False):
     """How many patches of a picture are kept. With nothing given the selector has its own way.
 
     Of the settings at most one is given: keep probabilities above `threshold` (0.5 unless given), exactly
-    `budget`, a draw with one of the `generators` a picture, or LaVIT's own draw with a single one
-    (`draw_as_lavit`). `keep` (B, N) bool overrides the selector, for comparing selections.
+    `budget`, or a draw with one of the `generators` a picture. A draw `as_lavit` uses random numbers as the
+    released code does, with a generator for each picture or one for the batch (`draw_as_lavit`). `keep`
+    (B, N) bool overrides the selector, for comparing selections.
     """
 
     budget: int | None
     threshold: float | None
     generators: Sequence[torch.Generator] | torch.Generator | None
+    as_lavit: bool
     keep: Tensor | None
 
 
@@ -170,6 +172,7 @@ class Tokenizer:
                 threshold=0.5 if threshold is None else threshold,
                 budget=choice.get("budget"),
                 generators=choice.get("generators"),
+                as_lavit=choice.get("as_lavit", False),
             )
         return hidden, keep.to(self.device)
 

@@ -31,7 +31,6 @@ LOWRES = "visual_tokenizer/tokenizer_decoder.bin"
 OVERRIDE = "language_model/visual_weight.bin"  # what takes the tokenizer's place for understanding
 OFFICIAL_WIDTH = 1408
 EVA = "eva_giant_patch14_clip_224"  # timm's name of the encoder; its sizes are settings
-SQUASHED = "tokenizes, generates from pictures, edits and describes"
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,8 @@ class Sizes:
 
 def plan_tokenizer(
     source: Source, heads: Heads | None, mode: Literal["gather", "exact"]
-) -> tuple[Part, TokenizerConfig] | None:
-    """The tokenizer's folder, and its settings; None when what is wrong with the checkpoint forbids it.
+) -> tuple[Part | None, TokenizerConfig] | None:
+    """The tokenizer's folder, and its settings: each None when what is wrong with the checkpoint forbids it.
 
     `heads` None: found by `find_heads`. Faults are noted in `source`.
     """
@@ -168,9 +167,9 @@ def plan_tokenizer(
         source.expect(HIGHRES, codes.shapes, beside=("unet_",))
         reconstructor = {"layers": layers, "form": "lavit", "heads": heads.decoder}
         pieces.append((HIGHRES, codes, decoder, "reconstructor."))
-    if source.wrong:
-        return None
     config = parse(TokenizerConfig, _settings(sizes, heads, mode, reconstructor), str(source.folder))
+    if source.wrong:
+        return None, config
     pieces += [(ENCODER, eva, encoder, ""), (TOKENIZER, rest, tokenizer, "")]
     weights = [p for f, t, found, prefix in pieces for p in t.pieces(source.folder / f, found, prefix)]
     return Part("tokenizer", {WEIGHTS: weights}, partial(_finish_tokenizer, config)), config

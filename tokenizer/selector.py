@@ -144,12 +144,13 @@ def choose(
     threshold: float = 0.5,
     budget: int | None = None,
     generators: Sequence[torch.Generator] | torch.Generator | None = None,
+    as_lavit: bool = False,
 ) -> Tensor:
     """The keep mask (B, N) of inference: by `threshold` on the probability, the `budget` best, or drawn.
 
     Ties go to the earlier cell. A draw uses one generator a picture, so that a picture's mask does not depend
-    on its batch; a single one for all of them draws as LaVIT does (`draw_as_lavit`). At least one patch is
-    kept.
+    on its batch. `as_lavit` draws as the released code does (`draw_as_lavit`), and may use a single generator
+    for the batch. At least one patch is kept.
     """
     if budget is not None:
         if not 1 <= budget <= logits.shape[1]:
@@ -157,9 +158,15 @@ def choose(
                 f"budget {budget} asked for; a picture of this model has 1 to {logits.shape[1]} tokens"
             )
         return _rank(logits) < budget
-    if isinstance(generators, torch.Generator):
-        keep = draw_as_lavit(logits, generators)
-    elif generators is not None:
+    if generators is not None and as_lavit:
+        if isinstance(generators, torch.Generator):
+            keep = draw_as_lavit(logits, generators)
+        else:
+            pairs = zip(logits.split(1), generators, strict=True)
+            keep = torch.cat([draw_as_lavit(one, generator) for one, generator in pairs])
+        return keep | (_rank(logits) == 0) & ~keep.any(dim=1, keepdim=True)
+    if generators is not None:
+        assert not isinstance(generators, torch.Generator)
         assert len(generators) == len(logits), (len(generators), len(logits))
         drawn = torch.stack([torch.rand(logits.shape[1], generator=g) for g in generators]).to(logits.device)
         keep = drawn < torch.sigmoid(logits)
