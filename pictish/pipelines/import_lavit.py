@@ -129,7 +129,7 @@ def _plan(
     source: Source, parts: Sequence[Name], mode: Mode, heads: "Heads | None"
 ) -> "tuple[list[Part], TokenizerConfig | None]":
     """The parts to be made; what is wrong is noted in `source`, in as many parts as can be looked at."""
-    from pictish.tokenizer.lavit import find_heads, plan_tokenizer, plan_understanding
+    from pictish.tokenizer.lavit import OVERRIDE, find_heads, plan_tokenizer, plan_understanding
 
     found = plan_tokenizer(source, heads, mode)
     if found is None:
@@ -151,6 +151,7 @@ def _plan(
                         codes=config.quantizer.codes,
                         most=config.encoder.grid**2,
                         features=config.width,
+                        override=OVERRIDE,
                     )
                 )
             case "decoder" | "decoder-lowres":
