@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"  # where a language model's weights lie in several files
-Part = Literal["tokenizer", "lm", "decoder", "preview"]
+Part = Literal["tokenizer", "lm", "decoder", "preview", "decoder-lowres"]
 
 
 @dataclass(frozen=True)
@@ -147,12 +147,15 @@ def locate_model(name_or_path: str | Path, part: Part) -> Path:
     raise ValueError(f"no {part} found for model {str(name_or_path)!r}; looked for {looked}")
 
 
-def find_decoder(name_or_path: str | Path, kind: Literal["preview", "diffusion"]) -> Path | None:
+def find_decoder(
+    name_or_path: str | Path, kind: Literal["preview", "diffusion"], *, lowres: bool = False
+) -> Path | None:
     """Folder of a model's decoder of this kind, or None.
 
-    It lies in `decoder` or `preview` of the model's folder, or is the folder itself.
+    It lies in `decoder`, `preview` or `decoder-lowres` of the model's folder, or is the folder itself; with
+    `lowres` the last of these alone.
     """
-    parts: tuple[Part, ...] = ("decoder", "preview")
+    parts: tuple[Part, ...] = ("decoder-lowres",) if lowres else ("decoder", "preview", "decoder-lowres")
     for part in parts:
         with contextlib.suppress(ValueError):
             folder = locate_model(name_or_path, part)

@@ -79,7 +79,7 @@ class TrunkConfig(Config):
 
 
 class HeadsConfig(Config):
-    """LaVIT's (arXiv 2309.04669): linear heads on a reconstructor's features, for Stable Diffusion's shapes."""
+    """LaVIT's (arXiv 2309.04669): linear heads on features, for the shapes of Stable Diffusion."""
 
     kind: Literal["heads"]
     width: int = Field(gt=0, description="of a row of the sequence, the denoiser's cross_attention_dim")
@@ -125,7 +125,8 @@ class DiffusionNoise(Config):
     beta_start: float = Field(0.0001, gt=0)
     beta_end: float = Field(0.02, gt=0, lt=1)
     spacing: Literal["trailing", "leading"] = Field(
-        "trailing", description="which times few steps visit; leading: as Stable Diffusion's, one above its own"
+        "trailing",
+        description="which times few steps visit; leading: as Stable Diffusion does, plus one",
     )
 
 

@@ -77,9 +77,7 @@ def plan_language(source: Source, *, codes: int, most: int, features: int, overr
         return None
     if projector:
         weights[PROJECTOR] = projector
-    return Part(
-        "lm", weights, partial(_finish, config, pieces, ImageTokens("0" * 12, codes, most, features))
-    )
+    return Part("lm", weights, partial(_finish, config, pieces, ImageTokens("0" * 12, codes, most, features)))
 
 
 def _config(source: Source) -> LlamaConfig | None:
@@ -214,7 +212,9 @@ def _finish(
                 size = 4 if piece.get_dtype() == "F32" else 2
                 total += size * int(torch.Size(piece.get_shape()).numel())
     config.architectures = ["LlamaForCausalLM"]
-    config.dtype = torch.bfloat16 if types == {"BF16"} else torch.float16 if types == {"F16"} else torch.float32
+    config.dtype = (
+        torch.bfloat16 if types == {"BF16"} else torch.float16 if types == {"F16"} else torch.float32
+    )
     config.save_pretrained(folder)
     picture_tokenizer(pieces, tokens.codes).save_pretrained(folder)
     if len(files) > 1:

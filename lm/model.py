@@ -161,9 +161,7 @@ class UnifiedModel(nn.Module):
         projector: bool | Literal["linear"] = self.projector is not None
         if self.projector is not None and self.projector.linear:
             projector = "linear"
-        config = FolderConfig(
-            image_tokens=self.image_tokens, projector=projector, defaults=self.defaults
-        )
+        config = FolderConfig(image_tokens=self.image_tokens, projector=projector, defaults=self.defaults)
         with whole_folder(folder, overwrite, _belongs) as temp:
             plain = _on_the_cpu(self.language)
             if hasattr(plain, "merge_and_unload"):  # of peft's LoRA

@@ -41,7 +41,9 @@ def read_pieces(path: Path) -> list[Piece]:
         raise ValueError(f"{path}: damaged, or no SentencePiece model; copy it again") from error
     kinds = {piece.kind for piece in pieces}
     if algorithm != BPE or not {NORMAL, UNKNOWN, BYTE} <= kinds <= {NORMAL, UNKNOWN, CONTROL, BYTE}:
-        raise ValueError(f"{path}: a SentencePiece BPE with bytes was asked for, such as LLaMA's; it is another")
+        raise ValueError(
+            f"{path}: a SentencePiece BPE with bytes was asked for, such as LLaMA's; it is another"
+        )
     return pieces
 
 
@@ -57,9 +59,7 @@ def picture_tokenizer(pieces: list[Piece], codes: int) -> PreTrainedTokenizerFas
         raise ValueError(f"the text tokenizer's control pieces are {control}; <s> and </s> were looked for")
     bpe = models.BPE(ids, _merges(pieces, ids), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(bpe)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
-    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )

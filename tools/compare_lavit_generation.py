@@ -95,7 +95,9 @@ def features(run: Run) -> Iterator[Row]:
     assert projector is not None
     for name, mask in run.masks.items():
         projected = projector(torch.cat(run.tokenizer.look(run.pixels, keep=mask)))
-        yield tensors(f"understanding.features.{name}", projected, run.expected[f"understanding.features.{name}"])
+        yield tensors(
+            f"understanding.features.{name}", projected, run.expected[f"understanding.features.{name}"]
+        )
 
 
 def words(run: Run) -> Iterator[Row]:
@@ -335,9 +337,7 @@ def _scores(run: Run, name: str, full: Sequence[Tensor], recorded: dict[str, Any
         rows.step([*taken, *taken])
 
 
-def _image_ids(
-    run: Run, name: str, said: list[list[Any]], recorded: dict[str, Any], *, quirks: bool
-) -> Row:
+def _image_ids(run: Run, name: str, said: list[list[Any]], recorded: dict[str, Any], *, quirks: bool) -> Row:
     """Codes that are drawn for prompts, by the settings that were recorded."""
     settings = recorded["settings"]
     seed = re.search(r"manual_seed\((\d+)\)", recorded.get("note", ""))
@@ -360,5 +360,3 @@ def _image_ids(
     ours = [vocabulary.ids_of(tokens.ids).tolist() for tokens in drawn]
     right = sum(mine == theirs.tolist() for mine, theirs in zip(ours, wanted, strict=True))
     return Row(f"llm.{name}.sequences", right == len(wanted), equal=f"{right} of {len(wanted)} rows")
-
-

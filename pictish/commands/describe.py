@@ -15,13 +15,14 @@ def run(
     ] = None,
     *,
     features: Annotated[
-        bool, typer.Option("--features", help="Look at continuous features instead of codes.")
-    ] = False,
-    most: Annotated[int, typer.Option(min=1, help="Text tokens at most.")] = 48,
+        bool | None,
+        typer.Option("--features/--codes", help="Look at continuous features, or at codes."),
+    ] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="Text tokens at most.")] = None,
     model: Model = "starter",
     device: Device = "auto",
 ) -> None:
-    """Print a caption of IMAGE, or the answer to QUESTION."""
+    """Print a caption of IMAGE, or the answer to QUESTION. Settings left away are the model's own."""
     picture = given_picture(image)
     from pictish.pipelines.describe import Describe
     from pictish.training.world import resolve_device

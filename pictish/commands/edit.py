@@ -23,21 +23,23 @@ def run(
     like: draw.Like = None,
     count: draw.Count = 1,
     seed: draw.Seed = 0,
-    guidance: draw.Guided = 2.5,
-    image_guidance: Annotated[float, typer.Option(help="How strictly to keep to the picture.")] = 1.5,
-    temperature: draw.Temperature = 0.8,
+    guidance: draw.Guided = None,
+    image_guidance: draw.ImageGuided = None,
+    temperature: draw.Temperature = None,
     top_k: draw.TopK = None,
     top_p: draw.TopP = None,
     min_p: draw.MinP = None,
-    min_tokens: draw.MinTokens = 1,
+    min_tokens: draw.MinTokens = None,
     max_tokens: draw.MaxTokens = None,
+    official_quirks: draw.Quirks = False,
+    lowres: draw.LowRes = False,
     steps: draw.Steps = None,
     pixel_guidance: draw.PixelGuidance = None,
     scheduler: draw.Scheduler = None,
     keep: Annotated[
         bool, typer.Option(help="Leave the pixels alone where the new tokens tell what the old ones did.")
     ] = True,
-    size: draw.Size = 256,
+    size: draw.Size = None,
     grid: draw.Grid = None,
     save_tokens: draw.SaveTokens = False,
     show: draw.Show = False,
@@ -49,7 +51,7 @@ def run(
 ) -> None:
     """Change IMAGE as INSTRUCTION says: OUT/name-words-of-the-instruction-SEED.png, in the shape of IMAGE.
 
-    Each picture says in its file how it was drawn, and --like repeats it from there. IMAGE is then needed
+    Settings left away are the model's own. Each picture says in its file how it was drawn, and --like repeats it from there. IMAGE is then needed
     where pixels of it were kept, and where words, seed or sampling change.
     """
     origin = draw.origin_of(like, "edit")

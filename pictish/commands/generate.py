@@ -32,18 +32,23 @@ def run(
     like: draw.Like = None,
     count: draw.Count = 1,
     seed: draw.Seed = 0,
-    guidance: draw.Guided = 2.5,
-    image_guidance: Annotated[float, typer.Option(help="The same for the pictures given.")] = 1.5,
-    temperature: draw.Temperature = 0.8,
+    aspect: Annotated[
+        str | None, typer.Option(metavar="W:H", help="Width to height, such as 3:2; a square unless given.")
+    ] = None,
+    guidance: draw.Guided = None,
+    image_guidance: draw.ImageGuided = None,
+    temperature: draw.Temperature = None,
     top_k: draw.TopK = None,
     top_p: draw.TopP = None,
     min_p: draw.MinP = None,
-    min_tokens: draw.MinTokens = 1,
+    min_tokens: draw.MinTokens = None,
     max_tokens: draw.MaxTokens = None,
+    official_quirks: draw.Quirks = False,
+    lowres: draw.LowRes = False,
     steps: draw.Steps = None,
     pixel_guidance: draw.PixelGuidance = None,
     scheduler: draw.Scheduler = None,
-    size: draw.Size = 256,
+    size: draw.Size = None,
     grid: draw.Grid = None,
     save_tokens: draw.SaveTokens = False,
     show: draw.Show = False,
@@ -53,7 +58,7 @@ def run(
     overwrite: draw.Overwrite = False,
     quiet: draw.Quiet = False,
 ) -> None:
-    """Draw what each PROMPT says: OUT/words-of-the-prompt-SEED.png.
+    """Draw what each PROMPT says: OUT/words-of-the-prompt-SEED.png. Settings left away are the model's own.
 
     The same prompt, seed and model give the same picture on the same machine. Each picture says in its file
     how it was drawn, and --like repeats it from there; where words, seed and sampling stay as they were,

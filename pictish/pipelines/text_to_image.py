@@ -36,18 +36,22 @@ class TextToImage:
         device: "str | torch.device" = "cpu",
         *,
         steps: int | None = None,
+        lowres: bool = False,
     ) -> "TextToImage":
         """Load all parts of one model folder, or the shipped `"starter"`; ValueError when one is missing.
 
-        With `steps` 0 pixels come from the preview.
+        With `steps` 0 pixels come from the preview, with `lowres` from the decoder of low resolution.
         """
         language = Language.from_folder(folder, device)
-        return cls(language, Reconstructor.from_folder(folder, device, language.tokenizer, steps=steps))
+        reconstructor = Reconstructor.from_folder(
+            folder, device, language.tokenizer, steps=steps, lowres=lowres
+        )
+        return cls(language, reconstructor)
 
     def __call__(
-        self, prompt: str | Sequence[Said], generator: "torch.Generator", size: int = DEFAULT_SIZE
+        self, prompt: str | Sequence[Said], generator: "torch.Generator", size: int | None = None
     ) -> Image.Image:
-        """One RGB picture with `size` pixels on its longer side, with the usual sampling and guidance.
+        """One RGB picture with `size` pixels on its longer side, with the model's own sampling and guidance.
 
         The tokens draw from `generator`, the pixels' noise from a fresh one of the same seed: whatever the
         tokens drew before, tokens and seed alone give the picture.
@@ -90,7 +94,9 @@ class TextToImage:
         least = min(defaults.min_tokens, max_tokens or most) if min_tokens is None else min_tokens
         allowed = min(defaults.max_tokens or most, most) if max_tokens is None else max_tokens
         if not 1 <= least <= allowed <= most:
-            raise ValueError(f"{least} to {allowed} tokens asked for; a picture of this model has 1 to {most}")
+            raise ValueError(
+                f"{least} to {allowed} tokens asked for; a picture of this model has 1 to {most}"
+            )
         draw = partial(self._draw, sampling=sampling, guidance=guidance)
         if not (official_quirks and any(map(_pictures, prompts))):
             drawn = draw(self._prompts(prompts), generators, least, allowed, _guidance(defaults, prompts))
