@@ -34,7 +34,7 @@ class Meta(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """One tensor to be written: `make` of the tensors `keys` of the file `source`, or its one tensor as it is.
+    """One tensor to be written: `make` of the tensors `keys` of the file `source`, or its one tensor itself.
 
     `shape` and `dtype` are those of the result.
     """

@@ -68,7 +68,8 @@ def decode_images(
     """Decode `files` with `workers` processes (0: in this one), results in the order of `files`.
 
     At most `prefetch` pictures are under way, so memory does not grow with their number. `skip(name)` may
-    give a sha256: a picture whose bytes still have it is not decoded. `exact` is `fit_square`'s. Close the generator to stop early.
+    give a sha256: a picture whose bytes still have it is not decoded. `exact` is that of `fit_square`. Close
+    the generator to stop early.
     """
     settings = {"side": side, "exact": exact, "max_pixels": max_pixels}
     requests = ((file, {**settings, "skip": skip and skip(file.name)}) for file in files)

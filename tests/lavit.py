@@ -64,7 +64,7 @@ def merger_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def block_shapes(block: str, inward: str, outward: str) -> dict[str, tuple[int, ...]]:
-    shapes = {**both(f"{block}.{inward}.qkv", 3 * WIDTH, WIDTH), **both(f"{block}.{inward}.proj", WIDTH, WIDTH)}
+    shapes = both(f"{block}.{inward}.qkv", 3 * WIDTH, WIDTH) | both(f"{block}.{inward}.proj", WIDTH, WIDTH)
     for part in ("query", "key", "value", "proj"):
         shapes |= both(f"{block}.{outward}.{part}", WIDTH, WIDTH)
     for n in range(3):

@@ -38,7 +38,7 @@ def measure_agreement(folder: Path, pixels: Tensor, done: Callable[[], None] = l
     """
     stored = read_model_folder(folder)
     config = parse(TokenizerConfig, stored.config["model"], str(folder))
-    own, rest = "encoder.", ("encoder.", "reconstructor.")
+    own = "encoder."
     encoder = Encoder(config.encoder).eval()
     load_strictly(encoder, {n[len(own) :]: t for n, t in stored.tensors.items() if n.startswith(own)}, own)
     features = []

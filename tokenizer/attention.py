@@ -1,5 +1,5 @@
-"""Attention over a subset of tokens, exact, through PyTorch's fused kernel; its form that trains the selector;
-and LaVIT's own, whose masks leak.
+"""Attention over a subset of tokens: exact, through PyTorch's fused kernel; the form that trains the selector;
+LaVIT's own, whose masks leak.
 
 Legend: B pictures, H heads, Q queries, K keys, D width.
 """
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 
 LEAK = 1e-6  # what LaVIT adds to the sum of a row's weights, spread over all keys
+_LOGITS = 1 << 18  # of so many numbers at a time
 
 
 class Attention(nn.Module):
@@ -24,30 +25,35 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self,
-        x: Tensor,
-        context: Tensor,
-        allowed: Tensor | None = None,
-        gate: Tensor | None = None,
-        *,
-        leaky: bool = False,
+        self, x: Tensor, context: Tensor, allowed: Tensor | None = None, gate: Tensor | None = None
     ) -> Tensor:
         """Attend from `x` (B, Q, D) to `context` (B, K, D).
 
         `allowed` (B, 1, Q or 1, K) bool says who may see whom; every query must see at least one key. `gate`
         (B, K) of zeros and ones does the same for whole keys and passes a gradient to the gate of every key,
-        closed ones included. With `leaky` the mask is LaVIT's (`leaky_attention`), and may be empty.
+        closed ones included.
         """
         q = rearrange(self.query(x), "b q (h d) -> b h q d", h=self.heads)
         k, v = rearrange(self.key_value(context), "b k (two h d) -> two b h k d", two=2, h=self.heads)
         if gate is not None:
             mixed = gated_attention(q, k, v, gate)
-        elif leaky:
-            assert allowed is not None
-            mixed = leaky_attention(q, k, v, allowed)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         return self.out(rearrange(mixed, "b h q d -> b q (h d)"))
+
+    def leaky(self, x: Tensor, context: Tensor, allowed: Tensor) -> Tensor:
+        """The same with LaVIT's masks (`leaky_attention`), of which a row may be empty.
+
+        `allowed` (B, 1, Q or 1, A) bool is about the first A rows of `context` (B, K, D); none of the others
+        may be seen, so of these no values are computed.
+        """
+        split = "b n (h d) -> b h n d"
+        weights, biases = self.key_value.weight.chunk(2), self.key_value.bias.chunk(2)
+        seen, mean = context[:, : allowed.shape[-1]], context.mean(1, keepdim=True)
+        q = rearrange(self.query(x), split, h=self.heads)
+        k = rearrange(F.linear(context, weights[0], biases[0]), split, h=self.heads)
+        v, centre = (rearrange(F.linear(c, weights[1], biases[1]), split, h=self.heads) for c in (seen, mean))
+        return self.out(rearrange(leaky_attention(q, k, v, centre, allowed), "b h q d -> b q (h d)"))
 
 
 def gated_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
@@ -68,27 +74,32 @@ def gated_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
     return (weights / weights.sum(-1, keepdim=True)) @ v
 
 
-def leaky_attention(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+def leaky_attention(q: Tensor, k: Tensor, v: Tensor, centre: Tensor, allowed: Tensor) -> Tensor:
     """The masked softmax of LaVIT's released merger, which gives every key a little weight.
 
-    With s the logits of a row, M the largest over ALL keys and e_j = exp(s_j - M) where j is allowed, else 0,
-    the weight of each of the N keys is (e_j + LEAK/N) / (sum e + LEAK). That is a plain softmax with one more
-    key, of logit M + ln LEAK and the mean of all values, which is how it is computed: where the largest logit
-    is masked the leak is large, and where nothing is allowed the values' mean comes out. In float32.
+    With s the logits of a row, M the largest over ALL N keys and e_j = exp(s_j - M) where j is allowed, else
+    0, the weight of each of the N keys is (e_j + LEAK/N) / (sum e + LEAK). That is a plain softmax with one
+    more key, of logit M + ln LEAK and the mean of all values, which is how it is computed: where the largest
+    logit is masked the leak is large, and where nothing is allowed the values' mean comes out. In float32.
 
-    One picture at a time, so that logits are there for one alone: on a CPU 1.3 times as fast as the same
-    through the fused kernel, which has no row maximum over masked keys to give.
+    A few heads of one picture at a time, so that logits stay in the cache: on a CPU that is faster than the
+    fused kernel, which must be told the maximum over masked keys and so needs all logits beforehand.
 
-    q (B, H, Q, d), k and v (B, H, N, d), allowed (B, 1, Q or 1, N) bool; returns (B, H, Q, d).
+    q (B, H, Q, d), k (B, H, N, d), of the first A keys v (B, H, A, d) and allowed (B, 1, Q or 1, A) bool, the
+    mean of the values of all keys centre (B, H, 1, d); returns (B, H, Q, d).
     """
+    parts = []
+    size = max(1, _LOGITS // (q.shape[2] * k.shape[2]))
     with torch.autocast(q.device.type, enabled=False):
-        mixed = []
-        for one_q, one_k, one_v, one_allowed in zip(q.float(), k.float(), v.float(), allowed, strict=True):
-            logits = (one_q * q.shape[-1] ** -0.5) @ one_k.transpose(-1, -2)  # (H, Q, N)
-            weights = (logits - logits.amax(-1, keepdim=True)).exp() * one_allowed
-            leaked = LEAK * one_v.mean(1, keepdim=True)  # (H, 1, d)
-            mixed.append((weights @ one_v + leaked) / (weights.sum(-1, keepdim=True) + LEAK))
-    return torch.stack(mixed).to(q.dtype)
+        for picture, mask in enumerate(allowed):
+            for heads in (slice(n, n + size) for n in range(0, q.shape[1], size)):
+                one_q, one_k, one_v = (t[picture, heads].float() for t in (q, k, v))
+                logits = one_q @ one_k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (h, Q, N)
+                peak = logits.amax(-1, keepdim=True)
+                weights = (logits[..., : v.shape[2]] - peak).exp() * mask  # (h, Q, A)
+                leak = LEAK * centre[picture, heads].float()
+                parts.append((weights @ one_v + leak) / (weights.sum(-1, keepdim=True) + LEAK))
+    return torch.cat(parts).view(q.shape).to(q.dtype)
 
 
 def mlp(width: int, ratio: float) -> nn.Sequential:

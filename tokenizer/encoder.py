@@ -47,7 +47,7 @@ class Encoder(nn.Module):
             self.groups += channels
             self.register_buffer("rgb_mean", torch.tensor(mean)[:, None, None], persistent=False)
             self.register_buffer("rgb_std", torch.tensor(std)[:, None, None], persistent=False)
-        # A one-element list keeps the frozen weights out of state_dict() where they belong to another package.
+        # A one-element list keeps the frozen weights out of state_dict(): mostly they are another package's.
         self._backbone = [backbone]
         if isinstance(config.weights, FolderWeights):
             self.backbone = backbone

@@ -198,8 +198,8 @@ def reconstructor_table(width: int, hidden: int, code_dim: int, cells: int, laye
     for ours, theirs in (("order", "pos_embed"), ("queries", "query_embed")):
         table.changed(ours, theirs, (1, cells, width), (cells, width), lambda tensor: tensor[0])
     for n in range(layers):
-        ours, theirs = f"blocks.{n}", f"blocks.{n}"
-        _block(table, ours, theirs, width, hidden, ("attend_grid", "self_attn"), ("attend_codes", "cross_attn"))
+        grid, codes = ("attend_grid", "self_attn"), ("attend_codes", "cross_attn")
+        _block(table, f"blocks.{n}", f"blocks.{n}", width, hidden, grid, codes)
     table.both("norm", "norm", width)
     table.both("project_out.0", "decode_task_layer.0", width, width)
     table.both("project_out.2", "decode_task_layer.2", width, width)

@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pictish.tokenizer.attention import Attention, mlp
+from pictish.tokenizer.parallel import BUCKET
+
+ROWS = 256  # of an MLP at a time
 
 
 class MergerBlock(nn.Module):
@@ -33,14 +36,21 @@ class MergerBlock(nn.Module):
         nn.init.zeros_(self.attend_dropped.out.weight)
         nn.init.zeros_(self.attend_dropped.out.bias)
 
-    def leaky(self, x: Tensor, causal: Tensor, origin: Tensor, dropped: Tensor, rows: Tensor | None) -> Tensor:
-        """All of `x` (B, N, D), or its `rows` (B, K) alone, by LaVIT's masks (B, 1, N or K, N)."""
+    def leaky(
+        self, x: Tensor, causal: Tensor, origin: Tensor, dropped: Tensor, rows: Tensor | None
+    ) -> Tensor:
+        """All of `x` (B, N, D), or its `rows` (B, K) alone, by LaVIT's masks.
+
+        `causal` (B, 1, N or K, N) is about the rows of `x`, `dropped` (B, 1, 1, A) about the first A of
+        `origin` (B, N, D).
+        """
         keys = queries = self.norms[0](x)
         if rows is not None:
             queries, x = _take(queries, rows), _take(x, rows)
-        x = x + self.attend_kept(queries, keys, causal, leaky=True)
-        x = x + self.attend_dropped(self.norms[1](x), origin, dropped, leaky=True)
-        return x + self.mlp(self.norms[2](x))
+        x = x + self.attend_kept.leaky(queries, keys, causal)
+        x = x + self.attend_dropped.leaky(self.norms[1](x), origin, dropped)
+        parts = self.norms[2](x).flatten(0, 1).split(ROWS)  # its wide inside would be the largest tensor of all
+        return x + torch.cat([self.mlp(part) for part in parts]).view(x.shape)
 
     def forward(self, x: Tensor, causal: Tensor, origin: Tensor, dropped: Tensor) -> Tensor:
         """`x` (B, Q, D) over itself by `causal` (B, 1, Q, Q), over `origin` by `dropped` (B, 1, Q, N)."""
@@ -92,8 +102,8 @@ class Merger(nn.Module):
         lower = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
         itself = torch.eye(length, dtype=torch.bool, device=hidden.device)
         causal = (real[:, None, :] & lower | itself)[:, None]  # (B, 1, K, K)
-        dropped = (~keep)[:, None, None, :].expand(-1, -1, length, -1)  # (B, 1, K, N)
-        return self._run(x, causal, hidden, dropped)
+        cells, gone = dropped_rows(keep)
+        return self._run(x, causal, _take(hidden, cells), gone[:, None, None, :].expand(-1, -1, length, -1))
 
     def _leak(self, hidden: Tensor, keep: Tensor, rows: Tensor | None) -> Tensor:
         """LaVIT's released computation: all rows (B, N, D), or `rows` (B, K) of the result."""
@@ -101,8 +111,10 @@ class Merger(nn.Module):
         lower = torch.ones(count, count, dtype=torch.bool, device=hidden.device).tril()
         itself = torch.eye(count, dtype=torch.bool, device=hidden.device)
         causal = keep[:, None, :] & lower | itself  # (B, N, N)
-        dropped = (~keep)[:, None, None, :]  # (B, 1, 1, N)
-        origin = self.norm_origin(hidden)
+        dropped_first = keep.to(torch.int8).argsort(dim=1, stable=True)
+        _, gone = dropped_rows(keep)
+        origin = self.norm_origin(_take(hidden, dropped_first))
+        dropped = gone[:, None, None, :]  # (B, 1, 1, A)
         x = hidden
         for block in self.blocks[:-1]:
             x = block.leaky(x, causal[:, None], origin, dropped, None)
@@ -120,6 +132,18 @@ class Merger(nn.Module):
 def _take(x: Tensor, rows: Tensor) -> Tensor:
     """`rows` (B, K) of `x` (B, N, D)."""
     return torch.take_along_dim(x, rows[..., None], dim=1)
+
+
+def dropped_rows(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Dropped cells (B, A) of `keep` (B, N) in raster order, padded with kept ones; which are real.
+
+    A is the same for all pictures whose kept rows are padded to one bucket, so that a picture's shapes depend
+    on it alone.
+    """
+    least = int(keep.sum(dim=1).min())
+    count = keep.shape[1] - (max(least, 1) - 1) // BUCKET * BUCKET
+    order = keep.to(torch.int8).argsort(dim=1, stable=True)[:, :count]
+    return order, ~torch.gather(keep, 1, order)
 
 
 def kept_rows(keep: Tensor, bucket: int) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
     python -m tools.compare_lavit FIXTURE
 
-FIXTURE holds `checkpoint/` in the official layout (and `checkpoint_sharp/`, a tokenizer alone), the sizes that
-tensors do not tell in `config.json`, `images/`, and what was recorded: `inputs.safetensors`,
+FIXTURE holds `checkpoint/` in the official layout (and `checkpoint_sharp/`, a tokenizer alone), the sizes
+that tensors do not tell in `config.json`, `images/`, and what was recorded: `inputs.safetensors`,
 `expected.safetensors`, `expected_text.json`. Seeds and sizes may be any. Ids must be equal, tensors within
 1e-4, pictures within 1 of 255. Exits 1 when a stage is outside, or when something recorded was not compared.
 """

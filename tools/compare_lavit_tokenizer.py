@@ -1,4 +1,4 @@
-"""The tokenizer's stages of tools/compare_lavit.py: from a file's pixels to codes, and to what an LM reads."""
+"""The tokenizer's stages of tools/compare_lavit.py: from files to codes, and to what an LM reads."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -121,8 +121,8 @@ def _load(model: str, device: str, selection: "Selection") -> "Tokenizer":
 
 @dataclass(frozen=True)
 class Selection:
-    """How many patches are kept: by threshold, by budget, drawn from a seed and the picture's name, or as LaVIT
-    draws."""
+    """How many patches are kept: by threshold, by budget, or drawn: from a seed and the picture's name, or as
+    LaVIT draws."""
 
     budget: int | None = None
     threshold: float | None = None

@@ -173,7 +173,7 @@ def _check_space(staging: Path, planned: Sequence[Part]) -> None:
     needed, free = sum(missing) + SPARE, free_bytes(staging)
     if needed > free:
         raise ValueError(
-            f"{staging.parent}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; make room, "
+            f"{staging.parent}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; make room "
             "or choose another place"
         )
 
@@ -202,20 +202,20 @@ def model_card(folder: Path, made: Imported, mode: Mode) -> str:
     if made.agreement is not None:
         agreement = made.agreement
         measured = (
-            f"on {agreement.pictures} pictures {100 * agreement.equal:.1f} % of {agreement.codes} codes are those "
-            f"of `exact`, in the picture with fewest {100 * agreement.worst:.1f} %; merged rows, of about unit "
-            f"variance, differ by at most {agreement.furthest:.2g}"
+            f"on {agreement.pictures} pictures {100 * agreement.equal:.1f} % of {agreement.codes} codes are\n"
+            f"  those of `exact`, in the picture with fewest {100 * agreement.worst:.1f} %; merged rows, of about "
+            f"unit\n  variance, differ by at most {agreement.furthest:.2g}"
         )
     return f"""# LaVIT, imported into pictish
 
-These are the weights of an official LaVIT checkpoint (arXiv 2309.04669, github.com/jy0205/LaVIT) under other names.
-They keep the licence that they were published with, which is not pictish's: read it where you got them, and pass it
-on with them.
+These are the weights of an official LaVIT checkpoint (arXiv 2309.04669, github.com/jy0205/LaVIT) under other
+names. They keep the licence that they were published with, which is not pictish's: read it where you got them,
+and pass it on with them.
 
 - from: `{folder.resolve().name}`; tokenizer: {made.tokenizer}
-- merger: `{mode}`. The released weights were trained with masks that leak, through which every row sees all
-  others a little; `exact` computes that, `gather` leaves dropped rows away and is an approximation. Measured at
-  import: {measured}.
+- merger: `{mode}`. The official computation has masks that leak, through which every row sees all others a
+  little. `exact` computes that; `gather` leaves dropped rows away and is an approximation. Measured at import:
+  {measured}.
 - nothing was rounded: tensors have the types of the checkpoint, and are computed in float32.
 
 | part | tensors |

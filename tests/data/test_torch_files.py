@@ -63,7 +63,11 @@ def test_a_truncated_file_is_called_damaged(tmp_path, share, new):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [({"a": 1}, "'a' is a int"), ([torch.ones(1)], "holds a list"), ({"m": {"a": torch.ones(1)}}, "'m' is a dict")],
+    [
+        ({"a": 1}, "'a' is a int"),
+        ([torch.ones(1)], "holds a list"),
+        ({"m": {"a": torch.ones(1)}}, "'m' is a dict"),
+    ],
 )
 def test_what_is_no_table_of_tensors_is_refused(tmp_path, content, said):
     torch.save(content, tmp_path / "x.bin")

@@ -81,7 +81,8 @@ def test_the_encoder_is_pre_norm_without_a_last_norm(source, tokenizer, pixels):
         bias = torch.cat([t[f"{b}.attn.q_bias"], torch.zeros(lavit.WIDTH), t[f"{b}.attn.v_bias"]]).float()
         qkv = F.linear(norm(t, f"{b}.norm1", x, 1e-6), t[f"{b}.attn.qkv.weight"].float(), bias)
         q, k, v = (heads(part) for part in qkv.chunk(3, dim=-1))
-        x = x + linear(t, f"{b}.attn.proj", F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + linear(t, f"{b}.attn.proj", mixed)
         x = x + linear(t, f"{b}.mlp.fc2", F.gelu(linear(t, f"{b}.mlp.fc1", norm(t, f"{b}.norm2", x, 1e-6))))
     assert torch.allclose(encoder(pixels), x[:, 1:], atol=1e-4)
 
@@ -92,7 +93,8 @@ def test_scores_are_the_difference_of_two_logits(source, tokenizer, pixels):
     p = "token_predictor"
     own, shared = F.gelu(linear(t, f"{p}.in_conv.1", norm(t, f"{p}.in_conv.0", hidden))).chunk(2, dim=-1)
     x = torch.cat([own, shared.mean(1, keepdim=True).expand_as(own)], dim=-1)
-    x = linear(t, f"{p}.out_conv.4", F.gelu(linear(t, f"{p}.out_conv.2", F.gelu(linear(t, f"{p}.out_conv.0", x)))))
+    x = F.gelu(linear(t, f"{p}.out_conv.2", F.gelu(linear(t, f"{p}.out_conv.0", x))))
+    x = linear(t, f"{p}.out_conv.4", x)
     scores = tokenizer.network.selector(hidden)
     assert torch.allclose(F.logsigmoid(scores), x.log_softmax(-1)[..., 0], atol=1e-4)
     kept = (scores > 0).float().mean()
@@ -112,8 +114,8 @@ def test_codes_are_those_of_the_raw_rows_of_the_codebook(source, tokenizer, pixe
 def test_the_code_decoder_sees_codes_in_order_without_a_norm(source, tokenizer, pixels):
     t = lavit.read(source / lavit.HIGHRES)
     (token,) = tokenizer.tokenize_pixels(pixels[:1], [(50, 50)])
-    codes = lavit.read(source / lavit.TOKENIZER)["quantize.embedding.weight"].float()[token.ids.tolist()][None]
-    codes = linear(t, "in_proj", codes) + t["pos_embed"].float()[:, : len(token)]
+    book = lavit.read(source / lavit.TOKENIZER)["quantize.embedding.weight"].float()
+    codes = linear(t, "in_proj", book[token.ids.tolist()][None]) + t["pos_embed"].float()[:, : len(token)]
     x = t["query_embed"].float()
     for n in range(lavit.LAYERS):
         b = f"blocks.{n}"

@@ -30,9 +30,17 @@ def test_leaky_attention_is_its_definition(scale):
     q, k, v = random_heads(scale)
     allowed = torch.rand(B, 1, N, N, generator=torch.Generator().manual_seed(1)) < 0.3
     allowed[1, 0, 4] = False
-    found = leaky_attention(q, k, v, allowed)
+    found = leaky_attention(q, k, v, v.mean(2, keepdim=True), allowed)
     assert torch.allclose(found, by_definition(q, k, v, allowed), atol=1e-5)
     assert torch.allclose(found[1, :, 4], v[1].mean(dim=1), atol=1e-5), "nothing allowed: the values' mean"
+
+
+def test_values_are_needed_of_the_keys_alone_that_may_be_seen():
+    q, k, v = random_heads(4.0)
+    allowed = torch.arange(N)[None, None, None] < torch.tensor([4, 0])[:, None, None, None]
+    centre = v.mean(2, keepdim=True)
+    found = leaky_attention(q, k, v[:, :, :6], centre, allowed[..., :6])
+    assert torch.allclose(found, by_definition(q, k, v, allowed), atol=1e-5)
 
 
 def test_leaky_attention_is_softmax_with_one_more_key():
@@ -42,7 +50,7 @@ def test_leaky_attention_is_softmax_with_one_more_key():
     virtual = logits.amax(-1, keepdim=True) + torch.tensor(LEAK).log()
     weights = torch.cat([logits.masked_fill(~allowed, -torch.inf), virtual], dim=-1).softmax(-1)
     expected = weights @ torch.cat([v, v.mean(2, keepdim=True)], dim=2)
-    assert torch.allclose(leaky_attention(q, k, v, allowed), expected, atol=1e-5)
+    assert torch.allclose(leaky_attention(q, k, v, v.mean(2, keepdim=True), allowed), expected, atol=1e-5)
 
 
 @pytest.fixture
