@@ -55,6 +55,7 @@ class Request(Config):
     scheduler: str | None
     keep: bool | None = None  # of an edit: whether pixels of the source stay
     lowres: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     size: int | None = Field(ge=1, le=16_384)
 
     @property

@@ -85,12 +85,8 @@ def plan_decoder(
     pieces, condition = _heads(source, released, table, tokenizer, heads)
     if released.null:
         null = stored[SINGLE].shape if SINGLE in stored else ()
-        if (
-            len(null) != 3
-            or null[0] != 1
-            or null[2] != condition["width"]
-            or null[1] > tokenizer.encoder.grid**2
-        ):
+        most = tokenizer.encoder.grid**2
+        if len(null) != 3 or (null[0], null[2]) != (1, condition["width"]) or not 0 < null[1] <= most:
             source.wrong.append(
                 f"{source.folder / released.null}: holds {sorted(stored)[:2]} of shape {null}; one tensor of "
                 f"1 x rows x {condition['width']} would fit"

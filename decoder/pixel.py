@@ -46,13 +46,22 @@ class Decoder:
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path, tokenizer: Tokenizer, device: str | torch.device = "cpu"
+        cls,
+        folder: str | Path,
+        tokenizer: Tokenizer,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> "Decoder":
-        """Load a model folder, or the shipped `"starter"`; ValueError when it fits another tokenizer."""
+        """Load a model folder, or the shipped `"starter"`; ValueError when it fits another tokenizer.
+
+        `dtype` is the denoiser's alone.
+        """
         path = find_decoder(folder, "diffusion")
         if path is None:
             raise ValueError(f"{folder}: a diffusion decoder was asked for, and it holds none")
-        return cls(load_diffusion(path, tokenizer), tokenizer, fingerprint(path), device)
+        model = load_diffusion(path, tokenizer)
+        model.denoiser.to(dtype)
+        return cls(model, tokenizer, fingerprint(path), device)
 
     @torch.inference_mode()
     def decode(

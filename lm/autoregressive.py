@@ -92,8 +92,8 @@ def generate(
 ) -> list[list[Piece]]:
     """What a transformers causal LM in eval mode says to each prompt: its pieces in order, one at least.
 
-    Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it. All draw
-    from one, in the order of the batch and as `torch.multinomial` does, where there is but one.
+    Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it. From a
+    single one, where one is given, all draw as `torch.multinomial` does for a batch.
     ValueError for a prompt longer than the model's context, for one that the request contradicts, and for a
     model that gives no numbers.
     """

@@ -4,8 +4,8 @@
     before anything      the same without EOS; with room for one id only those that show
     inside               codes only, below `min_codes`; then codes and [/IMG]; at `max_codes` [/IMG] only
 
-A model that was made so may say other ids between codes: these `strays` count as codes do, but are left out of
-what is drawn, and one true code there is at least.
+A model that was made so may say other ids between codes: these `strays` count as codes do, but are left out
+of what is drawn, and one true code there is at least.
 
 `max_new_tokens` holds to the id, markers and EOS counted: a picture begins only where its shortest form still
 fits, and its end is forced while there is room for it. So every picture ends, and none is empty; nor is an

@@ -65,8 +65,8 @@ def plan_language(source: Source, *, codes: int, most: int, features: int, overr
     rows = len(pieces) + 2 + codes
     if config.vocab_size < rows:
         source.wrong.append(
-            f"{source.folder / FOLDER}/config.json: vocab_size is {config.vocab_size}; {len(pieces)} pieces of "
-            f"text, 2 markers and {codes} codes need {rows}"
+            f"{source.folder / FOLDER}/config.json: vocab_size is {config.vocab_size}; {len(pieces)} pieces "
+            f"of text, 2 markers and {codes} codes need {rows}"
         )
     weights = _weights(source, config, shards)
     projector: list[Piece] = []

@@ -1,7 +1,7 @@
 """A SentencePiece BPE model (`tokenizer.model`, as LLaMA has it) as a fast tokenizer that knows pictures.
 
-The file is a protocol buffer of pieces with scores (github.com/google/sentencepiece, sentencepiece_model.proto);
-the few fields that matter are read here, so that neither sentencepiece nor protobuf is needed.
+The file is a protocol buffer of pieces with scores (sentencepiece_model.proto of google/sentencepiece). The
+few fields that matter are read here, so that neither sentencepiece nor protobuf is needed.
 """
 
 import struct
@@ -28,7 +28,7 @@ class Piece(NamedTuple):
 
 
 def read_pieces(path: Path) -> list[Piece]:
-    """The vocabulary in a `tokenizer.model`; ValueError when it is damaged, or no BPE that spells out bytes."""
+    """The vocabulary in a `tokenizer.model`; ValueError when it is damaged, or no BPE with bytes."""
     try:
         blob = path.read_bytes()
         pieces, algorithm = [], BPE
@@ -37,13 +37,11 @@ def read_pieces(path: Path) -> list[Piece]:
                 pieces.append(_piece(value))
             elif number == 2:
                 algorithm = dict(_fields(value)).get(3, algorithm)
-    except (IndexError, KeyError, TypeError, struct.error, UnicodeDecodeError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged, or no SentencePiece model; copy it again") from error
     kinds = {piece.kind for piece in pieces}
     if algorithm != BPE or not {NORMAL, UNKNOWN, BYTE} <= kinds <= {NORMAL, UNKNOWN, CONTROL, BYTE}:
-        raise ValueError(
-            f"{path}: a SentencePiece BPE with bytes was asked for, such as LLaMA's; it is another"
-        )
+        raise ValueError(f"{path}: another kind of text tokenizer; a SentencePiece BPE with bytes would fit")
     return pieces
 
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from pictish.commands.draw import Device, Model, given_picture
+from pictish.commands.draw import given_picture
+from pictish.commands.options import Device, Digits, Model, Precision
 
 
 def run(
@@ -20,6 +21,7 @@ def run(
     ] = None,
     most: Annotated[int | None, typer.Option(min=1, help="Text tokens at most.")] = None,
     model: Model = "starter",
+    precision: Digits = Precision.float32,
     device: Device = "auto",
 ) -> None:
     """Print a caption of IMAGE, or the answer to QUESTION. Settings left away are the model's own."""
@@ -27,5 +29,5 @@ def run(
     from pictish.pipelines.describe import Describe
     from pictish.training.world import resolve_device
 
-    describe = Describe.from_folder(model, resolve_device(device))
+    describe = Describe.from_folder(model, resolve_device(device), precision.value)
     print(describe.batch([picture], [question], continuous=features, most=most)[0])

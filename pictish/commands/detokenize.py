@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.draw import LowRes, PixelGuidance, Scheduler, Size, Steps, generators
+from pictish.commands.draw import generators
+from pictish.commands.options import LowRes, PixelGuidance, Scheduler, Size, Steps
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from pictish.commands import terminal
+from pictish.commands.options import Precision
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,50 +31,6 @@ if TYPE_CHECKING:
 SAMPLED = ("guidance", "image_guidance", "temperature", "top_k", "top_p", "min_p")  # of `DrawingConfig`
 BASE = 256  # pixels of the longer side of a picture that is to have an aspect ratio, at least
 LONGEST = 80  # bytes of a file name that a prompt gives
-
-Model = Annotated[str, typer.Option(help="Model folder, or `starter`.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Count = Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count on from it.")]
-Size = Annotated[int | None, typer.Option(min=1, max=16_384, help="Longer side of the pictures in pixels.")]
-LowRes = Annotated[bool, typer.Option("--lowres", help="Draw with the decoder of low resolution.")]
-Guided = Annotated[float | None, typer.Option(help="How strictly to follow the words; 1 adds nothing.")]
-ImageGuided = Annotated[
-    float | None, typer.Option(help="How strictly to follow the pictures given; 1 adds nothing.")
-]
-Quirks = Annotated[
-    bool,
-    typer.Option(
-        "--official-quirks", help="Treat pictures in a prompt as LaVIT's code does, its defects included."
-    ),
-]
-Temperature = Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest code each time.")]
-TopK = Annotated[int | None, typer.Option(min=1, help="Draw from so many likeliest codes only.")]
-TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest codes with this share together.")]
-MinP = Annotated[float | None, typer.Option(help="Leave out codes below this share of the likeliest.")]
-MinTokens = Annotated[int | None, typer.Option(min=1, help="Tokens that a picture has at least.")]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens that a picture has at most.")]
-Like = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Repeat the picture in FILE; options given replace its own."),
-]
-Grid = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write all pictures as one sheet, a PNG, too.")
-]
-SaveTokens = Annotated[bool, typer.Option("--save-tokens", help="Write the tokens beside each picture.")]
-Show = Annotated[bool, typer.Option("--show", help="Show each picture in the terminal, small.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")]
-Steps = Annotated[
-    int | None, typer.Option(min=0, max=1000, help="Steps of the diffusion decoder; 0 is the preview.")
-]
-PixelGuidance = Annotated[
-    float | None, typer.Option(min=0, help="How strictly the decoder follows the tokens; 1 adds nothing.")
-]
-Scheduler = Annotated[
-    str | None, typer.Option(help="Class name of a diffusers scheduler, such as DDIMScheduler.")
-]
 
 
 def given_picture(path: Path) -> "Image.Image":
@@ -127,7 +84,11 @@ def asked(
     from pictish.configs import parse
     from pictish.data.provenance import Request, digest_of
 
-    options = {name: value for name, value in ctx.params.items() if name in Request.model_fields}
+    options = {
+        name: value.value if isinstance(value, Precision) else value
+        for name, value in ctx.params.items()
+        if name in Request.model_fields
+    }
     pictures = tuple(map(digest_of, given))
     if origin is not None:
         left = {name for name in options if _is_default(ctx, name)}
@@ -221,7 +182,7 @@ def _load(
     from pictish.training.world import resolve_device
 
     model, device = ctx.params["model"], resolve_device(ctx.params["device"])
-    which: dict[str, Any] = {"steps": request.steps, "lowres": request.lowres}
+    which: dict[str, Any] = {name: getattr(request, name) for name in ("steps", "lowres", "precision")}
     if not speaking:
         return None, Reconstructor.from_folder(model, device, **which)
     drawer = TextToImage.from_folder(model, device, **which)

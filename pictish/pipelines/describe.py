@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from pictish.pipelines.language import Language, Said
+from pictish.pipelines.language import Language, Precision, Said
 
 if TYPE_CHECKING:
     import torch
@@ -25,14 +25,19 @@ class Describe:
         self.language = language
 
     @classmethod
-    def from_folder(cls, folder: str | Path = "starter", device: "str | torch.device" = "cpu") -> "Describe":
+    def from_folder(
+        cls,
+        folder: str | Path = "starter",
+        device: "str | torch.device" = "cpu",
+        precision: Precision = "float32",
+    ) -> "Describe":
         """Load tokenizer and language model of one folder, or the shipped `"starter"`."""
-        return cls(Language.from_folder(folder, device))
+        return cls(Language.from_folder(folder, device, precision))
 
     def __call__(
         self, image: Image.Image, question: str | None = None, *, continuous: bool | None = None
     ) -> str:
-        """A caption, or the answer to `question`, as the model is used to, else the likeliest word by word."""
+        """A caption, or the answer to `question`, as the model is used to, or the likeliest word by word."""
         return self.batch([image], [question], continuous=continuous)[0]
 
     def batch(

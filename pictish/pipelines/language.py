@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pictish.lm.sequence import Part
     from pictish.tokenizer.dynamic import Tokenizer
 
+Precision = Literal["float32", "bfloat16"]
 Said = str | Image.Image  # one part of what a user says
 
 
@@ -30,12 +31,23 @@ class Language:
         self.tokenizer, self.model = tokenizer, model
 
     @classmethod
-    def from_folder(cls, folder: str | Path = "starter", device: "str | torch.device" = "cpu") -> "Language":
-        """Load both from one model folder, or the shipped `"starter"`; ValueError when one is missing."""
+    def from_folder(
+        cls,
+        folder: str | Path = "starter",
+        device: "str | torch.device" = "cpu",
+        precision: Precision = "float32",
+    ) -> "Language":
+        """Load both from one model folder, or the shipped `"starter"`; ValueError when one is missing.
+
+        `precision` is that of the language model: with fewer digits the tokenizer would give other codes.
+        """
+        import torch
+
         from pictish.lm.model import UnifiedModel
         from pictish.tokenizer.dynamic import Tokenizer
 
-        return cls(Tokenizer.from_folder(folder, device), UnifiedModel.from_folder(folder, device))
+        model = UnifiedModel.from_folder(folder, device, getattr(torch, precision))
+        return cls(Tokenizer.from_folder(folder, device), model)
 
     def parts(self, said: Sequence[Said], *, continuous: bool = False) -> "list[Part]":
         """Text and pictures as parts of a sequence; pictures as codes, or as continuous features."""

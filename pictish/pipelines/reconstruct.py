@@ -11,6 +11,7 @@ from PIL import Image
 
 from pictish.data.model_folder import find_decoder, fingerprint
 from pictish.data.tokens import TokenizedImage
+from pictish.pipelines.language import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -56,18 +57,22 @@ class Reconstructor:
         *,
         steps: int | None = None,
         lowres: bool = False,
+        precision: Precision = "float32",
     ) -> "Reconstructor":
         """Load one model folder, or the shipped `"starter"`; ValueError when a part is missing.
 
         A `tokenizer` that is loaded already is used as it is. One decoder is loaded: the preview when `steps`
         is 0 or where there is no other; the one of low resolution when `lowres`, or where it is the only one.
+        `precision` is the denoiser's.
         """
+        import torch
+
         from pictish.tokenizer.dynamic import Tokenizer
 
         drawn = None if steps == 0 else find_decoder(folder, "diffusion", lowres=lowres)
         if lowres and drawn is None:
             raise ValueError(
-                f"{folder}: has no decoder of low resolution, decoder-lowres; leave it to the model which is used"
+                f"{folder}: has no decoder of low resolution (decoder-lowres); leave --lowres away"
             )
         plain = find_decoder(folder, "preview") if steps == 0 or drawn is None else None
         if drawn is None and plain is None:
@@ -83,7 +88,7 @@ class Reconstructor:
         if drawn is not None:
             from pictish.decoder.pixel import Decoder
 
-            decoder = Decoder.from_folder(drawn, tokenizer, device)
+            decoder = Decoder.from_folder(drawn, tokenizer, device, getattr(torch, precision))
         else:
             from pictish.decoder.preview import Preview
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pictish.data.tokens import TokenizedImage
 from pictish.lm.config import DrawingConfig
-from pictish.pipelines.language import Language, Said
+from pictish.pipelines.language import Language, Precision, Said
 from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
 
 if TYPE_CHECKING:
@@ -37,14 +37,16 @@ class TextToImage:
         *,
         steps: int | None = None,
         lowres: bool = False,
+        precision: Precision = "float32",
     ) -> "TextToImage":
         """Load all parts of one model folder, or the shipped `"starter"`; ValueError when one is missing.
 
         With `steps` 0 pixels come from the preview, with `lowres` from the decoder of low resolution.
+        `precision` is that of language model and denoiser.
         """
-        language = Language.from_folder(folder, device)
+        language = Language.from_folder(folder, device, precision)
         reconstructor = Reconstructor.from_folder(
-            folder, device, language.tokenizer, steps=steps, lowres=lowres
+            folder, device, language.tokenizer, steps=steps, lowres=lowres, precision=precision
         )
         return cls(language, reconstructor)
 
