@@ -21,6 +21,9 @@ def run(
     ] = None,
     most: Annotated[int | None, typer.Option(min=1, help="Text tokens at most.")] = None,
     model: Model = "starter",
+    lemmas: Annotated[
+        bool, typer.Option("--lemmas", help="Nouns and verbs of an answer in their basic form; needs spaCy.")
+    ] = False,
     precision: Digits = Precision.float32,
     device: Device = "auto",
 ) -> None:
@@ -30,4 +33,4 @@ def run(
     from pictish.training.world import resolve_device
 
     describe = Describe.from_folder(model, resolve_device(device), precision.value)
-    print(describe.batch([picture], [question], continuous=features, most=most)[0])
+    print(describe.batch([picture], [question], continuous=features, most=most, lemmas=lemmas)[0])

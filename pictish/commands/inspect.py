@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from pictish.commands.report import Report
     from pictish.data.tokens import TokenizedImage
     from pictish.evaluation.pictures import Broken
@@ -100,11 +102,8 @@ def _free(target: Path, overwrite: bool) -> Path:
 
 def _picture(source: Path, target: Path, model: str, device: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Tokenize one picture, write its drawing, return its facts."""
-    from PIL import Image
-
     from pictish.data.files import one_line, printable, write_atomic
     from pictish.data.images import load_image, png_bytes
-    from pictish.decoder.preview import Preview
     from pictish.evaluation.drawing import Panels, four_panels
     from pictish.tokenizer.dynamic import Tokenizer
     from pictish.training.world import resolve_device
@@ -115,7 +114,6 @@ def _picture(source: Path, target: Path, model: str, device: str, settings: dict
         raise ValueError(f"{printable(source)}: {one_line(error)}") from error
     where = resolve_device(device)
     tokenizer = Tokenizer.from_folder(model, device=where)
-    preview = Preview.from_folder(model, tokenizer, device=where)
     (token,) = tokenizer.tokenize([picture], **settings)
     assert token.cells is not None, "the tokenizer always says which cells it kept"
     scores = _scores(tokenizer, picture)[token.cells]
@@ -123,7 +121,7 @@ def _picture(source: Path, target: Path, model: str, device: str, settings: dict
     drawing = four_panels(
         Panels(
             picture=picture,
-            reconstruction=Image.fromarray(preview.decode([token])[0].cpu().numpy()),
+            reconstruction=_drawn_back(model, tokenizer, token),
             grid=token.grid,
             cells=token.cells,
             scores=scores,
@@ -148,6 +146,25 @@ def _picture(source: Path, target: Path, model: str, device: str, settings: dict
         "bits_per_pixel": token.bits_per_pixel,
         "drawing": printable(target),
     }
+
+
+def _drawn_back(model: str, tokenizer: Any, token: "TokenizedImage") -> "Image.Image":
+    """The square picture that codes give: the preview's, or the diffusion decoder's where there is none."""
+    import torch
+    from PIL import Image
+
+    from pictish.data.model_folder import find_decoder
+
+    if find_decoder(model, "preview") is None and find_decoder(model, "diffusion") is not None:
+        from pictish.decoder.pixel import Decoder
+
+        decoder = Decoder.from_folder(model, tokenizer, tokenizer.device)
+        square = decoder.decode([token], [torch.Generator().manual_seed(0)])[0]
+    else:
+        from pictish.decoder.preview import Preview
+
+        square = Preview.from_folder(model, tokenizer, device=tokenizer.device).decode([token])[0]
+    return Image.fromarray(square.cpu().numpy())
 
 
 def _scores(tokenizer: Any, picture: Any) -> Any:

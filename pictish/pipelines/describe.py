@@ -47,14 +47,16 @@ class Describe:
         *,
         continuous: bool | None = None,
         most: int | None = None,
+        lemmas: bool = False,
         sampling: "Sampling | None" = None,
         generators: "Sequence[torch.Generator] | None" = None,
     ) -> list[str]:
         """One text a picture, of at most `most` tokens; pictures enter as codes or as features.
 
         What is left away is the model's own choice. A model that searches with beams, as LaVIT does, may end
-        with an empty text; with `sampling` it draws instead. Raises ValueError for an empty question, and
-        where the model was not made for continuous features.
+        with an empty text; with `sampling` it draws instead. With `lemmas` answers have words in their basic
+        form, as LaVIT's evaluation compares them, for which spaCy is needed. Raises ValueError for an empty
+        question, and where the model was not made for continuous features.
         """
         defaults = self.language.model.defaults
         continuous = defaults.continuous if continuous is None else continuous
@@ -69,6 +71,10 @@ class Describe:
             else:
                 written = self._search(prompts, way if most is None else _shorter(way, most))
             texts |= dict(zip(mine, written, strict=True))
+        if lemmas:
+            texts |= {
+                place: lemmatised(texts[place]) for place, one in enumerate(questions) if one is not None
+            }
         return [texts[place] for place in range(len(images))]
 
     def _prompt(self, image: Image.Image, question: str | None, continuous: bool) -> "Prompt":
@@ -123,6 +129,19 @@ def cut(text: str, ends: Sequence[str], *, lower: bool = False) -> str:
     for end in ends:
         text = text.partition(end)[0]
     return text.strip().lower() if lower else text.strip()
+
+
+def lemmatised(text: str) -> str:
+    """A text with the basic forms of nouns and verbs; ValueError where spaCy or its model is missing."""
+    try:
+        import spacy
+
+        words = spacy.load("en_core_web_sm")(text)
+    except (ImportError, OSError):
+        raise ValueError(
+            "basic forms need spaCy: pip install spacy && python -m spacy download en_core_web_sm"
+        ) from None
+    return " ".join(word.lemma_ if word.pos_ in ("NOUN", "VERB") else word.text for word in words)
 
 
 def _shorter(way: "WritingConfig", most: int) -> "WritingConfig":

@@ -1,5 +1,8 @@
 """What a model does of itself: where texts are cut, how prompts are guided, which shape is drawn."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,7 @@ from pictish.commands.draw import _shape_of
 from pictish.data.tokens import TokenizedImage
 from pictish.lm.config import DrawingConfig, WritingConfig
 from pictish.lm.lavit import DEFAULTS
-from pictish.pipelines.describe import _shorter, cut
+from pictish.pipelines.describe import _shorter, cut, lemmatised
 from pictish.pipelines.reconstruct import Reconstructor
 from pictish.pipelines.text_to_image import text_scale_of
 
@@ -33,6 +36,19 @@ def test_answers_are_cut_as_lavit_does(text, answer):
 def test_captions_keep_their_commas():
     assert DEFAULTS.caption is not None
     assert cut("A dog, a cat. And", DEFAULTS.caption.cuts, lower=DEFAULTS.caption.lower) == "A dog, a cat"
+
+
+def test_basic_forms_are_those_of_spacy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(ValueError, match="need spaCy: pip install spacy"):
+        lemmatised("two dogs")
+    words = [
+        SimpleNamespace(text="two", lemma_="2", pos_="NUM"),
+        SimpleNamespace(text="dogs", lemma_="dog", pos_="NOUN"),
+        SimpleNamespace(text="ran", lemma_="run", pos_="VERB"),
+    ]
+    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=lambda name: lambda text: words))
+    assert lemmatised("two dogs ran") == "two dog run"
 
 
 def test_fewer_ids_at_most_are_fewer_at_least():
