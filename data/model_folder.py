@@ -175,4 +175,4 @@ def load_strictly(module: "nn.Module", tensors: "dict[str, Tensor]", source: str
             f"{source}: weights do not fit the config: {len(missing)} missing {missing[:2]}, "
             f"{len(unknown)} unknown {unknown[:2]}, {len(shapes)} of another shape {shapes[:2]}"
         )
-    module.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
+    module.load_state_dict(tensors)  # which converts types, a tensor at a time

@@ -1,5 +1,5 @@
-"""Attention over a subset of tokens: exact, through PyTorch's fused kernel; the form that trains the selector;
-LaVIT's own, whose masks leak.
+"""Attention over a subset of tokens: exact, through PyTorch's fused kernel; in the form that trains the
+selector; and in LaVIT's own, whose masks leak.
 
 Legend: B pictures, H heads, Q queries, K keys, D width.
 """
@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-
 
 LEAK = 1e-6  # what LaVIT adds to the sum of a row's weights, spread over all keys
 _LOGITS = 1 << 18  # of so many numbers at a time

@@ -33,7 +33,6 @@ from pictish.tokenizer.network import DynamicTokenizer
 from pictish.tokenizer.parallel import SideBySide, buckets, filled_groups
 from pictish.tokenizer.selector import choose
 
-
 UNDERSTANDING = "understanding"  # the folder beside the tokenizer's, and its part
 
 

@@ -30,6 +30,11 @@ HIGHRES = "visual_tokenizer/highres_tokenizer_decoder.bin"
 LOWRES = "visual_tokenizer/tokenizer_decoder.bin"
 OVERRIDE = "language_model/visual_weight.bin"  # what takes the tokenizer's place for understanding
 OFFICIAL_WIDTH = 1408
+OFFICIAL_BLOCKS = {
+    ENCODER: 40,
+    TOKENIZER: 12,
+    HIGHRES: 12,
+}  # at that width; a file cut by whole blocks has fewer
 EVA = "eva_giant_patch14_clip_224"  # timm's name of the encoder; its sizes are settings
 
 
@@ -163,6 +168,7 @@ def plan_tokenizer(
     reconstructor: dict[str, Any] | None = None
     if decoder is not None:
         layers = blocks(decoder)
+        _check_blocks(source, sizes.width, {HIGHRES: layers})
         codes = reconstructor_table(sizes.width, sizes.hidden, sizes.code_dim, sizes.grid**2, layers)
         source.expect(HIGHRES, codes.shapes, beside=("unet_",))
         reconstructor = {"layers": layers, "form": "lavit", "heads": heads.decoder}
@@ -232,7 +238,14 @@ def _sizes(source: Source, encoder: Mapping[str, Meta], tokenizer: Mapping[str, 
             f"{len(encoder)} and {len(tokenizer)} tensors, but not those of a LaVIT tokenizer"
         )
         return None
+    _check_blocks(source, sizes.width, {ENCODER: sizes.depth, TOKENIZER: sizes.layers})
     return sizes
+
+
+def _check_blocks(source: Source, width: int, found: Mapping[str, int]) -> None:
+    for file, count in found.items():
+        if width == OFFICIAL_WIDTH and count != OFFICIAL_BLOCKS[file]:
+            source.wrong.append(f"{source.folder / file}: {count} blocks; {OFFICIAL_BLOCKS[file]} would fit")
 
 
 def _size(found: Mapping[str, Meta], name: str, axis: int) -> int:
@@ -326,9 +339,7 @@ def _block(
     table.both(f"{ours}.mlp.2", f"{theirs}.mlp.fc2", width, hidden)
 
 
-def _settings(
-    sizes: Sizes, heads: Heads, mode: str, reconstructor: dict[str, Any] | None
-) -> dict[str, Any]:
+def _settings(sizes: Sizes, heads: Heads, mode: str, reconstructor: dict[str, Any] | None) -> dict[str, Any]:
     encoder = {
         "model": EVA,
         "weights": {"kind": "folder"},

@@ -49,7 +49,9 @@ class MergerBlock(nn.Module):
             queries, x = _take(queries, rows), _take(x, rows)
         x = x + self.attend_kept.leaky(queries, keys, causal)
         x = x + self.attend_dropped.leaky(self.norms[1](x), origin, dropped)
-        parts = self.norms[2](x).flatten(0, 1).split(ROWS)  # its wide inside would be the largest tensor of all
+        parts = (
+            self.norms[2](x).flatten(0, 1).split(ROWS)
+        )  # its wide inside would be the largest tensor of all
         return x + torch.cat([self.mlp(part) for part in parts]).view(x.shape)
 
     def forward(self, x: Tensor, causal: Tensor, origin: Tensor, dropped: Tensor) -> Tensor:

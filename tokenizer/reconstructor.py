@@ -54,9 +54,7 @@ class Reconstructor(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.project_out: nn.Module = nn.Linear(width, features)
         if form == "lavit":
-            self.project_out = nn.Sequential(
-                nn.Linear(width, width), nn.Tanh(), nn.Linear(width, features)
-            )
+            self.project_out = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, features))
 
     def forward(self, codes: Tensor, real: Tensor) -> Tensor:
         """Features (B, N, F) from `codes` (B, K, C), of which `real` (B, K) bool are not padding."""

@@ -63,7 +63,8 @@ def extra_memory(run: Callable[[], Tensor]) -> int:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     alive = most = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -99,9 +100,7 @@ def main() -> None:
     }
     with torch.inference_mode():
         expected = torch.take_along_dim(runs["dense"](), rows[..., None], dim=1)
-        apart = {
-            name: (expected - run()).abs().max().item() for name, run in runs.items() if name != "dense"
-        }
+        apart = {name: (expected - run()).abs().max().item() for name, run in runs.items() if name != "dense"}
         memory = {name: extra_memory(run) for name, run in runs.items()}
         seconds = dict.fromkeys(runs, float("inf"))
         for _ in range(settings.times):
@@ -110,13 +109,13 @@ def main() -> None:
                 run()
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
     print(f"{torch.get_num_threads()} threads; {vars(settings)}")
-    print(f"{'':8} {'images/s':>9} {'speed-up':>9} {'extra memory':>13} {'share':>6} {'furthest from dense':>20}")
+    print(f"{'':8} {'images/s':>9} {'speed-up':>9} {'extra memory':>13} {'share':>6} {'furthest apart':>16}")
     for name in runs:
         speed, share = settings.pictures / seconds[name], memory[name] / memory["dense"]
         distance = f"{apart[name]:.1e}" if name in apart else ""
         faster = seconds["dense"] / seconds[name]
         print(
-            f"{name:8} {speed:9.2f} {faster:8.2f}x {memory[name] / 1e6:10.1f} MB {share:6.2f} {distance:>20}"
+            f"{name:8} {speed:9.2f} {faster:8.2f}x {memory[name] / 1e6:10.1f} MB {share:6.2f} {distance:>16}"
         )
 
 

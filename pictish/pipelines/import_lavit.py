@@ -31,6 +31,18 @@ VIDEO = (
     "motion_tokenizer.bin",
     "video_3d_unet.bin",
 )  # what is in a Video-LaVIT folder and in no other
+_FIRST: dict[Name, tuple[str, ...]] = {
+    "understanding": ("language_model/visual_weight.bin",),
+    "lm": ("language_model/config.json", "language_model/tokenizer.model"),
+    "decoder": ("visual_tokenizer/highres_tokenizer_decoder.bin", "highres_pixel_decoding"),
+    "decoder-lowres": ("visual_tokenizer/tokenizer_decoder.bin", "pixel_decoding"),
+}
+_NEEDED_BY: dict[Name, str] = {
+    "understanding": "pictish describe",
+    "lm": "pictish generate",
+    "decoder": "pictish detokenize",
+    "decoder-lowres": "pictish detokenize --lowres",
+}
 SPARE = 64 << 20  # bytes for what is no tensor
 PLAN = "plan.sha256"  # in the unfinished folder: what it is to become
 CARD = "README.md"
@@ -132,7 +144,11 @@ def _plan(
     from pictish.tokenizer.lavit import OVERRIDE, find_heads, plan_tokenizer, plan_understanding
 
     found = plan_tokenizer(source, heads, mode)
-    if found is None:
+    if found is None:  # the others cannot be planned, but what they lack can be told
+        for name in parts:
+            for file in _FIRST.get(name, ()):
+                if not (source.folder / file).exists():
+                    source.lacks(file, _NEEDED_BY[name])
         return [], None
     tokenizer, config = found
     heads = heads or find_heads(source.folder, config.width)
@@ -203,19 +219,19 @@ def model_card(folder: Path, made: Imported, mode: Mode) -> str:
         agreement = made.agreement
         measured = (
             f"on {agreement.pictures} pictures {100 * agreement.equal:.1f} % of {agreement.codes} codes are\n"
-            f"  those of `exact`, in the picture with fewest {100 * agreement.worst:.1f} %; merged rows, of about "
-            f"unit\n  variance, differ by at most {agreement.furthest:.2g}"
+            f"  those of `exact`, in the picture with fewest {100 * agreement.worst:.1f} %; merged rows, of "
+            f"about unit\n  variance, differ by at most {agreement.furthest:.2g}"
         )
     return f"""# LaVIT, imported into pictish
 
 These are the weights of an official LaVIT checkpoint (arXiv 2309.04669, github.com/jy0205/LaVIT) under other
-names. They keep the licence that they were published with, which is not pictish's: read it where you got them,
-and pass it on with them.
+names. They keep the licence that they were published with, which is not pictish's: read it where you got
+them, and pass it on with them.
 
 - from: `{folder.resolve().name}`; tokenizer: {made.tokenizer}
 - merger: `{mode}`. The official computation has masks that leak, through which every row sees all others a
-  little. `exact` computes that; `gather` leaves dropped rows away and is an approximation. Measured at import:
-  {measured}.
+  little. `exact` computes that; `gather` leaves dropped rows away and is an approximation. Measured at
+  import: {measured}.
 - nothing was rounded: tensors have the types of the checkpoint, and are computed in float32.
 
 | part | tensors |

@@ -237,3 +237,11 @@ def test_what_is_left_of_another_import_is_not_taken(checkpoint, copied, tmp_pat
     assert run(copied, tmp_path / "again", "--quiet", "--part", "tokenizer") == 0
     names = [tmp_path / out / "tokenizer" / "model.safetensors" for out in ("out", "again")]
     assert names[0].read_bytes() == names[1].read_bytes()
+
+
+def test_what_other_parts_lack_is_told_too_when_the_tokenizer_cannot_be_read(copied, tmp_path, capsys):
+    (copied / lavit.EVA).unlink()
+    said = refused(capsys, copied, tmp_path / "out", *(x for p in ("lm", "decoder") for x in ("--part", p)))
+    assert "eva_vitg_psz14.bin: missing; pictish tokenize needs it" in said
+    assert "tokenizer.model: missing; pictish generate needs it" in said
+    assert "highres_pixel_decoding: missing; pictish detokenize needs it" in said
