@@ -139,7 +139,7 @@ def lemmatised(text: str) -> str:
         words = spacy.load("en_core_web_sm")(text)
     except (ImportError, OSError):
         raise ValueError(
-            "basic forms need spaCy: pip install spacy && python -m spacy download en_core_web_sm"
+            "basic forms need spaCy: pip install 'pictish[lemmas]' && python -m spacy download en_core_web_sm"
         ) from None
     return " ".join(word.lemma_ if word.pos_ in ("NOUN", "VERB") else word.text for word in words)
 

@@ -40,7 +40,7 @@ def test_captions_keep_their_commas():
 
 def test_basic_forms_are_those_of_spacy(monkeypatch):
     monkeypatch.setitem(sys.modules, "spacy", None)
-    with pytest.raises(ValueError, match="need spaCy: pip install spacy"):
+    with pytest.raises(ValueError, match="basic forms need spaCy: pip install"):
         lemmatised("two dogs")
     words = [
         SimpleNamespace(text="two", lemma_="2", pos_="NUM"),
