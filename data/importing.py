@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pictish.data.files import sync, temp_path
 from pictish.data.torch_files import open_tensors
@@ -189,7 +189,8 @@ def _bytes_of(piece: Piece, tensors: "list[Tensor]") -> memoryview:
         raise ValueError(
             f"{piece.source}: {', '.join(piece.keys)} holds values that are no finite numbers; copy it again"
         )
-    return memoryview(made.flatten().view(torch.uint8).numpy())
+    plain: Any = made.flatten().view(torch.uint8).numpy()
+    return memoryview(plain)
 
 
 def _header(pieces: Sequence[Piece]) -> bytes:

@@ -176,8 +176,9 @@ def _build_backbone(
             _load_by_order(backbone, load_file(path))
         case FolderWeights():
             backbone.to_empty(device="cpu")
-            for module in backbone.modules():  # buffers that no file holds
-                if hasattr(module, "init_non_persistent_buffers"):
+            every: list[Any] = list(backbone.modules())
+            for module in every:
+                if hasattr(module, "init_non_persistent_buffers"):  # which no file holds
                     module.init_non_persistent_buffers()
         case RandomWeights():
             pass

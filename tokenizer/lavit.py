@@ -188,7 +188,7 @@ def plan_understanding(source: Source, config: TokenizerConfig) -> Part | None:
         return None
     table = Table()
     _merger(table, "", config.width, _hidden(config.width, config.mlp_ratio), config.merger.layers)
-    projector = {"vit_proj.weight": (_size(found, "vit_proj.weight", 0), config.width)}
+    projector: dict[str, Shape] = {"vit_proj.weight": (_size(found, "vit_proj.weight", 0), config.width)}
     projector["vit_proj.bias"] = projector["vit_proj.weight"][:1]
     source.expect(OVERRIDE, {**table.shapes, **projector})
     if source.wrong:

@@ -118,11 +118,15 @@ class Merger(nn.Module):
         origin = self.norm_origin(_take(hidden, dropped_first))
         dropped = gone[:, None, None, :]  # (B, 1, 1, A)
         x = hidden
-        for block in self.blocks[:-1]:
+        *first, last = self._each()
+        for block in first:
             x = block.leaky(x, causal[:, None], origin, dropped, None)
         if rows is not None:
             causal = _take(causal, rows)
-        return self.norm(self.blocks[-1].leaky(x, causal[:, None], origin, dropped, rows))
+        return self.norm(last.leaky(x, causal[:, None], origin, dropped, rows))
+
+    def _each(self) -> "list[MergerBlock]":
+        return [block for block in self.blocks if isinstance(block, MergerBlock)]
 
     def _run(self, x: Tensor, causal: Tensor, hidden: Tensor, dropped: Tensor) -> Tensor:
         origin = self.norm_origin(hidden)

@@ -173,7 +173,7 @@ def _plan(
             case "decoder" | "decoder-lowres":
                 from pictish.decoder.lavit import plan_decoder
 
-                which = "highres" if name == "decoder" else "lowres"
+                which: Literal["highres", "lowres"] = "highres" if name == "decoder" else "lowres"
                 planned.append(plan_decoder(source, which, config, heads))
     return [part for part in planned if part is not None], config
 
