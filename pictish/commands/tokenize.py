@@ -37,7 +37,11 @@ Kind = Annotated[
 Budget = Annotated[int | None, typer.Option(min=1, help="Exactly so many tokens a picture.")]
 Threshold = Annotated[float | None, typer.Option(help="Keep patches with a score above this (default 0.5).")]
 Sample = Annotated[bool, typer.Option("--sample", help="Draw the kept patches by their scores.")]
-Seed = Annotated[int | None, typer.Option(help="Of --sample (default 0).")]
+Gumbel = Annotated[
+    bool,
+    typer.Option("--gumbel", help="Draw as LaVIT's code does for a picture alone, seeded before each."),
+]
+Seed = Annotated[int | None, typer.Option(help="Of --sample and --gumbel (default 0).")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; 0: this one does.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")]
 PerShard = Annotated[int | None, typer.Option(min=1, help="Of --format shards, for pictures (default 1000).")]
@@ -57,6 +61,7 @@ def run(
     budget: Budget = None,
     threshold: Threshold = None,
     sample: Sample = False,
+    gumbel: Gumbel = False,
     seed: Seed = None,
     workers: Workers = None,
     batch_size: BatchSize = 32,
@@ -75,7 +80,7 @@ def run(
     from pictish.data.loader import WorkerPool
     from pictish.data.token_folder import Header, OutputFolder
 
-    selection = Selection.of(budget, threshold, sample, seed)
+    selection = Selection.of(budget, threshold, sample, seed, gumbel)
     shards = None if format is None else format is Format.shards
     job = plan(inputs, out, shards, 1000 if samples_per_shard is None else samples_per_shard)
     if samples_per_shard is not None and "samples_per_shard" not in job.settings:
@@ -88,6 +93,7 @@ def run(
         header = Header(job.kind, tokenizer.fingerprint, tokenizer.codebook_size, settings)
         decoding = {
             "side": tokenizer.image_size,
+            "exact": tokenizer.exact_squash,
             "workers": pool or 0,
             "max_pixels": max_pixels,
             "prefetch": 3 * batch_size + 16,
@@ -115,22 +121,32 @@ def _load(model: str, device: str, selection: "Selection") -> "Tokenizer":
 
 @dataclass(frozen=True)
 class Selection:
-    """How many patches are kept: by threshold, by budget, or drawn from a seed and the picture's name."""
+    """How many patches are kept: by threshold, by budget, or drawn: from a seed and the picture's name, or as
+    LaVIT draws."""
 
     budget: int | None = None
     threshold: float | None = None
     seed: int | None = None
+    gumbel: bool = False
 
     @classmethod
-    def of(cls, budget: int | None, threshold: float | None, sample: bool, seed: int | None) -> "Selection":
+    def of(
+        cls,
+        budget: int | None,
+        threshold: float | None,
+        sample: bool,
+        seed: int | None,
+        gumbel: bool = False,
+    ) -> "Selection":
         """From the command's flags; ValueError for two that exclude each other."""
-        asked = {"--budget": budget is not None, "--threshold": threshold is not None, "--sample": sample}
+        asked = {"--budget": budget is not None, "--threshold": threshold is not None}
+        asked |= {"--sample": sample, "--gumbel": gumbel}
         chosen = [flag for flag, given in asked.items() if given]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} were given; they exclude each other")
-        if seed is not None and not sample:
-            logger.warning("--seed does nothing without --sample")
-        return cls(budget, threshold, (seed or 0) if sample else None)
+        if seed is not None and not (sample or gumbel):
+            logger.warning("--seed does nothing without --sample or --gumbel")
+        return cls(budget, threshold, (seed or 0) if sample or gumbel else None, gumbel)
 
     def check(self, tokenizer: "Tokenizer") -> None:
         """ValueError for a setting that this model cannot follow."""
@@ -142,7 +158,8 @@ class Selection:
 
     def settings(self) -> dict[str, Any]:
         """What decides the bytes, for the manifest."""
-        return {"budget": self.budget, "seed": self.seed, "threshold": self.threshold}
+        own = {"gumbel": True} if self.gumbel else {}
+        return {"budget": self.budget, "seed": self.seed, "threshold": self.threshold, **own}
 
     def arguments(self, names: Sequence[str]) -> dict[str, Any]:
         """Keywords of `Tokenizer.tokenize_pixels` for pictures of these names."""
@@ -150,5 +167,8 @@ class Selection:
             return {"budget": self.budget, "threshold": self.threshold}
         import torch
 
+        if self.gumbel:
+            generators = [torch.Generator().manual_seed(self.seed) for _ in names]
+            return {"generators": generators, "as_lavit": True}
         seeds = [hashlib.sha256(f"{self.seed}/".encode() + os.fsencode(name)).digest()[:7] for name in names]
         return {"generators": [torch.Generator().manual_seed(int.from_bytes(seed, "big")) for seed in seeds]}

@@ -33,7 +33,6 @@ from pictish.evaluation.emoji import SETS
 from pictish.evaluation.judge import SIDE, Judge
 from pictish.evaluation.metrics import LEVEL, means
 from pictish.evaluation.pictures import seed_of
-from pictish.pipelines.defaults import IMAGE_SCALE, TEMPERATURE, TEXT_SCALE
 
 if TYPE_CHECKING:
     import torch
@@ -225,9 +224,9 @@ class EditingEvaluation:
             "language": language,
             "decoder": self.drawer.reconstructor.fingerprint,
             "steps": self.drawing.steps,
-            "text_scale": TEXT_SCALE,
-            "image_scale": IMAGE_SCALE,
-            "temperature": TEMPERATURE,
+            "text_scale": self.drawer.usual.guidance,
+            "image_scale": self.drawer.usual.image_guidance,
+            "temperature": self.drawer.usual.temperature,
             "batch": BATCH,
             "nearest": NEAREST,
             "references": len(self.judge.references),

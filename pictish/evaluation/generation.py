@@ -18,7 +18,6 @@ from pictish.evaluation.emoji import SETS
 from pictish.evaluation.judge import SIDE, Judge, settings
 from pictish.evaluation.metrics import LEVEL, means
 from pictish.evaluation.pictures import seed_of
-from pictish.pipelines.defaults import TEMPERATURE, TEXT_SCALE
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +107,7 @@ class GenerationEvaluation:
         return Asked(f"{measure} {key}", styled if names_style else plain, reference, names_style)
 
     def draw(
-        self, way: str, asked: Sequence[Asked], advance: Advance, text_scale: float = TEXT_SCALE
+        self, way: str, asked: Sequence[Asked], advance: Advance, text_scale: float | None = None
     ) -> Shown:
         """One of `WAYS` for every prompt; `advance` is told how many more are done."""
         pictures: list[Image.Image] = []
@@ -126,11 +125,11 @@ class GenerationEvaluation:
             advance(len(batch))
         return Shown(pictures, self.judge.embed(pictures))
 
-    def _generate(self, batch: Sequence[Asked], text_scale: float) -> list[Image.Image]:
+    def _generate(self, batch: Sequence[Asked], text_scale: float | None) -> list[Image.Image]:
         from pictish.lm.autoregressive import Guidance
 
         seeded = self._generators(batch)
-        guidance = Guidance(text_scale=text_scale)
+        guidance = Guidance(self.drawer.usual.guidance if text_scale is None else text_scale)
         tokens = self.drawer.tokens([[each.prompt] for each in batch], seeded, guidance=guidance)
         return self._decode(tokens, self._generators(batch))
 
@@ -203,8 +202,8 @@ class GenerationEvaluation:
             "language": language,
             "decoder": self.drawer.reconstructor.fingerprint,
             "steps": self.drawing.steps,
-            "text_scale": TEXT_SCALE,
-            "temperature": TEMPERATURE,
+            "text_scale": self.drawer.usual.guidance,
+            "temperature": self.drawer.usual.temperature,
             "batch": BATCH,
             "seed": self.seed,
             "confidence": LEVEL,
