@@ -22,6 +22,7 @@ from pictish.decoder.diffusion import AUTOENCODER, DENOISER, SCHEDULER, folder_d
 from pictish.decoder.schedulers import build_scheduler
 from pictish.tokenizer.config import TokenizerConfig
 from pictish.tokenizer.lavit import HIGHRES, LOWRES, Heads, blocks, reconstructor_table, widest
+from pictish.tokenizer.quantizers.config import EuclideanConfig
 
 NEEDED_BY = "pictish detokenize, generate and edit"
 NETWORK = "diffusion_pytorch_model"
@@ -131,7 +132,9 @@ def _heads(
     if released.pool:
         last = found.get(f"{released.pool}.c_proj.weight")
         settings["pooled"] = last.shape[0] if last else 0
-        names = {"positional_embedding": ("positions", (cells + 1, width))}
+        names: dict[str, tuple[str, tuple[int, ...]]] = {
+            "positional_embedding": ("positions", (cells + 1, width))
+        }
         for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("c_proj", "out")):
             rows = settings["pooled"] if ours == "out" else width
             names |= {f"{theirs}.weight": (f"{ours}.weight", (rows, width))}
@@ -147,6 +150,7 @@ def _heads(
         layers = blocks(found)
         first = found.get("blocks.0.mlp.fc1.weight")
         hidden = first.shape[0] if first else 0
+        assert isinstance(tokenizer.quantizer, EuclideanConfig), tokenizer.quantizer
         trunk = reconstructor_table(width, hidden, tokenizer.quantizer.dim, cells, layers)
         source.expect(released.codes, {**trunk.shapes, **shapes})
         if all(key in found for key in trunk.shapes):

@@ -7,7 +7,7 @@ few fields that matter are read here, so that neither sentencepiece nor protobuf
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -90,14 +90,14 @@ def _piece(blob: bytes) -> Piece:
     return Piece(values[1].decode("utf-8"), score, values.get(3, NORMAL))
 
 
-def _fields(blob: bytes) -> Iterator[tuple[int, "int | bytes"]]:
-    """Numbers and values of a message's fields; IndexError where it ends too early."""
+def _fields(blob: bytes) -> Iterator[tuple[int, Any]]:
+    """Numbers and values, int or bytes, of a message's fields; IndexError where it ends too early."""
     place = 0
     while place < len(blob):
         key, place = _varint(blob, place)
         match key & 7:
             case 0:
-                value: int | bytes
+                value: Any
                 value, place = _varint(blob, place)
             case 1 | 5 as wire:
                 size = 8 if wire == 1 else 4

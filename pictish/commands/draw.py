@@ -84,7 +84,7 @@ def asked(
     from pictish.configs import parse
     from pictish.data.provenance import Request, digest_of
 
-    options = {
+    options: dict[str, Any] = {
         name: value.value if isinstance(value, Precision) else value
         for name, value in ctx.params.items()
         if name in Request.model_fields
