@@ -78,7 +78,7 @@ def run(
     settings = {
         "decoder": reconstructor.fingerprint,
         "format": format.value,
-        "size": size,
+        "size": size or reconstructor.usual_size,
         **({} if reconstructor.decoder is None else {**vars(drawing), "seed": seed}),
     }
     header = Header("pictures", tokenizer.fingerprint, tokenizer.codebook_size, settings)

@@ -144,10 +144,14 @@ class Reconstructor:
                     drawn[place] = picture
         result = []
         for picture, token in zip(drawn, tokens, strict=True):  # (height, width, 3) uint8
-            longer = size or (max(picture.shape[:2]) if self._shapes else DEFAULT_SIZE)
-            shape = shape_of(token, longer)
+            shape = shape_of(token, size or self.usual_size or max(picture.shape[:2]))
             result.append(Image.fromarray(picture).resize(shape, Image.Resampling.BICUBIC))
         return result
+
+    @property
+    def usual_size(self) -> int | None:
+        """Pixels of a picture's longer side where none are asked for; None: as it is drawn."""
+        return None if self._shapes else DEFAULT_SIZE
 
     @property
     def _shapes(self) -> tuple[tuple[int, int], ...]:
