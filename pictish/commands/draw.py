@@ -142,7 +142,7 @@ def carry_out(
     for start in range(0, len(jobs), ctx.params["batch_size"]):
         part = jobs[start : start + ctx.params["batch_size"]]
         requests = [request for _, request in part]
-        tokens = [stored] if stored is not None else _tokens(drawer, requests, given)
+        tokens = [stored] if stored is not None else _tokens(drawer, requests, given, sampled)
         kept = reconstructor.kept(given[0], tokens) if first.keep else None
         # noise of its own from the seed, not where the draws of tokens ended: tokens alone give the picture
         noise = generators([request.seed for request in requests])
@@ -194,7 +194,7 @@ def _sampled(drawer: "TextToImage", request: "Request") -> dict[str, Any]:
     """How the tokens are drawn: what the request leaves open as the model is used to."""
     from pictish.pipelines.text_to_image import text_scale_of
 
-    usual = drawer.language.model.defaults.drawing
+    usual = drawer.usual
     own = {name: getattr(usual, name) for name in SAMPLED}
     own["guidance"] = text_scale_of(usual, bool(request.pictures))
     asked = {name: getattr(request, name) for name in SAMPLED}
@@ -202,15 +202,17 @@ def _sampled(drawer: "TextToImage", request: "Request") -> dict[str, Any]:
 
 
 def _tokens(
-    drawer: "TextToImage | None", requests: "Sequence[Request]", given: "Sequence[Image.Image]"
+    drawer: "TextToImage | None",
+    requests: "Sequence[Request]",
+    given: "Sequence[Image.Image]",
+    how: dict[str, Any],
 ) -> "list[TokenizedImage]":
-    """Tokens of one picture a request; those of an edit in the shape of what is given."""
+    """Tokens of one picture a request, drawn as `_sampled` says; those of an edit in the shape of `given`."""
     from pictish.lm.autoregressive import Guidance
     from pictish.lm.sampling import Sampling
 
     assert drawer is not None
     first = requests[0]
-    how = _sampled(drawer, first)
     said: list[list[Said]] = [
         [*given, request.words] if request.words is not None else [*given] for request in requests
     ]

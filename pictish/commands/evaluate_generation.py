@@ -21,7 +21,8 @@ from pictish.commands.evaluate import (
 from pictish.commands.options import Steps
 
 if TYPE_CHECKING:
-    from pictish.evaluation.generation import Asked, GenerationEvaluation, Shown
+    from pictish.evaluation.drawn import Shown
+    from pictish.evaluation.generation import Asked, GenerationEvaluation
 
 NUMBERS, CHART, SHEET = "generation.json", "generation.png", "generation-pictures.png"
 NOTES = """\
