@@ -20,11 +20,11 @@ class Refused(ValueError):
     """The settings ask for more than the weights account for."""
 
 
-class Budget(TorchDispatchMode):
+class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, in this thread, tensors are made up to `most` bytes together; Refused before the next one."""
 
     def __init__(self, most: int, source: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._most, self._source = most, source
         self._used = 0
         self._sized: dict[Any, int | None] = {}  # place of the size among an operation's arguments

@@ -63,15 +63,16 @@ def decode_images(
     max_pixels: int = MAX_PIXELS,
     prefetch: int = 64,
     skip: Callable[[str], str | None] | None = None,
+    exact: bool = False,
 ) -> Generator[Decoded, None, None]:
     """Decode `files` with `workers` processes (0: in this one), results in the order of `files`.
 
     At most `prefetch` pictures are under way, so memory does not grow with their number. `skip(name)` may
-    give a sha256: a picture whose bytes still have it is not decoded. Close the generator to stop early.
+    give a sha256: a picture whose bytes still have it is not decoded. `exact` is that of `fit_square`. Close
+    the generator to stop early.
     """
-    requests = (
-        (file, {"side": side, "max_pixels": max_pixels, "skip": skip and skip(file.name)}) for file in files
-    )
+    settings = {"side": side, "exact": exact, "max_pixels": max_pixels}
+    requests = ((file, {**settings, "skip": skip and skip(file.name)}) for file in files)
     if isinstance(workers, WorkerPool):
         yield from _decode_ahead(workers, requests, prefetch)
     elif workers:
@@ -117,7 +118,7 @@ def _decode(file: ImageFile | ImageBytes, request: dict[str, Any]) -> tuple[dict
             return reply, b""
         image = load_image(blob, request["max_pixels"])
         reply["size"] = (image.height, image.width)
-        return reply, fit_square(image, request["side"]).tobytes()
+        return reply, fit_square(image, request["side"], exact=request["exact"]).tobytes()
     except OSError as error:
         reply["error"] = error.strerror or one_line(error)
     except ValueError as error:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 WEIGHTS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"  # where a language model's weights lie in several files
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LARGEST_SETTINGS = 1 << 22  # bytes of a config.json
-Part = Literal["tokenizer", "lm", "decoder", "preview"]
+Part = Literal["tokenizer", "lm", "decoder", "preview", "decoder-lowres"]
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path) -> str:
-    """First 12 hex digits of sha256 over the bytes of config.yaml and then of model.safetensors."""
+    """First 12 hex digits of sha256 over the bytes of config.yaml and then of model.safetensors.
+
+    Of weights in several files it is the index instead, which holds a sha256 of each.
+    """
     digest = hashlib.sha256()
-    for name in (CONFIG, WEIGHTS):
+    sharded = (folder / SHARDS).is_file() and not (folder / WEIGHTS).is_file()
+    for name in (CONFIG, SHARDS if sharded else WEIGHTS):
         path = folder / name
         if not path.is_file():
             raise ValueError(f"{folder}: not a model folder, it has no {name}")
@@ -157,12 +162,15 @@ def locate_model(name_or_path: str | Path, part: Part) -> Path:
     raise ValueError(f"no {part} found for model {str(name_or_path)!r}; looked for {looked}")
 
 
-def find_decoder(name_or_path: str | Path, kind: Literal["preview", "diffusion"]) -> Path | None:
+def find_decoder(
+    name_or_path: str | Path, kind: Literal["preview", "diffusion"], *, lowres: bool = False
+) -> Path | None:
     """Folder of a model's decoder of this kind, or None.
 
-    It lies in `decoder` or `preview` of the model's folder, or is the folder itself.
+    It lies in `decoder`, `preview` or `decoder-lowres` of the model's folder, or is the folder itself; with
+    `lowres` the last of these alone.
     """
-    parts: tuple[Part, ...] = ("decoder", "preview")
+    parts: tuple[Part, ...] = ("decoder-lowres",) if lowres else ("decoder", "preview", "decoder-lowres")
     for part in parts:
         with contextlib.suppress(ValueError):
             folder = locate_model(name_or_path, part)
@@ -199,4 +207,4 @@ def load_strictly(module: "nn.Module", tensors: "dict[str, Tensor]", source: str
             f"{source}: weights do not fit the config: {len(missing)} missing {missing[:2]}, "
             f"{len(unknown)} unknown {unknown[:2]}, {len(shapes)} of another shape {shapes[:2]}"
         )
-    module.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()})
+    module.load_state_dict(tensors)  # which converts types, a tensor at a time

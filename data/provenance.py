@@ -40,19 +40,23 @@ class Request(Config):
     style: str | None = None
     pictures: tuple[Digest, ...] = ()  # `digest_of` what was given before the words
     seed: int = Field(ge=0, lt=2**64)
-    guidance: float
-    image_guidance: float
-    temperature: float
+    guidance: float | None
+    image_guidance: float | None
+    temperature: float | None
     top_k: int | None
     top_p: float | None
     min_p: float | None
-    min_tokens: int
+    min_tokens: int | None
     max_tokens: int | None
+    official_quirks: bool = False
+    aspect: str | None = Field(None, pattern=r"^[1-9]\d{0,4}:[1-9]\d{0,4}$")  # width:height
     steps: int | None = Field(ge=0, le=1000)  # 0: the preview
     pixel_guidance: float | None
     scheduler: str | None
     keep: bool | None = None  # of an edit: whether pixels of the source stay
-    size: int = Field(ge=1, le=16_384)
+    lowres: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    size: int | None = Field(ge=1, le=16_384)
 
     @property
     def words(self) -> str | None:
@@ -61,7 +65,7 @@ class Request(Config):
 
     def same_tokens(self, other: "Request") -> bool:
         """Whether both ask for the same tokens; what remains are settings of the pixels."""
-        pixels = {"steps", "pixel_guidance", "scheduler", "keep", "size"}
+        pixels = {"steps", "pixel_guidance", "scheduler", "keep", "lowres", "size"}
         tokens = set(Request.model_fields) - pixels
         return self.model_dump(include=tokens) == other.model_dump(include=tokens)
 

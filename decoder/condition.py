@@ -18,15 +18,16 @@ from pictish.decoder.config import ConditionConfig
 class Told(NamedTuple):
     """What the tokenizer's codes say of B pictures."""
 
-    features: Tensor  # (B, N, F) of the reconstructor, standardised
+    features: Tensor | None  # (B, N, F) of the tokenizer's reconstructor, standardised, where they are read
     codes: Tensor  # (B, K, C) code vectors in their order
     real: Tensor  # (B, K) bool: which are no padding
     pixels: Tensor | None  # (B, 3, s, s) in [0, 1]: those among the features, where there are any
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Told":
         """The same with every tensor changed."""
+        features = None if self.features is None else change(self.features)
         pixels = None if self.pixels is None else change(self.pixels)
-        return Told(change(self.features), change(self.codes), change(self.real), pixels)
+        return Told(features, change(self.codes), change(self.real), pixels)
 
 
 class Conditions(NamedTuple):
@@ -67,6 +68,7 @@ class Condition(nn.Module):
 
         `size` is the denoiser's map (H, W) where it is not the square it was trained on.
         """
+        assert told.features is not None
         rows, real, maps, pooled = None, None, None, None
         if self.config.sequence:
             rows, real = self._sequence(told)
@@ -92,6 +94,7 @@ class Condition(nn.Module):
 
     def _sequence(self, told: Told) -> tuple[Tensor, Tensor]:
         """Rows (B, L, D), and which are real (B, L)."""
+        assert told.features is not None
         rows, real = [], []
         if "features" in self.config.sequence:
             rows.append(self.from_features(told.features) + self.cells)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from pictish.configs import Config
 from pictish.tokenizer.config import DataConfig
@@ -53,8 +53,9 @@ class AutoencoderConfig(Config):
 
 
 class ConditionConfig(Config):
-    """How codes reach the denoiser."""
+    """How codes reach the denoiser, by projections that are trained with it."""
 
+    kind: Literal["learned"] = "learned"
     channels: int = Field(3, ge=0, description="maps laid beside the noisy picture; 0 for none")
     sequence: tuple[Literal["features", "codes"], ...] = Field(
         ("features", "codes"), description="what cross-attention reads; empty: there is none"
@@ -70,6 +71,51 @@ class ConditionConfig(Config):
         return self
 
 
+class TrunkConfig(Config):
+    """A decoder's own network from codes to features, of the form `lavit` (`tokenizer/reconstructor.py`)."""
+
+    layers: int = Field(gt=0)
+    mlp_ratio: float = Field(gt=0)
+
+
+class HeadsConfig(Config):
+    """LaVIT's (arXiv 2309.04669): linear heads on features, for the shapes of Stable Diffusion."""
+
+    kind: Literal["heads"]
+    width: int = Field(gt=0, description="of a row of the sequence, the denoiser's cross_attention_dim")
+    pooled: int | None = Field(None, gt=0, description="width of SDXL's pooled embedding")
+    heads: int = Field(gt=0, description="attention heads of the trunk and of what pools")
+    trunk: TrunkConfig | None = Field(None, description="none: the tokenizer's reconstructor")
+    null: int = Field(0, ge=0, description="stored rows that stand for no codes; 0: zeros, all of them seen")
+
+    @property
+    def channels(self) -> int:
+        """No maps beside the picture."""
+        return 0
+
+    @property
+    def sequence(self) -> tuple[str, ...]:
+        """What cross-attention reads."""
+        return ("features",)
+
+    @property
+    def source(self) -> bool:
+        """No parts of a source picture."""
+        return False
+
+
+def _condition_kind(value: Any) -> str:
+    """Folders and files from before there were two kinds name none."""
+    kind = value.get("kind", "learned") if isinstance(value, dict) else getattr(value, "kind", "learned")
+    return str(kind)
+
+
+AnyCondition = Annotated[
+    Annotated[ConditionConfig, Tag("learned")] | Annotated[HeadsConfig, Tag("heads")],
+    Discriminator(_condition_kind),
+]
+
+
 class DiffusionNoise(Config):
     """x_t = a x_0 + b n with a^2 + b^2 = 1, by the betas of DDPM (arXiv 2006.11239)."""
 
@@ -78,6 +124,10 @@ class DiffusionNoise(Config):
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     beta_start: float = Field(0.0001, gt=0)
     beta_end: float = Field(0.02, gt=0, lt=1)
+    spacing: Literal["trailing", "leading"] = Field(
+        "trailing",
+        description="which times few steps visit; leading: as Stable Diffusion does, plus one",
+    )
 
 
 class FlowNoise(Config):
@@ -101,6 +151,9 @@ class DiffusionConfig(Config):
 
     kind: Literal["diffusion"] = "diffusion"
     side: int = Field(gt=0, le=4096, description="pixels of the square picture it is trained on")
+    shapes: tuple[tuple[int, int], ...] = Field(
+        (), description="sizes (height, width) to draw pictures in, by aspect; none: a square, stretched"
+    )
     denoiser: Annotated[UNetConfig | TransformerConfig, Field(discriminator="kind")]
     autoencoder: Annotated[AutoencoderConfig | ShuffleConfig, Field(discriminator="kind")] | None = Field(
         None, description="none: in pixel space"
@@ -111,9 +164,12 @@ class DiffusionConfig(Config):
         description="what is denoised is the picture less the pixels that codes tell, both from -1 to 1, "
         "divided by this; none: the picture itself",
     )
-    condition: ConditionConfig = ConditionConfig()
+    condition: AnyCondition = ConditionConfig()
     noise: Annotated[DiffusionNoise | FlowNoise, Field(discriminator="kind")]
     sampling: SamplingConfig
+    redraw: SamplingConfig | None = Field(
+        None, description="the same for codes of true pictures; none: no different"
+    )
     micro_batch: int = Field(
         4, gt=0, le=1024, description="pictures of one forward, so that shapes never vary"
     )

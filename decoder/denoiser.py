@@ -61,23 +61,31 @@ class Denoiser(nn.Module):
         if self.config.condition.source:
             hidden, nowhere = torch.zeros_like(noisy), torch.zeros_like(noisy[:, :1])
             beside += list(source) if source is not None else [hidden, nowhere]
-        mask = None if conditions.real is None else conditions.real.to(noisy.dtype)
+        half = self.network.dtype in (torch.float16, torch.bfloat16)
+        kind = self.network.dtype if half else noisy.dtype
+        sequence, pooled = conditions.sequence, conditions.pooled
+        if half:  # the network alone has fewer digits; noise and steps keep theirs
+            sequence = None if sequence is None else sequence.to(kind)
+            pooled = None if pooled is None else pooled.to(kind)
+        mask = None if conditions.real is None else conditions.real.to(kind)
         said: dict[str, Any] = {
-            "encoder_hidden_states": conditions.sequence,
+            "encoder_hidden_states": sequence,
             "encoder_attention_mask": mask,
             "return_dict": False,
         }
-        if conditions.pooled is not None:
+        if pooled is not None:
             height, width = (self.shrink * n for n in noisy.shape[-2:])
             # SDXL's micro-conditioning: original size, crop, target size
             sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device)
             said["added_cond_kwargs"] = {
-                "text_embeds": conditions.pooled,
-                "time_ids": sizes.to(noisy.dtype).expand(len(noisy), -1),
+                "text_embeds": pooled,
+                "time_ids": sizes.to(kind).expand(len(noisy), -1),
             }
         elif isinstance(self.config.denoiser, TransformerConfig):
             said["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
-        predicted: Tensor = self.network(torch.cat(beside, dim=1), timestep=times, **said)[0]
+        seen = torch.cat(beside, dim=1)
+        predicted: Tensor = self.network(seen.to(kind) if half else seen, timestep=times, **said)[0]
+        predicted = predicted.to(noisy.dtype) if half else predicted
         return predicted[:, : noisy.shape[1]]  # PixArt's own weights also predict a variance
 
 

@@ -16,7 +16,8 @@ from pictish.data.budget import sized_like
 from pictish.data.model_folder import CONFIG, WEIGHTS, load_strictly, need, read_model_folder, whole_folder
 from pictish.decoder import denoiser as parts
 from pictish.decoder.condition import Condition, Told
-from pictish.decoder.config import AutoencoderConfig, DiffusionConfig
+from pictish.decoder.config import AutoencoderConfig, ConditionConfig, DiffusionConfig
+from pictish.decoder.heads import HeadCondition
 from pictish.decoder.noise import Noise
 from pictish.decoder.schedulers import build_scheduler
 from pictish.tokenizer.dynamic import Tokenizer
@@ -35,21 +36,16 @@ class DiffusionDecoder(nn.Module):
         self.latents = parts.build_latents(config.autoencoder) if config.autoencoder else None
         self.channels = self.latents.channels if self.latents else 3
         shrink = self.latents.shrink if self.latents else 1
-        grid = tokenizer.grid[0]
+        learned = isinstance(config.condition, ConditionConfig)
+        grid = tokenizer.grid[0] if learned else 1  # heads lay no maps of cells beside the picture
         if config.side % shrink or (config.side // shrink) % grid:
             raise ValueError(
                 f"side: {config.side} pixels do not fit {grid} x {grid} cells; "
                 f"give a multiple of {shrink * grid}"
             )
         self.sample_size = config.side // shrink
+        self.condition = _condition(config, tokenizer, self.sample_size // grid)
         network = tokenizer.network
-        self.condition = Condition(
-            config.condition,
-            network.encoder.features,
-            network.quantizer.dim,
-            tokenizer.cells,
-            self.sample_size // grid,
-        )
         if config.residual and (isinstance(self.latents, parts.Latents) or not network.encoder.config.pixels):
             raise ValueError(
                 "residual: it is about the pixels among a tokenizer's features; it needs encoder.pixels "
@@ -106,15 +102,28 @@ class DiffusionDecoder(nn.Module):
             x = prior + self.config.residual * x
         return ((self.latents.decode(x) if self.latents else x) + 1) / 2
 
+    @property
+    def free(self) -> bool:
+        """Whether what is denoised has no bounds, as latents."""
+        return isinstance(self.latents, parts.Latents)
+
     def within(self, x: Tensor, prior: Tensor | None) -> Tensor:
-        """The same, kept where pictures have pixels in [0, 1]; latents have no such bounds."""
-        if isinstance(self.latents, parts.Latents):
+        """The same, kept where pictures have pixels in [0, 1]."""
+        if self.free:
             return x
         return self.encode(self.decode(x, prior).clamp(0, 1), prior)
 
     def _to_maps(self, pictures: Tensor) -> Tensor:
         scaled = pictures * 2 - 1
         return self.latents.encode(scaled) if self.latents else scaled
+
+
+def _condition(config: DiffusionConfig, tokenizer: Tokenizer, enlarge: int) -> Condition | HeadCondition:
+    network = tokenizer.network
+    sizes = network.encoder.features, network.quantizer.dim, tokenizer.cells
+    if isinstance(config.condition, ConditionConfig):
+        return Condition(config.condition, *sizes, enlarge)
+    return HeadCondition(config.condition, *sizes)
 
 
 def save_diffusion(
@@ -129,25 +138,28 @@ def save_diffusion(
     config = model.config
     with whole_folder(folder, overwrite, _belongs) as temp:
         _save_part(model.denoiser.network, temp / DENOISER, half)
-        digests = {DENOISER: _digest(temp / DENOISER)}
         if isinstance(model.latents, parts.Latents):
             _save_part(model.latents.autoencoder, temp / AUTOENCODER, half)
-            digests[AUTOENCODER] = _digest(temp / AUTOENCODER)
         build_scheduler(config.sampling.scheduler, config.noise).save_pretrained(temp / SCHEDULER)
-        document = {
-            "part": "decoder",
-            "kind": "diffusion",
-            "format": 1,
-            "tokenizer": tokenizer,
-            "sha256": digests,
-            "model": _at_home(config, None).model_dump(mode="json"),
-        }
-        (temp / CONFIG).write_text(to_yaml(document), encoding="utf-8")
+        (temp / CONFIG).write_text(to_yaml(folder_document(temp, config, tokenizer)), encoding="utf-8")
         weights = {
             name: (tensor.half() if half else tensor).detach().cpu().contiguous()
             for name, tensor in model.condition.state_dict().items()
         }
         save_file(weights, temp / WEIGHTS)
+
+
+def folder_document(folder: Path, config: DiffusionConfig, tokenizer: str) -> dict[str, Any]:
+    """What `config.yaml` of a model folder says, when its parts are written."""
+    subfolders = [DENOISER, *([AUTOENCODER] if isinstance(config.autoencoder, AutoencoderConfig) else [])]
+    return {
+        "part": "decoder",
+        "kind": "diffusion",
+        "format": 1,
+        "tokenizer": tokenizer,
+        "sha256": {name: _digest(folder / name) for name in subfolders},
+        "model": _at_home(config, None).model_dump(mode="json"),
+    }
 
 
 def load_diffusion(folder: Path, tokenizer: Tokenizer) -> DiffusionDecoder:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pictish.data.images import png_bytes
-from pictish.decoder.condition import Told, hide
+from pictish.decoder.condition import Condition, Told, hide
 from pictish.decoder.config import ObjectiveConfig
 from pictish.decoder.diffusion import DiffusionDecoder
 from pictish.decoder.pixel import sample
@@ -68,8 +68,8 @@ def diffusion_losses(
     drop = (torch.rand(count, generator=generator) < objective.dropout).to(device)
     source = None
     if network.config.condition.source:
-        grid = network.condition.grid
-        source = hide(clean, generator, objective.source, grid)
+        assert isinstance(network.condition, Condition), "heads take no source"
+        source = hide(clean, generator, objective.source, network.condition.grid)
     noisy = network.noise.mix(clean, n, times)
     predicted = model(noisy, times, batch.told, drop, prior, source).float()
     errors = (predicted - network.noise.target(clean, n, times)).square()

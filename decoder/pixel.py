@@ -15,6 +15,7 @@ from torch import Tensor
 from pictish.data.model_folder import find_decoder, fingerprint
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.condition import Told
+from pictish.decoder.config import HeadsConfig, SamplingConfig
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion
 from pictish.decoder.preview import predicted_pixels
 from pictish.decoder.schedulers import as_model_sees, begin, build_scheduler, take_step
@@ -45,13 +46,22 @@ class Decoder:
 
     @classmethod
     def from_folder(
-        cls, folder: str | Path, tokenizer: Tokenizer, device: str | torch.device = "cpu"
+        cls,
+        folder: str | Path,
+        tokenizer: Tokenizer,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> "Decoder":
-        """Load a model folder, or the shipped `"starter"`; ValueError when it fits another tokenizer."""
+        """Load a model folder, or the shipped `"starter"`; ValueError when it fits another tokenizer.
+
+        `dtype` is the denoiser's alone.
+        """
         path = find_decoder(folder, "diffusion")
         if path is None:
             raise ValueError(f"{folder}: a diffusion decoder was asked for, and it holds none")
-        return cls(load_diffusion(path, tokenizer), tokenizer, fingerprint(path), device)
+        model = load_diffusion(path, tokenizer)
+        model.denoiser.to(dtype)
+        return cls(model, tokenizer, fingerprint(path), device)
 
     @torch.inference_mode()
     def decode(
@@ -72,10 +82,13 @@ class Decoder:
         Each picture's noise comes from its own generator (on the CPU) and its shapes are fixed: same codes,
         seed and device, same pixels, whatever else is in the batch. `sources` keep what stays of a picture;
         `strength` below 1 starts from them instead of from noise alone.
-        Settings left away are the model's. Raises ValueError for another tokenizer's tokens and for settings
-        the model cannot take.
+        Settings left away are the model's (`settings`). Raises ValueError for another tokenizer's tokens and
+        for settings the model cannot take.
         """
-        drawing = self.model.config.sampling
+        usual = {self.settings(token) for token in tokens}
+        if len(usual) > 1 and None in (steps, guidance, scheduler):
+            raise ValueError("codes of true pictures and new ones are drawn apart; give one kind at a time")
+        drawing = usual.pop() if usual else self.model.config.sampling
         steps = drawing.steps if steps is None else steps
         guidance = drawing.guidance if guidance is None else guidance
         scheduler = scheduler or drawing.scheduler
@@ -83,7 +96,7 @@ class Decoder:
         self.check(steps, guidance, scheduler)
         self._check((height, width), sources, strength)
         assert len(generators) == len(tokens), (len(generators), len(tokens))
-        told = self._told(tokens)
+        told = self.told(tokens)
         group = self.model.config.micro_batch
         pictures = []
         groups = range(0, len(tokens), group)
@@ -109,11 +122,21 @@ class Decoder:
         rgb = torch.cat(pictures) if pictures else torch.empty(0, 3, height, width)
         return rearrange((rgb * 255).round().to(torch.uint8), "b c h w -> b h w c").cpu()
 
-    def _told(self, tokens: Sequence[TokenizedImage]) -> Told:
-        features = self.tokenizer.reconstruct(tokens)
+    def settings(self, token: TokenizedImage) -> SamplingConfig:
+        """How a picture of these codes is drawn unless the user says otherwise."""
+        config = self.model.config
+        return config.redraw if config.redraw is not None and token.cells is not None else config.sampling
+
+    def told(self, tokens: Sequence[TokenizedImage]) -> Told:
+        """What the denoiser's conditions are made of."""
+        condition = self.model.config.condition
+        own = isinstance(condition, HeadsConfig) and condition.trunk is not None
+        features = None if own else self.tokenizer.reconstruct(tokens)
         codes, real = self.tokenizer.code_vectors(tokens)
         encoder = self.tokenizer.network.encoder
-        pixels = predicted_pixels(encoder, features) if encoder.config.pixels else None
+        pixels = None
+        if encoder.config.pixels and features is not None:
+            pixels = predicted_pixels(encoder, features)
         return Told(features, codes, real, pixels).each(lambda tensor: tensor.to(self.device))
 
     def _source(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
@@ -139,9 +162,9 @@ class Decoder:
             raise ValueError(
                 f"strength: {strength} asked for, but no source picture to start from; leave it away"
             )
-        unit = math.lcm(
-            self.side // self.tokenizer.grid[0], self.model.denoiser.shrink * self.model.denoiser.patch
-        )
+        # maps of cells beside the picture need whole cells
+        cell = self.side // self.tokenizer.grid[0] if self.model.config.condition.channels else 1
+        unit = math.lcm(cell, self.model.denoiser.shrink * self.model.denoiser.patch)
         if any(n % unit or not self.side // 2 <= n <= 2 * self.side for n in size):
             raise ValueError(
                 f"size: {size[1]} x {size[0]} pixels asked for; multiples of {unit} from {self.side // 2} to "
@@ -186,17 +209,17 @@ def sample(
     times, x = begin(schedule, steps, strength, start if strength < 1 else None, noise)
     beside = (torch.cat([shown[0]] * branches), torch.cat([shown[1]] * branches)) if shown else None
     about = None if prior is None else torch.cat([prior] * branches)
+    bounded = not model.free or model.noise.config.predicts not in ("epsilon", "velocity")
     for done, time in enumerate(times, 1):
         noisy = as_model_sees(schedule, x, time)
         at = time.to(x.device).expand(len(x) * branches)
         both = torch.cat([noisy] * branches)
         predicted = model.denoiser(both, at, conditions, about, beside)
-        clean = model.noise.clean(predicted, both, at)
-        if branches == 2:
-            with_codes, without = clean.chunk(2)
-            clean = without + guidance * (with_codes - without)
-        clean = model.within(clean, prior)
-        output = model.noise.for_scheduler(clean, noisy, at[: len(x)])
+        if bounded:
+            clean = guided(model.noise.clean(predicted, both, at), guidance, branches)
+            output = model.noise.for_scheduler(model.within(clean, prior), noisy, at[: len(x)])
+        else:  # no way round by x_0, which would lose digits
+            output = guided(predicted, guidance, branches)
         x = take_step(schedule, output, time, x, generators)
         if progress is not None:
             progress(done, len(times))
@@ -207,6 +230,14 @@ def sample(
     if known is not None and shown is not None:
         x = torch.lerp(x, known, shown[1])
     return model.decode(x, prior).clamp(0, 1)
+
+
+def guided(said: Tensor, scale: float, branches: int) -> Tensor:
+    """What all `branches` say as one: with codes, and then, where there are two, without."""
+    if branches == 1:
+        return said
+    with_codes, without = said.chunk(2)
+    return without + scale * (with_codes - without)
 
 
 def _part(progress: Progress | None, number: int, groups: int) -> Progress | None:

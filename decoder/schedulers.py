@@ -107,7 +107,8 @@ def _settings(cls: type, noise: DiffusionNoise | FlowNoise) -> dict[str, Any] | 
         "prediction_type": "epsilon",
         "clip_sample": False,
         "set_alpha_to_one": False,
-        "timestep_spacing": "trailing",
+        "timestep_spacing": noise.spacing,
+        "steps_offset": 1 if noise.spacing == "leading" else 0,
     }
     return {name: value for name, value in wanted.items() if name in accepted}
 

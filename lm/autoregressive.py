@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from pictish.lm.grammar import Line, Piece, Request, legal_ids
-from pictish.lm.sampling import NEVER, Sampling, draw
+from pictish.lm.sampling import NEVER, Sampling, draw, draw_together
 from pictish.lm.vocabulary import Vocabulary
 
 CacheKind = Literal["dynamic", "static"]
@@ -87,17 +87,21 @@ def generate(
     *,
     sampling: Sampling = PLAIN,
     guidance: Guidance = UNGUIDED,
-    generators: Sequence[torch.Generator] | None = None,
+    generators: Sequence[torch.Generator] | torch.Generator | None = None,
     cache: CacheKind = "dynamic",
 ) -> list[list[Piece]]:
     """What a transformers causal LM in eval mode says to each prompt: its pieces in order, one at least.
 
-    Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it.
+    Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it. From a
+    single one, where one is given, all draw as `torch.multinomial` does for a batch.
     ValueError for a prompt longer than the model's context, for one that the request contradicts, and for a
     model that gives no numbers.
     """
     if generators is None and sampling.temperature == 0:
         generators = [torch.Generator() for _ in prompts]  # greedy asks nothing of them
+    shared = None
+    if isinstance(generators, torch.Generator):
+        shared, generators = generators, [generators for _ in prompts]
     if generators is None or len(generators) != len(prompts):
         found = 0 if generators is None else len(generators)
         raise ValueError(f"{len(prompts)} prompts to sample for need as many generators, not {found}")
@@ -109,13 +113,17 @@ def generate(
         for line, prompt, generator in zip(lines, prompts, generators, strict=True)
     ]
     rows = Rows(model, [branch for s in speakers for branch in s.branches], request.max_new_tokens, cache)
-    legal = legal_ids(vocabulary, rows.logits.shape[1]).to(rows.logits.device)
+    legal = legal_ids(vocabulary, rows.logits.shape[1], request.strays).to(rows.logits.device)
     while True:
         logits = _guided(speakers, rows.logits)
         logits = logits.masked_fill(~legal[[s.line.state for s in speakers]], NEVER)
         if not logits.amax(dim=1).isfinite().all():
             raise ValueError("the model's logits are not finite numbers; its weights may have diverged")
-        ids = draw(logits, sampling, [s.generator for s in speakers]).tolist()
+        if shared is None:
+            ids = draw(logits, sampling, [s.generator for s in speakers]).tolist()
+        else:  # those that are done draw too
+            places = [lines.index(s.line) for s in speakers]
+            ids = draw_together(logits, sampling, shared, places, len(lines)).tolist()
         for speaker, token in zip(speakers, ids, strict=True):
             speaker.line.take(token)
         # finished prompts leave with all their rows; the others read on
@@ -208,11 +216,11 @@ class Rows:
         self.length += 1
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Only these rows stay."""
+        """Only these rows go on, in this order; one may come several times."""
         index = torch.tensor(rows, device=self.mask.device)
         # made for beam search, and selects in layers of every kind; batch_select_indices only in dynamic ones
         self.cache.reorder_cache(index)  # type: ignore[arg-type]  # any integer tensor does
-        self.mask, self.length = self.mask[index], self.length[index]
+        self.mask, self.length, self.logits = self.mask[index], self.length[index], self.logits[index]
 
     def _read(self, embedded: Tensor, positions: Tensor) -> Tensor:
         self.seen += embedded.shape[1]

@@ -34,6 +34,52 @@ class LanguageModelConfig(Config):
     features: bool = Field(False, description="whether pictures may also enter as continuous features")
 
 
+class DrawingConfig(Config):
+    """How tokens of pictures are drawn unless the user says otherwise."""
+
+    guidance: float = Field(2.0, description="how strictly words are followed; 1 adds nothing")
+    among_pictures: float | None = Field(
+        None, description="the same where pictures are given too; none: no different"
+    )
+    image_guidance: float = Field(1.5, description="how strictly pictures are followed that are given")
+    temperature: float = Field(0.5, ge=0)
+    top_k: int | None = Field(None, gt=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    min_tokens: int = Field(1, gt=0)
+    max_tokens: int | None = Field(None, gt=0, description="none: as many as a picture may have")
+    strays: tuple[int, ...] = Field(
+        (), description="ids that may come between codes and are then left out, as LaVIT's"
+    )
+
+
+class WritingConfig(Config):
+    """How a text about a picture is written, by beam search, and where it is cut."""
+
+    beams: int = Field(gt=0, description="1 takes the likeliest id each time")
+    least: int = Field(ge=0, description="ids before a text may end")
+    most: int = Field(gt=0)
+    length_penalty: float = Field(1.0, description="scores are divided by length to this power")
+    early: bool = Field(False, description="stop at as many ended texts as beams")
+    cuts: tuple[str, ...] = Field((), description="a text ends before the first of these")
+    lower: bool = Field(False, description="whether the text is made lower case")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "WritingConfig":
+        if self.least > self.most:
+            raise ValueError(f"least {self.least} is above most {self.most}")
+        return self
+
+
+class DefaultsConfig(Config):
+    """What a model does unless the user says otherwise."""
+
+    drawing: DrawingConfig = DrawingConfig()
+    caption: WritingConfig | None = Field(None, description="none: the likeliest id each time, not cut")
+    answer: WritingConfig | None = None
+    continuous: bool = Field(False, description="whether pictures to be described enter as features")
+
+
 class DropoutConfig(Config):
     """How often a drawing or an edit loses its conditions, so that guidance has something to subtract."""
 

@@ -4,6 +4,9 @@
     before anything      the same without EOS; with room for one id only those that show
     inside               codes only, below `min_codes`; then codes and [/IMG]; at `max_codes` [/IMG] only
 
+A model that was made so may say other ids between codes: these `strays` count as codes do, but are left out
+of what is drawn, and one true code there is at least.
+
 `max_new_tokens` holds to the id, markers and EOS counted: a picture begins only where its shortest form still
 fits, and its end is forced while there is room for it. So every picture ends, and none is empty; nor is an
 answer, even one that the model would end at once or fill with spaces.
@@ -32,6 +35,7 @@ class Request:
     max_images: int = 0
     min_codes: int = 1
     max_codes: int = 256
+    strays: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_images < 0 or not (self.text or self.max_images):
@@ -43,10 +47,9 @@ class Request:
             raise ValueError(f"max_new_tokens {self.max_new_tokens} asked for; at least {least} would fit")
 
 
-def one_image(max_codes: int, min_codes: int = 1) -> Request:
+def one_image(max_codes: int, min_codes: int = 1, strays: tuple[int, ...] = ()) -> Request:
     """The request for exactly one picture and nothing else."""
-    limits = {"min_codes": min_codes, "max_codes": max_codes}
-    return Request(max_codes + 2, text=False, max_images=1, **limits)
+    return Request(max_codes + 2, False, 1, min_codes, max_codes, strays)
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,13 @@ class State(IntEnum):
     TEXT = auto()
     TEXT_OR_BEGIN = auto()
     BEGIN = auto()
+    TRUE_CODE = auto()
     CODE = auto()
     CODE_OR_END = auto()
     END = auto()
 
 
-def legal_ids(vocabulary: Vocabulary, width: int) -> Tensor:
+def legal_ids(vocabulary: Vocabulary, width: int, strays: tuple[int, ...] = ()) -> Tensor:
     """Which of a model's `width` ids each state allows, bool (states, width); ValueError for too few."""
     if width < vocabulary.size:
         raise ValueError(f"the vocabulary has {vocabulary.size} ids, the model only {width}")
@@ -96,7 +100,9 @@ def legal_ids(vocabulary: Vocabulary, width: int) -> Tensor:
     table = torch.empty(len(State), width, dtype=torch.bool)
     table[State.VISIBLE], table[State.FIRST], table[State.FIRST_OR_BEGIN] = visible, first, first | begin
     table[State.TEXT], table[State.TEXT_OR_BEGIN], table[State.BEGIN] = text, text | begin, begin
-    table[State.CODE], table[State.CODE_OR_END], table[State.END] = code, code | end, end
+    table[State.TRUE_CODE], table[State.END] = code.clone(), end
+    code[list(strays)] = True
+    table[State.CODE], table[State.CODE_OR_END] = code, code | end
     return table
 
 
@@ -109,6 +115,7 @@ class Line:
         self.inside = inside
         self.pieces: list[Piece] = []
         self.current: list[int] = []  # ids of the piece being written
+        self.count = 0  # of codes and strays of the picture being written
         self.latest = -1  # the id taken last
         self.left = request.max_new_tokens
         self.images_left = request.max_images - inside
@@ -124,10 +131,12 @@ class Line:
         """What may come next; None: nothing, the line is done."""
         request = self.request
         if self.inside:
-            count = len(self.current)
-            if count == request.max_codes or self.left == 1:
+            if self.count == request.max_codes or self.left == 1:
                 return State.END
-            return State.CODE if count < request.min_codes else State.CODE_OR_END
+            if not self.current and (self.count == request.max_codes - 1 or self.left == 2):
+                return State.TRUE_CODE
+            short = self.count < request.min_codes or not self.current
+            return State.CODE if short else State.CODE_OR_END
         speak = request.text and self.left > 0 and not self.ended
         begin = self.images_left > 0 and self.left >= request.min_codes + 2 and not self.ended
         if speak and not self.shown:
@@ -142,9 +151,13 @@ class Line:
         """Append one legal id."""
         self.latest = token
         self.left -= 1
-        if token == self.vocabulary.begin:
+        if self.inside and token != self.vocabulary.end:
+            self.count += 1
+            if token not in self.request.strays:
+                self.current.append(token)
+        elif token == self.vocabulary.begin:
             self._finish_text()
-            self.inside, self.images_left = True, self.images_left - 1
+            self.inside, self.images_left, self.count = True, self.images_left - 1, 0
         elif token == self.vocabulary.end:
             codes = self.vocabulary.codes_of(np.array(self.current))
             self.pieces.append(ImagePiece(tuple(codes.tolist())))
@@ -153,7 +166,7 @@ class Line:
             self.ended = True
         else:
             self.current.append(token)
-            self.shown = self.shown or not (self.inside or token in self.vocabulary.blank)
+            self.shown = self.shown or token not in self.vocabulary.blank
         if self.state is None:
             self._finish_text()
 

@@ -30,8 +30,15 @@ from transformers.utils import logging as transformers_logging
 from pictish.configs import Config, parse, to_yaml
 from pictish.data.budget import sized_like
 from pictish.data.files import one_line
-from pictish.data.model_folder import CONFIG, locate_model, read_config, refuse_foreign_code, whole_folder
-from pictish.lm.config import NewModel, PretrainedModel
+from pictish.data.model_folder import (
+    CONFIG,
+    SHARDS,
+    locate_model,
+    read_config,
+    refuse_foreign_code,
+    whole_folder,
+)
+from pictish.lm.config import DefaultsConfig, NewModel, PretrainedModel
 from pictish.lm.packing import Packed, attention_mask, pack
 from pictish.lm.sequence import Document
 from pictish.lm.vocabulary import Vocabulary, vocabulary_of, widen
@@ -56,17 +63,22 @@ class FolderConfig(Config):
     part: Literal["lm"] = "lm"
     format: Literal[1] = 1
     image_tokens: ImageTokens
-    projector: bool
+    projector: bool | Literal["linear"]  # true: two layers
+    defaults: DefaultsConfig = DefaultsConfig()
 
 
 class Projector(nn.Module):
     """Rows of the tokenizer's merger to embeddings."""
 
-    def __init__(self, features: int, width: int):
+    def __init__(self, features: int, width: int, *, linear: bool = False):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.LayerNorm(features), nn.Linear(features, width), nn.GELU(), nn.Linear(width, width)
-        )
+        self.linear = linear  # LaVIT's
+        if linear:
+            self.body: nn.Module = nn.Linear(features, width)
+        else:
+            self.body = nn.Sequential(
+                nn.LayerNorm(features), nn.Linear(features, width), nn.GELU(), nn.Linear(width, width)
+            )
 
     def forward(self, rows: Tensor) -> Tensor:
         """(..., F) to (..., D)."""
@@ -82,6 +94,7 @@ class UnifiedModel(nn.Module):
         text_tokenizer: PreTrainedTokenizerFast,
         image_tokens: ImageTokens,
         projector: Projector | None,
+        defaults: DefaultsConfig | None = None,
     ):
         super().__init__()
         self.language = language
@@ -89,6 +102,7 @@ class UnifiedModel(nn.Module):
         self.vocabulary: Vocabulary = vocabulary_of(text_tokenizer)
         self.image_tokens = image_tokens
         self.projector = projector
+        self.defaults = defaults or DefaultsConfig()
 
     @property
     def eos(self) -> int:
@@ -139,8 +153,8 @@ class UnifiedModel(nn.Module):
         language, text_tokenizer = read_pretrained(path, dtype)
         projector = None
         if config.projector:
-            projector = _read_projector(path, config.image_tokens.features, width_of(language))
-        model = cls(language, text_tokenizer, config.image_tokens, projector)
+            projector = _read_projector(path, config, width_of(language))
+        model = cls(language, text_tokenizer, config.image_tokens, projector, config.defaults)
         if model.vocabulary.codes != config.image_tokens.codes:
             raise ValueError(
                 f"{path}: {CONFIG} speaks of {config.image_tokens.codes} codes, "
@@ -152,7 +166,10 @@ class UnifiedModel(nn.Module):
         """Write a model folder as a whole, weights as `dtype`; LoRA adapters become part of them."""
         from safetensors.torch import save_file
 
-        config = FolderConfig(image_tokens=self.image_tokens, projector=self.projector is not None)
+        projector: bool | Literal["linear"] = self.projector is not None
+        if self.projector is not None and self.projector.linear:
+            projector = "linear"
+        config = FolderConfig(image_tokens=self.image_tokens, projector=projector, defaults=self.defaults)
         with whole_folder(folder, overwrite, _belongs) as temp:
             plain = _on_the_cpu(self.language)
             if hasattr(plain, "merge_and_unload"):  # of peft's LoRA
@@ -241,13 +258,14 @@ def new_model(
     it is, with its projector. Raises ValueError for an unknown architecture, settings that it does not know,
     a folder that holds no causal language model, and a model of ours for another image tokenizer.
     """
-    projector = None
+    projector, defaults = None, None
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         ours = _ours(base.folder, image_tokens) if isinstance(base, PretrainedModel) else None
         if ours is not None:
-            language, text_tokenizer, projector = ours.language, ours.text_tokenizer, ours.projector
+            language, text_tokenizer = ours.language, ours.text_tokenizer
+            projector, defaults = ours.projector, ours.defaults
         elif isinstance(base, PretrainedModel):
             language, text_tokenizer = read_pretrained(Path(base.folder), torch.float32)
         else:
@@ -261,7 +279,7 @@ def new_model(
             projector = Projector(image_tokens.features, width_of(language))
         if isinstance(base, PretrainedModel) and base.lora is not None:
             language = _with_lora(language, base.lora)
-    return UnifiedModel(language, text_tokenizer, image_tokens, projector)
+    return UnifiedModel(language, text_tokenizer, image_tokens, projector, defaults)
 
 
 def _ours(folder: str, image_tokens: ImageTokens) -> UnifiedModel | None:
@@ -293,11 +311,11 @@ def _folder_config(path: Path) -> FolderConfig:
     return parse(FolderConfig, raw, str(path / CONFIG))
 
 
-def _read_projector(folder: Path, features: int, width: int) -> Projector:
+def _read_projector(folder: Path, config: FolderConfig, width: int) -> Projector:
     from safetensors.torch import load_file
 
     with sized_like(folder, str(folder)):
-        projector = Projector(features, width)
+        projector = Projector(config.image_tokens.features, width, linear=config.projector == "linear")
     try:
         projector.load_state_dict(load_file(folder / PROJECTOR))
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -385,5 +403,5 @@ def _quietly() -> Iterator[None]:
 
 def _belongs(name: str) -> bool:
     """Whether a file is part of a saved language model."""
-    ours = {CONFIG, PROJECTOR, "config.json", "generation_config.json", "model.safetensors"}
-    return name in ours or name.startswith(TEXT_FILES)
+    ours = {CONFIG, PROJECTOR, SHARDS, "config.json", "generation_config.json", "model.safetensors"}
+    return name in ours or name.startswith((*TEXT_FILES, "model-0"))

@@ -65,7 +65,9 @@ class Packed:
         for part in parts:
             places.append(part.places + torch.tensor([[rows], [0]]))
             rows += len(part.ids)
-        return cls(*by_token, torch.cat(features) if features else None, torch.cat(places, dim=1))
+        ids, targets, documents, positions, tasks = by_token
+        together = torch.cat(features) if features else None
+        return cls(ids, targets, documents, positions, tasks, together, torch.cat(places, dim=1))
 
     @property
     def learned(self) -> int:

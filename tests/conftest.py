@@ -55,7 +55,8 @@ def save_tiny_models(folder: Path, seed: int) -> None:
     from pictish.decoder.config import PreviewConfig
     from pictish.decoder.preview import build_preview, save_preview
     from pictish.tokenizer.config import TokenizerConfig
-    from pictish.tokenizer.dynamic import DynamicTokenizer, Tokenizer, save_tokenizer
+    from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
+    from pictish.tokenizer.network import DynamicTokenizer
 
     config = {
         "encoder": {

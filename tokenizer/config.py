@@ -1,6 +1,6 @@
 """What a tokenizer is and how it is trained, as typed settings."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,13 +32,22 @@ class RandomWeights(Config):
     seed: int = 0
 
 
-EncoderWeights = Annotated[PackageWeights | FileWeights | RandomWeights, Field(discriminator="kind")]
+class FolderWeights(Config):
+    """Encoder weights that lie in the model folder, with the tokenizer's own."""
+
+    kind: Literal["folder"] = "folder"
+
+
+EncoderWeights = Annotated[
+    PackageWeights | FileWeights | FolderWeights | RandomWeights, Field(discriminator="kind")
+]
 
 
 class EncoderConfig(Config):
     """A frozen timm backbone read at several depths, plus the raw pixels of each cell."""
 
     model: str = "tf_efficientnet_lite0"
+    settings: dict[str, Any] = Field(default={}, description="of timm's class, such as embed_dim")
     weights: EncoderWeights
     image_size: int = Field(
         128, gt=0, le=4096, description="side in pixels of the square picture the backbone sees"
@@ -50,6 +59,9 @@ class EncoderConfig(Config):
         8, ge=0, le=64, description="side of the raw pixel patch kept for each cell; 0 for none"
     )
     pixel_weight: float = Field(1.0, ge=0, description="share of the raw pixels in the cosine")
+    shrink: Literal["fast", "exact"] = Field(
+        "fast", description="how pictures are squashed; fast: large ones in two steps (`fit_square`)"
+    )
     micro_batch: int = Field(
         8, gt=0, description="pictures a forward at inference; fixed, so that ids never vary"
     )
@@ -99,6 +111,24 @@ class TransformerConfig(Config):
     layers: int = Field(3, gt=0)
 
 
+class MergerConfig(TransformerConfig):
+    """Blocks that take in what was dropped, and how their masks are kept."""
+
+    mode: Literal["gather", "exact"] = Field(
+        "gather",
+        description="gather: kept rows alone, by exact masks; exact: LaVIT's masks, which leak from all rows",
+    )
+
+
+class ReconstructorConfig(TransformerConfig):
+    """From codes back to features."""
+
+    form: Literal["pictish", "lavit"] = Field(
+        "pictish", description="lavit: codes are not normed, and the head has two layers"
+    )
+    heads: int | None = Field(None, gt=0, description="where they are not the merger's")
+
+
 class TokenizerConfig(Config):
     """The whole network: everything that decides which ids a picture gets."""
 
@@ -106,17 +136,26 @@ class TokenizerConfig(Config):
     width: int = Field(192, gt=0)
     heads: int = Field(6, gt=0)
     mlp_ratio: float = Field(4.0, gt=0)
+    project: bool = Field(
+        True, description="features are projected and told their place; false: they are the hidden rows"
+    )
     selector: SelectorConfig = SelectorConfig()
-    merger: TransformerConfig = TransformerConfig()
+    merger: MergerConfig = MergerConfig()
     quantizer: QuantizerConfig
-    reconstructor: TransformerConfig = TransformerConfig()
-    alone: float = Field(0.5, ge=0, description="weight of what each code alone says of its own patch")
+    reconstructor: ReconstructorConfig | None = Field(
+        ReconstructorConfig(), description="none: codes cannot be turned back into features"
+    )
+    alone: float = Field(
+        0.5, ge=0, description="weight of what each code alone says of its own patch; 0: not learned"
+    )
     magnitude: float = Field(0.0, ge=0, description="weight of the squared error beside the cosine")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TokenizerConfig":
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        own = self.reconstructor.heads if self.reconstructor else None
+        for heads in (self.heads, own or self.heads):
+            if self.width % heads:
+                raise ValueError(f"width {self.width} is not a multiple of heads {heads}")
         return self
 
 

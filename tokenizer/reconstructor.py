@@ -5,6 +5,8 @@ The codes' cells are never seen: a generated picture has none. Position travels 
 Legend: B pictures, N cells, K codes (padded), C code dimension, D width, F feature channels.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -32,16 +34,27 @@ class Reconstructor(nn.Module):
     """Code vectors to features of every grid cell."""
 
     def __init__(
-        self, cells: int, code_dim: int, features: int, width: int, heads: int, ratio: float, layers: int
+        self,
+        cells: int,
+        code_dim: int,
+        features: int,
+        width: int,
+        heads: int,
+        ratio: float,
+        layers: int,
+        form: Literal["pictish", "lavit"] = "pictish",
     ):
+        """`form` is that of `ReconstructorConfig`."""
         super().__init__()
         self.project_in = nn.Linear(code_dim, width)
         self.order = nn.Parameter(torch.randn(cells, width) * 0.02)
         self.queries = nn.Parameter(torch.randn(cells, width) * 0.02)
-        self.norm_codes = nn.LayerNorm(width)
+        self.norm_codes = nn.LayerNorm(width) if form == "pictish" else nn.Identity()
         self.blocks = nn.ModuleList([ReconstructorBlock(width, heads, ratio) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
-        self.project_out = nn.Linear(width, features)
+        self.project_out: nn.Module = nn.Linear(width, features)
+        if form == "lavit":
+            self.project_out = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, features))
 
     def forward(self, codes: Tensor, real: Tensor) -> Tensor:
         """Features (B, N, F) from `codes` (B, K, C), of which `real` (B, K) bool are not padding."""

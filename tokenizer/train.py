@@ -18,8 +18,9 @@ from torch import Tensor
 from pictish.data.interrupt import Stopped, asked, in_units
 from pictish.tokenizer.cache import FeatureCache, training_caches
 from pictish.tokenizer.config import PhaseConfig, TrainConfig
-from pictish.tokenizer.dynamic import DynamicTokenizer, save_tokenizer
+from pictish.tokenizer.dynamic import save_tokenizer
 from pictish.tokenizer.losses import cosine_errors
+from pictish.tokenizer.network import DynamicTokenizer
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
@@ -109,7 +110,7 @@ def train(
             if stop and done < total:
                 raise Stopped(f"interrupted; step {done} of {total} is saved, the same command goes on there")
     # Altered views are easier or harder than pictures as they are, which is what the model will meet.
-    device_of = network.position.device
+    device_of = network.device
     network.eval().set_level(raw.to(device_of) for raw, _ in validation.in_order(config.batch_size))
     save_tokenizer(run / "model", network, overwrite=True)
     return run / "model"
@@ -175,7 +176,7 @@ def validate(
     network.eval()
     cosine, lengths, counts = 0.0, [], torch.zeros(0, dtype=torch.long)
     for raw, _ in cache.in_order(config.batch_size):
-        there = network.round_trip(raw.to(network.position.device), quantize=quantize)
+        there = network.round_trip(raw.to(network.device), quantize=quantize)
         counts = _add_counts(counts, there.ids)
         cosine += float(cosine_errors(there.predicted, there.features).mean()) * len(raw)
         lengths.append(there.keep.sum(dim=1))
@@ -221,6 +222,6 @@ def _start_codebook(
     vectors: list[Tensor] = []
     while sum(map(len, vectors)) < KMEANS_VECTORS * network.quantizer.codes:
         raw, _ = training.batch(step + len(vectors), config.batch_size, config.seed + 1)
-        vectors.append(network.code_vectors(raw.to(network.position.device), generator, _noise(config, step)))
+        vectors.append(network.code_vectors(raw.to(network.device), generator, _noise(config, step)))
     found = torch.cat(vectors)
     network.quantizer.start(found[found.isfinite().all(dim=1)])  # one broken picture would spoil all codes

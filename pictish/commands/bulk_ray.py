@@ -4,6 +4,7 @@ pictish reads the tars itself: ray.data.read_webdataset splits samples where one
 dies, or whose node does, is made anew by us, since only we know that the shard is safe to do again.
 """
 
+import logging
 import os
 from dataclasses import asdict
 from typing import Any
@@ -78,9 +79,11 @@ def start(processes: int) -> None:
         import ray
     except ImportError:
         raise ValueError("--engine ray: needs pip install 'pictish[ray]'") from None
-    local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": processes, "object_store_memory": _STORE}
+    local: dict[str, Any] = {"num_cpus": processes, "object_store_memory": _STORE}
+    if os.environ.get("RAY_ADDRESS"):
+        local = {}
     try:
-        ray.init(include_dashboard=False, log_to_driver=True, logging_level="warning", **local)
+        ray.init(include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING, **local)
     except Exception as error:  # Ray raises plain ones
         raise OSError(f"Ray did not start, or cannot be joined: {one_line(error)}") from error
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from pictish.commands.draw import Device, Model, given_picture
+from pictish.commands.draw import given_picture
+from pictish.commands.options import Device, Digits, Model, Precision
 
 
 def run(
@@ -15,16 +16,21 @@ def run(
     ] = None,
     *,
     features: Annotated[
-        bool, typer.Option("--features", help="Look at continuous features instead of codes.")
-    ] = False,
-    most: Annotated[int, typer.Option(min=1, help="Text tokens at most.")] = 48,
+        bool | None,
+        typer.Option("--features/--codes", help="Look at continuous features, or at codes."),
+    ] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="Text tokens at most.")] = None,
     model: Model = "starter",
+    lemmas: Annotated[
+        bool, typer.Option("--lemmas", help="Nouns and verbs of an answer in their basic form; needs spaCy.")
+    ] = False,
+    precision: Digits = Precision.float32,
     device: Device = "auto",
 ) -> None:
-    """Print a caption of IMAGE, or the answer to QUESTION."""
+    """Print a caption of IMAGE, or the answer to QUESTION. Settings left away are the model's own."""
     picture = given_picture(image)
     from pictish.pipelines.describe import Describe
     from pictish.training.world import resolve_device
 
-    describe = Describe.from_folder(model, resolve_device(device))
-    print(describe.batch([picture], [question], continuous=features, most=most)[0])
+    describe = Describe.from_folder(model, resolve_device(device), precision.value)
+    print(describe.batch([picture], [question], continuous=features, most=most, lemmas=lemmas)[0])

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.draw import PixelGuidance, Scheduler, Steps, generators
+from pictish.commands.draw import generators
+from pictish.commands.options import LowRes, PixelGuidance, Scheduler, Size, Steps
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,13 +48,12 @@ def run(
     *,
     model: Annotated[str, typer.Option(help="Model folder, or `starter`.")] = "starter",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    size: Annotated[
-        int, typer.Option(min=1, max=16_384, help="Longer side of the pictures in pixels.")
-    ] = 256,
+    size: Size = None,
     format: Annotated[Format, typer.Option(help="Kind of the pictures.")] = Format.png,
     steps: Steps = None,
     pixel_guidance: PixelGuidance = None,
     scheduler: Scheduler = None,
+    lowres: LowRes = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise that each picture starts from.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")] = False,
@@ -70,7 +70,8 @@ def run(
     from pictish.training.world import resolve_device
 
     sources = find_sources(inputs, f".{format.value}")
-    reconstructor = Reconstructor.from_folder(model, device=resolve_device(device), steps=steps)
+    where = resolve_device(device)
+    reconstructor = Reconstructor.from_folder(model, where, steps=steps, lowres=lowres)
     drawing = Drawing(steps, pixel_guidance, scheduler)
     reconstructor.check(drawing)
     tokenizer = reconstructor.tokenizer
@@ -78,7 +79,7 @@ def run(
     settings = {
         "decoder": reconstructor.fingerprint,
         "format": format.value,
-        "size": size,
+        "size": size or reconstructor.usual_size,
         **({} if reconstructor.decoder is None else {**vars(drawing), "seed": seed}),
     }
     header = Header("pictures", tokenizer.fingerprint, tokenizer.codebook_size, settings)
@@ -183,7 +184,7 @@ class Work:
     reconstructor: "Reconstructor"
     drawing: "Drawing"
     seed: int
-    size: int
+    size: int | None
     format: Format
     batch_size: int
     output: "OutputFolder"

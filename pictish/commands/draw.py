@@ -12,11 +12,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from pictish.commands import terminal
+from pictish.commands.options import Precision
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,41 +28,9 @@ if TYPE_CHECKING:
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.text_to_image import TextToImage
 
+SAMPLED = ("guidance", "image_guidance", "temperature", "top_k", "top_p", "min_p")  # of `DrawingConfig`
+BASE = 256  # pixels of the longer side of a picture that is to have an aspect ratio, at least
 LONGEST = 80  # bytes of a file name that a prompt gives
-
-Model = Annotated[str, typer.Option(help="Model folder, or `starter`.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Count = Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count on from it.")]
-Size = Annotated[int, typer.Option(min=1, max=16_384, help="Longer side of the pictures in pixels.")]
-Guided = Annotated[float, typer.Option(help="How strictly to follow the words; 1 adds nothing.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 takes the likeliest code each time.")]
-TopK = Annotated[int | None, typer.Option(min=1, help="Draw from so many likeliest codes only.")]
-TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest codes with this share together.")]
-MinP = Annotated[float | None, typer.Option(help="Leave out codes below this share of the likeliest.")]
-MinTokens = Annotated[int, typer.Option(min=1, help="Tokens that a picture has at least.")]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens that a picture has at most.")]
-Like = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Repeat the picture in FILE; options given replace its own."),
-]
-Grid = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write all pictures as one sheet, a PNG, too.")
-]
-SaveTokens = Annotated[bool, typer.Option("--save-tokens", help="Write the tokens beside each picture.")]
-Show = Annotated[bool, typer.Option("--show", help="Show each picture in the terminal, small.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")]
-Steps = Annotated[
-    int | None, typer.Option(min=0, max=1000, help="Steps of the diffusion decoder; 0 is the preview.")
-]
-PixelGuidance = Annotated[
-    float | None, typer.Option(min=0, help="How strictly the decoder follows the tokens; 1 adds nothing.")
-]
-Scheduler = Annotated[
-    str | None, typer.Option(help="Class name of a diffusers scheduler, such as DDIMScheduler.")
-]
 
 
 def given_picture(path: Path) -> "Image.Image":
@@ -115,12 +84,17 @@ def asked(
     from pictish.configs import parse
     from pictish.data.provenance import Request, digest_of
 
-    options = {name: value for name, value in ctx.params.items() if name in Request.model_fields}
+    options: dict[str, Any] = {
+        name: value.value if isinstance(value, Precision) else value
+        for name, value in ctx.params.items()
+        if name in Request.model_fields
+    }
     pictures = tuple(map(digest_of, given))
     if origin is not None:
         left = {name for name in options if _is_default(ctx, name)}
         options |= {name: getattr(origin, name) for name in left}
-        if (options["steps"] == 0) != (origin.steps == 0):  # the other decoder has settings of its own
+        if _decoder_of(options["steps"], options["lowres"]) != _decoder_of(origin.steps, origin.lowres):
+            # the other decoder has settings of its own
             options |= dict.fromkeys(left & {"pixel_guidance", "scheduler"})
         if pictures and origin.pictures and pictures != origin.pictures:
             raise ValueError(
@@ -159,8 +133,9 @@ def carry_out(
     stored = origin.image() if origin and len(jobs) == 1 and first.same_tokens(origin) else None
     if first.pictures and not given and (stored is None or first.keep):
         raise ValueError("the file of --like was drawn from a picture, which is needed again; give it too")
-    drawer, reconstructor = _load(ctx, first.steps, speaking=stored is None)
+    drawer, reconstructor = _load(ctx, first, speaking=stored is None)
     drawing = reconstructor.settled(Drawing(first.steps, first.pixel_guidance, first.scheduler))
+    sampled = {} if drawer is None else _sampled(drawer, first)
     models = _models(ctx.params["model"], reconstructor)
     if origin:
         _check_models(models, origin, first)
@@ -173,7 +148,7 @@ def carry_out(
             )
             part = jobs[start : start + ctx.params["batch_size"]]
             requests = [request for _, request in part]
-            tokens = [stored] if stored is not None else _tokens(drawer, requests, given)
+            tokens = [stored] if stored is not None else _tokens(drawer, requests, given, sampled)
             kept = reconstructor.kept(given[0], tokens) if first.keep else None
             # noise of its own from the seed, not where the draws of tokens ended: tokens give the picture
             noise = generators([request.seed for request in requests])
@@ -186,11 +161,17 @@ def carry_out(
             }
             for (name, request), token, picture in zip(part, tokens, pictures, strict=True):
                 blob = base64.b64encode(token.to_bytes()).decode()
-                facts = request.model_dump() | used | models | {"tokens": blob}
+                size = {"size": max(picture.size)}
+                facts = request.model_dump() | used | sampled | size | models | {"tokens": blob}
                 files.store(name, picture, Origin(**facts))
             drawn += pictures if files.grid else []
     if files.grid:
         files.store_grid(drawn, ctx.params["count"])
+
+
+def _decoder_of(steps: int | None, lowres: bool) -> str:
+    """Which of a model's decoders draws."""
+    return "preview" if steps == 0 else "decoder-lowres" if lowres else "decoder"
 
 
 def _is_default(ctx: typer.Context, name: str) -> bool:
@@ -200,7 +181,7 @@ def _is_default(ctx: typer.Context, name: str) -> bool:
 
 
 def _load(
-    ctx: typer.Context, steps: int | None, *, speaking: bool
+    ctx: typer.Context, request: "Request", *, speaking: bool
 ) -> "tuple[TextToImage | None, Reconstructor]":
     """The whole model, or, where nothing is to be said to it, what draws tokens alone."""
     from pictish.pipelines.reconstruct import Reconstructor
@@ -208,16 +189,31 @@ def _load(
     from pictish.training.world import resolve_device
 
     model, device = ctx.params["model"], resolve_device(ctx.params["device"])
+    which: dict[str, Any] = {name: getattr(request, name) for name in ("steps", "lowres", "precision")}
     if not speaking:
-        return None, Reconstructor.from_folder(model, device, steps=steps)
-    drawer = TextToImage.from_folder(model, device, steps=steps)
+        return None, Reconstructor.from_folder(model, device, **which)
+    drawer = TextToImage.from_folder(model, device, **which)
     return drawer, drawer.reconstructor
 
 
+def _sampled(drawer: "TextToImage", request: "Request") -> dict[str, Any]:
+    """How the tokens are drawn: what the request leaves open as the model is used to."""
+    from pictish.pipelines.text_to_image import text_scale_of
+
+    usual = drawer.usual
+    own = {name: getattr(usual, name) for name in SAMPLED}
+    own["guidance"] = text_scale_of(usual, bool(request.pictures))
+    asked = {name: getattr(request, name) for name in SAMPLED}
+    return {name: own[name] if value is None else value for name, value in asked.items()}
+
+
 def _tokens(
-    drawer: "TextToImage | None", requests: "Sequence[Request]", given: "Sequence[Image.Image]"
+    drawer: "TextToImage | None",
+    requests: "Sequence[Request]",
+    given: "Sequence[Image.Image]",
+    how: dict[str, Any],
 ) -> "list[TokenizedImage]":
-    """Tokens of one picture a request; those of an edit in the shape of what is given."""
+    """Tokens of one picture a request, drawn as `_sampled` says; those of an edit in the shape of `given`."""
     from pictish.lm.autoregressive import Guidance
     from pictish.lm.sampling import Sampling
 
@@ -226,16 +222,28 @@ def _tokens(
     said: list[list[Said]] = [
         [*given, request.words] if request.words is not None else [*given] for request in requests
     ]
-    shape = (given[0].height, given[0].width) if first.command == "edit" else None
+    shape = _shape_of(first.aspect)
+    if first.command == "edit":
+        shape = (given[0].height, given[0].width)
     return drawer.tokens(
         said,
         generators([request.seed for request in requests]),
-        sampling=Sampling(first.temperature, first.top_k, first.top_p, first.min_p),
-        guidance=Guidance(text_scale=first.guidance, image_scale=first.image_guidance),
+        sampling=Sampling(how["temperature"], how["top_k"], how["top_p"], how["min_p"]),
+        guidance=Guidance(text_scale=how["guidance"], image_scale=how["image_guidance"]),
         min_tokens=first.min_tokens,
         max_tokens=first.max_tokens,
+        official_quirks=first.official_quirks,
         shapes=None if shape is None else [shape] * len(said),
     )
+
+
+def _shape_of(aspect: str | None) -> tuple[int, int] | None:
+    """(height, width) in pixels of a picture with this ratio of width to height; None: the usual square."""
+    if aspect is None:
+        return None
+    width, height = map(int, aspect.split(":"))
+    scale = -(-BASE // max(width, height))  # whole, so that the ratio stays exact
+    return height * scale, width * scale
 
 
 def _models(model: str, reconstructor: "Reconstructor") -> dict[str, str]:
@@ -254,7 +262,8 @@ def _models(model: str, reconstructor: "Reconstructor") -> dict[str, str]:
 def _check_models(models: dict[str, str], origin: "Origin", request: "Request") -> None:
     """ValueError naming the part in which this model is not the one that drew `origin`."""
     parts = ["tokenizer", "lm"]
-    if (request.steps == 0) == (origin.steps == 0):  # else the user asked for the other decoder
+    same = _decoder_of(request.steps, request.lowres) == _decoder_of(origin.steps, origin.lowres)
+    if same:  # else the user asked for the other decoder
         parts.append("decoder")
     for part in parts:
         theirs = getattr(origin, part)

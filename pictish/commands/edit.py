@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pictish.commands import draw
-from pictish.pipelines.defaults import IMAGE_SCALE, TEMPERATURE, TEXT_SCALE
+from pictish.commands import draw, options
 
 
 def run(
@@ -21,37 +20,41 @@ def run(
     ] = None,
     *,
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("edited"),
-    like: draw.Like = None,
-    count: draw.Count = 1,
-    seed: draw.Seed = 0,
-    guidance: draw.Guided = TEXT_SCALE,
-    image_guidance: Annotated[float, typer.Option(help="How strictly to keep to the picture.")] = IMAGE_SCALE,
-    temperature: draw.Temperature = TEMPERATURE,
-    top_k: draw.TopK = None,
-    top_p: draw.TopP = None,
-    min_p: draw.MinP = None,
-    min_tokens: draw.MinTokens = 1,
-    max_tokens: draw.MaxTokens = None,
-    steps: draw.Steps = None,
-    pixel_guidance: draw.PixelGuidance = None,
-    scheduler: draw.Scheduler = None,
+    like: options.Like = None,
+    count: options.Count = 1,
+    seed: options.Seed = 0,
+    guidance: options.Guided = None,
+    image_guidance: options.ImageGuided = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    min_tokens: options.MinTokens = None,
+    max_tokens: options.MaxTokens = None,
+    official_quirks: options.Quirks = False,
+    lowres: options.LowRes = False,
+    precision: options.Digits = options.Precision.float32,
+    steps: options.Steps = None,
+    pixel_guidance: options.PixelGuidance = None,
+    scheduler: options.Scheduler = None,
     keep: Annotated[
         bool, typer.Option(help="Leave the pixels alone where the new tokens tell what the old ones did.")
     ] = True,
-    size: draw.Size = 256,
-    grid: draw.Grid = None,
-    save_tokens: draw.SaveTokens = False,
-    show: draw.Show = False,
-    batch_size: draw.BatchSize = 8,
-    model: draw.Model = "starter",
-    device: draw.Device = "auto",
-    overwrite: draw.Overwrite = False,
-    quiet: draw.Quiet = False,
+    size: options.Size = None,
+    grid: options.Grid = None,
+    save_tokens: options.SaveTokens = False,
+    show: options.Show = False,
+    batch_size: options.BatchSize = 8,
+    model: options.Model = "starter",
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Change IMAGE as INSTRUCTION says: OUT/name-words-of-the-instruction-SEED.png, in the shape of IMAGE.
 
-    Each picture says in its file how it was drawn, and --like repeats it from there. IMAGE is then needed
-    where pixels of it were kept, and where words, seed or sampling change.
+    Settings left away are the model's own. Each picture says in its file how it was drawn, and --like repeats
+    it from there. IMAGE is then needed where pixels of it were kept, and where words, seed or sampling
+    change.
     """
     origin = draw.origin_of(like, "edit")
     if (image is None or instruction is None) and origin is None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.draw import PixelGuidance, Scheduler
 from pictish.commands.evaluate import (
     Device,
     Inputs,
@@ -24,6 +23,7 @@ from pictish.commands.evaluate import (
     told,
     write_numbers,
 )
+from pictish.commands.options import PixelGuidance, Scheduler
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.draw import Steps
 from pictish.commands.evaluate import (
     Cache,
     Device,
@@ -19,6 +18,7 @@ from pictish.commands.evaluate import (
     table,
     write_numbers,
 )
+from pictish.commands.options import Steps
 
 if TYPE_CHECKING:
     from pictish.evaluation.editing import EditingEvaluation

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.draw import Steps
 from pictish.commands.evaluate import (
     Cache,
     Device,
@@ -19,9 +18,11 @@ from pictish.commands.evaluate import (
     table,
     write_numbers,
 )
+from pictish.commands.options import Steps
 
 if TYPE_CHECKING:
-    from pictish.evaluation.generation import Asked, GenerationEvaluation, Shown
+    from pictish.evaluation.drawn import Shown
+    from pictish.evaluation.generation import Asked, GenerationEvaluation
 
 NUMBERS, CHART, SHEET = "generation.json", "generation.png", "generation-pictures.png"
 NOTES = """\

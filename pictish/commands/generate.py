@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pictish.commands import draw
-from pictish.pipelines.defaults import IMAGE_SCALE, TEMPERATURE, TEXT_SCALE
+from pictish.commands import draw, options
 
 
 def run(
@@ -30,31 +29,37 @@ def run(
             help="Said behind the words; the starter knows noto, twemoji, fluent-emoji-flat, openclipart.",
         ),
     ] = None,
-    like: draw.Like = None,
-    count: draw.Count = 1,
-    seed: draw.Seed = 0,
-    guidance: draw.Guided = TEXT_SCALE,
-    image_guidance: Annotated[float, typer.Option(help="The same for the pictures given.")] = IMAGE_SCALE,
-    temperature: draw.Temperature = TEMPERATURE,
-    top_k: draw.TopK = None,
-    top_p: draw.TopP = None,
-    min_p: draw.MinP = None,
-    min_tokens: draw.MinTokens = 1,
-    max_tokens: draw.MaxTokens = None,
-    steps: draw.Steps = None,
-    pixel_guidance: draw.PixelGuidance = None,
-    scheduler: draw.Scheduler = None,
-    size: draw.Size = 256,
-    grid: draw.Grid = None,
-    save_tokens: draw.SaveTokens = False,
-    show: draw.Show = False,
-    batch_size: draw.BatchSize = 8,
-    model: draw.Model = "starter",
-    device: draw.Device = "auto",
-    overwrite: draw.Overwrite = False,
-    quiet: draw.Quiet = False,
+    like: options.Like = None,
+    count: options.Count = 1,
+    seed: options.Seed = 0,
+    aspect: Annotated[
+        str | None, typer.Option(metavar="W:H", help="Width to height, such as 3:2; a square unless given.")
+    ] = None,
+    guidance: options.Guided = None,
+    image_guidance: options.ImageGuided = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    min_tokens: options.MinTokens = None,
+    max_tokens: options.MaxTokens = None,
+    official_quirks: options.Quirks = False,
+    lowres: options.LowRes = False,
+    precision: options.Digits = options.Precision.float32,
+    steps: options.Steps = None,
+    pixel_guidance: options.PixelGuidance = None,
+    scheduler: options.Scheduler = None,
+    size: options.Size = None,
+    grid: options.Grid = None,
+    save_tokens: options.SaveTokens = False,
+    show: options.Show = False,
+    batch_size: options.BatchSize = 8,
+    model: options.Model = "starter",
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Draw what each PROMPT says: OUT/words-of-the-prompt-SEED.png.
+    """Draw what each PROMPT says: OUT/words-of-the-prompt-SEED.png. Settings left away are the model's own.
 
     The same prompt, seed and model give the same picture on the same machine. Each picture says in its file
     how it was drawn, and --like repeats it from there; where words, seed and sampling stay as they were,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.draw import Steps
+from pictish.commands.options import Steps
 
 if TYPE_CHECKING:
     from pictish.commands.report import Report
@@ -157,9 +157,7 @@ def _scores(tokenizer: Any, picture: Any) -> Any:
     """The selector's keep probability of every cell, (cells,) float."""
     import torch
 
-    from pictish.data.images import fit_square
-
-    pixels = torch.from_numpy(fit_square(picture, tokenizer.image_size)[None])
+    pixels = torch.from_numpy(tokenizer.squash(picture)[None])
     return tokenizer.scores(pixels)[0].float().cpu().numpy()
 
 

@@ -44,7 +44,11 @@ Kind = Annotated[
 Budget = Annotated[int | None, typer.Option(min=1, help="Exactly so many tokens a picture.")]
 Threshold = Annotated[float | None, typer.Option(help="Keep patches with a score above this (default 0.5).")]
 Sample = Annotated[bool, typer.Option("--sample", help="Draw the kept patches by their scores.")]
-Seed = Annotated[int | None, typer.Option(help="Of --sample (default 0).")]
+Gumbel = Annotated[
+    bool,
+    typer.Option("--gumbel", help="Draw as LaVIT's code does for a picture alone, seeded before each."),
+]
+Seed = Annotated[int | None, typer.Option(help="Of --sample and --gumbel (default 0).")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; 0: this one does.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")]
 PerShard = Annotated[int | None, typer.Option(min=1, help="Of --format shards, for pictures (default 1000).")]
@@ -73,6 +77,7 @@ def run(
     budget: Budget = None,
     threshold: Threshold = None,
     sample: Sample = False,
+    gumbel: Gumbel = False,
     seed: Seed = None,
     workers: Workers = None,
     batch_size: BatchSize = 32,
@@ -96,7 +101,7 @@ def run(
     from pictish.commands.tokenize_jobs import hold_shards
     from pictish.commands.tokenize_machine import MachineSettings, Selection
 
-    selection = Selection.of(budget, threshold, sample, seed)
+    selection = Selection.of(budget, threshold, sample, seed, gumbel)
     decoders = min(4, os.cpu_count() or 1) if workers is None else workers
     machine = MachineSettings(model, device, selection, decoders, batch_size, max_pixels)
     if hold_shards(inputs):

@@ -22,22 +22,32 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Selection:
-    """How many patches are kept: by threshold, by budget, or drawn from a seed and the picture's name."""
+    """How many patches are kept: by threshold, by budget, or drawn: from a seed and the picture's name, or as
+    LaVIT draws."""
 
     budget: int | None = None
     threshold: float | None = None
     seed: int | None = None
+    gumbel: bool = False
 
     @classmethod
-    def of(cls, budget: int | None, threshold: float | None, sample: bool, seed: int | None) -> "Selection":
+    def of(
+        cls,
+        budget: int | None,
+        threshold: float | None,
+        sample: bool,
+        seed: int | None,
+        gumbel: bool = False,
+    ) -> "Selection":
         """From the command's flags; ValueError for two that exclude each other."""
-        asked = {"--budget": budget is not None, "--threshold": threshold is not None, "--sample": sample}
+        asked = {"--budget": budget is not None, "--threshold": threshold is not None}
+        asked |= {"--sample": sample, "--gumbel": gumbel}
         chosen = [flag for flag, given in asked.items() if given]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} were given; they exclude each other")
-        if seed is not None and not sample:
-            logger.warning("--seed does nothing without --sample")
-        return cls(budget, threshold, (seed or 0) if sample else None)
+        if seed is not None and not (sample or gumbel):
+            logger.warning("--seed does nothing without --sample or --gumbel")
+        return cls(budget, threshold, (seed or 0) if sample or gumbel else None, gumbel)
 
     def check(self, tokenizer: "Tokenizer") -> None:
         """ValueError for a setting that this model cannot follow."""
@@ -49,7 +59,8 @@ class Selection:
 
     def settings(self) -> dict[str, Any]:
         """What decides the bytes, for the manifest."""
-        return {"budget": self.budget, "seed": self.seed, "threshold": self.threshold}
+        own = {"gumbel": True} if self.gumbel else {}
+        return {"budget": self.budget, "seed": self.seed, "threshold": self.threshold, **own}
 
     def arguments(self, names: Sequence[str]) -> dict[str, Any]:
         """Keywords of `Tokenizer.tokenize_pixels` for pictures of these names."""
@@ -57,6 +68,9 @@ class Selection:
             return {"budget": self.budget, "threshold": self.threshold}
         import torch
 
+        if self.gumbel:
+            generators = [torch.Generator().manual_seed(self.seed) for _ in names]
+            return {"generators": generators, "as_lavit": True}
         seeds = [hashlib.sha256(f"{self.seed}/".encode() + os.fsencode(name)).digest()[:7] for name in names]
         return {"generators": [torch.Generator().manual_seed(int.from_bytes(seed, "big")) for seed in seeds]}
 
@@ -89,6 +103,7 @@ def open_machine(settings: MachineSettings) -> Iterator["Machine"]:
         settings.selection.check(tokenizer)
         decoding = {
             "side": tokenizer.image_size,
+            "exact": tokenizer.exact_squash,
             "workers": pool or 0,
             "max_pixels": settings.max_pixels,
             "prefetch": 3 * settings.batch_size + 16,

@@ -35,7 +35,7 @@ def _look(tokenizer: "Tokenizer", pictures: "Sequence[ImageBytes]") -> "list[See
     from pictish.data.loader import decode_images
     from pictish.lm.documents import Seen
 
-    decoded = list(decode_images(pictures, side=tokenizer.image_size, workers=0))
+    decoded = list(decode_images(pictures, tokenizer.image_size, 0, exact=tokenizer.exact_squash))
     whole = [one for one in decoded if one.pixels is not None and one.size is not None]
     found: list[Seen | ValueError] = [ValueError(one.error or "cannot be read") for one in decoded]
     if whole:

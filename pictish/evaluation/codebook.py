@@ -65,8 +65,6 @@ def gather_codes(
     """
     import torch
 
-    from pictish.data.images import fit_square
-
     examples = CodeExamples(tokenizer.codebook_size, tokenizer.fingerprint, tokenizer.grid)
     indices: list[int] = []
     sizes: list[tuple[int, int]] = []
@@ -86,7 +84,7 @@ def gather_codes(
             continue
         indices.append(each.index)
         sizes.append((each.image.height, each.image.width))
-        squares.append(fit_square(each.image, tokenizer.image_size))
+        squares.append(tokenizer.squash(each.image))
         if len(indices) == BATCH:
             finish()
     if indices:

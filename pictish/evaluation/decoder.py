@@ -118,7 +118,7 @@ class DecoderEvaluation:
         tokens: list[TokenizedImage] = []
         originals: list[np.ndarray] = []
         broken: list[Broken] = []
-        fit = functools.partial(prepare, tokenizer_side=tokenizer.image_size, decoder_side=side)
+        fit = functools.partial(prepare, squash=tokenizer.squash, decoder_side=side)
         for batch in in_batches(name, pictures, broken, fit):
             tokens += tokenizer.tokenize_pixels(stacked(batch), [each.size for each in batch])
             names += [each.name for each in batch]

@@ -29,22 +29,17 @@ from PIL import Image
 from pictish.data.starter.concepts import TONES
 from pictish.data.starter.edits import CAPS, Change, changes
 from pictish.data.starter.phrases import COLOURS, Picture, rank
+from pictish.evaluation.drawn import BATCH, Shown, generators, header
 from pictish.evaluation.emoji import SETS
 from pictish.evaluation.judge import SIDE, Judge
-from pictish.evaluation.metrics import LEVEL, means
-from pictish.evaluation.pictures import seed_of
-from pictish.pipelines.defaults import IMAGE_SCALE, TEMPERATURE, TEXT_SCALE
+from pictish.evaluation.metrics import means
 
 if TYPE_CHECKING:
-    import torch
-
     from pictish.pipelines.language import Said
     from pictish.pipelines.reconstruct import Drawing
     from pictish.pipelines.text_to_image import TextToImage
 
 SCHEMA = 1
-BATCH = 8
-"""Prompts at a time: another batch may round differently."""
 NEAREST = 5
 EDITED, TRUE_CODES, REAL, SOURCE = "edited", "true codes", "real", "source"
 WAYS = (EDITED, TRUE_CODES, REAL, SOURCE)
@@ -67,15 +62,6 @@ class Mixed:
     words: str | None
     asked: tuple[str, str] | None
     """Name and value of the attribute in the words."""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """Pictures, and what the judge sees in them."""
-
-    pictures: list[Image.Image]
-    embeddings: np.ndarray
-    """(P, E)"""
 
 
 class EditingEvaluation:
@@ -221,18 +207,10 @@ class EditingEvaluation:
         """What a report says first; `language` is the fingerprint of the language model."""
         return {
             "schema": SCHEMA,
-            "tokenizer": self.drawer.language.tokenizer.fingerprint,
-            "language": language,
-            "decoder": self.drawer.reconstructor.fingerprint,
-            "steps": self.drawing.steps,
-            "text_scale": TEXT_SCALE,
-            "image_scale": IMAGE_SCALE,
-            "temperature": TEMPERATURE,
-            "batch": BATCH,
+            **header(self.drawer, self.drawing, language, self.seed),
+            "image_scale": self.drawer.usual.image_guidance,
             "nearest": NEAREST,
             "references": len(self.judge.references),
-            "seed": self.seed,
-            "confidence": LEVEL,
         }
 
     def report(self, edits: Sequence[Change], scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -279,24 +257,19 @@ class EditingEvaluation:
         self, said: "Sequence[Sequence[Said]]", names: Sequence[str], sources: Sequence[Image.Image] | None
     ) -> list[Image.Image]:
         """Tokens of the model as pixels; where they tell what `sources` do, those stay."""
-        tokens = self.drawer.tokens(said, self._generators(names))
+        tokens = self.drawer.tokens(said, generators(self.seed, names))
         draw = self.drawer.reconstructor
         kept = None
         if sources is not None:
             each = [draw.kept(source, [token]) for source, token in zip(sources, tokens, strict=True)]
             kept = [one[0] for one in each if one is not None] or None
-        noise = self._generators(names)  # anew: the same noise whatever the tokens drew
+        noise = generators(self.seed, names)  # anew: the same noise whatever the tokens drew
         return draw(tokens, SIDE, generators=noise, drawing=self.drawing, sources=kept)
 
     def _drawn_back(self, pictures: Sequence[Image.Image], names: Sequence[str]) -> list[Image.Image]:
         draw = self.drawer.reconstructor
         tokens = draw.tokenizer.tokenize(pictures)
-        return draw(tokens, SIDE, generators=self._generators(names), drawing=self.drawing)
-
-    def _generators(self, names: Sequence[str]) -> "list[torch.Generator]":
-        import torch
-
-        return [torch.Generator().manual_seed(seed_of(self.seed, name)) for name in names]
+        return draw(tokens, SIDE, generators=generators(self.seed, names), drawing=self.drawing)
 
     def _picture(self, place: int) -> Picture:
         """A reference as what edits are made of; its PNG stands for its look, as tokens do."""

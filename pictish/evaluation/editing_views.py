@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pictish.data.starter.edits import Change
-    from pictish.evaluation.editing import EditingEvaluation, Mixed, Shown
+    from pictish.evaluation.drawn import Shown
+    from pictish.evaluation.editing import EditingEvaluation, Mixed
 
 _PANELS = (("asked", "What was asked came true"), ("kept", "Everything else is as it was"))
 _MOST = 5  # prompts with pictures of each sort

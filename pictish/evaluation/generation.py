@@ -14,21 +14,17 @@ from PIL import Image
 
 from pictish.data.starter.captions import descriptions
 from pictish.data.starter.phrases import Picture
+from pictish.evaluation.drawn import BATCH, Shown, generators, header
 from pictish.evaluation.emoji import SETS
 from pictish.evaluation.judge import SIDE, Judge, settings
-from pictish.evaluation.metrics import LEVEL, means
+from pictish.evaluation.metrics import means
 from pictish.evaluation.pictures import seed_of
-from pictish.pipelines.defaults import TEMPERATURE, TEXT_SCALE
 
 if TYPE_CHECKING:
-    import torch
-
     from pictish.pipelines.reconstruct import Drawing
     from pictish.pipelines.text_to_image import TextToImage
 
 SCHEMA = 1
-BATCH = 8
-"""Prompts at a time: another batch may round differently."""
 GENERATED, TRUE_CODES, REAL = "generated", "true codes", "real"
 WAYS = (GENERATED, TRUE_CODES, REAL)
 CONCEPT = ("hit@1", "hit@5", "similarity")
@@ -53,15 +49,6 @@ class Asked:
     reference: int
     """Index in the judge's references."""
     names_style: bool
-
-
-@dataclass(frozen=True)
-class Shown:
-    """The pictures of one way, one a prompt, and what the judge sees in them."""
-
-    pictures: list[Image.Image]
-    embeddings: np.ndarray
-    """(P, E)"""
 
 
 class GenerationEvaluation:
@@ -108,7 +95,7 @@ class GenerationEvaluation:
         return Asked(f"{measure} {key}", styled if names_style else plain, reference, names_style)
 
     def draw(
-        self, way: str, asked: Sequence[Asked], advance: Advance, text_scale: float = TEXT_SCALE
+        self, way: str, asked: Sequence[Asked], advance: Advance, text_scale: float | None = None
     ) -> Shown:
         """One of `WAYS` for every prompt; `advance` is told how many more are done."""
         pictures: list[Image.Image] = []
@@ -120,27 +107,23 @@ class GenerationEvaluation:
                     pictures += self._generate(batch, text_scale)
                 case "true codes":
                     tokens = self.drawer.reconstructor.tokenizer.tokenize(real)
-                    pictures += self._decode(tokens, self._generators(batch))
+                    pictures += self._decode(tokens, batch)
                 case _:
                     pictures += real
             advance(len(batch))
         return Shown(pictures, self.judge.embed(pictures))
 
-    def _generate(self, batch: Sequence[Asked], text_scale: float) -> list[Image.Image]:
+    def _generate(self, batch: Sequence[Asked], text_scale: float | None) -> list[Image.Image]:
         from pictish.lm.autoregressive import Guidance
 
-        seeded = self._generators(batch)
-        guidance = Guidance(text_scale=text_scale)
+        seeded = generators(self.seed, (each.name for each in batch))
+        guidance = Guidance(self.drawer.usual.guidance if text_scale is None else text_scale)
         tokens = self.drawer.tokens([[each.prompt] for each in batch], seeded, guidance=guidance)
-        return self._decode(tokens, self._generators(batch))
+        return self._decode(tokens, batch)
 
-    def _decode(self, tokens: Sequence[Any], generators: "list[torch.Generator]") -> list[Image.Image]:
-        return self.drawer.reconstructor(tokens, SIDE, generators=generators, drawing=self.drawing)
-
-    def _generators(self, batch: Sequence[Asked]) -> "list[torch.Generator]":
-        import torch
-
-        return [torch.Generator().manual_seed(seed_of(self.seed, each.name)) for each in batch]
+    def _decode(self, tokens: Sequence[Any], batch: Sequence[Asked]) -> list[Image.Image]:
+        noise = generators(self.seed, (each.name for each in batch))  # anew, whatever the tokens drew
+        return self.drawer.reconstructor(tokens, SIDE, generators=noise, drawing=self.drawing)
 
     def report_seen(self, asked: Sequence[Asked], shown: Mapping[str, Shown]) -> dict[str, Any]:
         """Numbers of the seen captions, JSON-ready.
@@ -199,15 +182,7 @@ class GenerationEvaluation:
         references = self.judge.references
         return {
             "schema": SCHEMA,
-            "tokenizer": self.drawer.language.tokenizer.fingerprint,
-            "language": language,
-            "decoder": self.drawer.reconstructor.fingerprint,
-            "steps": self.drawing.steps,
-            "text_scale": TEXT_SCALE,
-            "temperature": TEMPERATURE,
-            "batch": BATCH,
-            "seed": self.seed,
-            "confidence": LEVEL,
+            **header(self.drawer, self.drawing, language, self.seed),
             "judge": {
                 **settings(),
                 "sets": list(SETS),

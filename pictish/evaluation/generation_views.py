@@ -16,7 +16,8 @@ from pictish.evaluation.sheets import extremes
 if TYPE_CHECKING:
     import numpy as np
 
-    from pictish.evaluation.generation import Asked, Shown
+    from pictish.evaluation.drawn import Shown
+    from pictish.evaluation.generation import Asked
 
 _LINES = (("hit@1", LEARNED, "o"), ("hit@5", UNIFORM, "s"), ("similarity", RANDOM, "D"))
 _BARS = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -140,11 +141,13 @@ def photographs() -> PictureSource:
     return PictureSource(present)
 
 
-def prepare(picture: Picture, tokenizer_side: int, decoder_side: int) -> Prepared:
-    """Squash a picture to the sides that the tokenizer and the decoder work at."""
+def prepare(
+    picture: Picture, squash: Callable[[Image.Image], npt.NDArray[np.uint8]], decoder_side: int
+) -> Prepared:
+    """Squash a picture as the tokenizer does, and to the side that the decoder works at."""
     from pictish.data.images import fit_square
 
-    pixels = fit_square(picture.image, tokenizer_side)
+    pixels = squash(picture.image)
     original = fit_square(picture.image, decoder_side)
     return Prepared(
         picture.index, picture.name, (picture.image.height, picture.image.width), pixels, original

@@ -101,7 +101,7 @@ class Evaluation:
 
     def prepare(self, picture: Picture) -> Prepared:
         """Squash a picture to the sides that the tokenizer and the preview work at."""
-        return prepare(picture, self.tokenizer.image_size, self.preview.side)
+        return prepare(picture, self.tokenizer.squash, self.preview.side)
 
     def report(self, sets: Sequence[PictureSet]) -> dict[str, Any]:
         """Everything measured, JSON-ready; without time, path or device, so a second run gives the same."""

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from pictish.pipelines.language import Language, Said
+from pictish.pipelines.language import Language, Precision, Said
 
 if TYPE_CHECKING:
     import torch
 
+    from pictish.lm.autoregressive import Prompt
+    from pictish.lm.config import WritingConfig
     from pictish.lm.sampling import Sampling
 
 MOST = 48  # text tokens
@@ -23,12 +25,19 @@ class Describe:
         self.language = language
 
     @classmethod
-    def from_folder(cls, folder: str | Path = "starter", device: "str | torch.device" = "cpu") -> "Describe":
+    def from_folder(
+        cls,
+        folder: str | Path = "starter",
+        device: "str | torch.device" = "cpu",
+        precision: Precision = "float32",
+    ) -> "Describe":
         """Load tokenizer and language model of one folder, or the shipped `"starter"`."""
-        return cls(Language.from_folder(folder, device))
+        return cls(Language.from_folder(folder, device, precision))
 
-    def __call__(self, image: Image.Image, question: str | None = None, *, continuous: bool = False) -> str:
-        """A caption, or the answer to `question`, the likeliest word by word."""
+    def __call__(
+        self, image: Image.Image, question: str | None = None, *, continuous: bool | None = None
+    ) -> str:
+        """A caption, or the answer to `question`, as the model is used to, or the likeliest word by word."""
         return self.batch([image], [question], continuous=continuous)[0]
 
     def batch(
@@ -36,28 +45,60 @@ class Describe:
         images: Sequence[Image.Image],
         questions: Sequence[str | None],
         *,
-        continuous: bool = False,
-        most: int = MOST,
+        continuous: bool | None = None,
+        most: int | None = None,
+        lemmas: bool = False,
         sampling: "Sampling | None" = None,
         generators: "Sequence[torch.Generator] | None" = None,
     ) -> list[str]:
-        """One text a picture, never empty, of 1 to `most` tokens; pictures enter as codes or as features.
+        """One text a picture, of at most `most` tokens; pictures enter as codes or as features.
 
-        Raises ValueError for an empty question, and where the model was not made for continuous features.
+        What is left away is the model's own choice. A model that searches with beams, as LaVIT does, may end
+        with an empty text; with `sampling` it draws instead. With `lemmas` answers have words in their basic
+        form, as LaVIT's evaluation compares them, for which spaCy is needed. Raises ValueError for an empty
+        question, and where the model was not made for continuous features.
         """
+        defaults = self.language.model.defaults
+        continuous = defaults.continuous if continuous is None else continuous
+        texts: dict[int, str] = {}
+        ways = [defaults.caption if question is None else defaults.answer for question in questions]
+        for way in dict.fromkeys(ways):
+            mine = [place for place, one in enumerate(ways) if one == way]
+            prompts = [self._prompt(images[place], questions[place], continuous) for place in mine]
+            if way is None or sampling is not None:
+                own = None if generators is None else [generators[place] for place in mine]
+                written = self._draw(prompts, most or MOST, sampling, own)
+            else:
+                written = self._search(prompts, way if most is None else _shorter(way, most))
+            texts |= dict(zip(mine, written, strict=True))
+        if lemmas:
+            texts |= {
+                place: lemmatised(texts[place]) for place, one in enumerate(questions) if one is not None
+            }
+        return [texts[place] for place in range(len(images))]
+
+    def _prompt(self, image: Image.Image, question: str | None, continuous: bool) -> "Prompt":
+        from pictish.lm.sequence import QUESTION
+
+        said: list[Said] = [image]
+        if question is not None:
+            if not question.strip():
+                raise ValueError("an empty question; leave it away for a caption")
+            said.append(QUESTION.format(question))
+        return self.language.prompt(said, draw=False, continuous=continuous)
+
+    def _draw(
+        self,
+        prompts: "Sequence[Prompt]",
+        most: int,
+        sampling: "Sampling | None",
+        generators: "Sequence[torch.Generator] | None",
+    ) -> list[str]:
+        """Texts that are never empty, one id after the other."""
         from pictish.lm.autoregressive import generate
         from pictish.lm.grammar import Request, TextPiece
         from pictish.lm.sampling import Sampling
-        from pictish.lm.sequence import QUESTION
 
-        prompts = []
-        for image, question in zip(images, questions, strict=True):
-            said: list[Said] = [image]
-            if question is not None:
-                if not question.strip():
-                    raise ValueError("an empty question; leave it away for a caption")
-                said.append(QUESTION.format(question))
-            prompts.append(self.language.prompt(said, draw=False, continuous=continuous))
         model = self.language.model
         written = generate(
             model.language,
@@ -72,3 +113,36 @@ class Describe:
             ids = [token for piece in pieces if isinstance(piece, TextPiece) for token in piece.ids]
             result.append(str(model.text_tokenizer.decode(ids)).strip())
         return result
+
+    def _search(self, prompts: "Sequence[Prompt]", way: "WritingConfig") -> list[str]:
+        """The likeliest texts by beam search, cut where the model is used to."""
+        from pictish.lm.beams import write
+
+        model = self.language.model
+        written = write(model.language, model.vocabulary, [prompt.full for prompt in prompts], way)
+        texts = [str(model.text_tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+        return [cut(text, way.cuts, lower=way.lower) for text in texts]
+
+
+def cut(text: str, ends: Sequence[str], *, lower: bool = False) -> str:
+    """A text before the first of `ends`, stripped, and in lower case if wanted."""
+    for end in ends:
+        text = text.partition(end)[0]
+    return text.strip().lower() if lower else text.strip()
+
+
+def lemmatised(text: str) -> str:
+    """A text with the basic forms of nouns and verbs; ValueError where spaCy or its model is missing."""
+    try:
+        import spacy
+
+        words = spacy.load("en_core_web_sm")(text)
+    except (ImportError, OSError):
+        raise ValueError(
+            "basic forms need spaCy: pip install 'pictish[lemmas]' && python -m spacy download en_core_web_sm"
+        ) from None
+    return " ".join(word.lemma_ if word.pos_ in ("NOUN", "VERB") else word.text for word in words)
+
+
+def _shorter(way: "WritingConfig", most: int) -> "WritingConfig":
+    return way.model_copy(update={"most": most, "least": min(way.least, most)})

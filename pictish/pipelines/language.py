@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pictish.lm.sequence import Part
     from pictish.tokenizer.dynamic import Tokenizer
 
+Precision = Literal["float32", "bfloat16"]
 Said = str | Image.Image  # one part of what a user says
 
 
@@ -30,42 +31,52 @@ class Language:
         self.tokenizer, self.model = tokenizer, model
 
     @classmethod
-    def from_folder(cls, folder: str | Path = "starter", device: "str | torch.device" = "cpu") -> "Language":
-        """Load both from one model folder, or the shipped `"starter"`; ValueError when one is missing."""
+    def from_folder(
+        cls,
+        folder: str | Path = "starter",
+        device: "str | torch.device" = "cpu",
+        precision: Precision = "float32",
+    ) -> "Language":
+        """Load both from one model folder, or the shipped `"starter"`; ValueError when one is missing.
+
+        `precision` is that of the language model: with fewer digits the tokenizer would give other codes.
+        """
+        import torch
+
         from pictish.lm.model import UnifiedModel
         from pictish.tokenizer.dynamic import Tokenizer
 
-        return cls(Tokenizer.from_folder(folder, device), UnifiedModel.from_folder(folder, device))
+        model = UnifiedModel.from_folder(folder, device, getattr(torch, precision))
+        return cls(Tokenizer.from_folder(folder, device), model)
 
     def parts(self, said: Sequence[Said], *, continuous: bool = False) -> "list[Part]":
         """Text and pictures as parts of a sequence; pictures as codes, or as continuous features."""
         import numpy as np
         import torch
 
-        from pictish.data.images import fit_square
         from pictish.lm.sequence import Codes, Features, Text
 
         if continuous and self.model.projector is None:
             raise ValueError("this language model has no projector for continuous features; use codes")
-        pictures = [one.convert("RGB") for one in said if isinstance(one, Image.Image)]
+        pictures = [one for one in said if isinstance(one, Image.Image)]
         seen: list[Part] = []
-        if pictures:
-            side = self.tokenizer.image_size
-            pixels = torch.from_numpy(np.stack([fit_square(picture, side) for picture in pictures]))
-            tokens, rows = self.tokenizer.see(pixels, [(one.height, one.width) for one in pictures])
-            seen = [
-                Features(r.cpu().numpy()) if continuous else Codes(t.ids)
-                for t, r in zip(tokens, rows, strict=True)
-            ]
+        if pictures and continuous:
+            pixels = torch.from_numpy(np.stack([self.tokenizer.squash(one) for one in pictures]))
+            seen = [Features(rows.cpu().numpy()) for rows in self.tokenizer.look(pixels)]
+        elif pictures:
+            seen = [Codes(tokens.ids) for tokens in self.tokenizer.tokenize(pictures)]
         waiting = iter(seen)
         # stripped, as captions are for training
         return [next(waiting) if isinstance(one, Image.Image) else Text(one.strip()) for one in said]
 
-    def prompt(self, said: Sequence[Said], *, draw: bool, continuous: bool = False) -> "Prompt":
+    def prompt(
+        self, said: Sequence[Said], *, draw: bool, continuous: bool = False, bare: bool = False
+    ) -> "Prompt":
         """What the model is to continue: with a picture when `draw`, else with text.
 
         A prompt to draw has branches for guidance: with nothing, and where it holds pictures with them alone.
-        Raises ValueError when nothing was said.
+        With `bare` the pictures in it have no markers around them, as LaVIT's code has it. Raises ValueError
+        when nothing was said.
         """
         from pictish.lm.autoregressive import Prompt
         from pictish.lm.sequence import Text
@@ -76,8 +87,8 @@ class Language:
         if not draw:
             return Prompt(self.embed(parts, draw))
         shown = [part for part in parts if not isinstance(part, Text)]
-        full = self.embed(parts, draw)
-        image_only = self.embed(shown, draw) if 0 < len(shown) < len(parts) else full if shown else None
+        full = self.embed(parts, draw, bare)
+        image_only = self.embed(shown, draw, bare) if 0 < len(shown) < len(parts) else full if shown else None
         return Prompt(
             full=full,
             image_only=image_only,
@@ -85,17 +96,24 @@ class Language:
             inside=True,
         )
 
-    def embed(self, parts: "Sequence[Part]", draw: bool) -> "torch.Tensor":
-        """Embeddings (L, D) of parts, with the marker that opens a picture behind them when `draw`."""
+    def embed(self, parts: "Sequence[Part]", draw: bool, bare: bool = False) -> "torch.Tensor":
+        """Embeddings (L, D) of parts, with the marker that opens a picture behind them when `draw`.
+
+        `bare` is for codes: without the markers around them.
+        """
         import numpy as np
         import torch
 
         from pictish.lm.sequence import join
         from pictish.lm.vocabulary import text_ids
 
-        model = self.model
-        joined = join("interleaved", parts, model.vocabulary, partial(text_ids, model.text_tokenizer))
-        ids = np.append(joined.ids, model.vocabulary.begin) if draw else joined.ids
+        model, vocabulary = self.model, self.model.vocabulary
+        joined = join("interleaved", parts, vocabulary, partial(text_ids, model.text_tokenizer))
+        ids = joined.ids
+        if bare:
+            assert joined.features is None
+            ids = ids[(ids != vocabulary.begin) & (ids != vocabulary.end)]
+        ids = np.append(ids, vocabulary.begin) if draw else ids
         device = self.tokenizer.device
         places = torch.from_numpy(np.stack([np.zeros_like(joined.places), joined.places])).to(device)
         features = None if joined.features is None else torch.from_numpy(joined.features).to(device)

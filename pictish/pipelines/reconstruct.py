@@ -1,14 +1,17 @@
 """Tokens back to pictures, each in the shape of its original."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from pictish.data.model_folder import find_decoder, fingerprint
 from pictish.data.tokens import TokenizedImage
+from pictish.pipelines.language import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -53,15 +56,24 @@ class Reconstructor:
         tokenizer: "Tokenizer | None" = None,
         *,
         steps: int | None = None,
+        lowres: bool = False,
+        precision: Precision = "float32",
     ) -> "Reconstructor":
         """Load one model folder, or the shipped `"starter"`; ValueError when a part is missing.
 
         A `tokenizer` that is loaded already is used as it is. One decoder is loaded: the preview when `steps`
-        is 0 or where there is no other.
+        is 0 or where there is no other; the one of low resolution when `lowres`, or where it is the only one.
+        `precision` is the denoiser's.
         """
+        import torch
+
         from pictish.tokenizer.dynamic import Tokenizer
 
-        drawn = None if steps == 0 else find_decoder(folder, "diffusion")
+        drawn = None if steps == 0 else find_decoder(folder, "diffusion", lowres=lowres)
+        if lowres and drawn is None:
+            raise ValueError(
+                f"{folder}: has no decoder of low resolution (decoder-lowres); leave --lowres away"
+            )
         plain = find_decoder(folder, "preview") if steps == 0 or drawn is None else None
         if drawn is None and plain is None:
             raise ValueError(
@@ -76,7 +88,7 @@ class Reconstructor:
         if drawn is not None:
             from pictish.decoder.pixel import Decoder
 
-            decoder = Decoder.from_folder(drawn, tokenizer, device)
+            decoder = Decoder.from_folder(drawn, tokenizer, device, getattr(torch, precision))
         else:
             from pictish.decoder.preview import Preview
 
@@ -89,7 +101,7 @@ class Reconstructor:
     def __call__(
         self,
         tokens: Sequence[TokenizedImage],
-        size: int = DEFAULT_SIZE,
+        size: int | None = None,
         *,
         generators: "Sequence[torch.Generator] | None" = None,
         drawing: Drawing | None = None,
@@ -99,33 +111,60 @@ class Reconstructor:
     ) -> list[Image.Image]:
         """One RGB picture each, `size` pixels on its longer side, with the original's aspect ratio.
 
-        Each picture's noise comes from its generator, seeded with 0 where none are given. Raises ValueError
-        for tokens of another tokenizer and for settings that the decoder cannot take.
+        A decoder with shapes of its own draws in that nearest to the aspect ratio, and leaves it at its size
+        where none is given; others draw squares. Each picture's noise comes from its generator, seeded with 0
+        where none are given. Raises ValueError for tokens of another tokenizer and for settings that the
+        decoder cannot take.
         """
         import torch
 
         drawing = drawing or Drawing()
         self.check(drawing)
-        if not tokens:
-            return []
+        generators = generators or [torch.Generator().manual_seed(0) for _ in tokens]
         if self.decoder is None:
             assert self.preview is not None
-            squares = self.preview.decode(tokens)
+            drawn = list(self.preview.decode(tokens).numpy()) if tokens else []
         else:
-            squares = self.decoder.decode(
-                tokens,
-                generators or [torch.Generator().manual_seed(0) for _ in tokens],
-                steps=drawing.steps,
-                guidance=drawing.guidance,
-                scheduler=drawing.scheduler,
-                sources=sources,
-                strength=strength,
-                progress=progress,
-            )
-        return [
-            Image.fromarray(square).resize(shape_of(token, size), Image.Resampling.BICUBIC)
-            for square, token in zip(squares.numpy(), tokens, strict=True)  # (side, side, 3) uint8
-        ]
+            drawn = [np.empty(0, dtype=np.uint8)] * len(tokens)
+            ways = [(self._shape(token), self.decoder.settings(token)) for token in tokens]
+            for way in dict.fromkeys(ways):
+                mine = [place for place, other in enumerate(ways) if other == way]
+                decoded = self.decoder.decode(
+                    [tokens[place] for place in mine],
+                    [generators[place] for place in mine],
+                    steps=drawing.steps,
+                    guidance=drawing.guidance,
+                    scheduler=drawing.scheduler,
+                    size=way[0],
+                    sources=[sources[place] for place in mine] if sources else None,
+                    strength=strength,
+                    progress=progress,
+                )
+                for place, picture in zip(mine, decoded.numpy(), strict=True):
+                    drawn[place] = picture
+        result = []
+        for picture, token in zip(drawn, tokens, strict=True):  # (height, width, 3) uint8
+            shape = shape_of(token, size or self.usual_size or max(picture.shape[:2]))
+            result.append(Image.fromarray(picture).resize(shape, Image.Resampling.BICUBIC))
+        return result
+
+    @property
+    def usual_size(self) -> int | None:
+        """Pixels of a picture's longer side where none are asked for; None: as it is drawn."""
+        return None if self._shapes else DEFAULT_SIZE
+
+    @property
+    def _shapes(self) -> tuple[tuple[int, int], ...]:
+        return () if self.decoder is None else self.decoder.model.config.shapes
+
+    def _shape(self, token: TokenizedImage) -> tuple[int, int] | None:
+        """The decoder's own (height, width) whose aspect ratio is nearest to the original's."""
+        height, width = token.size
+        return min(
+            self._shapes,
+            key=lambda shape: abs(math.log(shape[0] * width / (shape[1] * height))),
+            default=None,
+        )
 
     def check(self, drawing: Drawing) -> None:
         """ValueError for a drawing that the decoder cannot do."""

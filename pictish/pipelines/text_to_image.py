@@ -1,20 +1,22 @@
 """Words, or words and pictures, to a picture."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from pictish.data.tokens import TokenizedImage
-from pictish.pipelines.defaults import IMAGE_SCALE, TEMPERATURE, TEXT_SCALE
-from pictish.pipelines.language import Language, Said
+from pictish.lm.config import DrawingConfig
+from pictish.pipelines.language import Language, Precision, Said
 from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
 
 if TYPE_CHECKING:
     import torch
 
     from pictish.lm.autoregressive import Guidance, Prompt
+    from pictish.lm.grammar import Piece
     from pictish.lm.sampling import Sampling
 
 
@@ -31,18 +33,29 @@ class TextToImage:
         device: "str | torch.device" = "cpu",
         *,
         steps: int | None = None,
+        lowres: bool = False,
+        precision: Precision = "float32",
     ) -> "TextToImage":
         """Load all parts of one model folder, or the shipped `"starter"`; ValueError when one is missing.
 
-        With `steps` 0 pixels come from the preview.
+        With `steps` 0 pixels come from the preview, with `lowres` from the decoder of low resolution.
+        `precision` is that of language model and denoiser.
         """
-        language = Language.from_folder(folder, device)
-        return cls(language, Reconstructor.from_folder(folder, device, language.tokenizer, steps=steps))
+        language = Language.from_folder(folder, device, precision)
+        reconstructor = Reconstructor.from_folder(
+            folder, device, language.tokenizer, steps=steps, lowres=lowres, precision=precision
+        )
+        return cls(language, reconstructor)
+
+    @property
+    def usual(self) -> DrawingConfig:
+        """How the model draws tokens where nothing else is asked for."""
+        return self.language.model.defaults.drawing
 
     def __call__(
-        self, prompt: str | Sequence[Said], generator: "torch.Generator", size: int = DEFAULT_SIZE
+        self, prompt: str | Sequence[Said], generator: "torch.Generator", size: int | None = None
     ) -> Image.Image:
-        """One RGB picture with `size` pixels on its longer side, with the usual sampling and guidance.
+        """One RGB picture with `size` pixels on its longer side, with the model's own sampling and guidance.
 
         The tokens draw from `generator`, the pixels' noise from a fresh one of the same seed: whatever the
         tokens drew before, tokens and seed alone give the picture.
@@ -57,41 +70,48 @@ class TextToImage:
     def tokens(
         self,
         prompts: Sequence[Sequence[Said]],
-        generators: "Sequence[torch.Generator]",
+        generators: "Sequence[torch.Generator] | torch.Generator",
         *,
         sampling: "Sampling | None" = None,
         guidance: "Guidance | None" = None,
-        min_tokens: int = 1,
+        min_tokens: int | None = None,
         max_tokens: int | None = None,
         shapes: Sequence[tuple[int, int]] | None = None,
+        official_quirks: bool = False,
     ) -> list[TokenizedImage]:
         """Tokens of one picture a prompt, which `shapes` (height, width) gives a size, square by default.
 
-        The same batch, generator seeds and weights give the same tokens; another batch may round differently.
-        Raises ValueError for an empty prompt and for one that does not fit the model's context.
+        Settings left away are the model's. The same batch, generator seeds and weights give the same tokens;
+        another batch may round differently. With `official_quirks` a prompt that holds pictures is treated as
+        LaVIT's code does: no markers around its pictures, at most as many tokens as it has itself, and no
+        other prompt beside it. Raises ValueError for an empty prompt and for one that does not fit the
+        model's context.
         """
         import numpy as np
+        import torch
 
-        from pictish.lm.autoregressive import Guidance, generate
-        from pictish.lm.grammar import ImagePiece, one_image
-        from pictish.lm.sampling import Sampling
+        from pictish.lm.grammar import ImagePiece
 
         language = self.language
         most = language.model.image_tokens.most
-        allowed = most if max_tokens is None else max_tokens
-        if not 1 <= min_tokens <= allowed <= most:
+        defaults = self.usual
+        least = min(defaults.min_tokens, max_tokens or most) if min_tokens is None else min_tokens
+        allowed = min(defaults.max_tokens or most, most) if max_tokens is None else max_tokens
+        if not 1 <= least <= allowed <= most:
             raise ValueError(
-                f"{min_tokens} to {allowed} tokens asked for; a picture of this model has 1 to {most}"
+                f"{least} to {allowed} tokens asked for; a picture of this model has 1 to {most}"
             )
-        drawn = generate(
-            language.model.language,
-            language.model.vocabulary,
-            self._prompts(prompts),
-            one_image(allowed, min_tokens),
-            sampling=sampling or Sampling(temperature=TEMPERATURE),
-            guidance=guidance or Guidance(TEXT_SCALE, IMAGE_SCALE),
-            generators=generators,
-        )
+        draw = partial(self._draw, sampling=sampling, guidance=guidance)
+        if not (official_quirks and any(map(_pictures, prompts))):
+            drawn = draw(self._prompts(prompts), generators, least, allowed, _guidance(defaults, prompts))
+        else:
+            drawn = []
+            for number, said in enumerate(prompts):
+                own = generators if isinstance(generators, torch.Generator) else [generators[number]]
+                (prompt,) = self._prompts([said], bare=True)
+                # the [IMG] behind a prompt is not counted
+                room = min(len(prompt.full) - 1, most) if _pictures(said) else allowed
+                drawn += draw([prompt], own, min(least, room), room, _guidance(defaults, [said]))
         result = []
         for number, pieces in enumerate(drawn):
             (piece,) = pieces
@@ -108,11 +128,56 @@ class TextToImage:
             )
         return result
 
-    def _prompts(self, prompts: Sequence[Sequence[Said]]) -> "list[Prompt]":
+    def _draw(
+        self,
+        prompts: "list[Prompt]",
+        generators: "Sequence[torch.Generator] | torch.Generator",
+        least: int,
+        most: int,
+        usual: "Guidance",
+        *,
+        sampling: "Sampling | None",
+        guidance: "Guidance | None",
+    ) -> "list[list[Piece]]":
+        from pictish.lm.autoregressive import generate
+        from pictish.lm.grammar import one_image
+        from pictish.lm.sampling import Sampling
+
+        model = self.language.model
+        usually = self.usual
+        return generate(
+            model.language,
+            model.vocabulary,
+            prompts,
+            one_image(most, least, usually.strays),
+            sampling=sampling or Sampling(usually.temperature, usually.top_k, usually.top_p, usually.min_p),
+            guidance=guidance or usual,
+            generators=generators,
+        )
+
+    def _prompts(self, prompts: Sequence[Sequence[Said]], *, bare: bool = False) -> "list[Prompt]":
         """Prompts to draw; one that comes several times is read once."""
         made: dict[tuple[str | int, ...], Prompt] = {}
         keys = [tuple(one if isinstance(one, str) else id(one) for one in said) for said in prompts]
         for key, said in zip(keys, prompts, strict=True):
             if key not in made:
-                made[key] = self.language.prompt(said, draw=True)
+                made[key] = self.language.prompt(said, draw=True, bare=bare)
         return [made[key] for key in keys]
+
+
+def _pictures(said: Sequence[Said]) -> bool:
+    """Whether pictures are among what is said."""
+    return any(isinstance(one, Image.Image) for one in said)
+
+
+def _guidance(defaults: DrawingConfig, prompts: Sequence[Sequence[Said]]) -> "Guidance":
+    """The model's own guidance for these prompts."""
+    from pictish.lm.autoregressive import Guidance
+
+    return Guidance(text_scale_of(defaults, any(map(_pictures, prompts))), defaults.image_guidance)
+
+
+def text_scale_of(defaults: DrawingConfig, pictures: bool) -> float:
+    """A model's own scale for words, which may be another where pictures are given too."""
+    among = defaults.among_pictures if pictures else None
+    return defaults.guidance if among is None else among

@@ -1,7 +1,6 @@
 """`pictish generate` and `pictish edit` on a tiny model of random weights: what they write, and `--like`."""
 
 import base64
-import inspect
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import torch
 from PIL import Image
 
 from pictish import cli
-from pictish.commands import generate
 from pictish.commands.draw import even_grid
 from pictish.data.images import png_bytes
 from pictish.data.model_folder import fingerprint
@@ -22,9 +20,9 @@ from pictish.data.tokens import TokenizedImage
 from pictish.decoder.config import PreviewConfig
 from pictish.decoder.diffusion import save_diffusion
 from pictish.decoder.preview import build_preview, save_preview
+from pictish.lm.config import DrawingConfig
 from pictish.lm.model import ImageTokens, UnifiedModel
 from pictish.lm.vocabulary import widen
-from pictish.pipelines.defaults import TEMPERATURE, TEXT_SCALE
 from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.decoder.tiny import config, decoder_of
@@ -323,8 +321,8 @@ def test_the_pipeline_gives_the_picture_of_the_command(draw, model, tmp_path):
     picture = TextToImage.from_folder(model)(PROMPTS[0], generator, 32)
     with Image.open(only(tmp_path / "out")) as written:
         assert np.array_equal(np.asarray(written), np.asarray(picture))
-    options = inspect.signature(generate.run).parameters
-    assert (options["guidance"].default, options["temperature"].default) == (TEXT_SCALE, TEMPERATURE)
+    origin = read_origin(only(tmp_path / "out"))
+    assert (origin.guidance, origin.temperature) == (DrawingConfig().guidance, DrawingConfig().temperature)
 
 
 IMPORTED = """

@@ -392,7 +392,7 @@ def test_a_draw_belongs_to_the_picture_and_not_to_its_neighbours(tmp_path, token
 def test_flags_that_do_nothing_are_said_to(tmp_path, tokenize, caplog):
     fill(tmp_path / "in", 1)
     assert tokenize(tmp_path / "in", tmp_path / "out", "--seed", "3", "--samples-per-shard", "2") == 0
-    assert "--seed does nothing without --sample" in caplog.text
+    assert "--seed does nothing without --sample or --gumbel" in caplog.text
     assert "--samples-per-shard does nothing without --format shards" in caplog.text
 
 

@@ -54,7 +54,8 @@ def png(*chunks: bytes) -> bytes:
 
 
 def facts(**changes) -> bytes:
-    return json.dumps({"format": 1, "keep": None, **FACTS, **changes}).encode()
+    usual = {"format": 1, "keep": None, "aspect": None, "official_quirks": False, "lowres": False}
+    return json.dumps({**usual, "precision": "float32", **FACTS, **changes}).encode()
 
 
 @pytest.fixture

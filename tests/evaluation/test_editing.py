@@ -24,6 +24,7 @@ from pictish.evaluation.editing import (
 )
 from pictish.evaluation.judge import Judge, References, read_references
 from pictish.evaluation.metrics import rounded
+from pictish.lm.config import DrawingConfig
 from pictish.pipelines.reconstruct import Drawing
 from tests.evaluation.emoji import HUES, cheap_features, facts_of
 from tests.evaluation.starter import boxed, write_held_out_data
@@ -39,6 +40,7 @@ class OracleDrawer:
         self.reconstructor, self.language = self, self
         self.tokenizer, self.fingerprint = self, "0123456789ab"
         self.asked, self.kept_of = [], []
+        self.usual = DrawingConfig()
 
     def tokens(self, said, generators):  # the usual guidance
         assert len(said) == len(generators) <= editing.BATCH

@@ -20,7 +20,7 @@ from pictish.evaluation.generation import (
     share,
 )
 from pictish.evaluation.judge import Judge, read_references
-from pictish.pipelines.defaults import TEXT_SCALE
+from pictish.lm.config import DrawingConfig
 from pictish.pipelines.reconstruct import Drawing
 from tests.evaluation.emoji import HELD_OUT, cheap_features, write_starter_data
 
@@ -32,6 +32,7 @@ class Catalogue:
     """
 
     fingerprint = "0123456789ab"
+    usual = DrawingConfig()
 
     def __init__(self, judge: Judge) -> None:
         self.language = self.reconstructor = self.tokenizer = self
@@ -184,7 +185,7 @@ def test_the_curve_names_its_best_scales(evaluation):
     assert curve["best"] == dict.fromkeys(CONCEPT, 2.0)  # the first of those that draw what was asked for
     assert curve["points"][0]["hit@1"]["mean"] < curve["points"][-1]["hit@1"]["mean"] == 1
     assert sum(told) == 4 * len(SCALES)
-    assert TEXT_SCALE in SCALES
+    assert DrawingConfig().guidance in SCALES
 
 
 def test_a_share_of_nothing_is_unknown():

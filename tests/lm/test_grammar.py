@@ -81,6 +81,7 @@ def test_what_each_state_allows():
         "TEXT": [2, 3, 4, 5],
         "TEXT_OR_BEGIN": [2, 3, 4, 5, 6],
         "BEGIN": [6],
+        "TRUE_CODE": [8, 9, 10, 11, 12],
         "CODE": [8, 9, 10, 11, 12],
         "CODE_OR_END": [7, 8, 9, 10, 11, 12],
         "END": [7],
@@ -145,3 +146,21 @@ def test_an_answer_is_never_empty():
 def test_requests_that_cannot_be_met(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_strays_count_but_are_no_codes_and_one_code_there_is_at_least():
+    strays = (0, 2, VOCABULARY.begin)
+    request = one_image(3, 1, strays)
+    legal = legal_ids(VOCABULARY, VOCABULARY.size, strays)
+    assert legal[State.CODE].nonzero()[:, 0].tolist() == [0, 2, 6, 8, 9, 10, 11, 12]
+    assert not legal[State.CODE, VOCABULARY.end]
+    assert not legal[State.TRUE_CODE, list(strays)].any()
+    line = Line(VOCABULARY, request, True)
+    for stray in (VOCABULARY.begin, 2):  # neither a second picture nor the end of a text
+        assert line.state == State.CODE
+        line.take(stray)
+    assert line.state == State.TRUE_CODE
+    line.take(9)
+    assert line.state == State.END
+    line.take(VOCABULARY.end)
+    assert (line.state, line.pieces) == (None, [ImagePiece((1,))])

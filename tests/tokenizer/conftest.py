@@ -5,7 +5,8 @@ import torch
 
 from pictish.configs import load, parse
 from pictish.tokenizer.config import TokenizerConfig
-from pictish.tokenizer.dynamic import DynamicTokenizer, Tokenizer
+from pictish.tokenizer.dynamic import Tokenizer
+from pictish.tokenizer.network import DynamicTokenizer
 
 
 def tiny_config(**changes) -> TokenizerConfig:

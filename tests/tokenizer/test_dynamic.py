@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from pictish.data.model_folder import read_model_folder, write_model_folder
-from pictish.tokenizer.dynamic import DynamicTokenizer, Tokenizer, save_tokenizer
+from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
+from pictish.tokenizer.network import DynamicTokenizer
 from tests.tokenizer.conftest import tiny_config, tiny_network
 
 
@@ -180,5 +181,8 @@ def test_a_code_is_held_to_its_own_patch():
     assert seen[0].shape == (len(losses.ids), network.quantizer.dim)
     codes = network.quantizer.decode(losses.ids)  # they have moved by one EMA step since
     assert torch.allclose(seen[0], codes, atol=0.01)
-    without = tiny_network(alone=0.0)(raw, torch.Generator().manual_seed(1), quantize=True)
-    assert losses.total.item() == pytest.approx((without.total + losses.alone).item(), abs=1e-5)
+    lighter = tiny_network(alone=0.25)(raw, torch.Generator().manual_seed(1), quantize=True)
+    assert losses.total.item() == pytest.approx((lighter.total + 0.75 * losses.alone).item(), abs=1e-5)
+    without = tiny_network(alone=0.0)
+    assert without(raw, torch.Generator().manual_seed(1), quantize=True).alone == 0
+    assert not any(name.startswith("alone") for name in without.state_dict())

@@ -1,8 +1,9 @@
-"""Vectors to codebook entries: cosine VQ, FSQ, LFQ and SimVQ behind one interface."""
+"""Vectors to codebook entries: cosine VQ, a fixed codebook, FSQ, LFQ and SimVQ behind one interface."""
 
 from pictish.tokenizer.quantizers.base import Quantized, Quantizer
 from pictish.tokenizer.quantizers.config import (
     CosineConfig,
+    EuclideanConfig,
     FSQConfig,
     LFQConfig,
     QuantizerConfig,
@@ -19,6 +20,10 @@ def build_quantizer(config: QuantizerConfig) -> Quantizer:
             from pictish.tokenizer.quantizers.cosine import CosineQuantizer
 
             return CosineQuantizer(config)
+        case EuclideanConfig():
+            from pictish.tokenizer.quantizers.euclidean import EuclideanQuantizer
+
+            return EuclideanQuantizer(config)
         case FSQConfig():
             from pictish.tokenizer.quantizers.fsq import FSQQuantizer
 

@@ -50,4 +50,14 @@ class SimVQConfig(Config):
     commitment: float = Field(1.0, ge=0)
 
 
-QuantizerConfig = Annotated[CosineConfig | FSQConfig | LFQConfig | SimVQConfig, Field(discriminator="kind")]
+class EuclideanConfig(Config):
+    """Nearest row of a fixed codebook by squared distance from a unit vector."""
+
+    kind: Literal["euclidean"] = "euclidean"
+    codes: int = Field(16384, gt=1)
+    dim: int = Field(32, gt=1)
+
+
+QuantizerConfig = Annotated[
+    CosineConfig | EuclideanConfig | FSQConfig | LFQConfig | SimVQConfig, Field(discriminator="kind")
+]

@@ -1,0 +1,236 @@
+"""LaVIT's released language model as one of ours: a plain transformers folder that knows pictures.
+
+Written from a description of the files, not from LaVIT's code. docs/models.md tells what was verified.
+"""
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig
+
+from pictish.configs import to_yaml
+from pictish.data.files import one_line, write_atomic
+from pictish.data.importing import Meta, Part, Piece, Shape, Source
+from pictish.data.model_folder import CONFIG, SHARDS, WEIGHTS
+from pictish.lm.config import DefaultsConfig, DrawingConfig, WritingConfig
+from pictish.lm.model import PROJECTOR, FolderConfig, ImageTokens
+from pictish.lm.sentencepiece import Piece as TextPiece
+from pictish.lm.sentencepiece import picture_tokenizer, read_pieces
+
+FOLDER = "language_model"
+NEEDED_BY = "pictish generate, edit and describe"
+FOREIGN = ("_name_or_path", "tokenizer_class", "transformers_version")  # not settings of the network
+RECOMPUTED = "rotary_emb.inv_freq"  # in old files; transformers makes it anew
+
+# The released code's own settings: text to image, several pictures in a prompt, captions, VQA.
+DEFAULTS = DefaultsConfig(
+    drawing=DrawingConfig(
+        guidance=4.0,
+        among_pictures=5.0,
+        image_guidance=5.0,  # as `among_pictures`: one scale from nothing to all that was said
+        temperature=1.0,
+        top_k=50,
+        min_tokens=20,
+        max_tokens=200,
+    ),
+    caption=WritingConfig(beams=2, least=8, most=36, cuts=(".",)),
+    answer=WritingConfig(
+        beams=5,
+        least=2,
+        most=10,
+        length_penalty=0.0,
+        early=True,
+        cuts=("\n", "question:", "Long answer:", ",", "."),
+        lower=True,
+    ),
+    continuous=True,
+)
+
+
+def plan_language(source: Source, *, codes: int, most: int, features: int, override: str) -> Part | None:
+    """The language model's folder, for a tokenizer of `codes` that gives a picture at most `most` tokens.
+
+    Its projector reads rows of `features` channels; it lies in the file `override`, and without that file
+    there is none. None where something is wrong, which is noted in `source`.
+    """
+    faults = len(source.wrong)
+    config, pieces = _config(source), _pieces(source)
+    shards = _shards(source)
+    if config is None or pieces is None or shards is None:
+        return None
+    rows = len(pieces) + 2 + codes
+    if config.vocab_size < rows:
+        source.wrong.append(
+            f"{source.folder / FOLDER}/config.json: vocab_size is {config.vocab_size}; {len(pieces)} pieces "
+            f"of text, 2 markers and {codes} codes need {rows}"
+        )
+    weights = _weights(source, config, shards)
+    projector: list[Piece] = []
+    if (source.folder / override).exists():
+        found = source.table(override, NEEDED_BY)
+        projector = _projector(source, override, found or {}, features, config.hidden_size)
+    if len(source.wrong) > faults:
+        return None
+    if projector:
+        weights[PROJECTOR] = projector
+    return Part("lm", weights, partial(_finish, config, pieces, ImageTokens("0" * 12, codes, most, features)))
+
+
+def _config(source: Source) -> LlamaConfig | None:
+    path = source.folder / FOLDER / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict) or raw.get("model_type") != "llama":
+            raise ValueError("a Llama was expected, it is another model")
+        config = LlamaConfig(**{name: value for name, value in raw.items() if name not in FOREIGN})
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(f"{config.num_attention_heads} heads do not divide {config.hidden_size}")
+        return config
+    except FileNotFoundError:
+        source.lacks(f"{FOLDER}/config.json", NEEDED_BY)
+    except Exception as error:  # transformers has many ways to refuse settings
+        source.wrong.append(f"{path}: not the settings of a Llama ({one_line(error)}); copy it again")
+    return None
+
+
+def _pieces(source: Source) -> list[TextPiece] | None:
+    path = source.folder / FOLDER / "tokenizer.model"
+    try:
+        pieces = read_pieces(path)
+        picture_tokenizer(pieces, 1)
+        return pieces
+    except FileNotFoundError:
+        source.lacks(f"{FOLDER}/tokenizer.model", NEEDED_BY)
+    except ValueError as error:
+        source.wrong.append(str(error))
+    return None
+
+
+def _shards(source: Source) -> dict[str, list[str] | None] | None:
+    """Files of weights and the names that the index says are in each; None as names: no index."""
+    index = source.folder / FOLDER / "pytorch_model.bin.index.json"
+    if not index.is_file():
+        if (source.folder / FOLDER / "pytorch_model.bin").is_file():
+            return {f"{FOLDER}/pytorch_model.bin": None}
+        source.lacks(f"{FOLDER}/{index.name}", NEEDED_BY)
+        return None
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards: dict[str, list[str] | None] = {}
+        for name, file in places.items():
+            if Path(file).name != file:
+                raise ValueError(f"{file!r} is not the name of a file beside it")
+            names = shards.setdefault(f"{FOLDER}/{file}", [])
+            assert names is not None
+            names.append(name)
+        return shards
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        source.wrong.append(f"{index}: not the index of a model's files ({one_line(error)}); copy it again")
+        return None
+
+
+def _weights(
+    source: Source, config: LlamaConfig, shards: dict[str, list[str] | None]
+) -> dict[str, list[Piece]]:
+    """What each of our files holds, a file for each of theirs."""
+    shapes = llama_shapes(config)
+    unplaced = set(shapes)
+    weights: dict[str, list[Piece]] = {}
+    for number, (file, names) in enumerate(shards.items(), 1):
+        found = source.table(file, NEEDED_BY)
+        unplaced -= set(shapes if names is None else names)
+        if found is None:
+            continue
+        wanted = {name: shapes[name] for name in (shapes if names is None else names) if name in shapes}
+        recomputed = {name: meta.shape for name, meta in found.items() if name.endswith(RECOMPUTED)}
+        source.expect(file, {**wanted, **recomputed})
+        ours = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else WEIGHTS
+        weights[ours] = [
+            Piece(name, source.folder / file, (name,), shape, found[name].dtype)
+            for name, shape in wanted.items()
+            if name in found
+        ]
+    if unplaced:
+        source.wrong.append(
+            f"{source.folder / FOLDER}: the index places {len(unplaced)} tensors nowhere, "
+            f"{min(unplaced)} first; copy it again"
+        )
+    return weights
+
+
+def llama_shapes(config: LlamaConfig) -> dict[str, Shape]:
+    """Names and shapes of a Llama's tensors."""
+    width, hidden = config.hidden_size, config.intermediate_size
+    each = width // config.num_attention_heads
+    of_keys = each * (config.num_key_value_heads or config.num_attention_heads)
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (config.vocab_size, width)}
+    for n in range(config.num_hidden_layers):
+        layer = f"model.layers.{n}"
+        shapes |= {f"{layer}.self_attn.{name}_proj.weight": (width, width) for name in "qo"}
+        shapes |= {f"{layer}.self_attn.{name}_proj.weight": (of_keys, width) for name in "kv"}
+        shapes |= {f"{layer}.mlp.{name}_proj.weight": (hidden, width) for name in ("gate", "up")}
+        shapes[f"{layer}.mlp.down_proj.weight"] = (width, hidden)
+        shapes |= {f"{layer}.{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
+    shapes["model.norm.weight"] = (width,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, width)
+    return shapes
+
+
+def _projector(source: Source, file: str, found: dict[str, Meta], features: int, width: int) -> list[Piece]:
+    """`vit_proj` under our name; that the file holds nothing strange is the tokenizer's to see to."""
+    pieces = []
+    for kind, shape in (("weight", (width, features)), ("bias", (width,))):
+        meta = found.get(f"vit_proj.{kind}")
+        if meta is None or meta.shape != shape:
+            came = "missing" if meta is None else f"of shape {meta.shape}"
+            source.wrong.append(f"{source.folder / file}: vit_proj.{kind} is {came}; {shape} would fit")
+        else:
+            path = source.folder / file
+            pieces.append(Piece(f"body.{kind}", path, (f"vit_proj.{kind}",), shape, meta.dtype))
+    return pieces
+
+
+def _finish(
+    config: LlamaConfig, pieces: list[TextPiece], tokens: ImageTokens, folder: Path, tokenizer: str
+) -> None:
+    """All files but the weights."""
+    from safetensors import safe_open
+
+    files = sorted(folder.glob("model*.safetensors"))
+    placed, total, types = {}, 0, set()
+    for path in files:
+        with safe_open(path, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  # it is no mapping
+                piece = weights.get_slice(name)
+                placed[name] = path.name
+                types.add(piece.get_dtype())
+                size = 4 if piece.get_dtype() == "F32" else 2
+                total += size * int(torch.Size(piece.get_shape()).numel())
+    config.architectures = ["LlamaForCausalLM"]
+    config.dtype = (
+        torch.bfloat16 if types == {"BF16"} else torch.float16 if types == {"F16"} else torch.float32
+    )
+    config.save_pretrained(folder)
+    picture_tokenizer(pieces, tokens.codes).save_pretrained(folder)
+    if len(files) > 1:
+        digests = {path.name: _sha256(path) for path in files}
+        index: dict[str, Any] = {"metadata": {"total_size": total, "sha256": digests}, "weight_map": placed}
+        write_atomic(folder / SHARDS, json.dumps(index, indent=1, sort_keys=True).encode())
+    # suppressed were ids 3 to 31999 alone: the control pieces and the image's start stayed possible
+    drawing = DEFAULTS.drawing.model_copy(update={"strays": (0, 1, 2, len(pieces))})
+    stored = FolderConfig(
+        image_tokens=ImageTokens(tokenizer, tokens.codes, tokens.most, tokens.features),
+        projector="linear" if (folder / PROJECTOR).is_file() else False,
+        defaults=DEFAULTS.model_copy(update={"drawing": drawing}),
+    )
+    write_atomic(folder / CONFIG, to_yaml(stored).encode())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

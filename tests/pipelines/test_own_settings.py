@@ -1,0 +1,73 @@
+"""What a model does of itself: where texts are cut, how prompts are guided, which shape is drawn."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pictish.commands.draw import _shape_of
+from pictish.data.tokens import TokenizedImage
+from pictish.lm.config import DrawingConfig, WritingConfig
+from pictish.lm.lavit import DEFAULTS
+from pictish.pipelines.describe import _shorter, cut, lemmatised
+from pictish.pipelines.reconstruct import Reconstructor
+from pictish.pipelines.text_to_image import text_scale_of
+
+SHAPES = ((1024, 1024), (896, 1152), (832, 1216), (768, 1344), (1216, 832), (1152, 896))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Brown. It is a dog", "brown"),
+        (" two, or three", "two"),
+        ("A dog\nQuestion: what", "a dog"),
+        ("red question: which", "red"),
+        ("yes Long answer: no", "yes"),
+        (". nothing", ""),
+    ],
+)
+def test_answers_are_cut_as_lavit_does(text, answer):
+    assert DEFAULTS.answer is not None
+    assert cut(text, DEFAULTS.answer.cuts, lower=DEFAULTS.answer.lower) == answer
+
+
+def test_captions_keep_their_commas():
+    assert DEFAULTS.caption is not None
+    assert cut("A dog, a cat. And", DEFAULTS.caption.cuts, lower=DEFAULTS.caption.lower) == "A dog, a cat"
+
+
+def test_basic_forms_are_those_of_spacy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    with pytest.raises(ValueError, match="basic forms need spaCy: pip install"):
+        lemmatised("two dogs")
+    words = [
+        SimpleNamespace(text="two", lemma_="2", pos_="NUM"),
+        SimpleNamespace(text="dogs", lemma_="dog", pos_="NOUN"),
+        SimpleNamespace(text="ran", lemma_="run", pos_="VERB"),
+    ]
+    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=lambda name: lambda text: words))
+    assert lemmatised("two dogs ran") == "two dog run"
+
+
+def test_fewer_ids_at_most_are_fewer_at_least():
+    shorter = _shorter(WritingConfig(beams=2, least=8, most=36), 5)
+    assert (shorter.least, shorter.most) == (5, 5)
+
+
+def test_prompts_with_pictures_may_have_a_scale_of_their_own():
+    assert text_scale_of(DEFAULTS.drawing, False) == 4
+    assert text_scale_of(DEFAULTS.drawing, True) == DEFAULTS.drawing.image_guidance == 5
+    assert text_scale_of(DrawingConfig(), True) == DrawingConfig().guidance
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_published_size_is_drawn_for_its_aspect_ratio(shape, monkeypatch):
+    monkeypatch.setattr(Reconstructor, "_shapes", SHAPES)
+    size = _shape_of(f"{shape[1]}:{shape[0]}")
+    assert size is not None
+    assert size[0] * shape[1] == size[1] * shape[0]
+    token = TokenizedImage(np.array([1]), None, (2, 2), size, "0" * 12, 4)
+    reconstructor = object.__new__(Reconstructor)
+    assert reconstructor._shape(token) == shape
