@@ -39,12 +39,14 @@ from pictish.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     load_optimizer_tensors,
+    load_weights,
     optimizer_tensors,
     save_checkpoint,
 )
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.schedule import warmup_cosine
+from pictish.training.sharding import plain, prepare, shard, whole
 from pictish.training.watch import Watch
 from pictish.training.world import accelerator, keep_freed_memory, seeded
 
@@ -65,13 +67,15 @@ def train(
     report: Report | None = None,
     progress: Callable[[int, int], None] | None = None,
     anomaly_skip: int = 0,
+    fsdp: bool = False,
 ) -> Path:
     """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
     `image_tokens` says whose codes are learned, `look` tokenizes raw pictures, `show` also draws before the
     first step. What could not be used of the data in the whole run is logged at the end, whatever ends it,
     and added to `report`; of several processes each tells of the others up to the last checkpoint.
-    `anomaly_skip` steps that go wrong are passed over. Raises ValueError for settings that fit neither the
+    `anomaly_skip` steps that go wrong are passed over. With `fsdp` the processes share the weights out among
+    them; else each has all. Raises ValueError for settings that fit neither the
     data, nor the run's last checkpoint, nor this machine, and for the next step that goes wrong; Stopped,
     with the run saved, when asked to.
     """
@@ -82,6 +86,7 @@ def train(
     check_packing(model, config.data.length)
     if config.checkpointing:
         model.language.activation_checkpointing_enable({"use_reentrant": False})
+    skeleton = shard(model, accelerate) if fsdp else None
     maker = _maker(config, model, look)
     build = OBJECTIVES[config.objective.kind]
     objective = build(config.objective, model.vocabulary)
@@ -96,8 +101,10 @@ def train(
     report.note(begun.skipped)
     watch = Watch(run, accelerate, anomaly_skip)
     watch.load(begun.watch)
-    if show is not None and main and begun.step < total:
-        show(model.eval(), begun.step)  # a sample that cannot be drawn is said now, not hours later
+    if show is not None and begun.step < total:
+        shown = whole(model, skeleton, accelerate)
+        if shown is not None:
+            show(shown.eval(), begun.step)  # a sample that cannot be drawn is said now, not hours later
         model.train()
     with _told(report, main), MetricsLog(run, begun.step, config.tensorboard, main=main) as metrics:
         for number, (first, stage) in enumerate(zip(firsts, config.stages, strict=False)):
@@ -112,7 +119,7 @@ def train(
                 resumed = begun.step > first
                 if resumed:
                     load_optimizer_tensors(optimizer, names, begun.moments)
-                begun.moments.clear()  # twice the size of the model
+                begun.moments = {}  # nothing of the checkpoint is held open
                 with accelerate.main_process_first():
                     places = begun.places_of(config.data.lanes) if resumed else None
                     streams = _streams(config, number, accelerate, image_tokens, places, run)
@@ -121,7 +128,7 @@ def train(
                 stage_maker = replace(maker, seed=config.seed + number)
                 # Else the next stage's clipping would divide its fp16 gradients once for each optimizer.
                 during.callback(accelerate.free_memory)
-                wrapped, optimizer = accelerate.prepare(model, optimizer)
+                wrapped, optimizer = prepare(accelerate, model, optimizer)
                 each = config.data.rows // config.data.lanes, config.data.length
                 steps = zip(
                     *(batches(stage_maker.documents(s), *each) for s in streams.values()), strict=True
@@ -153,7 +160,7 @@ def train(
                     )
                     watch.begin(model)
                     losses = backward(accelerate, wrapped, objective, packed, config)
-                    norm = accelerate.clip_grad_norm_(model.parameters(), config.clip_norm)
+                    norm = plain(accelerate.clip_grad_norm_(model.parameters(), config.clip_norm))
                     done = step + 1
                     found = losses.total, losses.counts.sum(), {"gradient_norm": norm}
                     good, stop = watch.judge(done, *found, asked(), partial(_samples, parts))
@@ -170,8 +177,10 @@ def train(
                     if validation and (done % config.validate_every == 0 or done == total):
                         metrics.write(done, **validate(model, measured, validation, config))
                     drawn = config.sample_every and done % config.sample_every == 0
-                    if show is not None and drawn and main:
-                        _show_or_warn(show, model, done)
+                    if show is not None and drawn:
+                        shown = whole(model, skeleton, accelerate)
+                        if shown is not None:
+                            _show_or_warn(show, shown, done)
                     if saving:
                         own = Report()  # a copy, for the stream may read on meanwhile
                         own.note(skipped)
@@ -186,23 +195,17 @@ def train(
                             "image_tokens": vars(image_tokens),
                             "watch": watch.state(),
                         }
-                        if main:
-                            save_checkpoint(
-                                run,
-                                done,
-                                {**model.state_dict(), **optimizer_tensors(optimizer, names)},
-                                state,
-                                config.keep_checkpoints,
-                            )
-                        accelerate.wait_for_everyone()
+                        tensors = {**model.state_dict(), **optimizer_tensors(optimizer, names)}
+                        save_checkpoint(run, done, tensors, state, config.keep_checkpoints, accelerate)
                     if progress is not None:
                         progress(done, total)
                     if stop and done < total:
                         raise Stopped(
                             f"interrupted; step {done} of {total} is saved, the same command goes on there"
                         )
-    if main:
-        model.save(run / "model", dtype=getattr(torch, config.stored_as), overwrite=True)
+    finished = whole(model, skeleton, accelerate, "cpu")
+    if finished is not None:
+        finished.save(run / "model", dtype=getattr(torch, config.stored_as), overwrite=True)
     return run / "model"
 
 
@@ -289,12 +292,12 @@ def _show_or_warn(show: Show, model: UnifiedModel, step: int) -> None:
         model.train()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Begun:
     """What an earlier process of this run left."""
 
     step: int = 0
-    moments: dict[str, Tensor] = field(default_factory=dict)  # the optimizer's
+    moments: Mapping[str, Tensor] = field(default_factory=dict)  # the optimizer's, in the checkpoint
     places: tuple[Position, ...] = ()
     skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)  # as in Report
     watch: Mapping[str, Any] | None = None
@@ -310,11 +313,10 @@ class _Begun:
                 f"{run}: was begun with the image tokenizer {before.fingerprint} of {before.codes} codes, "
                 f"came {image_tokens.fingerprint} of {image_tokens.codes}; give that one, or another --run"
             )
-        moments = {name: tensors.pop(name) for name in list(tensors) if name.startswith("optimizer.")}
-        model.load_state_dict(tensors)
+        load_weights(model, tensors)
         logger.info("going on from %s", latest.name)
         places = tuple(state["places"])
-        return cls(int(state["step"]), moments, places, state["skipped"], state.get("watch"))
+        return cls(int(state["step"]), tensors, places, state["skipped"], state.get("watch"))
 
     def places_of(self, lanes: int) -> Sequence[Position]:
         """Where each lane of the stream goes on."""

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from pictish.lm.model import UnifiedModel
+from pictish.training.sharding import local, local_rows
 
 NEW_ROWS = "new rows"  # among the patterns: the rows of embedding and head that widening added
 ADAPTERS = "*.lora_*"  # how peft names the weights of LoRA
@@ -45,17 +46,18 @@ def trainable(model: UnifiedModel, patterns: Sequence[str]) -> Iterator[float]:
     if NEW_ROWS in patterns:
         first, last = model.vocabulary.begin, model.vocabulary.size
 
-        def only_new(gradient: Tensor) -> Tensor:
-            masked = gradient.clone()
-            masked[:first] = 0
-            masked[last:] = 0
-            return masked
+        def only_new(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            begin, _ = local_rows(parameter.grad)  # of a sharded one
+            gradient = local(parameter.grad)
+            gradient[: max(0, first - begin)] = 0
+            gradient[max(0, last - begin) :] = 0
 
         for parameter in vocabulary_rows(model):
             if not parameter.requires_grad:
                 parameter.requires_grad_(True)
-                handles.append(parameter.register_hook(only_new))
-                count += (last - first) * parameter[0].numel()
+                handles.append(parameter.register_post_accumulate_grad_hook(only_new))
+                count += (last - first) * parameter.shape[1:].numel()
     try:
         yield count / sum(parameter.numel() for parameter in named.values())
     finally:

@@ -18,6 +18,14 @@ AnomalySkip = Annotated[
     int,
     typer.Option(min=0, help="Pass over so many steps whose loss or gradient goes wrong; one more stops."),
 ]
+Fsdp = Annotated[
+    bool,
+    typer.Option(
+        "--fsdp",
+        envvar="ACCELERATE_USE_FSDP",
+        help="Several processes share the weights out among them (FSDP2); else each has all of them.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings and errors.")]
 
 
@@ -48,6 +56,7 @@ def lm(
     device: Device = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first damaged sample.")] = False,
     anomaly_skip: AnomalySkip = 0,
+    fsdp: Fsdp = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a language model on shards of text and pictures; run again to go on where it stopped.
@@ -69,7 +78,8 @@ def lm(
     with _begun(run, settings, quiet):
         known, look = image_tokens_of(tokenizer), looking(tokenizer)
         show = showing(settings, tokenizer, run)
-        parts: dict[str, Any] = {"look": look, "show": show, "report": report, "anomaly_skip": anomaly_skip}
+        parts: dict[str, Any] = {"look": look, "show": show, "report": report}
+        parts |= {"anomaly_skip": anomaly_skip, "fsdp": fsdp}
         _with_progress(
             lambda progress: train(settings, run, known, device, **parts, progress=progress), quiet
         )

@@ -5,12 +5,19 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from pictish.training.sharding import local, sharded_like
+from pictish.training.stored import read_like
 
 PREFIX = "average."
 
 
 class Average:
-    """The average of a module's trained parameters; with `decay` 0 there is none, and nothing happens."""
+    """The average of a module's trained parameters; with `decay` 0 there is none, and nothing happens.
+
+    Of a sharded module each process averages its own rows.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
@@ -19,12 +26,12 @@ class Average:
             from diffusers.training_utils import EMAModel
 
             # its warm-up: the average of the first steps would else be made of random weights
-            self._ema = EMAModel([p for _, p in self._named], decay=decay, foreach=True)
+            self._ema = EMAModel(self._own(), decay=decay, foreach=True)
 
     def update(self) -> None:
         """Take in the weights after a step."""
         if self._ema is not None:
-            self._ema.step([p for _, p in self._named])
+            self._ema.step(self._own())
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -32,7 +39,7 @@ class Average:
         if self._ema is None:
             yield
             return
-        parameters = [p for _, p in self._named]
+        parameters = self._own()
         self._ema.store(parameters)
         self._ema.copy_to(parameters)
         try:
@@ -44,14 +51,19 @@ class Average:
         """For a checkpoint: each average as `average.NAME`, and how many steps it has seen."""
         if self._ema is None:
             return {}
-        shadows = zip(self._named, self._ema.shadow_params, strict=True)
-        steps = torch.tensor(self._ema.optimization_step)
-        return {f"{PREFIX}{name}": shadow for (name, _), shadow in shadows} | {f"{PREFIX}steps": steps}
+        found = {f"{PREFIX}steps": torch.tensor(self._ema.optimization_step)}
+        for (name, p), shadow in zip(self._named, self._ema.shadow_params, strict=True):
+            found[PREFIX + name] = sharded_like(shadow, p) if isinstance(p, DTensor) else shadow
+        return found
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `tensors` gave; other names are left alone."""
         if self._ema is None:
             return
-        for (name, _), shadow in zip(self._named, self._ema.shadow_params, strict=True):
-            shadow.copy_(tensors[f"{PREFIX}{name}"])
+        for (name, p), shadow in zip(self._named, self._ema.shadow_params, strict=True):
+            shadow.copy_(local(read_like(tensors, f"{PREFIX}{name}", p)))
         self._ema.optimization_step = int(tensors[f"{PREFIX}steps"])
+
+    def _own(self) -> list[nn.Parameter]:
+        """The parameters, or the rows of them that this process holds: those that EMAModel sees trained."""
+        return [p if not isinstance(p, DTensor) else nn.Parameter(local(p)) for _, p in self._named]

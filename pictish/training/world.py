@@ -31,11 +31,15 @@ def resolve_device(name: str) -> torch.device:
 
 
 def accelerator(device: str, mixed_precision: str = "no") -> "Accelerator":
-    """An accelerate.Accelerator on `device` (as `resolve_device`); `mixed_precision` is no, bf16 or fp16."""
+    """An accelerate.Accelerator on `device` (as `resolve_device`); `mixed_precision` is no, bf16 or fp16.
+
+    It never wraps FSDP around a network, whatever its launcher asked for: see sharding.py.
+    """
     from accelerate import Accelerator
 
     if mixed_precision not in ("no", "bf16", "fp16"):
         raise ValueError(f"mixed_precision {mixed_precision}: not known; give no, bf16 or fp16")
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
     target = resolve_device(device)
     if target.type == "cuda" and target.index is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         torch.cuda.set_device(target)

@@ -10,6 +10,8 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
+
 from pictish.lm import documents
 from pictish.lm import train as loop
 from tests.lm.test_train import IMAGE_TOKENS, config_for
@@ -20,7 +22,7 @@ STAGES = (
 )
 
 
-def main(shards: Path, run: Path, stop: int, *overrides: str) -> None:
+def main(shards: Path, run: Path, stop: int, *overrides: str, fsdp: bool = False) -> None:
     """Train, noting the samples of every step when it is done."""
     used = (run.parent / f"{run.name}-used-{os.environ.get('RANK', '0')}.txt").open("a", buffering=1)
     made: dict[int, tuple[object, str]] = {}  # by id of the document's ids, kept so that no other has it
@@ -44,7 +46,16 @@ def main(shards: Path, run: Path, stop: int, *overrides: str) -> None:
         if done == stop:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    loop.train(config_for(shards, *(overrides or [STAGES])), run, IMAGE_TOKENS, "cpu", progress=progress)
+    @torch.no_grad()
+    def show(model, step: int) -> None:
+        """What the whole model says, not by way of its forward, which gathers the weights of shards."""
+        embedded = model.embed(torch.arange(8)[None])
+        logits = model.language(inputs_embeds=embedded, use_cache=False).logits
+        with (run.parent / f"{run.name}-shown.txt").open("a") as file:
+            file.write(f"{step} {float(logits.square().mean())}\n")
+
+    config = config_for(shards, *(overrides or [STAGES]))
+    loop.train(config, run, IMAGE_TOKENS, "cpu", progress=progress, show=show, fsdp=fsdp)
 
 
 if __name__ == "__main__":
