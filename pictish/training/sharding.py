@@ -7,8 +7,8 @@ back, they would be as large as the whole network.
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ def shard(
     kept = set(apart)
     for tensor in chain(network.parameters(), network.buffers()):
         broadcast(tensor.detach(), src=0)  # as DDP does
-    skeleton = Skeleton(network)
+    skeleton = Skeleton(network, accelerate.is_main_process)
     mesh = init_device_mesh(accelerate.device.type, (accelerate.num_processes,))
     units = [*_blocks(network), network]
     for unit in units:
@@ -90,7 +90,7 @@ def whole(
     """
     if skeleton is None:
         return network if accelerate.is_main_process else None
-    return skeleton.filled(network, accelerate.is_main_process, device or accelerate.device)
+    return skeleton.filled(network, device or accelerate.device)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -128,24 +128,27 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 class Skeleton:
-    """A network as it was before it was sharded, without its weights."""
+    """A network as it was before it was sharded, without its weights; empty but for the main process."""
 
-    def __init__(self, network: nn.Module) -> None:
-        empty = {
-            id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-            for p in network.parameters()
-        }
-        self._bones = copy.deepcopy(network, empty)  # type: ignore[arg-type]
+    def __init__(self, network: nn.Module, main: bool) -> None:
+        self._bones: nn.Module | None = None
+        if main:
+            empty: dict[int, Any] = {
+                id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in network.parameters()
+            }
+            self._bones = copy.deepcopy(network, empty)
 
     @torch.no_grad()
-    def filled(self, network: Network, main: bool, device: str | torch.device) -> Network | None:
+    def filled(self, network: Network, device: str | torch.device) -> Network | None:
         """A copy that has the weights and buffers of `network`, see `whole`."""
-        ready: dict[int, object] = {}
-        bones = chain(self._bones.parameters(), self._bones.buffers())
-        for bone, tensor in zip(bones, chain(network.parameters(), network.buffers()), strict=True):
-            gathered = plain(tensor.detach())
-            if main:
-                own = gathered.to(device, copy=True)
+        ready: dict[int, Any] = {}
+        bones = [] if self._bones is None else [*self._bones.parameters(), *self._bones.buffers()]
+        for bone, tensor in zip_longest(bones, chain(network.parameters(), network.buffers())):
+            gathered = plain(tensor)
+            if bone is not None:
+                own = gathered.detach().to(device, copy=True)
                 trained = tensor.requires_grad
                 ready[id(bone)] = nn.Parameter(own, trained) if isinstance(bone, nn.Parameter) else own
-        return copy.deepcopy(self._bones, ready).eval() if main else None  # type: ignore[return-value]
+        if self._bones is None:
+            return None
+        return cast(Network, copy.deepcopy(self._bones, ready).eval())

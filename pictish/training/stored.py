@@ -165,7 +165,8 @@ def _entry(name: str, raw: Mapping[str, Any], files: int) -> Entry:
     shape = tuple(_count(size) for size in raw["shape"])
     reached, parts = 0, []
     for file, first, rows in raw["parts"]:
-        if _count(file) >= files or _count(first) != reached:
+        follows = not parts or file > parts[-1][0]  # as they were written
+        if _count(file) >= files or _count(first) != reached or not follows:
             raise ValueError(f"its index has {name} in file {file} from row {first} on, not from {reached}")
         reached += _count(rows)
         parts.append((file, first, rows))

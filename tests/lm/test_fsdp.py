@@ -28,10 +28,9 @@ SETTINGS = [
 
 def runs(shards: Path, *wanted: dict) -> None:
     plan = json.dumps([{"settings": SETTINGS, **one} for one in wanted])
-    command = [sys.executable, str(ROOT / "tests" / "lm" / "forks.py"), str(shards), plan]
+    command = [sys.executable, str(ROOT / "tests" / "lm" / "planned.py"), str(shards), plan]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
