@@ -6,7 +6,7 @@ back, they would be as large as the whole network.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -26,14 +26,15 @@ def shard(
     accelerate: "Accelerator",
     *,
     methods: Sequence[str] = (),
-    apart: Iterable[nn.Parameter] = (),
+    frozen_whole: bool = False,
 ) -> "Skeleton":
     """Cut the parameters of `network` into shards of rows, in place; returns what `whole` needs.
 
     Every process must hold the network; the main one's weights count. Each block of a module list is a unit
     that is gathered when its turn comes. `methods` name what is called from outside like `forward` and reads
-    weights, of the network or of a unit; parameters `apart` stay whole on each process and are not trained.
-    Optimizer and averages are made afterwards. ValueError for a single process, and for fp16.
+    weights, of the network or of a unit; with `frozen_whole` what is frozen now, and must remain so, stays
+    whole on each process. Optimizer and averages are made afterwards. ValueError for a single process, and
+    for fp16.
     """
     if accelerate.num_processes == 1:
         raise ValueError(
@@ -45,7 +46,7 @@ def shard(
     from torch.distributed import broadcast
     from torch.distributed.device_mesh import init_device_mesh
 
-    kept = set(apart)
+    kept = {p for p in network.parameters() if frozen_whole and not p.requires_grad}
     for tensor in chain(network.parameters(), network.buffers()):
         broadcast(tensor.detach(), src=0)  # as DDP does
     skeleton = Skeleton(network, accelerate.is_main_process)

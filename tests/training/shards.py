@@ -65,8 +65,7 @@ def learn(run: Path, steps: int, sharded: bool) -> None:
     accelerate = accelerator("cpu")
     torch.manual_seed(accelerate.process_index if sharded else 0)  # the main process's weights count
     network = Network()
-    frozen = [p for p in network.parameters() if not p.requires_grad]
-    skeleton = shard(network, accelerate, methods=("measured",), apart=frozen) if sharded else None
+    skeleton = shard(network, accelerate, methods=("measured",), frozen_whole=True) if sharded else None
     optimizer = adamw(network, 1e-2, 0.1)
     names = [name for name, _ in network.named_parameters()]
     average = Average(network, 0.9)
