@@ -1,5 +1,6 @@
 """Reads a YAML configuration: `extends`, `key=value` overrides, errors that name the nearest right key."""
 
+import contextlib
 import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,12 +74,13 @@ def _locate(name_or_path: str | Path, beside: Path | None) -> Path:
     elif beside:
         candidates.insert(0, beside / f"{text}.yaml")
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate.resolve()
+        with contextlib.suppress(OSError):  # a name that is too long for a file is none's
+            if candidate.is_file():
+                return candidate.resolve()
     names = shipped_names()
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"shipped: {', '.join(names)}"
-    raise ValueError(f"configuration {text}: no such YAML file or shipped name; {hint}")
+    raise ValueError(f"configuration {_short(text)}: no such YAML file or shipped name; {hint}")
 
 
 def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
         return content
     parent = content.pop("extends")
     if not isinstance(parent, str):
-        raise ValueError(f"{path}: extends: needs one name or path, got {parent!r}")
+        raise ValueError(f"{path}: extends: needs one name or path, got {_short(repr(parent))}")
     return _merge(_read(_locate(parent, path.parent), (*children, path)), content)
 
 
@@ -156,7 +158,11 @@ def _explain(
     ):  # a rule about several keys, which says their values
         return f"{'.'.join(keys)}: {message}" if keys else message
     value = " ".join(repr(came).split())
-    return f"{path}: got {value if len(value) <= 60 else value[:57] + '...'}; {message}"
+    return f"{path}: got {_short(value)}; {message}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _walk(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
@@ -171,7 +177,7 @@ def _walk(cls: type[BaseModel], location: tuple[int | str, ...]) -> tuple[list[s
         if len(models) > 1 and tagged:  # the tag of a discriminated union: it is not a key in the file
             here = list(tagged)
             continue
-        keys.append(str(part))
+        keys.append(_short(str(part)))
         known = sorted({name for one in models for name in one.model_fields})
         if fields:
             here = [leaf for one in fields for leaf in _leaves(one.model_fields[str(part)].annotation)]

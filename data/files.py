@@ -10,6 +10,7 @@ from glob import glob
 from pathlib import Path
 
 TEMP_SUFFIX = ".pictish-tmp"
+_LONGEST_LINE = 1000  # letters of another's error
 _LONGEST_NAME = 255  # bytes, on every file system we know
 
 
@@ -119,8 +120,9 @@ def matching(patterns: Sequence[str]) -> list[Path]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, on one line, never empty."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an exception says, on one line, never empty; of a library's that repeats its input, the head."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE - 3]}..."
 
 
 def shown(value: object) -> str:

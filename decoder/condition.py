@@ -13,6 +13,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from pictish.decoder.config import ConditionConfig
+from pictish.training.share import ALONE, Share
 
 
 class Told(NamedTuple):
@@ -105,15 +106,17 @@ class Condition(nn.Module):
         return self.norm(torch.cat(rows, dim=1)), torch.cat(real, dim=1)
 
 
-def hide(pictures: Tensor, generator: torch.Generator, share: float, grid: int) -> tuple[Tensor, Tensor]:
+def hide(
+    pictures: Tensor, generator: torch.Generator, rate: float, grid: int, share: Share = ALONE
+) -> tuple[Tensor, Tensor]:
     """A source for training: pictures (B, C, H, W) with cells hidden, and where they are seen (B, 1, H, W).
 
-    A `share` of the pictures show a random part of their cells, the others nothing. An edit sees what is to
-    stay: the cells where the codes of source and target agree.
+    A part `rate` of the pictures show some of their cells at random, the others nothing. An edit sees what is
+    to stay: the cells where the codes of source and target agree. `pictures` may be a process's `share`.
     """
     count, _, height, width = pictures.shape
-    shown = torch.rand(count, generator=generator) < share
-    part = torch.rand(count, 1, 1, generator=generator)
-    seen = (torch.rand(count, grid, grid, generator=generator) < part) & shown[:, None, None]
+    shown = share.drawn(torch.rand, (count,), generator) < rate
+    part = share.drawn(torch.rand, (count, 1, 1), generator)
+    seen = (share.drawn(torch.rand, (count, grid, grid), generator) < part) & shown[:, None, None]
     mask = repeat(seen.to(pictures), "b y x -> b 1 (y p) (x q)", p=height // grid, q=width // grid)
     return pictures * mask, mask

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pictish.decoder.config import DiffusionNoise, FlowNoise, ObjectiveConfig
+from pictish.training.share import ALONE, Share
 
 TIMES = 1000  # what diffusers calls num_train_timesteps
 FLOOR = 0.15  # of the noise level that an error of x_0 is divided by: cleaner pictures weigh no more
@@ -39,14 +40,19 @@ class Noise:
             a, b = product.sqrt(), (1 - product).sqrt()
         return a[:, None, None, None], b[:, None, None, None]
 
-    def draw_times(self, count: int, objective: ObjectiveConfig, generator: torch.Generator) -> Tensor:
-        """Training times (B,) on the CPU; whole numbers for a diffusion process, as samplers visit them."""
+    def draw_times(
+        self, count: int, objective: ObjectiveConfig, generator: torch.Generator, share: Share = ALONE
+    ) -> Tensor:
+        """Training times (B,) on the CPU; whole numbers for a diffusion process, as samplers visit them.
+
+        They may be a process's `share` of a batch's.
+        """
         if objective.times == "logit_normal":
-            normal = torch.randn(count, generator=generator)
-            share = torch.sigmoid(objective.mean + objective.deviation * normal)
+            normal = share.drawn(torch.randn, (count,), generator)
+            part = torch.sigmoid(objective.mean + objective.deviation * normal)
         else:
-            share = torch.rand(count, generator=generator)
-        times = share * TIMES
+            part = share.drawn(torch.rand, (count,), generator)
+        times = part * TIMES
         return times if isinstance(self.config, FlowNoise) else times.floor()
 
     def mix(self, x: Tensor, n: Tensor, times: Tensor) -> Tensor:

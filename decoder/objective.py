@@ -18,6 +18,7 @@ from pictish.decoder.diffusion import DiffusionDecoder
 from pictish.decoder.pixel import sample
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.losses import map_distances
+from pictish.training.share import ALONE, Share
 
 QUARTERS = 4  # of the times, logged apart: an average hides which noise levels learn
 
@@ -54,22 +55,24 @@ def diffusion_losses(
     batch: Batch,
     objective: ObjectiveConfig,
     generator: torch.Generator,
+    share: Share = ALONE,
 ) -> dict[str, Tensor]:
     """The weighted squared error of the prediction, and that of x_0 (in its units) by quarters of the time.
 
     All draws come from `generator` on the CPU. `model` is `network`, perhaps wrapped for several processes;
-    `encoder` is what `objective.perceptual` compares pictures by.
+    `encoder` is what `objective.perceptual` compares pictures by. `batch` may be a process's `share` of the
+    step's: the mean of all processes' losses is then the batch's.
     """
     prior = network.prior(batch.told)
     clean = network.encode(batch.target, prior)
     count, device = len(clean), clean.device
-    times = network.noise.draw_times(count, objective, generator).to(device)
-    n = torch.randn(clean.shape, generator=generator).to(clean)
-    drop = (torch.rand(count, generator=generator) < objective.dropout).to(device)
+    times = network.noise.draw_times(count, objective, generator, share).to(device)
+    n = share.drawn(torch.randn, clean.shape, generator).to(clean)
+    drop = (share.drawn(torch.rand, (count,), generator) < objective.dropout).to(device)
     source = None
     if network.config.condition.source:
         assert isinstance(network.condition, Condition), "heads take no source"
-        source = hide(clean, generator, objective.source, network.condition.grid)
+        source = hide(clean, generator, objective.source, network.condition.grid, share)
     noisy = network.noise.mix(clean, n, times)
     predicted = model(noisy, times, batch.told, drop, prior, source).float()
     errors = (predicted - network.noise.target(clean, n, times)).square()
@@ -81,8 +84,8 @@ def diffusion_losses(
         losses["perceptual"] = _perceptual(encoder, pictures, batch.target)
         losses["loss"] = losses["loss"] + objective.perceptual * losses["perceptual"]
     with torch.no_grad():
-        by_picture = (found.clamp(-10, 10) - clean).square().mean((1, 2, 3))
-        quarter = (times * QUARTERS / 1000).long().clamp_max(QUARTERS - 1)
+        by_picture = share.gathered((found.clamp(-10, 10) - clean).square().mean((1, 2, 3)))
+        quarter = (share.gathered(times) * QUARTERS / 1000).long().clamp_max(QUARTERS - 1)
         for number in range(QUARTERS):
             if (quarter == number).any():
                 losses[f"x0_error_{number + 1}of{QUARTERS}"] = by_picture[quarter == number].mean()

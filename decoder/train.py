@@ -28,6 +28,7 @@ from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpo
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.schedule import warmup_cosine
+from pictish.training.share import ALONE, Share
 from pictish.training.watch import Watch
 from pictish.training.world import accelerator, keep_freed_memory, seeded
 
@@ -54,53 +55,59 @@ def train(
     caches = partial(training_caches, config.data, tokenizer.network.encoder, run, config.seed)
     torch.manual_seed(config.seed)
     network = build(config, tokenizer).to(accelerate.device)  # first: it refuses what does not fit at once
-    training, validation = caches(pictures=_own_pictures(config, tokenizer))
+    share = Share.of(accelerate)
+    share.rows(config.batch_size)  # refused now where it cannot be shared out
+    main = accelerate.is_main_process
+    with accelerate.main_process_first():  # it fills the cache, which the others then find
+        training, validation = caches(pictures=_own_pictures(config, tokenizer))
     optimizer = adamw(network, config.learning_rate, config.weight_decay)
     names = [name for name, _ in network.named_parameters()]
     average = Average(network, config.objective.ema if isinstance(network, DiffusionDecoder) else 0.0)
     watch = Watch(run, accelerate, anomaly_skip)
-    first = restore(run, network, optimizer, names, average, watch)
+    with accelerate.main_process_first():  # it clears up after a killed save
+        first = restore(run, network, optimizer, names, average, watch)
     model, optimizer = accelerate.prepare(network, optimizer)
     encoder = tokenizer.network.encoder.at_all_levels() if config.objective.perceptual else None
-    losses_of = partial(_losses, config=config, model=model, network=network, encoder=encoder)
-    window: dict[str, list[float]] = {}
+    losses_of = partial(_losses, config=config, network=network, encoder=encoder)
+    window: dict[str, list[Tensor]] = {}
     since = time.monotonic()
     network.train()  # diffusers gives a loaded network in evaluation mode
     stretch = in_units(f"stretch of {config.log_every} steps")
-    with MetricsLog(run, first, config.tensorboard) as metrics, stretch:
+    with MetricsLog(run, first, config.tensorboard, main=main) as metrics, stretch:
         for step in range(first, config.steps):
             generator = seeded(config.seed, step)
-            raw, pictures = training.batch(step, config.batch_size, config.seed)
-            draw = partial(_draw, config=config, generator=generator)
+            raw, pictures = training.batch(step, config.batch_size, config.seed, share)
+            draw = partial(_draw, config=config, generator=generator, share=share)
             batch = _batch(tokenizer, raw, pictures, draw)
             rate = warmup_cosine(step, peak=config.learning_rate, warmup=config.warmup, total=config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             watch.begin(network)
             with accelerate.autocast():
-                losses = losses_of(batch, generator=generator)
+                losses = losses_of(model, batch, generator=generator, share=share)
             accelerate.backward(losses["loss"])
             norm = accelerate.clip_grad_norm_(network.parameters(), config.clip_norm)
             done = step + 1
-            samples = partial(training.names, step, config.batch_size, config.seed)
+            samples = partial(training.names, step, config.batch_size, config.seed, share)
             loss = losses["loss"] * len(raw)
             good, stop = watch.judge(done, loss, len(raw), {"gradient_norm": norm}, asked(), samples)
             if good:
                 optimizer.step()
                 average.update()
                 for name, value in losses.items():
-                    window.setdefault(name, []).append(value.item())
+                    window.setdefault(name, []).append(value.detach())
             optimizer.zero_grad(set_to_none=True)
             if window and (done % config.log_every == 0 or done == config.steps):
                 speed = len(window["loss"]) * config.batch_size / (time.monotonic() - since)
-                means = {name: _mean(values) for name, values in window.items()}
+                own = {name: torch.stack(values).double().mean() for name, values in window.items()}
+                means = {name: accelerate.reduce(value, "mean").item() for name, value in own.items()}
                 metrics.write(done, learning_rate=rate, pictures_per_second=speed, **watch.numbers(), **means)
                 window, since = {}, time.monotonic()
             if done % config.validate_every == 0 or done == config.steps:
                 batches = _in_order(tokenizer, validation, config.batch_size)
                 with average.applied():
                     metrics.write(done, **validate(network, losses_of, batches))
-            if config.sample_every and (done % config.sample_every == 0 or done == config.steps):
+            if main and config.sample_every and (done % config.sample_every == 0 or done == config.steps):
                 shown = next(_in_order(tokenizer, validation, 8))
                 with average.applied():
                     sheet = grid_of_pictures(network, shown)
@@ -108,16 +115,20 @@ def train(
             # only where no window is under way, so that the lines of the log stay those of an undisturbed run
             stop = stop and done % config.log_every == 0
             if done % config.checkpoint_every == 0 or done == config.steps or stop:
-                tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names), **average.tensors()}
-                save_checkpoint(run, done, tensors, {"watch": watch.state()}, config.keep_checkpoints)
+                if main:
+                    own = {**network.state_dict(), **optimizer_tensors(optimizer, names)}
+                    tensors = {**own, **average.tensors()}
+                    save_checkpoint(run, done, tensors, {"watch": watch.state()}, config.keep_checkpoints)
+                accelerate.wait_for_everyone()
             if progress is not None:
                 progress(done, config.steps)
             if stop and done < config.steps:
                 raise Stopped(
                     f"interrupted; step {done} of {config.steps} is saved, the same command goes on there"
                 )
-    with average.applied():
-        save(run / "model", network, config, tokenizer)
+    if main:
+        with average.applied():
+            save(run / "model", network, config, tokenizer)
     return run / "model"
 
 
@@ -153,23 +164,24 @@ def validate(
     generator = torch.Generator().manual_seed(VALIDATION_SEED)
     found: dict[str, list[float]] = {}
     for batch in batches:
-        for name, value in losses_of(batch, generator=generator).items():
+        for name, value in losses_of(network, batch, generator=generator).items():
             found.setdefault(f"validation_{name}", []).extend([value.item()] * len(batch.target))
     network.train()
     return {name: _mean(values) for name, values in found.items()}
 
 
 def _losses(
+    model: nn.Module,
     batch: Batch,
     generator: torch.Generator,
     config: TrainConfig,
-    model: nn.Module,
     network: nn.Module,
     encoder: Encoder | None,
+    share: Share = ALONE,
 ) -> dict[str, Tensor]:
     """Scalars by name, `loss` among them; `model` is `network` as accelerate wrapped it."""
     if isinstance(network, DiffusionDecoder):
-        return diffusion_losses(model, network, encoder, batch, config.objective, generator)
+        return diffusion_losses(model, network, encoder, batch, config.objective, generator, share)
     return preview_losses(model, batch)
 
 
@@ -202,8 +214,8 @@ def _own_pictures(config: TrainConfig, tokenizer: Tokenizer) -> int | None:
     return config.model.side
 
 
-def _draw(logits: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    return draw_gate(logits, 0.1, generator, budgets=config.budgets, blind=0.0).gate > 0.5
+def _draw(logits: Tensor, config: TrainConfig, generator: torch.Generator, share: Share) -> Tensor:
+    return draw_gate(logits, 0.1, generator, budgets=config.budgets, blind=0.0, share=share).gate > 0.5
 
 
 def _mean(values: list[float]) -> float:

@@ -37,6 +37,7 @@ class Case:
     growing: tuple[str, ...] = ()  # files that are whole at any moment, but other ones than in the end
     driver: bool = False  # started through this module, which puts small things in the place of large ones
     polite: bool = True  # stops between two units of its work when asked
+    once: bool = False  # refuses an OUT that is there, which is whole then
 
 
 def _train(part: str, *changes: str) -> Callable[[Path, Path], Words]:
@@ -106,6 +107,13 @@ CASES: dict[str, Case] = {
         ],
         again=("--overwrite",),
     ),
+    "import lavit": Case(
+        lambda given, out: [
+            *("import", "lavit", given / "lavit" / "checkpoint", out, "--pictures", given / "few"),
+            *("--part", "tokenizer", "--part", "understanding"),
+        ],
+        once=True,
+    ),
 }
 
 
@@ -152,6 +160,8 @@ class Harness:
         """Start the command, on what the last one left, and send it a signal somewhere in its work."""
         whole, out = self.whole(name), self.out(name)
         seconds = float(whole.with_name(f"{name}.seconds").read_text())
+        if CASES[name].once and out.exists():
+            self.finish(name)
         before = _listing(out)
         process = self._start(name, out)
         begun = _wait_for_work(process, out, before)
@@ -180,9 +190,10 @@ class Harness:
     def finish(self, name: str) -> None:
         """Start the command until it is done, compare with the undisturbed result, and begin afresh."""
         out, whole = self.out(name), self.whole(name)
-        process = self._start(name, out)
-        _, err = process.communicate(timeout=LONGEST)
-        assert process.returncode == 0, f"{name}: {err}"
+        if not (CASES[name].once and out.exists()):
+            process = self._start(name, out)
+            _, err = process.communicate(timeout=LONGEST)
+            assert process.returncode == 0, f"{name}: {err}"
         ours, theirs = ({p.relative_to(f): p for p in _files(f)} for f in (out, whole))
         assert set(ours) == set(theirs), f"{name}: {sorted(map(str, set(ours) ^ set(theirs)))}"
         for place in ours:
@@ -270,6 +281,7 @@ def _prepare(given: Path) -> None:
     from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
     from tests.commands.test_generate import speaking_model
     from tests.data.test_starter_tasks import table, write
+    from tests.lavit import write_tokenizer
     from tests.shards import drawn_picture, write_shard
     from tests.tokenizer.conftest import tiny_network
 
@@ -292,6 +304,10 @@ def _prepare(given: Path) -> None:
     write_shard(given / "train.tar", 60)
     write_shard(given / "validation.tar", 8, first=1000)
     write(given / "facts", table())
+    write_tokenizer(given / "lavit" / "checkpoint")
+    (given / "few").mkdir()
+    for number in range(2):
+        shutil.copy(given / "pictures" / f"{number:03d}.png", given / "few")
 
 
 def _drive(words: list[str]) -> int:

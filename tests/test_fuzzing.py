@@ -166,7 +166,10 @@ def test_pipes_do_not_block(tmp_path):
 # ---- names that lead out of OUT
 
 
-@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil", "..", "a\\..\\evil"])
+@pytest.mark.parametrize(
+    "name",
+    ["../evil.tokens", "/tmp/evil.tokens", "a/../../evil.tokens", "..", "../.tokens", "a\\..\\evil.tokens"],
+)
 def test_a_manifest_with_names_that_lead_out_writes_nothing(tmp_path, name, tiny_models, capsys):
     from pictish.cli import main
 
@@ -186,7 +189,7 @@ def test_a_manifest_with_names_that_lead_out_writes_nothing(tmp_path, name, tiny
             "settings": {},
             "tokenizer": "0" * 12,
         }
-        text = json.dumps({**header, "files": {f"{name}.tokens": facts}})
+        text = json.dumps({**header, "files": {name: facts}})
         (folder / "manifest.json").write_text(text)
     before = sorted(tmp_path.rglob("*"))
     assert main(["detokenize", str(folder), str(tmp_path / "in" / "out"), "--model", str(tiny_models)]) == 2

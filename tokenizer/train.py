@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,8 +26,12 @@ from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpo
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.schedule import warmup_cosine
+from pictish.training.share import Share
 from pictish.training.watch import Watch
 from pictish.training.world import accelerator, keep_freed_memory, seeded
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -50,25 +55,31 @@ def train(
     accelerate = accelerator(device, config.mixed_precision)
     torch.manual_seed(config.seed)
     network = DynamicTokenizer(config.model).to(accelerate.device)
-    training, validation = training_caches(config.data, network.encoder, run, config.seed)
+    share = Share.of(accelerate)
+    share.rows(config.batch_size)  # refused now where it cannot be shared out
+    with accelerate.main_process_first():  # it fills the cache, which the others then find
+        training, validation = training_caches(config.data, network.encoder, run, config.seed)
     network.encoder.fit(training.mean, training.std)
     optimizer = adamw(network, config.phases[0].learning_rate, config.weight_decay, no_decay=NO_DECAY)
     names = [name for name, _ in network.named_parameters()]
     watch = Watch(run, accelerate, anomaly_skip)
-    first = restore(run, network, optimizer, names, watch=watch)
+    with accelerate.main_process_first():  # it clears up after a killed save
+        first = restore(run, network, optimizer, names, watch=watch)
+    network.quantizer.learn_together(share)
+    main = accelerate.is_main_process
     model, optimizer = accelerate.prepare(network, optimizer)
     total = sum(phase.steps for phase in config.phases)
     window = Window(config)
     stretch = in_units(f"stretch of {config.log_every} steps")
-    with MetricsLog(run, first, config.tensorboard) as metrics, stretch:
+    with MetricsLog(run, first, config.tensorboard, main=main) as metrics, stretch:
         for step in range(first, total):
             phase, within = _phase(config, step)
             if within == 0:
                 watch.forget()
             if phase.quantize and within == 0:
-                _start_codebook(network, training, config, step)
+                _start_codebook(network, training, config, step, share)
             generator = seeded(config.seed, step)
-            raw, _ = training.batch(step, config.batch_size, config.seed)
+            raw, _ = training.batch(step, config.batch_size, config.seed, share)
             raw = raw.to(accelerate.device)
             rate = warmup_cosine(
                 within,
@@ -81,7 +92,7 @@ def train(
                 group["lr"] = rate
             watch.begin(network)
             with accelerate.autocast():
-                losses = model(raw, generator, phase.quantize, _noise(config, step))
+                losses = model(raw, generator, phase.quantize, _noise(config, step), share)
             accelerate.backward(losses.total)
             # Apart, since the selector's gradient is ten times the rest's and would have all of it scaled
             # down.
@@ -89,7 +100,7 @@ def train(
             norm = accelerate.clip_grad_norm_(apart, config.clip_norm)
             selector_norm = accelerate.clip_grad_norm_(network.selector.parameters(), config.clip_norm)
             done = step + 1
-            batch = partial(training.names, step, config.batch_size, config.seed)
+            batch = partial(training.names, step, config.batch_size, config.seed, share)
             norms = {"gradient_norm": norm, "selector_gradient_norm": selector_norm}
             good, stop = watch.judge(done, losses.total * len(raw), len(raw), norms, asked(), batch)
             if good:
@@ -97,14 +108,18 @@ def train(
                 window.add(losses, len(raw))
             optimizer.zero_grad(set_to_none=True)
             if window.steps and (done % config.log_every == 0 or done == total):
-                metrics.write(done, learning_rate=rate, **watch.numbers(), **window.numbers(phase))
+                metrics.write(
+                    done, learning_rate=rate, **watch.numbers(), **window.numbers(phase, accelerate)
+                )
             if done % config.validate_every == 0 or done == total:
                 metrics.write(done, **validate(network, validation, config, phase.quantize))
             # only where no window is under way, so that the lines of the log stay those of an undisturbed run
             stop = stop and done % config.log_every == 0
             if done % config.checkpoint_every == 0 or done == total or stop:
-                tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names)}
-                save_checkpoint(run, done, tensors, {"watch": watch.state()}, config.keep_checkpoints)
+                if main:
+                    tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names)}
+                    save_checkpoint(run, done, tensors, {"watch": watch.state()}, config.keep_checkpoints)
+                accelerate.wait_for_everyone()
             if progress is not None:
                 progress(done, total)
             if stop and done < total:
@@ -112,9 +127,12 @@ def train(
     # Altered views are easier or harder than pictures as they are, which is what the model will meet.
     device_of = network.device
     network.eval().set_level(raw.to(device_of) for raw, _ in validation.in_order(config.batch_size))
-    save_tokenizer(run / "model", network, overwrite=True)
+    if main:
+        save_tokenizer(run / "model", network, overwrite=True)
     return run / "model"
 
+
+LOGGED = ("total", "cosine", "alone", "guide", "quantizer", "keep_rate")  # of Losses
 
 # Tables of positions and queries are embeddings: decay would pull cells towards one another.
 NO_DECAY = ("position", "reconstructor.order", "reconstructor.queries")
@@ -128,26 +146,29 @@ class Window:
         self._clear()
 
     def _clear(self) -> None:
-        self.sums: dict[str, float] = {}
+        self.sums = torch.zeros(len(LOGGED), dtype=torch.float64)
         self.steps = self.pictures = 0
-        self.counts = torch.zeros(0, dtype=torch.long)
+        self.counts = torch.zeros(self.config.model.quantizer.codes, dtype=torch.long)
         self.since = time.monotonic()
 
     def add(self, losses, pictures: int) -> None:
         """Take in one step's losses."""
-        for name in ("total", "cosine", "alone", "guide", "quantizer", "keep_rate"):
-            self.sums[name] = self.sums.get(name, 0.0) + getattr(losses, name).detach().item()
+        self.sums += torch.stack([getattr(losses, name).detach().double().cpu() for name in LOGGED])
         self.steps += 1
         self.pictures += pictures
         if len(losses.ids):
             self.counts = _add_counts(self.counts, losses.ids)
 
-    def numbers(self, phase: PhaseConfig) -> dict[str, float]:
-        """What to log, then start afresh; warns when too small a part of the codebook is in use."""
-        result = {name: value / self.steps for name, value in self.sums.items()}
-        result["pictures_per_second"] = self.pictures / (time.monotonic() - self.since)
+    def numbers(self, phase: PhaseConfig, accelerate: "Accelerator") -> dict[str, float]:
+        """What to log of all processes, then start afresh; warns when too small a part of the codebook is in
+        use."""
+        own = torch.cat([self.sums, self.counts]).float().to(accelerate.device)
+        sums, counts = accelerate.reduce(own, "sum").cpu().split([len(LOGGED), len(self.counts)])
+        result = dict(zip(LOGGED, (sums / self.steps / accelerate.num_processes).tolist(), strict=True))
+        pictures = self.pictures * accelerate.num_processes
+        result["pictures_per_second"] = pictures / (time.monotonic() - self.since)
         if phase.quantize:
-            result |= code_numbers(self.counts, self.config.model.quantizer.codes)
+            result |= code_numbers(counts, self.config.model.quantizer.codes)
             if result["usage"] < self.config.usage_alarm:
                 logger.warning(
                     "only %.0f %% of the codebook was used in the last %d steps",
@@ -215,13 +236,13 @@ def _noise(config: TrainConfig, step: int) -> float:
 
 
 def _start_codebook(
-    network: DynamicTokenizer, training: FeatureCache, config: TrainConfig, step: int
+    network: DynamicTokenizer, training: FeatureCache, config: TrainConfig, step: int, share: Share
 ) -> None:
     """Place the codes by k-means among kept tokens of as many batches as that takes."""
     generator = seeded(config.seed + 1, step)
     vectors: list[Tensor] = []
     while sum(map(len, vectors)) < KMEANS_VECTORS * network.quantizer.codes:
-        raw, _ = training.batch(step + len(vectors), config.batch_size, config.seed + 1)
-        vectors.append(network.code_vectors(raw.to(network.device), generator, _noise(config, step)))
+        raw, _ = training.batch(step + len(vectors), config.batch_size, config.seed + 1, share)
+        vectors.append(network.code_vectors(raw.to(network.device), generator, _noise(config, step), share))
     found = torch.cat(vectors)
     network.quantizer.start(found[found.isfinite().all(dim=1)])  # one broken picture would spoil all codes

@@ -15,9 +15,11 @@ _CARRIED = 2 * _BLOCK  # bytes of a caption or JSON of up to 512 bytes
 def tokenize(
     images: Annotated[float, typer.Option(min=1, help="Pictures in all, such as 1e9.")],
     rate: Annotated[
-        float | None, typer.Option(help="Pictures a second of one process; or give --report.")
+        float | None, typer.Option(help="Pictures a second of one process, where no report tells them.")
     ] = None,
-    tokens: Annotated[float | None, typer.Option(min=1, help="Tokens a picture; or give --like.")] = None,
+    tokens: Annotated[
+        float | None, typer.Option(min=1, help="Tokens a picture, where no shards tell them.")
+    ] = None,
     codes: Annotated[int | None, typer.Option(min=2, help="Codes of the tokenizer (default 65536).")] = None,
     processes: Annotated[int, typer.Option(min=1, help="How many work at once, one a GPU.")] = 1,
     per_shard: Annotated[
@@ -37,7 +39,7 @@ def tokenize(
 ) -> None:
     """Say what it takes to tokenize so many pictures: hours, bytes and shards.
 
-    Sizes come from --like, or are worked out from --tokens; the rate comes from --rate or --report.
+    Sizes are worked out, or those of measured shards; so is the rate, or that of a report.
     """
     if (rate is None) == (not report):
         raise ValueError("the rate comes from --rate or from --report; give one of them")

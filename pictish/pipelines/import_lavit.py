@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from pictish.data.files import only_writer, temp_path, write_atomic
 from pictish.data.importing import Part, Source, digest, free_bytes, write_pieces
+from pictish.data.interrupt import in_units, stop_here
 from pictish.data.model_folder import fingerprint
 
 if TYPE_CHECKING:
@@ -106,11 +107,15 @@ def import_lavit(
         write_atomic(staging / PLAN, purpose.encode())
         progress.begin("writing", sum(part.size for part in planned))
         name = ""
-        for part in planned:
-            for file, pieces in part.weights.items():
-                write_pieces(staging / part.name / file, pieces, progress.advance)
-            part.finish(staging / part.name, name)
-            name = name or fingerprint(staging / part.name)
+        with in_units("file"):
+            for part in planned:
+                for file, pieces in part.weights.items():
+                    stop_here(
+                        "interrupted; files that are whole are kept, and the same command goes on there"
+                    )
+                    write_pieces(staging / part.name / file, pieces, progress.advance)
+                part.finish(staging / part.name, name)
+                name = name or fingerprint(staging / part.name)
         agreement = _measure(staging / "tokenizer", config, pictures, progress)
         made = Imported({part.name: part.size for part in planned}, name, agreement)
         write_atomic(staging / CARD, model_card(folder, made, mode).encode())

@@ -84,9 +84,9 @@ def test_the_codebook_starts_once_and_from_enough_vectors(shards, tmp_path, monk
     started = []
     original = loop._start_codebook
 
-    def count(*arguments):
-        original(*arguments)
-        started.append(arguments[-1])
+    def count(network, training, config, step, share):
+        original(network, training, config, step, share)
+        started.append(step)
 
     monkeypatch.setattr(loop, "_start_codebook", count)
     train(config(shards, *SHORT), tmp_path, "cpu")

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pictish.training.share import Share
+
 
 class Quantized(NamedTuple):
     """What a quantizer gives: `vectors` (M, C), `ids` (M,) int64, `loss` a scalar (0 outside training)."""
@@ -44,4 +46,7 @@ class Quantizer(nn.Module):
         """Bring unquantized `vectors` (M, C) to where codes lie: what unquantized training passes on."""
 
     def start(self, vectors: Tensor) -> None:
-        """Place the codes among `vectors` (M, C) before the first quantized step."""
+        """Place the codes among `vectors` (M, C), on all processes the same ones, before the first step."""
+
+    def learn_together(self, share: Share) -> None:
+        """From here on what is learned in the forward pass is learned from the vectors of all processes."""

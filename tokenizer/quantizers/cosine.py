@@ -7,6 +7,7 @@ from vector_quantize_pytorch import VectorQuantize
 
 from pictish.tokenizer.quantizers.base import Quantized, Quantizer
 from pictish.tokenizer.quantizers.config import CosineConfig
+from pictish.training.share import ALONE, Share
 
 
 class CosineQuantizer(Quantizer):
@@ -23,7 +24,11 @@ class CosineQuantizer(Quantizer):
             decay=config.decay,
             threshold_ema_dead_code=config.dead_below,
             commitment_weight=config.commitment,
+            sync_codebook=False,  # its way draws other codes on several processes than on one
         )
+        self._share = ALONE
+        self.vq._codebook.all_reduce_fn = self._add_up
+        self.vq._codebook.expire_codes_ = self._revive
 
     def _quantize(self, vectors: Tensor) -> Quantized:
         # Without this the library would run k-means on whatever it is asked to quantize first.
@@ -37,13 +42,26 @@ class CosineQuantizer(Quantizer):
     def normalise(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1)
 
+    def learn_together(self, share: Share) -> None:
+        self._share = share
+
+    def _add_up(self, own: Tensor) -> None:
+        own.copy_(self._share.total(own))
+
+    def _revive(self, samples: Tensor, seq_mask: Tensor | None = None) -> None:
+        """Dead codes are drawn everywhere alike from the vectors (1, M, C) of all processes."""
+        codebook = self.vq._codebook
+        type(codebook).expire_codes_(codebook, self._share.gathered(samples[0])[None], seq_mask)
+
     @torch.no_grad()
     def start(self, vectors: Tensor) -> None:
         # With fewer vectors than codes the library only logs a warning and makes duplicate codes.
         assert len(vectors) >= self.codes, (
             f"k-means over {len(vectors)} vectors cannot place {self.codes} codes"
         )
-        was_training = self.training
+        was_training, share = self.training, self._share
         self.train()
+        self._share = ALONE  # all processes have the same vectors
         self._quantize(vectors.float())
+        self._share = share
         self.train(was_training)
