@@ -28,6 +28,7 @@ from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpo
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.schedule import warmup_cosine
+from pictish.training.sharding import plain, prepare, shard, whole
 from pictish.training.share import ALONE, Share
 from pictish.training.watch import Watch
 from pictish.training.world import accelerator, keep_freed_memory, seeded
@@ -42,10 +43,12 @@ def train(
     progress: Callable[[int, int], None] | None = None,
     *,
     anomaly_skip: int = 0,
+    fsdp: bool = False,
 ) -> Path:
     """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
-    `anomaly_skip` steps that go wrong are passed over. Raises ValueError for settings that fit neither the
+    `anomaly_skip` steps that go wrong are passed over. With `fsdp` the processes share the weights out among
+    them; else each has all. Raises ValueError for settings that fit neither the
     tokenizer, the data nor this machine, and for the next step that goes wrong; Stopped, with the run saved,
     when asked to.
     """
@@ -60,13 +63,14 @@ def train(
     main = accelerate.is_main_process
     with accelerate.main_process_first():  # it fills the cache, which the others then find
         training, validation = caches(pictures=_own_pictures(config, tokenizer))
+    skeleton = shard(network, accelerate, frozen_whole=True) if fsdp else None
     optimizer = adamw(network, config.learning_rate, config.weight_decay)
     names = [name for name, _ in network.named_parameters()]
     average = Average(network, config.objective.ema if isinstance(network, DiffusionDecoder) else 0.0)
     watch = Watch(run, accelerate, anomaly_skip)
     with accelerate.main_process_first():  # it clears up after a killed save
         first = restore(run, network, optimizer, names, average, watch)
-    model, optimizer = accelerate.prepare(network, optimizer)
+    model, optimizer = prepare(accelerate, network, optimizer)
     encoder = tokenizer.network.encoder.at_all_levels() if config.objective.perceptual else None
     losses_of = partial(_losses, config=config, network=network, encoder=encoder)
     window: dict[str, list[Tensor]] = {}
@@ -86,7 +90,7 @@ def train(
             with accelerate.autocast():
                 losses = losses_of(model, batch, generator=generator, share=share)
             accelerate.backward(losses["loss"])
-            norm = accelerate.clip_grad_norm_(network.parameters(), config.clip_norm)
+            norm = plain(accelerate.clip_grad_norm_(network.parameters(), config.clip_norm))
             done = step + 1
             samples = partial(training.names, step, config.batch_size, config.seed, share)
             loss = losses["loss"] * len(raw)
@@ -107,28 +111,28 @@ def train(
                 batches = _in_order(tokenizer, validation, config.batch_size)
                 with average.applied():
                     metrics.write(done, **validate(network, losses_of, batches))
-            if main and config.sample_every and (done % config.sample_every == 0 or done == config.steps):
-                shown = next(_in_order(tokenizer, validation, 8))
+            if config.sample_every and (done % config.sample_every == 0 or done == config.steps):
                 with average.applied():
-                    sheet = grid_of_pictures(network, shown)
-                write_atomic(run / "samples" / f"step-{done:08d}.png", sheet)
+                    shown = whole(network, skeleton, accelerate)
+                    if shown is not None:
+                        sheet = grid_of_pictures(shown, next(_in_order(tokenizer, validation, 8)))
+                        write_atomic(run / "samples" / f"step-{done:08d}.png", sheet)
             # only where no window is under way, so that the lines of the log stay those of an undisturbed run
             stop = stop and done % config.log_every == 0
             if done % config.checkpoint_every == 0 or done == config.steps or stop:
-                if main:
-                    own = {**network.state_dict(), **optimizer_tensors(optimizer, names)}
-                    tensors = {**own, **average.tensors()}
-                    save_checkpoint(run, done, tensors, {"watch": watch.state()}, config.keep_checkpoints)
-                accelerate.wait_for_everyone()
+                tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names), **average.tensors()}
+                state = {"watch": watch.state()}
+                save_checkpoint(run, done, tensors, state, config.keep_checkpoints, accelerate)
             if progress is not None:
                 progress(done, config.steps)
             if stop and done < config.steps:
                 raise Stopped(
                     f"interrupted; step {done} of {config.steps} is saved, the same command goes on there"
                 )
-    if main:
-        with average.applied():
-            save(run / "model", network, config, tokenizer)
+    with average.applied():
+        finished = whole(network, skeleton, accelerate)
+        if finished is not None:
+            save(run / "model", finished, config, tokenizer)
     return run / "model"
 
 

@@ -26,6 +26,7 @@ from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpo
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.schedule import warmup_cosine
+from pictish.training.sharding import plain, prepare, shard, whole
 from pictish.training.share import Share
 from pictish.training.watch import Watch
 from pictish.training.world import accelerator, keep_freed_memory, seeded
@@ -45,11 +46,13 @@ def train(
     progress: Callable[[int, int], None] | None = None,
     *,
     anomaly_skip: int = 0,
+    fsdp: bool = False,
 ) -> Path:
     """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
-    `anomaly_skip` steps that go wrong are passed over. Raises ValueError for settings that fit neither the
-    data nor this machine, and for the next step that goes wrong; Stopped, with the run saved, when asked to.
+    `anomaly_skip` steps that go wrong are passed over. With `fsdp` the processes share the weights out among
+    them; else each has all. Raises ValueError for settings that fit neither the data nor this machine,
+    and for the next step that goes wrong; Stopped, with the run saved, when asked to.
     """
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
@@ -60,6 +63,7 @@ def train(
     with accelerate.main_process_first():  # it fills the cache, which the others then find
         training, validation = training_caches(config.data, network.encoder, run, config.seed)
     network.encoder.fit(training.mean, training.std)
+    skeleton = shard(network, accelerate, methods=CALLED, frozen_whole=True) if fsdp else None
     optimizer = adamw(network, config.phases[0].learning_rate, config.weight_decay, no_decay=NO_DECAY)
     names = [name for name, _ in network.named_parameters()]
     watch = Watch(run, accelerate, anomaly_skip)
@@ -67,7 +71,7 @@ def train(
         first = restore(run, network, optimizer, names, watch=watch)
     network.quantizer.learn_together(share)
     main = accelerate.is_main_process
-    model, optimizer = accelerate.prepare(network, optimizer)
+    model, optimizer = prepare(accelerate, network, optimizer)
     total = sum(phase.steps for phase in config.phases)
     window = Window(config)
     stretch = in_units(f"stretch of {config.log_every} steps")
@@ -97,8 +101,9 @@ def train(
             # Apart, since the selector's gradient is ten times the rest's and would have all of it scaled
             # down.
             apart = [p for name, p in network.named_parameters() if not name.startswith("selector.")]
-            norm = accelerate.clip_grad_norm_(apart, config.clip_norm)
-            selector_norm = accelerate.clip_grad_norm_(network.selector.parameters(), config.clip_norm)
+            norm = plain(accelerate.clip_grad_norm_(apart, config.clip_norm))
+            scores = network.selector.parameters()
+            selector_norm = plain(accelerate.clip_grad_norm_(scores, config.clip_norm))
             done = step + 1
             batch = partial(training.names, step, config.batch_size, config.seed, share)
             norms = {"gradient_norm": norm, "selector_gradient_norm": selector_norm}
@@ -116,25 +121,28 @@ def train(
             # only where no window is under way, so that the lines of the log stay those of an undisturbed run
             stop = stop and done % config.log_every == 0
             if done % config.checkpoint_every == 0 or done == total or stop:
-                if main:
-                    tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names)}
-                    save_checkpoint(run, done, tensors, {"watch": watch.state()}, config.keep_checkpoints)
-                accelerate.wait_for_everyone()
+                tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names)}
+                state = {"watch": watch.state()}
+                save_checkpoint(run, done, tensors, state, config.keep_checkpoints, accelerate)
             if progress is not None:
                 progress(done, total)
             if stop and done < total:
                 raise Stopped(f"interrupted; step {done} of {total} is saved, the same command goes on there")
     # Altered views are easier or harder than pictures as they are, which is what the model will meet.
-    device_of = network.device
-    network.eval().set_level(raw.to(device_of) for raw, _ in validation.in_order(config.batch_size))
-    if main:
-        save_tokenizer(run / "model", network, overwrite=True)
+    finished = whole(network, skeleton, accelerate)
+    if finished is not None:
+        to = finished.device
+        finished.eval().set_level(raw.to(to) for raw, _ in validation.in_order(config.batch_size))
+        save_tokenizer(run / "model", finished, overwrite=True)
     return run / "model"
 
 
 LOGGED = ("total", "cosine", "alone", "guide", "quantizer", "keep_rate")  # of Losses
 
 # Tables of positions and queries are embeddings: decay would pull cells towards one another.
+# Methods that read weights and are called by others than `forward`.
+CALLED = ("code_vectors", "round_trip", "leaky")
+
 NO_DECAY = ("position", "reconstructor.order", "reconstructor.queries")
 
 

@@ -35,6 +35,7 @@ def tokenizer(
     run: Run = Path("runs/tokenizer"),
     device: Device = "auto",
     anomaly_skip: AnomalySkip = 0,
+    fsdp: Fsdp = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the dynamic tokenizer; run again to go on where it stopped."""
@@ -44,9 +45,8 @@ def tokenizer(
 
     settings = parse(TrainConfig, load(config, overrides or []), config)
     with _begun(run, settings, quiet):
-        _with_progress(
-            lambda progress: train(settings, run, device, progress, anomaly_skip=anomaly_skip), quiet
-        )
+        parts: dict[str, Any] = {"anomaly_skip": anomaly_skip, "fsdp": fsdp}
+        _with_progress(lambda progress: train(settings, run, device, progress, **parts), quiet)
 
 
 def lm(
@@ -93,6 +93,7 @@ def decoder(
     run: Run = Path("runs/decoder"),
     device: Device = "auto",
     anomaly_skip: AnomalySkip = 0,
+    fsdp: Fsdp = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a decoder of codes to pictures; run again to go on where it stopped."""
@@ -102,9 +103,8 @@ def decoder(
 
     settings = parse(TrainConfig, load(config, overrides or []), config)
     with _begun(run, settings, quiet):
-        _with_progress(
-            lambda progress: train(settings, run, device, progress, anomaly_skip=anomaly_skip), quiet
-        )
+        parts: dict[str, Any] = {"anomaly_skip": anomaly_skip, "fsdp": fsdp}
+        _with_progress(lambda progress: train(settings, run, device, progress, **parts), quiet)
 
 
 @contextmanager
