@@ -139,10 +139,10 @@ def train(
 
 LOGGED = ("total", "cosine", "alone", "guide", "quantizer", "keep_rate")  # of Losses
 
-# Tables of positions and queries are embeddings: decay would pull cells towards one another.
 # Methods that read weights and are called by others than `forward`.
 CALLED = ("code_vectors", "round_trip", "leaky")
 
+# Tables of positions and queries are embeddings: decay would pull cells towards one another.
 NO_DECAY = ("position", "reconstructor.order", "reconstructor.queries")
 
 
