@@ -70,7 +70,8 @@ def prepare(
     """What to call in training, and its optimizer; a network that is not sharded may come back as DDP."""
     if isinstance(network, FSDPModule):
         return network, accelerate.prepare(optimizer)  # which would wrap DDP around shards
-    return accelerate.prepare(network, optimizer)
+    prepared: tuple[nn.Module, torch.optim.Optimizer] = accelerate.prepare(network, optimizer)
+    return prepared
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -96,7 +97,8 @@ def whole(
 
 def local(tensor: Tensor) -> Tensor:
     """The rows that this process holds, in the same memory, without their history; of others, the tensor."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    own = tensor.detach()
+    return own.to_local() if isinstance(own, DTensor) else tensor
 
 
 def local_rows(tensor: Tensor) -> tuple[int, int]:

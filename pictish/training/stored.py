@@ -163,7 +163,8 @@ def _joined(files: Sequence[Any]) -> dict[str, Entry]:
 def _entry(name: str, raw: Mapping[str, Any], files: int) -> Entry:
     """One entry of an index; its parts must be all of its rows, in order."""
     shape = tuple(_count(size) for size in raw["shape"])
-    reached, parts = 0, []
+    reached = 0
+    parts: list[tuple[int, int, int]] = []
     for file, first, rows in raw["parts"]:
         follows = not parts or file > parts[-1][0]  # as they were written
         if _count(file) >= files or _count(first) != reached or not follows:
