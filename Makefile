@@ -7,6 +7,8 @@ PYTHON ?= python3
 SAMPLES ?= docs/samples
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.pictish-installed
+# A core a file of tests; many of them start processes of their own.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test install lint types fast slow clean
 .DELETE_ON_ERROR:
@@ -37,10 +39,10 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 fast: $(STAMP)
-	$(BIN)/pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
 slow: $(STAMP)
-	$(BIN)/pytest -m slow
+	$(TESTS) -m slow
 
 clean:
 	rm -rf typings demo build dist *.egg-info

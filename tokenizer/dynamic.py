@@ -90,10 +90,11 @@ class Tokenizer:
             raise ValueError(
                 f"{source}: a tokenizer was asked for, this folder holds part {stored.config.get('part')!r}"
             )
-        need(stored.config, ("model", "encoder_sha256"), source)
+        need(stored.config, ("model",), source)
         with sized_like(path, source):
             network = DynamicTokenizer(parse(TokenizerConfig, stored.config["model"], source))
         elsewhere = not isinstance(network.config.encoder.weights, FolderWeights)
+        need(stored.config, ("encoder_sha256",) if elsewhere else (), source)
         if elsewhere and network.encoder.sha256 != stored.config["encoder_sha256"]:
             raise ValueError(
                 f"{source}: trained on encoder weights {stored.config['encoder_sha256'][:12]}, "

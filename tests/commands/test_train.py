@@ -35,7 +35,7 @@ def test_a_run_goes_on_with_other_reporting(part, name, tmp_path):
 
 @pytest.mark.parametrize(
     ("part", "change"),
-    [("lm", "seed=1"), ("lm", "data.rows=2"), ("preview", "steps=99"), ("tokenizer", "seed=1")],
+    [("lm", "seed=1"), ("lm", "data.rows=16"), ("preview", "steps=99"), ("tokenizer", "seed=1")],
 )
 def test_what_decides_the_weights_must_be_the_same(part, change, tmp_path):
     with _begun(tmp_path, config(part), quiet=False):

@@ -19,7 +19,8 @@ def test_the_example_of_a_token_file():
 
 
 def test_the_example_of_a_manifest(tmp_path):
-    (example,) = re.findall(r"^```json\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+    examples = re.findall(r"^```json\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+    (example,) = (text for text in examples if '"files"' in text)
     facts = json.loads(example)
     header = Header.from_json(facts)
     with OutputFolder(tmp_path, header, list(facts["files"]), overwrite=False) as output:

@@ -107,11 +107,12 @@ loader._decode = deadly
 
 def test_stopping_early_leaves_no_process(tmp_path):
     files = pictures(tmp_path / "in", 20)
+    before = set(children(os.getpid()))
     decoded = decode_images(files, 16, workers=2)
     next(decoded)
-    assert len(children(os.getpid())) >= 2
+    assert len(set(children(os.getpid())) - before) >= 2
     decoded.close()
-    assert children(os.getpid()) == []
+    assert set(children(os.getpid())) <= before
 
 
 def test_workers_end_when_the_parent_is_killed(tmp_path):

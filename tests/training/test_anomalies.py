@@ -93,8 +93,8 @@ def sicken(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     batch, backward = FeatureCache.batch, lm_loop.backward
     done = []
 
-    def sick_batch(self, step, size, seed):
-        raw, pictures = batch(self, step, size, seed)
+    def sick_batch(self, step, size, seed, share):
+        raw, pictures = batch(self, step, size, seed, share)
         return (raw * float("nan") if (step, seed) == (BAD - 1, 0) else raw), pictures
 
     def sick_backward(*arguments):
