@@ -49,7 +49,8 @@ def test_a_store_that_goes_away_loses_shards_by_name_and_a_later_run_makes_them(
     for path in (tmp_path / "raw").iterdir():
         upload(path, f"s3://raw/away/{path.name}")
     store.faults = lambda number, method, path: "503" if "raw-1.tar" in path and method == "GET" else None
-    words = ["tokenize", "s3://raw/away", str(tmp_path / "out"), "--model", str(tiny_models), "--workers", "0"]
+    words = ["tokenize", "s3://raw/away", str(tmp_path / "out"), "--model", str(tiny_models)]
+    words += ["--workers", "0"]
     assert main([*words, "--retries", "0"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("pictish: raw-1.tar: s3://raw/away/raw-1.tar: ")
