@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Network = TypeVar("Network", bound=nn.Module)
+Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 
 def shard(
@@ -65,12 +66,12 @@ def shard(
 
 
 def prepare(
-    accelerate: "Accelerator", network: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[nn.Module, torch.optim.Optimizer]:
+    accelerate: "Accelerator", network: nn.Module, optimizer: Optimizer
+) -> tuple[nn.Module, Optimizer]:
     """What to call in training, and its optimizer; a network that is not sharded may come back as DDP."""
     if isinstance(network, FSDPModule):
         return network, accelerate.prepare(optimizer)  # which would wrap DDP around shards
-    prepared: tuple[nn.Module, torch.optim.Optimizer] = accelerate.prepare(network, optimizer)
+    prepared: tuple[nn.Module, Optimizer] = accelerate.prepare(network, optimizer)
     return prepared
 
 
