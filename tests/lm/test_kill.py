@@ -23,7 +23,7 @@ def start(folder: Path, run: str, model: Path) -> subprocess.Popen:
         f"tokenizer={model}",
         f"data.train={{pictures: {source}}}",
         f"data.validation={{unseen: {source}}}",
-        "data.rows=2",
+        "data.rows=4",
         "model.features=true",
         "stages=[{name: all, steps: 40, warmup: 4},"
         " {name: rows, steps: 20, warmup: 0, trainable: [new rows]}]",
