@@ -17,7 +17,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pictish.data.files import check_relative, only_writer, remove_leftovers, sha256_file, write_atomic
+from pictish.data.files import (
+    TEMP_SUFFIX,
+    check_relative,
+    only_writer,
+    remove_leftovers,
+    sha256_file,
+    write_atomic,
+)
 from pictish.data.interrupt import in_units, stop_here
 from pictish.data.shards import ShardFile
 from pictish.data.starter.concepts import EmojiWords
@@ -78,6 +85,8 @@ def build(
             for shard, members in shards_of(listing.candidates, samples_per_shard).items()
         }
         total, settled = sum(map(len, plan.values())), 0
+        if not (out / MANIFEST).exists():  # by which a start after a kill knows the folder for one of ours
+            _write_manifest(out, settings, listings, done, complete=False)
         with _renderers(workers) as draw, in_units("shard"):
             for shard, members in plan.items():
                 stop_here("interrupted; finished shards are kept, and the same command goes on from there")
@@ -112,7 +121,8 @@ def _refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; the starter data needs a folder of its own")
     if out.is_dir() and not (out / MANIFEST).exists():
-        strangers = sorted(path.name for path in out.iterdir() if path.name != CACHE)
+        names = (path.name for path in out.iterdir() if not path.name.endswith(TEMP_SUFFIX))
+        strangers = sorted(name for name in names if name != CACHE)
         if strangers:
             raise ValueError(f"{out} holds {strangers[0]} but no starter data; choose a new or empty folder")
 

@@ -316,6 +316,24 @@ def test_an_interrupted_run_goes_on_where_it_stopped(make, tmp_path):
     assert tree(out) == tree(tmp_path / "whole")
 
 
+def test_what_is_killed_in_its_first_shard_goes_on(make, tmp_path, monkeypatch):
+    def write(path, *arguments):
+        path.parent.mkdir(parents=True)
+        path.with_name(f".{path.name}.pictish-tmp").write_bytes(b"half")
+        raise MemoryError  # as good as a kill: nothing is cleared up
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".manifest.json.pictish-tmp").write_bytes(b"half")
+    with monkeypatch.context() as patch:
+        patch.setattr("pictish.data.starter.build._write_shard", write)
+        with pytest.raises(MemoryError):
+            make(out)
+    make(tmp_path / "whole")
+    assert make(out)["complete"]
+    assert tree(out) == tree(tmp_path / "whole")
+
+
 def test_progress_ends_at_the_number_of_pictures(make, tmp_path):
     seen = []
     make(tmp_path / "out", sets=["one"], progress=lambda settled, total: seen.append((settled, total)))
