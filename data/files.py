@@ -122,13 +122,16 @@ def matching(patterns: Sequence[str]) -> list[Path]:
 def one_line(error: BaseException) -> str:
     """What an exception says, on one line, never empty; of a library's that repeats its input, the head."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE - 3]}..."
+    return _cut(text, _LONGEST_LINE)
 
 
 def shown(value: object) -> str:
     """What came, as an error can say it: at most 60 letters."""
-    text = repr(value) if not isinstance(value, str) else repr(value[:80])
-    return text if len(text) <= 60 else text[:57] + "..."
+    return _cut(repr(value) if not isinstance(value, str) else repr(value[:80]), 60)
+
+
+def _cut(text: str, letters: int) -> str:
+    return text if len(text) <= letters else text[: letters - 3] + "..."
 
 
 def printable(name: str | Path) -> str:

@@ -1,4 +1,6 @@
-"""Tokenizer and decoder on processes over gloo: they learn what one would, and others may go on."""
+"""Tokenizer and decoder on processes over gloo, with whole weights or in shards: they learn what one would,
+and others may go on.
+"""
 
 import json
 import os
@@ -18,10 +20,11 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 
-def run(processes: int, part: str, run: Path, *overrides: str) -> None:
+def run(processes: int, part: str, run: Path, *overrides: str, **more: str) -> None:
+    """`pictish train` under torchrun; `more` goes into its environment."""
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     command += ["-m", "--", "pictish", "train", part, f"tiny/{part}", *overrides, "--run", str(run)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
     done = subprocess.run([*command, "--device", "cpu"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -68,6 +71,19 @@ def tokenizer(data, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def decoder_settings(data, tokenizer) -> list[str]:
+    told = f"tokenizer={tokenizer / 'model'}"
+    return [*data, told, "objective.perceptual=0.1", "objective.ema=0.9", "steps=20", "sample_every=20"]
+
+
+@pytest.fixture(scope="module")
+def decoder(decoder_settings, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    run(1, "decoder", folder, *decoder_settings)
+    return folder
+
+
 def begun(source: Path, target: Path, step: int) -> None:
     """A run as it was killed behind the checkpoint of `step`."""
     shutil.copytree(source, target)
@@ -83,9 +99,24 @@ def check(several: Path, one: Path) -> None:
         norms = {name for name in ours if "norm" in name}
         assert without(ours, norms) == pytest.approx(without(theirs, norms), rel=1e-5, abs=1e-6), ours["step"]
         assert only(ours, norms) == pytest.approx(only(theirs, norms), rel=1e-4), ours["step"]
-    weights = load_file(one / "model" / "model.safetensors")  # in fp16
-    for name, tensor in load_file(several / "model" / "model.safetensors").items():
-        torch.testing.assert_close(tensor, weights[name], rtol=2e-3, atol=2e-3)
+    check_weights(several / "model", one / "model")
+
+
+def check_weights(several: Path, one: Path) -> None:
+    files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
+    assert files == sorted(path.relative_to(several) for path in several.rglob("*.safetensors"))
+    for file in files:
+        weights = load_file(one / file)  # in fp16
+        for name, tensor in load_file(several / file).items():
+            torch.testing.assert_close(tensor, weights[name], rtol=2e-3, atol=2e-3)
+
+
+def check_shards(two: Path, one: Path) -> None:
+    for ours, theirs in zip(lines(two), lines(one), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6), ours["step"]
+    names = sorted(path.name for path in (two / "checkpoints" / "step-00000020").iterdir())
+    assert names == ["state.json", *(f"tensors-0000{number}-of-00002.safetensors" for number in (0, 1))]
+    check_weights(two / "model", one / "model")
 
 
 def test_processes_learn_a_tokenizer_together(tmp_path, data, tokenizer):
@@ -97,14 +128,23 @@ def test_processes_learn_a_tokenizer_together(tmp_path, data, tokenizer):
         check(tmp_path / f"then-{processes}", tokenizer)
 
 
-def test_processes_learn_a_decoder_together(tmp_path, data, tokenizer):
-    settings = [*data, f"tokenizer={tokenizer / 'model'}", "objective.perceptual=0.1", "steps=20"]
-    run(1, "decoder", tmp_path / "one", *settings)
-    run(2, "decoder", tmp_path / "two", *settings)
-    check(tmp_path / "two", tmp_path / "one")
+def test_processes_learn_a_decoder_together(tmp_path, decoder_settings, decoder):
+    run(2, "decoder", tmp_path / "two", *decoder_settings)
+    check(tmp_path / "two", decoder)
     begun(tmp_path / "two", tmp_path / "four", 10)
-    run(4, "decoder", tmp_path / "four", *settings)
-    check(tmp_path / "four", tmp_path / "one")
+    run(4, "decoder", tmp_path / "four", *decoder_settings)
+    check(tmp_path / "four", decoder)
+
+
+def test_a_tokenizer_in_shards_is_what_one_process_learns(tmp_path, data, tokenizer):
+    run(2, "tokenizer", tmp_path / "two", *data, PHASES, "--fsdp")
+    check_shards(tmp_path / "two", tokenizer)
+
+
+def test_a_decoder_in_shards_is_what_one_process_learns(tmp_path, decoder_settings, decoder):
+    run(2, "decoder", tmp_path / "two", *decoder_settings, ACCELERATE_USE_FSDP="true")  # as its launcher says
+    check_shards(tmp_path / "two", decoder)
+    assert (tmp_path / "two" / "samples" / "step-00000020.png").is_file()
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
