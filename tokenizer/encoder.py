@@ -76,11 +76,15 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def raw(self, pixels: Tensor) -> Tensor:
         """Unscaled features (B, N, F) of uint8 `pixels` (B, S, S, 3)."""
-        config = self.config
-        expected = (config.image_size, config.image_size, 3)
+        expected = (self.config.image_size, self.config.image_size, 3)
         assert pixels.dtype == torch.uint8, pixels.dtype
         assert pixels.shape[1:] == expected, pixels.shape
-        rgb = rearrange(pixels, "b h w c -> b c h w").to(self.mean.dtype) / 255
+        return self.raw_of(rearrange(pixels, "b h w c -> b c h w").to(self.mean.dtype) / 255)
+
+    @torch.no_grad()
+    def raw_of(self, rgb: Tensor) -> Tensor:
+        """The same of pictures (B, 3, S, S) in [0, 1]."""
+        config = self.config
         maps = []
         if self._backbone[0] is not None:
             maps += [_to_grid(level, config.grid) for level in self.levels(rgb)]
@@ -116,6 +120,11 @@ class Encoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Standardised features (B, N, F) of uint8 `pixels` (B, S, S, 3)."""
         return self.standardise(self.raw(pixels))
+
+    def fit_to(self, pixels: Tensor) -> None:
+        """Set the statistics from uint8 `pixels` (B, S, S, 3)."""
+        raw = torch.cat([self.raw(part) for part in pixels.split(32)]).flatten(0, 1)
+        self.fit(raw.mean(dim=0), raw.std(dim=0))
 
     def fit(self, mean: Tensor, std: Tensor) -> None:
         """Set the statistics: `mean` and `std` (F,) of raw features over the training set."""

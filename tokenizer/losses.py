@@ -1,13 +1,75 @@
-"""Distances in the features of a frozen network: what tokenizers and decoders are trained and judged by.
+"""What tokenizers and decoders are trained and judged by: pixels, and the features of a frozen network.
 
-Legend: B pictures, N cells, F feature channels.
+Legend: B pictures, S side in pixels, N cells, F feature channels.
 """
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pictish.tokenizer.config import TeacherConfig
+from pictish.tokenizer.encoder import Encoder
+
+
+def pixel_loss(pictures: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
+    """A scalar of absolute and squared errors and of those of neighbour differences, and the squared error.
+
+    Of pictures (B, 3, S, S) in [0, 1]. Differences of neighbours keep edges where a mean would blur them.
+    """
+    error = pictures.float() - originals.float()
+    mse = error.square().mean()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + 2 * mse + 0.5 * edges, mse
+
+
+class Seen(NamedTuple):
+    """What a teacher makes of pictures."""
+
+    features: Tensor  # (B, N, F) standardised
+    levels: list[Tensor]  # (B, C, h, w) at each depth
+
+
+class Teacher:
+    """A frozen network whose features codes are trained to give back, and that tells pictures apart.
+
+    It is no part of the tokenizer and not needed where that is used.
+    """
+
+    def __init__(self, config: TeacherConfig, device: torch.device):
+        self.config = config
+        self.encoder = Encoder(config.encoder).to(device)
+        self._every_depth = self.encoder.at_all_levels()
+
+    def rows(self, batch: int) -> int:
+        """How many pictures of a batch it looks at."""
+        return math.ceil(self.config.fraction * batch)
+
+    def fit(self, pictures: Tensor) -> None:
+        """Take the statistics of its features from pictures (B, 3, S, S) in [0, 1]."""
+        raw = torch.cat([self._raw(part) for part in pictures.split(32)]).flatten(0, 1)
+        self.encoder.fit(raw.mean(dim=0), raw.std(dim=0))
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor) -> Seen:
+        """Of pictures (B, 3, S, S) in [0, 1]."""
+        with torch.autocast(pictures.device.type, enabled=False):
+            return Seen(self.encoder.standardise(self._raw(pictures)), self.levels(pictures))
+
+    def levels(self, pictures: Tensor) -> list[Tensor]:
+        """Feature maps (B, C, h, w) at all depths, at the pictures' own size; gradients flow to them."""
+        with torch.autocast(pictures.device.type, enabled=False):  # depthwise convolutions are slow in bf16
+            return self._every_depth.levels(pictures.float())
+
+    @torch.no_grad()
+    def _raw(self, pictures: Tensor) -> Tensor:
+        side = self.encoder.config.image_size
+        return self.encoder.raw_of(
+            F.interpolate(pictures, size=(side, side), mode="bilinear", align_corners=False)
+        )
 
 
 def cosine_errors(predicted: Tensor, target: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """The network of the dynamic tokenizer, and what it is trained on.
 
-LaVIT's method (arXiv 2309.04669): a frozen encoder's patch features are scored by a selector; kept ones are
-merged with what was dropped, quantized, and a reconstructor predicts all features from the codes alone.
+LaVIT's method (arXiv 2309.04669): a selector decides which patches are kept, a merger lets them take in what
+was dropped, a codebook quantizes them. Beyond LaVIT, codes go back to their cells: a code need not say where
+it is (docs/log.md).
 
-Legend: B pictures, N cells, M kept rows of all pictures, D width, C code dimension, F feature channels.
+Legend: B pictures, S side in pixels, N cells, M kept rows of all pictures, D width, C code dimension, F
+features of a cell as decoders read them.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,15 +13,22 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from pictish.tokenizer.config import TokenizerConfig
+from pictish.tokenizer.config import (
+    ConvEncoderConfig,
+    GridReconstructorConfig,
+    SelectorConfig,
+    TokenizerConfig,
+)
+from pictish.tokenizer.conv import ConvEncoder, GridReconstructor, as_maps, cell_errors
 from pictish.tokenizer.encoder import Encoder
-from pictish.tokenizer.losses import cosine_errors
+from pictish.tokenizer.losses import Teacher, cosine_errors, map_distances, pixel_loss
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.quantizers import build_quantizer
 from pictish.tokenizer.reconstructor import Reconstructor
-from pictish.tokenizer.selector import Draw, Selector, choose, draw_gate, guide_loss
+from pictish.tokenizer.selector import ErrorSelector, Selector, choose, draw_keep
 from pictish.training.share import ALONE, Share
 
 
@@ -30,9 +39,11 @@ class Losses(NamedTuple):
     """
 
     total: Tensor
-    cosine: Tensor
-    alone: Tensor
-    guide: Tensor
+    pixel: Tensor
+    mse: Tensor
+    features: Tensor
+    perceptual: Tensor
+    selector: Tensor
     quantizer: Tensor
     keep_rate: Tensor
     ids: Tensor
@@ -41,46 +52,52 @@ class Losses(NamedTuple):
 class RoundTrip(NamedTuple):
     """What went through the codes and back."""
 
-    features: Tensor  # (B, N, F) standardised
-    predicted: Tensor  # (B, N, F) from the codes alone
+    features: Tensor  # (B, N, F) from the codes alone, as decoders read them
     keep: Tensor  # (B, N) bool
     ids: Tensor  # (M,) of all kept rows
-    vectors: Tensor  # (B, N, C) code vectors; those of dropped rows mean nothing
-
-    def code_rows(self) -> tuple[Tensor, Tensor]:
-        """Vectors (B, N, C) with the kept ones first, in their order, and which are kept (B, N)."""
-        order, real = kept_rows(self.keep, self.keep.shape[1])
-        return torch.take_along_dim(self.vectors, order[..., None], dim=1), real
+    codes: Tensor  # (B, N, C) code vectors as `decode` reads them
+    real: Tensor  # (B, N) bool: which of them there are
 
 
 class DynamicTokenizer(nn.Module):
-    """The network. Training calls `forward`; everybody else uses it through `Tokenizer`."""
+    """The network. Training calls `forward`; everybody else uses it through `Tokenizer`.
 
-    def __init__(self, config: TokenizerConfig):
+    With a reconstructor of kind `grid` codes are decoded at their cells. With one of kind `sequence`, LaVIT's,
+    only their order counts; such a network is not trained here.
+    """
+
+    def __init__(self, config: TokenizerConfig, teacher_features: int = 0):
+        """`teacher_features` is the width of what a teacher sees, in training only."""
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.encoder)
         width, heads, ratio = config.width, config.heads, config.mlp_ratio
-        if config.project:
-            self.project_in = nn.Linear(self.encoder.features, width)
-            # A convolutional encoder does not say where a patch is, and the reconstructor never sees cells.
+        self.encoder: Encoder | ConvEncoder
+        if isinstance(config.encoder, ConvEncoderConfig):
+            self.encoder = ConvEncoder(config.encoder, width)
             self.position = nn.Parameter(torch.randn(self.encoder.cells, width) * 0.02)
-        elif self.encoder.features != width:
-            raise ValueError(
-                f"project: false needs a width of {self.encoder.features}, that of the encoder, not {width}"
-            )
-        self.selector = Selector(width, config.encoder.grid, config.selector.relief)
+        else:
+            self.encoder = Encoder(config.encoder)
+            if config.project:
+                self.project_in = nn.Linear(self.encoder.features, width)
+                self.position = nn.Parameter(torch.randn(self.encoder.cells, width) * 0.02)
+            elif self.encoder.features != width:
+                raise ValueError(
+                    f"project: false needs a width of {self.encoder.features}, that of the encoder, not {width}"
+                )
+        self.selector: Selector | ErrorSelector
+        if isinstance(config.selector, SelectorConfig):
+            self.selector = Selector(width, config.encoder.grid, config.selector.relief)
+        else:
+            self.selector = ErrorSelector(width)
         self.merger = Merger(width, heads, ratio, config.merger.layers, config.merger.mode)
         self.quantizer = build_quantizer(config.quantizer)
         self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, self.quantizer.dim))
-        # Training only: what a code says of its own patch. Without it tokens speak of the whole picture, and
-        # it hardly matters which patches are kept (docs/log.md).
-        if config.alone:
-            self.alone = nn.Sequential(
-                nn.Linear(self.quantizer.dim, width), nn.GELU(), nn.Linear(width, self.encoder.features)
-            )
-        self.reconstructor: Reconstructor | None = None
-        if config.reconstructor is not None:
+        self.reconstructor: Reconstructor | GridReconstructor | None = None
+        if isinstance(config.reconstructor, GridReconstructorConfig):
+            sizes = (config.encoder.grid, self.quantizer.dim, width, ratio, heads)
+            self.reconstructor = GridReconstructor(config.reconstructor, *sizes)
+        elif config.reconstructor is not None:
+            assert isinstance(self.encoder, Encoder)  # the config refuses others
             self.reconstructor = Reconstructor(
                 self.encoder.cells,
                 self.quantizer.dim,
@@ -91,108 +108,166 @@ class DynamicTokenizer(nn.Module):
                 config.reconstructor.layers,
                 config.reconstructor.form,
             )
+        self.to_teacher = nn.Linear(width, teacher_features) if teacher_features else None
 
     @property
     def device(self) -> torch.device:
         """Where it is."""
         return self.selector.level.device
 
-    def embed(self, features: Tensor) -> Tensor:
-        """Standardised features (B, N, F) to hidden rows (B, N, D) that know their place."""
-        return self.project_in(features) + self.position if self.config.project else features
+    @property
+    def features(self) -> int:
+        """F: what a decoder reads of each cell."""
+        if isinstance(self.reconstructor, GridReconstructor):
+            return self.config.width + 3 * self.reconstructor.patch**2
+        return self.encoder.features
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Hidden rows (B, N, D) of uint8 `pixels` (B, S, S, 3)."""
+        rows = self.encoder(pixels)
+        if isinstance(self.encoder, ConvEncoder):
+            return rows + self.position
+        return self.project_in(rows) + self.position if self.config.project else rows
+
+    def decode(self, vectors: Tensor, real: Tensor) -> Tensor:
+        """Features (B, N, F) from code `vectors` (B, N, C), of which those are read that `real` (B, N) says.
+
+        They lie at their cells, or, where the order is all that counts, one after the other.
+        """
+        assert self.reconstructor is not None
+        if isinstance(self.reconstructor, Reconstructor):
+            return self.reconstructor(vectors, real)
+        return self._features(*self.reconstructor(vectors, real))
+
+    def _features(self, rows: Tensor, pictures: Tensor) -> Tensor:
+        """Rows (B, N, D) and the pixels of each cell, one behind the other: (B, N, F)."""
+        assert isinstance(self.reconstructor, GridReconstructor)
+        p = self.reconstructor.patch
+        patches = rearrange(pictures, "b c (y p) (x q) -> b (y x) (p q c)", p=p, q=p)
+        return torch.cat([rows, patches], dim=-1)
+
+    def pixels_in(self, features: Tensor) -> Tensor | None:
+        """The pictures (B, 3, s, s), about in [0, 1], that `features` (B, N, F) hold; None: they hold none."""
+        if isinstance(self.reconstructor, GridReconstructor):
+            grid, p = self.reconstructor.grid, self.reconstructor.patch
+            own = features[..., -3 * p**2 :]
+            return rearrange(own, "b (y x) (p q c) -> b c (y p) (x q)", y=grid, p=p, q=p)
+        assert isinstance(self.encoder, Encoder)
+        if not self.encoder.config.pixels:
+            return None
+        return self.encoder.to_pixels(features / self.encoder.scale + self.encoder.mean)
 
     def forward(
         self,
-        raw: Tensor,
+        pixels: Tensor,
+        originals: Tensor,
+        teacher: Teacher | None,
         generator: torch.Generator,
         quantize: bool,
         noise: float = 1.0,
         share: Share = ALONE,
     ) -> Losses:
-        """One training step's losses from raw encoder features (B, N, F), a process's `share` of the batch.
+        """One training step's losses of uint8 `pixels` (B, S, S, 3), a process's `share` of the batch.
 
-        `generator` draws the keep mask with Gumbel `noise` of this scale.
+        `originals` (B, s, s, 3) uint8 are the same pictures at the reconstructed side. `generator` draws the
+        keep mask with Gumbel `noise` of this scale.
         """
-        assert self.reconstructor is not None
-        features = self.encoder.standardise(raw.float())
-        settings = self.config.selector
-        draw, costs, keep, codes = self._merge_dense(features, generator, noise, share)
+        assert isinstance(self.reconstructor, GridReconstructor)
+        assert isinstance(self.selector, ErrorSelector)
+        keep, free, errors, codes = self._merge_dense(pixels, generator, noise, share)
         vectors = self.quantizer.normalise(codes)  # (B, N, C)
         quantizer_loss = vectors.new_zeros(())
-        ids = torch.empty(0, dtype=torch.long, device=raw.device)
+        ids = torch.empty(0, dtype=torch.long, device=pixels.device)
         if quantize:
             quantized = self.quantizer(codes[keep])
             vectors = vectors.to(quantized.vectors.dtype).masked_scatter(keep[..., None], quantized.vectors)
             # the library's mean is over this process's vectors, of which it may have more than another
             quantizer_loss = quantized.loss * share.mean(torch.ones_like(quantized.ids, dtype=vectors.dtype))
             ids = quantized.ids
-        predicted = self.reconstructor.gated(vectors, draw.gate)
-        errors = cosine_errors(predicted, features)  # (B, N)
-        cosine = errors.mean()
-        guide = guide_loss(costs, errors, draw.blind & ~keep, share)
-        alone = cosine.new_zeros(())
-        if self.config.alone:
-            alone = share.mean(cosine_errors(self.alone(vectors[keep]), features[keep]))
-        total = cosine + self.config.alone * alone + settings.guide * guide + quantizer_loss
-        if self.config.magnitude:  # the cosine leaves open how long a vector is: how dark, how saturated
-            total = total + self.config.magnitude * F.mse_loss(predicted.float(), features)
-        keep_rate = share.mean(keep.float(), draw.free[:, None].expand_as(keep))
-        return Losses(
-            total, cosine.detach(), alone.detach(), guide.detach(), quantizer_loss.detach(), keep_rate, ids
+        rows, pictures = self.reconstructor(vectors, keep)
+        target = as_maps(originals)
+        pixel, mse = pixel_loss(pictures, target)
+        selector = self.selector.loss(
+            errors, cell_errors(pictures, target, self.reconstructor.grid), keep, share
         )
+        features = perceptual = pixel.new_zeros(())
+        total = pixel + self.config.selector.weight * selector + quantizer_loss
+        if teacher is not None:
+            assert self.to_teacher is not None
+            looked = slice(0, teacher.rows(len(pictures)))  # batches are shuffled: the first are any
+            seen = teacher(target[looked])
+            grid = teacher.encoder.config.grid
+            pooled = F.adaptive_avg_pool2d(
+                rearrange(rows[looked], "b (y x) d -> b d y x", y=self.reconstructor.grid), grid
+            )
+            predicted = self.to_teacher(rearrange(pooled, "b d y x -> b (y x) d"))
+            features = cosine_errors(predicted, seen.features).mean()
+            perceptual = map_distances(teacher.levels(pictures[looked]), seen.levels).mean()
+            total = total + teacher.config.features * features + teacher.config.perceptual * perceptual
+        keep_rate = share.mean(keep.float(), free[:, None].expand_as(keep))
+        parts = (pixel, mse, features, perceptual, selector, quantizer_loss)
+        return Losses(total, *(part.detach() for part in parts), keep_rate, ids)
 
     @torch.no_grad()
     def code_vectors(
-        self, raw: Tensor, generator: torch.Generator, noise: float = 1.0, share: Share = ALONE
+        self, pixels: Tensor, generator: torch.Generator, noise: float = 1.0, share: Share = ALONE
     ) -> Tensor:
-        """Kept tokens (M, C), unquantized, of raw features (B, N, F): where the codebook starts from.
+        """Kept tokens (M, C), unquantized, of `pixels` (B, S, S, 3): where the codebook starts from.
 
         They are those of all processes, of a `share` each.
         """
-        _, _, keep, codes = self._merge_dense(self.encoder.standardise(raw.float()), generator, noise, share)
+        keep, _, _, codes = self._merge_dense(pixels, generator, noise, share)
         return share.gathered(codes[keep])
 
     def _merge_dense(
-        self, features: Tensor, generator: torch.Generator, noise: float, share: Share
-    ) -> tuple[Draw, Tensor, Tensor, Tensor]:
-        """A draw, the selector's costs, the mask (B, N), and unquantized codes (B, N, C) of all rows."""
+        self, pixels: Tensor, generator: torch.Generator, noise: float, share: Share
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is kept (B, N), whose number of codes is free (B,), errors (B, N, 2) and codes (B, N, C)."""
         settings = self.config.selector
-        hidden = self.embed(features)
-        # The selector reads the hidden rows but does not bend them: its gradient slowed everything else down.
-        costs = self.selector.costs(hidden.detach())
-        scores = self.selector.spread(costs)
+        assert isinstance(self.selector, ErrorSelector)
+        assert not isinstance(settings, SelectorConfig)
+        hidden = self.embed(pixels)
+        # The selector reads the hidden rows but does not bend them.
+        errors = self.selector.errors(hidden.detach())
+        scores = self.selector.scores(errors)
         level = self.selector.level_for(scores, settings.rate, share)
         if self.training:
             self.selector.remember(level)
-        parts = {"budgets": settings.budgets, "blind": settings.blind}
-        draw = draw_gate(scores + level, noise, generator, **parts, share=share)
-        keep = draw.gate.detach() > 0.5
-        return draw, costs, keep, self.to_code(self.merger(hidden, keep))
+        keep, free = draw_keep(
+            scores + level,
+            noise,
+            generator,
+            fixed_length=settings.fixed_length_probability,
+            exploration=settings.exploration_probability,
+            share=share,
+        )
+        return keep, free, errors, self.to_code(self.merger(hidden, keep))
 
     @torch.no_grad()
-    def set_level(self, batches: Iterable[Tensor]) -> None:
-        """Set the level so that pictures of raw features (B, N, F) keep the configured share on average."""
-        logits = [self.selector(self.embed(self.encoder.standardise(raw.float()))) for raw in batches]
-        self.selector.level += self.selector.level_for(torch.cat(logits), self.config.selector.rate)
+    def set_level(self, batches: Iterable[Tensor], rate: float) -> None:
+        """Set the logit bias so that pictures of uint8 pixels (B, S, S, 3) keep this fraction on average."""
+        logits = [self.selector(self.embed(pixels)) for pixels in batches]
+        self.selector.level += self.selector.level_for(torch.cat(logits), rate)
 
     @torch.no_grad()
     def round_trip(
-        self, raw: Tensor, *, quantize: bool = True, draw: Callable[[Tensor], Tensor] = choose
+        self, pixels: Tensor, *, quantize: bool = True, draw: Callable[[Tensor], Tensor] = choose
     ) -> RoundTrip:
-        """Raw features (B, N, F) through the codes and back, kept by what `draw` makes of logits (B, N).
+        """Uint8 `pixels` (B, S, S, 3) through the codes and back, kept by what `draw` makes of logits (B, N).
 
         For validation and for training what comes after. It is dense and not bit-stable from batch to batch
         as `Tokenizer` is.
         """
-        assert self.reconstructor is not None
-        features = self.encoder.standardise(raw.float())
-        hidden = self.embed(features)
+        hidden = self.embed(pixels)
         keep = draw(self.selector(hidden))
         codes = self.to_code(self.merger(hidden, keep))
         vectors = self.quantizer.normalise(codes)
-        ids = torch.empty(0, dtype=torch.long, device=raw.device)
+        ids = torch.empty(0, dtype=torch.long, device=pixels.device)
         if quantize:
             quantized = self.quantizer(codes[keep])
             vectors, ids = vectors.masked_scatter(keep[..., None], quantized.vectors), quantized.ids
-        predicted = self.reconstructor.gated(vectors, keep.to(vectors.dtype))
-        return RoundTrip(features, predicted, keep, ids, vectors)
+        real = keep
+        if not self.config.places_codes:  # kept ones first, in their order
+            order, real = kept_rows(keep, keep.shape[1])
+            vectors = torch.take_along_dim(vectors, order[..., None], dim=1)
+        return RoundTrip(self.decode(vectors, real), keep, ids, vectors, real)

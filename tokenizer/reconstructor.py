@@ -23,10 +23,10 @@ class ReconstructorBlock(nn.Module):
         self.attend_codes = Attention(width, heads)
         self.mlp = mlp(width, ratio)
 
-    def forward(self, x: Tensor, codes: Tensor, real: Tensor | None, gate: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, codes: Tensor, real: Tensor) -> Tensor:
         normed = self.norms[0](x)
         x = x + self.attend_grid(normed, normed)
-        x = x + self.attend_codes(self.norms[1](x), codes, real, gate)
+        x = x + self.attend_codes(self.norms[1](x), codes, real)
         return x + self.mlp(self.norms[2](x))
 
 
@@ -58,17 +58,11 @@ class Reconstructor(nn.Module):
 
     def forward(self, codes: Tensor, real: Tensor) -> Tensor:
         """Features (B, N, F) from `codes` (B, K, C), of which `real` (B, K) bool are not padding."""
-        return self._run(self.project_in(codes) + self.order[: codes.shape[1]], real[:, None, None, :], None)
+        return self._run(self.project_in(codes) + self.order[: codes.shape[1]], real[:, None, None, :])
 
-    def gated(self, codes: Tensor, gate: Tensor) -> Tensor:
-        """The same from all N rows with a straight-through keep `gate` (B, N); order counts kept rows."""
-        kept = (gate.detach() > 0.5).long()  # of NaN too a place that there is: the loss tells of it
-        place = kept.cumsum(dim=1) - kept
-        return self._run(self.project_in(codes) + self.order[place], None, gate)
-
-    def _run(self, codes: Tensor, real: Tensor | None, gate: Tensor | None) -> Tensor:
+    def _run(self, codes: Tensor, real: Tensor) -> Tensor:
         codes = self.norm_codes(codes)
         x = self.queries.expand(len(codes), -1, -1)
         for block in self.blocks:
-            x = block(x, codes, real, gate)
+            x = block(x, codes, real)
         return self.project_out(self.norm(x))

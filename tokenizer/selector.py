@@ -1,8 +1,7 @@
-"""Which patches to keep: scores, the straight-through draw of training, and the deterministic choice of
-inference.
+"""Which patches to keep: what each is worth, the draw of training, and the deterministic choice of inference.
 
-After LaVIT (arXiv 2309.04669, section 3.1), whose released code also draws at inference, so that the same
-picture gets other tokens each time; here a draw must be asked for, and brings its generator.
+LaVIT (arXiv 2309.04669, section 3.1) scores patches by an MLP; its released code also draws at inference, so
+that the same picture gets other tokens each time. Here a draw must be asked for, and brings its generator.
 
 Legend: B pictures, N cells, D width.
 """
@@ -16,24 +15,16 @@ from torch import Tensor, nn
 
 from pictish.training.share import ALONE, Share
 
-ERROR_SCALE = 10.0  # logits for an error of 1: errors of 0.05 and 0.35 differ by as much as Gumbel noise does
-LEVEL_STEP = 0.05  # share of one batch in the remembered level
+LEVEL_STEP = 0.05  # weight of one batch in the running logit bias
+LEAST_GAIN = 1e-7  # of squared error: below it patches count as equal
 
 
-class Selector(nn.Module):
-    """Scores each patch from its own features and the mean over the picture.
-
-    It predicts what a patch's absence costs (`guide`), changed by the straight-through gate to what its
-    presence gives. A kept patch speaks for its neighbours too: each at its edge then counts `relief` less, so
-    patches are taken one after the other, the dearest first (`spread`). How many are kept is not learned: one
-    `level`, added to all scores, holds the mean rate. LaVIT's penalty lambda (mean - rho)^2 had a gradient
-    ten times that which tells patches apart (docs/log.md).
-    """
+class PatchScores(nn.Module):
+    """An MLP over each patch's own row and the mean of the picture's; base of both selectors."""
 
     level: Tensor
-    near: Tensor
 
-    def __init__(self, width: int, grid: int, relief: float):
+    def __init__(self, width: int, outputs: int):
         super().__init__()
         half = width // 2
         self.project = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * half), nn.GELU())
@@ -42,10 +33,89 @@ class Selector(nn.Module):
             nn.GELU(),
             nn.Linear(half, half // 2),
             nn.GELU(),
-            nn.Linear(half // 2, 1),
+            nn.Linear(half // 2, outputs),
         )
+        self.register_buffer("level", torch.zeros(()))  # logit bias: how many patches are kept on average
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """(B, N, outputs) of `hidden` (B, N, D)."""
+        own, shared = self.project(hidden).chunk(2, dim=-1)
+        shared = shared.mean(dim=1, keepdim=True).expand_as(own)
+        return self.score(torch.cat([own, shared], dim=-1))
+
+    @torch.no_grad()
+    def level_for(self, scores: Tensor, rate: float, share: Share = ALONE) -> Tensor:
+        """The bias at which a fraction `rate` of `scores` (B, N) comes out above 0, a scalar.
+
+        Of several processes it is that of all their scores.
+        """
+        gathered = share.gathered(scores.float()).flatten()
+        return -gathered.kthvalue(max(1, round((1 - rate) * len(gathered)))).values
+
+    @torch.no_grad()
+    def remember(self, level: Tensor) -> None:
+        """Move the bias of inference towards that of a batch; called once a training step."""
+        self.level.lerp_(level, LEVEL_STEP)
+
+
+class ErrorSelector(PatchScores):
+    """Predicts each patch's reconstruction error where it is dropped and where it is kept.
+
+    Its score is the logarithm of the gain in squared error, so one threshold for all pictures spends codes
+    where they gain most. It learns from the errors of training pictures whose patches were kept and dropped
+    by its own scores and, for a fraction, at random; its gradient reaches no other part. A straight-through
+    gradient alone ranked patches worse in a short training (docs/log.md).
+    """
+
+    calibration: Tensor
+
+    def __init__(self, width: int):
+        super().__init__(width, outputs=2)
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))  # of `predicted_psnr`: slope, intercept
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits (B, N) of keeping each patch of `hidden` (B, N, D)."""
+        return self.scores(self.errors(hidden)) + self.level
+
+    def errors(self, hidden: Tensor) -> Tensor:
+        """Predicted root mean squared errors (B, N, 2): dropped, kept; pixels in [0, 1]."""
+        return F.softplus(self.outputs(hidden).float() - 3)
+
+    @staticmethod
+    def scores(errors: Tensor) -> Tensor:
+        """Logarithm of what keeping each patch gains in squared error (B, N), from errors (B, N, 2)."""
+        dropped, kept = errors.detach().square().unbind(-1)
+        return (dropped - kept).clamp_min(LEAST_GAIN).log()
+
+    def loss(self, errors: Tensor, observed: Tensor, keep: Tensor, share: Share = ALONE) -> Tensor:
+        """How far predicted `errors` (B, N, 2) are from `observed` squared errors (B, N), a scalar.
+
+        Of a patch only one was observed, as it was kept or dropped: `keep` (B, N) bool.
+        """
+        predicted = torch.where(keep, errors[..., 1], errors[..., 0])
+        return share.mean(F.smooth_l1_loss(predicted, observed.detach().sqrt(), reduction="none", beta=0.05))
+
+    def predicted_psnr(self, hidden: Tensor) -> Tensor:
+        """PSNR in dB (B, N) that 1, 2, ... N codes of each picture are expected to reach, never falling."""
+        dropped, kept = self.errors(hidden).square().unbind(-1)
+        order = self.scores(self.errors(hidden)).argsort(dim=1, descending=True, stable=True)
+        gains = torch.gather((dropped - kept).clamp_min(0), 1, order).cumsum(dim=1)
+        mse = (dropped.sum(dim=1, keepdim=True) - gains).clamp_min(1e-8) / hidden.shape[1]
+        return self.calibration[0] * -10 * mse.log10() + self.calibration[1]
+
+
+class Selector(PatchScores):
+    """LaVIT's scores, or those of earlier pictish tokenizers, for inference.
+
+    Where `relief` is set, a kept patch speaks for its neighbours too: each at its edge then counts `relief`
+    less, so patches are taken one after the other, the best first (`spread`).
+    """
+
+    near: Tensor
+
+    def __init__(self, width: int, grid: int, relief: float):
+        super().__init__(width, outputs=1)
         self.relieves = relief > 0
-        self.register_buffer("level", torch.zeros(()))
         cells = torch.arange(grid**2)
         down, right = cells // grid, cells % grid
         apart = (down[:, None] - down).abs() + (right[:, None] - right).abs()  # (N, N)
@@ -53,13 +123,7 @@ class Selector(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (B, N) of keeping each patch of `hidden` (B, N, D)."""
-        return self.spread(self.costs(hidden)) + self.level
-
-    def costs(self, hidden: Tensor) -> Tensor:
-        """What dropping each patch costs (B, N), in `ERROR_SCALE` times an error."""
-        own, shared = self.project(hidden).chunk(2, dim=-1)
-        shared = shared.mean(dim=1, keepdim=True).expand_as(own)
-        return self.score(torch.cat([own, shared], dim=-1)).squeeze(-1)
+        return self.spread(self.outputs(hidden).squeeze(-1)) + self.level
 
     def spread(self, cost: Tensor) -> Tensor:
         """Scores (B, N): the `cost` (B, N) of each patch less the relief by neighbours taken before it.
@@ -77,77 +141,43 @@ class Selector(nn.Module):
             relief = relief + self.near[taken] * left.isfinite()
         return cost - relief
 
-    @torch.no_grad()
-    def level_for(self, scores: Tensor, rate: float, share: Share = ALONE) -> Tensor:
-        """The level at which a share `rate` of `scores` (B, N) comes out above 0, a scalar.
-
-        Of several processes it is that of all their scores.
-        """
-        return -torch.quantile(share.gathered(scores.float()).flatten(), 1 - rate)
-
-    @torch.no_grad()
-    def remember(self, level: Tensor) -> None:
-        """Move the level of inference towards that of a batch; called once a training step."""
-        self.level.lerp_(level, LEVEL_STEP)
-
-
-def guide_loss(cost: Tensor, errors: Tensor, counted: Tensor, share: Share = ALONE) -> Tensor:
-    """How far costs (B, N) are from reconstruction `errors` (B, N) of the `counted` (B, N) cells, a scalar.
-
-    Only dropped cells may be counted, and only those dropped without regard to their cost: else cells that
-    are dear to drop would have no say.
-    """
-    misses = F.smooth_l1_loss(cost.float(), ERROR_SCALE * errors.detach().float(), reduction="none")
-    return share.mean(misses, counted)
-
 
 class Draw(NamedTuple):
-    """A training draw: `gate` (B, N) of zeros and ones; cells (B, N) and pictures (B,), bool."""
+    """A training draw: `keep` (B, N) bool; pictures (B,) bool whose number of codes was their own."""
 
-    gate: Tensor
-    free: Tensor  # pictures whose number of tokens is their own; of the rest it was set
-    blind: Tensor  # cells of free pictures that a coin decided, whatever their score
+    keep: Tensor
+    free: Tensor
 
 
-def draw_gate(
+def draw_keep(
     logits: Tensor,
     noise: float,
     generator: torch.Generator,
     *,
-    budgets: float,
-    blind: float,
+    fixed_length: float,
+    exploration: float,
     share: Share = ALONE,
 ) -> Draw:
-    """Draw a keep gate by straight-through Gumbel-softmax from `logits` (B, N).
+    """Draw what is kept in training from `logits` (B, N).
 
-    The two-class Gumbel-softmax is a sigmoid of logit plus logistic noise; with `noise` 1 a patch is kept
-    with its keep probability, with 0 the draw is the threshold of inference. A share `budgets` of the
-    pictures keep their N best, N drawn from 1 to all and more often small, so that `--budget` works at any N.
-    In the others a share `blind` of the cells falls to a coin that keeps as often as the scores do: what is
-    lost where it drops is what a drop costs among neighbours chosen by score. At least one patch is kept.
-    `logits` may be a process's `share` of the batch.
+    Gumbel noise on both choices is a logistic one on their difference; with `noise` 0 the draw is the
+    threshold of inference. A fraction `fixed_length` of the pictures keep their N best, N drawn from 1 to all
+    and more often small, so that any budget works. Of all cells a fraction `exploration` is kept or dropped at
+    random, as often as the picture's others: what an error is in places where the scores would not look. At
+    least one patch is kept. `logits` may be a process's `share` of the batch.
     """
     count = logits.shape[1]
     drawn = share.drawn(torch.rand, (3, *logits.shape), generator, dim=1)
     uniform, chance, coin = drawn.to(logits.device).clamp(1e-6, 1 - 1e-6)
     rows = share.drawn(torch.rand, (2, len(logits), 1), generator, dim=1).to(logits.device)
-    noisy = logits.float() + noise * torch.logit(uniform)
-    relaxed = torch.sigmoid(noisy)
-    is_free = rows[1] >= budgets  # (B, 1)
-    is_blind = is_free & (chance < blind)  # (B, N)
-    wanted = noisy > 0
-    rank = _rank(noisy.detach())
+    noisy = logits.detach().float() + noise * torch.logit(uniform)
+    free = rows[1] >= fixed_length  # (B, 1)
+    place = rank(noisy)
     number = (1 + (count - 1) * rows[0] ** 2).round()
-    wanted_rate = share.total(wanted.float().mean()) / share.processes
-    keep = torch.where(is_free, torch.where(is_blind, coin < wanted_rate, wanted), rank < number)
-    keep = keep | ((rank == 0) & ~keep.any(dim=1, keepdim=True))
-    # Where the number was set the gate's gradient means nothing: with one token kept, any other is worth a
-    # lot. What is common to all patches belongs to the level, so the gradient is centred.
-    own = is_free & ~is_blind
-    mean = share.total((relaxed * own).sum()) / share.total(own.sum()).clamp_min(1)
-    through = (relaxed - mean) * own
-    gate = keep.to(relaxed.dtype) + (through - through.detach())
-    return Draw(gate, is_free.squeeze(1), is_blind)
+    keep = torch.where(free, noisy > 0, place < number)
+    keep = torch.where(chance < exploration, coin < keep.float().mean(dim=1, keepdim=True), keep)
+    keep = keep | ((place == 0) & ~keep.any(dim=1, keepdim=True))
+    return Draw(keep, free.squeeze(1))
 
 
 def choose(
@@ -169,14 +199,14 @@ def choose(
             raise ValueError(
                 f"budget {budget} asked for; a picture of this model has 1 to {logits.shape[1]} tokens"
             )
-        return _rank(logits) < budget
+        return rank(logits) < budget
     if generators is not None and as_lavit:
         if isinstance(generators, torch.Generator):
             keep = draw_as_lavit(logits, generators)
         else:
             pairs = zip(logits.split(1), generators, strict=True)
             keep = torch.cat([draw_as_lavit(one, generator) for one, generator in pairs])
-        return keep | (_rank(logits) == 0) & ~keep.any(dim=1, keepdim=True)
+        return keep | (rank(logits) == 0) & ~keep.any(dim=1, keepdim=True)
     if generators is not None:
         assert not isinstance(generators, torch.Generator)
         assert len(generators) == len(logits), (len(generators), len(logits))
@@ -186,7 +216,7 @@ def choose(
         if not 0 < threshold < 1:
             raise ValueError(f"threshold {threshold} asked for; a keep probability lies between 0 and 1")
         keep = torch.sigmoid(logits) > threshold
-    return keep | (_rank(logits) == 0)
+    return keep | (rank(logits) == 0)
 
 
 def draw_as_lavit(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -201,7 +231,7 @@ def draw_as_lavit(logits: Tensor, generator: torch.Generator) -> Tensor:
     return keep >= drop  # the first of equals
 
 
-def _rank(scores: Tensor) -> Tensor:
+def rank(scores: Tensor) -> Tensor:
     """The place (B, N) of each cell among its picture's scores, best 0; equal scores in raster order."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)

@@ -1,9 +1,9 @@
-"""Trains a tokenizer: features from the cache, one visible loop, exact resume.
+"""Trains a tokenizer: pictures from the cache, one visible loop, exact resume.
 
 Everything random is a function of the seed and the step, so a resumed run repeats the undisturbed one bit for
 bit (on the CPU) with no generator state to save.
 
-Legend: B pictures, N cells, F feature channels.
+Legend: B pictures, S side in pixels, N cells.
 """
 
 import logging
@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from pictish.data.interrupt import Stopped, asked, in_units
-from pictish.tokenizer.cache import FeatureCache, training_caches
+from pictish.tokenizer.cache import PictureCache, resized, training_caches
 from pictish.tokenizer.config import PhaseConfig, TrainConfig
+from pictish.tokenizer.conv import GridReconstructor, as_maps
 from pictish.tokenizer.dynamic import save_tokenizer
-from pictish.tokenizer.losses import cosine_errors
-from pictish.tokenizer.network import DynamicTokenizer
+from pictish.tokenizer.encoder import Encoder
+from pictish.tokenizer.losses import Teacher
+from pictish.tokenizer.network import DynamicTokenizer, RoundTrip
+from pictish.tokenizer.selector import ErrorSelector, choose
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KMEANS_VECTORS = 16  # vectors a code before k-means places the codebook
+STATISTICS = 1024  # pictures from which a frozen network's features are standardised
 
 
 def train(
@@ -57,12 +61,18 @@ def train(
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
     torch.manual_seed(config.seed)
-    network = DynamicTokenizer(config.model).to(accelerate.device)
+    teacher = Teacher(config.teacher, accelerate.device) if config.teacher else None
+    network = DynamicTokenizer(config.model, teacher.encoder.features if teacher else 0).to(accelerate.device)
     share = Share.of(accelerate)
     share.rows(config.batch_size)  # refused now where it cannot be shared out
+    sides = network.config.encoder.image_size, network.reconstructor.side
     with accelerate.main_process_first():  # it fills the cache, which the others then find
-        training, validation = training_caches(config.data, network.encoder, run, config.seed)
-    network.encoder.fit(training.mean, training.std)
+        training, validation = training_caches(config.data, max(sides), run, config.seed)
+    first_pictures = training.batch(0, min(STATISTICS, len(training)), config.seed).to(accelerate.device)
+    if isinstance(network.encoder, Encoder):
+        network.encoder.fit_to(resized(first_pictures, sides[0]))
+    if teacher:
+        teacher.fit(as_maps(resized(first_pictures, sides[1])))
     skeleton = shard(network, accelerate, methods=CALLED, frozen_whole=True) if fsdp else None
     optimizer = adamw(network, config.phases[0].learning_rate, config.weight_decay, no_decay=NO_DECAY)
     names = [name for name, _ in network.named_parameters()]
@@ -83,8 +93,9 @@ def train(
             if phase.quantize and within == 0:
                 _start_codebook(network, training, config, step, share)
             generator = seeded(config.seed, step)
-            raw, _ = training.batch(step, config.batch_size, config.seed, share)
-            raw = raw.to(accelerate.device)
+            pictures = training.batch(step, config.batch_size, config.seed, share).to(accelerate.device)
+            pictures = with_flat(pictures, config.data.flat, generator, share)
+            pixels, originals = (resized(pictures, side) for side in sides)
             rate = warmup_cosine(
                 within,
                 peak=phase.learning_rate,
@@ -96,10 +107,10 @@ def train(
                 group["lr"] = rate
             watch.begin(network)
             with accelerate.autocast():
-                losses = model(raw, generator, phase.quantize, _noise(config, step), share)
+                noise = _noise(config, step)
+                losses = model(pixels, originals, teacher, generator, phase.quantize, noise, share)
             accelerate.backward(losses.total)
-            # Apart, since the selector's gradient is ten times the rest's and would have all of it scaled
-            # down.
+            # apart, so that neither scales the other down
             apart = [p for name, p in network.named_parameters() if not name.startswith("selector.")]
             norm = plain(accelerate.clip_grad_norm_(apart, config.clip_norm))
             scores = network.selector.parameters()
@@ -107,10 +118,10 @@ def train(
             done = step + 1
             batch = partial(training.names, step, config.batch_size, config.seed, share)
             norms = {"gradient_norm": norm, "selector_gradient_norm": selector_norm}
-            good, stop = watch.judge(done, losses.total * len(raw), len(raw), norms, asked(), batch)
+            good, stop = watch.judge(done, losses.total * len(pixels), len(pixels), norms, asked(), batch)
             if good:
                 optimizer.step()
-                window.add(losses, len(raw))
+                window.add(losses, len(pixels))
             optimizer.zero_grad(set_to_none=True)
             if window.steps and (done % config.log_every == 0 or done == total):
                 metrics.write(
@@ -128,22 +139,29 @@ def train(
                 progress(done, total)
             if stop and done < total:
                 raise Stopped(f"interrupted; step {done} of {total} is saved, the same command goes on there")
-    # Altered views are easier or harder than pictures as they are, which is what the model will meet.
     finished = whole(network, skeleton, accelerate)
     if finished is not None:
-        to = finished.device
-        finished.eval().set_level(raw.to(to) for raw, _ in validation.in_order(config.batch_size))
+        calibrate(finished.eval(), validation, config)
         save_tokenizer(run / "model", finished, overwrite=True)
     return run / "model"
 
 
-LOGGED = ("total", "cosine", "alone", "guide", "quantizer", "keep_rate")  # of Losses
+LOGGED = (
+    "total",
+    "pixel",
+    "mse",
+    "features",
+    "perceptual",
+    "selector",
+    "quantizer",
+    "keep_rate",
+)  # of Losses
 
 # Methods that read weights and are called by others than `forward`.
 CALLED = ("code_vectors", "round_trip", "leaky")
 
 # Tables of positions and queries are embeddings: decay would pull cells towards one another.
-NO_DECAY = ("position", "reconstructor.order", "reconstructor.queries")
+NO_DECAY = ("position", "reconstructor.position", "reconstructor.dropped")
 
 
 class Window:
@@ -199,24 +217,76 @@ def code_numbers(counts: Tensor, codes: int) -> dict[str, float]:
 
 
 def validate(
-    network: DynamicTokenizer, cache: FeatureCache, config: TrainConfig, quantize: bool
+    network: DynamicTokenizer, cache: PictureCache, config: TrainConfig, quantize: bool
 ) -> dict[str, float]:
     """Losses on the validation pictures with the deterministic selection, and how many tokens it keeps."""
     network.eval()
-    cosine, lengths, counts = 0.0, [], torch.zeros(0, dtype=torch.long)
-    for raw, _ in cache.in_order(config.batch_size):
-        there = network.round_trip(raw.to(network.device), quantize=quantize)
+    psnr, lengths, counts = [], [], torch.zeros(0, dtype=torch.long)
+    for pictures in cache.in_order(config.batch_size):
+        there, errors = _round_trip(network, pictures.to(network.device), quantize=quantize)
         counts = _add_counts(counts, there.ids)
-        cosine += float(cosine_errors(there.predicted, there.features).mean()) * len(raw)
+        psnr.append(errors.log10() * -10)
         lengths.append(there.keep.sum(dim=1))
     network.train()
     tokens = torch.cat(lengths).float()
     quantiles = torch.quantile(tokens, torch.tensor([0.05, 0.5, 0.95], device=tokens.device)).tolist()
-    result = {"validation_cosine": cosine / len(cache), "validation_tokens": float(tokens.mean())}
+    result = {"validation_psnr": float(torch.cat(psnr).mean()), "validation_tokens": float(tokens.mean())}
     result |= {f"validation_tokens_p{p}": q for p, q in zip((5, 50, 95), quantiles, strict=True)}
     if quantize:
         result |= {f"validation_{k}": v for k, v in code_numbers(counts, network.quantizer.codes).items()}
     return result
+
+
+def _round_trip(
+    network: DynamicTokenizer,
+    pictures: Tensor,
+    *,
+    quantize: bool = True,
+    draw: Callable[[Tensor], Tensor] = choose,
+) -> tuple[RoundTrip, Tensor]:
+    """Pictures (B, S, S, 3) uint8 through the codes and back, and their squared errors (B,) in [0, 1]."""
+    assert isinstance(network.reconstructor, GridReconstructor)
+    pixels = resized(pictures, network.config.encoder.image_size)
+    there = network.round_trip(pixels, quantize=quantize, draw=draw)
+    found = network.pixels_in(there.features)
+    assert found is not None
+    target = as_maps(resized(pictures, network.reconstructor.side))
+    return there, (found.clamp(0, 1) - target).square().mean((1, 2, 3)).clamp_min(1e-10)
+
+
+@torch.no_grad()
+def calibrate(network: DynamicTokenizer, cache: PictureCache, config: TrainConfig) -> None:
+    """Set on validation pictures how many codes are kept, and what PSNR so many codes are expected to give.
+
+    Altered views are easier or harder than pictures as they are, which is what the model will meet.
+    """
+    selector, device = network.selector, network.device
+    assert isinstance(selector, ErrorSelector)
+    side = config.model.encoder.image_size
+    batches = [pictures.to(device) for pictures in cache.in_order(config.batch_size)]
+    network.set_level((resized(pictures, side) for pictures in batches), config.model.selector.rate)
+    selector.calibration.copy_(torch.tensor([1.0, 0.0]))
+    predicted, reached = [], []
+    for pictures in batches:
+        expected = selector.predicted_psnr(network.embed(resized(pictures, side)))  # (B, N)
+        for budget in sorted({max(1, expected.shape[1] // part) for part in (16, 8, 4, 3, 2)}):
+            _, errors = _round_trip(network, pictures, draw=partial(choose, budget=budget))
+            predicted.append(expected[:, budget - 1])
+            reached.append(errors.log10() * -10)
+    x, y = torch.cat(predicted), torch.cat(reached)
+    slope = ((x - x.mean()) * (y - y.mean())).mean() / x.var(correction=0).clamp_min(1e-6)
+    slope = slope.clamp_min(0.1)  # a prediction that says nothing must not turn round
+    selector.calibration.copy_(torch.stack([slope, y.mean() - slope * x.mean()]))
+
+
+def with_flat(pictures: Tensor, fraction: float, generator: torch.Generator, share: Share) -> Tensor:
+    """Pictures (B, S, S, 3) of which a `fraction` is replaced by pictures of one colour."""
+    if not fraction:
+        return pictures
+    chance = share.drawn(torch.rand, (len(pictures),), generator)
+    colours = (share.drawn(torch.rand, (len(pictures), 1, 1, 3), generator) * 256).to(torch.uint8)
+    flat = (chance < fraction)[:, None, None, None].to(pictures.device)
+    return torch.where(flat, colours.to(pictures.device), pictures)
 
 
 def _add_counts(counts: Tensor, ids: Tensor) -> Tensor:
@@ -244,13 +314,14 @@ def _noise(config: TrainConfig, step: int) -> float:
 
 
 def _start_codebook(
-    network: DynamicTokenizer, training: FeatureCache, config: TrainConfig, step: int, share: Share
+    network: DynamicTokenizer, training: PictureCache, config: TrainConfig, step: int, share: Share
 ) -> None:
     """Place the codes by k-means among kept tokens of as many batches as that takes."""
     generator = seeded(config.seed + 1, step)
     vectors: list[Tensor] = []
     while sum(map(len, vectors)) < KMEANS_VECTORS * network.quantizer.codes:
-        raw, _ = training.batch(step + len(vectors), config.batch_size, config.seed + 1, share)
-        vectors.append(network.code_vectors(raw.to(network.device), generator, _noise(config, step), share))
+        pictures = training.batch(step + len(vectors), config.batch_size, config.seed + 1, share)
+        pixels = resized(pictures.to(network.device), config.model.encoder.image_size)
+        vectors.append(network.code_vectors(pixels, generator, _noise(config, step), share))
     found = torch.cat(vectors)
     network.quantizer.start(found[found.isfinite().all(dim=1)])  # one broken picture would spoil all codes
