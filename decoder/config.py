@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from pictish.configs import Config
 from pictish.tokenizer.config import DataConfig
+from pictish.training.precision import MixedPrecision
 from pictish.training.schedule import check_warmup
 
 
@@ -220,7 +221,9 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
     tensorboard: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: MixedPrecision = Field(
+        "no", description="auto: bf16 where the processor or GPU has units for it, else no"
+    )
 
     @model_validator(mode="after")
     def _objective_fits(self) -> "TrainConfig":

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pictish.configs import Config
+from pictish.training.precision import MixedPrecision
 from pictish.training.schedule import check_warmup
 
 
@@ -179,7 +180,9 @@ class TrainConfig(Config):
     checkpoint_every: int = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
     tensorboard: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: MixedPrecision = Field(
+        "no", description="auto: bf16 where the processor or GPU has units for it, else no"
+    )
     stored_as: Literal["float32", "float16", "bfloat16"] = "float16"
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from pictish.configs import Config
 from pictish.tokenizer.quantizers.config import QuantizerConfig
+from pictish.training.precision import MixedPrecision
 from pictish.training.schedule import check_warmup
 
 MOST_PIXELS = 1 << 28  # of a forward: what a model folder's settings can make a command allocate is bounded
@@ -316,7 +317,9 @@ class TrainConfig(Config):
         0.3, ge=0, le=1, description="warn when a smaller share of the codebook is in use"
     )
     tensorboard: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: MixedPrecision = Field(
+        "no", description="auto: bf16 where the processor or GPU has units for it, else no"
+    )
 
     @model_validator(mode="after")
     def _trainable(self) -> "TrainConfig":

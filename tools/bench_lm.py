@@ -2,6 +2,7 @@
 
 python tools/bench_lm.py generate      a picture of 32 codes with guidance, batch 1 and 4
 python tools/bench_lm.py pack          useful tokens a second of a training step at several row lengths
+python tools/bench_lm.py shapes        ids a second of a training step by architecture, width, depth and attention
 
 Weights are random: speed does not depend on them. Each figure is the median of several rounds in which the
 rivals take turns. Run it on a machine that does nothing else.
@@ -28,12 +29,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["generate", "pack"])
+    parser.add_argument("what", choices=["generate", "pack", "shapes"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--codes", type=int, default=32, help="of each generated picture")
     settings = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    {"generate": generation, "pack": packing}[settings.what](settings)
+    {"generate": generation, "pack": packing, "shapes": shapes}[settings.what](settings)
 
 
 def starter_sized():
@@ -175,6 +176,61 @@ def packing(settings: argparse.Namespace) -> None:
         print(
             f"{name:36} {useful / seconds:9.0f} useful tokens/s  {base / seconds:5.2f}x  waste {waste:5.1%}"
         )
+
+
+def shapes(settings: argparse.Namespace) -> None:
+    """A whole step, optimizer included, on 32 full rows of 128 ids; 4,096 codes beside 1,500 text ids."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pictish.lm.objective import cross_entropy
+    from pictish.lm.packing import attention_mask, pack
+    from pictish.lm.sequence import Document
+    from pictish.training.optimizer import adamw
+    from pictish.training.world import keep_freed_memory
+
+    keep_freed_memory()
+    rows, length, size = 32, 128, 4096 + 1500
+    chance = np.random.default_rng(0)
+    documents = [
+        Document("drawing", chance.integers(0, size, length), np.ones(length, bool), np.zeros(0, int), None)
+        for _ in range(rows)
+    ]
+    packed = pack([[document] for document in documents], length)
+    work, weights = {}, {}
+    for architecture in ("llama", "qwen3"):
+        for width, layers in ((256, 6), (512, 4), (640, 4)):
+            torch.manual_seed(0)
+            heads = {"num_attention_heads": width // 64, "num_key_value_heads": width // 64, "head_dim": 64}
+            config = AutoConfig.for_model(
+                architecture,
+                vocab_size=size,
+                hidden_size=width,
+                intermediate_size=3 * width,
+                num_hidden_layers=layers,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=None,
+                **heads,
+            )
+            model = AutoModelForCausalLM.from_config(config).train()
+            optimizer = adamw(model, 1e-3, 0.05)
+            for attention in ("eager", "sdpa"):
+
+                def step(model=model, attention=attention, optimizer=optimizer):
+                    model.set_attn_implementation(attention)
+                    dtype = torch.bool if attention == "sdpa" else torch.float32
+                    mask = attention_mask(packed.documents, dtype)
+                    logits = model(packed.ids, mask, packed.positions, use_cache=False).logits
+                    (cross_entropy(logits, packed).total / packed.learned).backward()
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+
+                name = f"{architecture} {width} x {layers}, {attention}"
+                work[name] = step
+                weights[name] = sum(parameter.numel() for parameter in model.parameters())
+    for name, seconds in rivals(work, settings.rounds).items():
+        speed = packed.ids.numel() / seconds
+        print(f"{name:24} {weights[name] / 1e6:6.1f} M weights {speed:7.0f} ids/s")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """An exponential moving average of weights, by diffusers' EMAModel."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,16 @@ PREFIX = "average."
 class Average:
     """The average of a module's trained parameters; with `decay` 0 there is none, and nothing happens.
 
-    Of a sharded module each process averages its own rows.
+    `names`: of which parameters, where others are trained at other times. Of a sharded module each process
+    averages its own rows.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self._named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    def __init__(self, module: nn.Module, decay: float, names: Collection[str] | None = None) -> None:
+        self._named = [
+            (name, p)
+            for name, p in module.named_parameters()
+            if (p.requires_grad if names is None else name in names)
+        ]
         self._ema = None
         if decay:
             from diffusers.training_utils import EMAModel
@@ -65,5 +70,8 @@ class Average:
         self._ema.optimization_step = int(tensors[f"{PREFIX}steps"])
 
     def _own(self) -> list[nn.Parameter]:
-        """The parameters, or the rows of them that this process holds: those that EMAModel sees trained."""
-        return [p if not isinstance(p, DTensor) else nn.Parameter(local(p)) for _, p in self._named]
+        """The parameters, or the rows of them that this process holds, in the same memory.
+
+        As parameters that require a gradient: EMAModel copies frozen ones instead of averaging them.
+        """
+        return [nn.Parameter(local(p)) for _, p in self._named]

@@ -1,12 +1,17 @@
 """Where a run computes: the device by name, accelerate set up for it, and the generator of a step."""
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
 import torch
 
+from pictish.training.precision import resolve_precision
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -31,20 +36,21 @@ def resolve_device(name: str) -> torch.device:
 
 
 def accelerator(device: str, mixed_precision: str = "no") -> "Accelerator":
-    """An accelerate.Accelerator on `device` (as `resolve_device`); `mixed_precision` is no, bf16 or fp16.
+    """An accelerate.Accelerator on `device` (as `resolve_device`), in the precision of `resolve_precision`.
 
     It never wraps FSDP around a network, whatever its launcher asked for: see sharding.py.
     """
     from accelerate import Accelerator
 
-    if mixed_precision not in ("no", "bf16", "fp16"):
-        raise ValueError(f"mixed_precision {mixed_precision}: not known; give no, bf16 or fp16")
-    os.environ.pop("ACCELERATE_USE_FSDP", None)
     target = resolve_device(device)
+    precision = resolve_precision(mixed_precision, target)
+    if mixed_precision == "auto":
+        logger.info("mixed_precision auto: %s", precision)
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
     if target.type == "cuda" and target.index is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         torch.cuda.set_device(target)
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(target)  # accelerate would take cuda:0
-    return Accelerator(cpu=target.type == "cpu", mixed_precision=mixed_precision)
+    return Accelerator(cpu=target.type == "cpu", mixed_precision=precision)
 
 
 def keep_freed_memory() -> None:

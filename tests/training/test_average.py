@@ -69,6 +69,20 @@ def test_a_checkpoint_holds_all_of_it():
         assert torch.equal(tensor, first.tensors()[name]), name
 
 
+def test_named_parameters_are_averaged_also_while_they_are_frozen():
+    made = module()
+    average = Average(made, 0.9, names={"0.weight", "1.bias"})
+    made.requires_grad_(False)
+    for number in range(1, 5):
+        step(made, number)
+        average.update()
+    assert sorted(average.tensors()) == ["average.0.weight", "average.1.bias", "average.steps"]
+    with average.applied():
+        assert float(made[0].weight[0, 0]) < 3.9
+        assert float(made[0].bias[0]) == 5.0, "not among the names"
+    assert float(made[0].weight[0, 0]) == 4.0
+
+
 def test_without_decay_there_is_none():
     made = module()
     average = Average(made, decay=0)

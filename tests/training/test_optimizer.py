@@ -1,8 +1,12 @@
+import copy
+
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
-from pictish.training.optimizer import adamw, parameter_names
+from pictish.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from pictish.training.optimizer import adamw, muon, parameter_names
 
 
 class Part(nn.Module):
@@ -46,3 +50,72 @@ def test_a_pattern_that_matches_nothing_and_nothing_to_train_are_refused():
         adamw(Part(), lr=1e-3, weight_decay=0.1, no_decay=("positions",))
     with pytest.raises(ValueError, match="no parameter requires a gradient"):
         adamw(Part().requires_grad_(False), lr=1e-3, weight_decay=0.1)
+
+
+class Deep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(6, 4)
+        self.hidden = nn.Linear(4, 8)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 6)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.hidden(self.embedding(ids))))
+
+
+def run(model: Deep, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for number in steps:
+        optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 / (1 + number)
+        loss = model(torch.tensor([[number % 6, 1]])).square().mean()
+        loss.backward()
+        optimizer.step()
+
+
+def test_muon_orthogonalizes_hidden_matrices_and_leaves_the_rest_to_adamw():
+    torch.manual_seed(0)
+    model = Deep()
+    other = copy.deepcopy(model)
+    settings = {"lr": 0.01, "weight_decay": 0.0}
+    optimizer = muon(model, **settings, matrices={"hidden.weight"}, no_decay=("embedding.*",))
+    assert sorted(parameter_names(optimizer)) == sorted(name for name, _ in model.named_parameters())
+    before = model.hidden.weight.detach().clone()
+    model.hidden.weight.grad = torch.randn(8, 4) @ torch.diag(torch.tensor([1.0, 2.0, 4.0, 8.0]))
+    optimizer.step()
+    singular = torch.linalg.svdvals(model.hidden.weight.detach() - before) / (0.01 * 0.2 * 8**0.5)
+    assert ((singular > 0.6) & (singular < 1.3)).all(), "as large in every direction, scaled to AdamW's size"
+    run(other, adamw(other, **settings), range(1))
+    again = Deep()
+    again.load_state_dict(copy.deepcopy(other.state_dict()))
+    torch.manual_seed(0)
+    fresh = Deep()
+    run(fresh, muon(fresh, **settings, matrices={"hidden.weight"}), range(1))
+    for name in ("embedding.weight", "norm.weight", "head.weight", "head.bias"):
+        assert torch.equal(fresh.get_parameter(name), again.get_parameter(name)), name
+    assert not torch.equal(fresh.hidden.weight, again.hidden.weight)
+
+
+def test_muon_goes_on_exactly_from_its_checkpoint():
+    torch.manual_seed(0)
+    model = Deep()
+    names = [name for name, _ in model.named_parameters()]
+    made = {"lr": 0.01, "weight_decay": 0.1, "matrices": {"hidden.weight"}}
+    accelerate = Accelerator(cpu=True)
+    optimizer = accelerate.prepare(muon(model, **made))  # which loads its state
+    run(model, optimizer, range(3))
+    tensors = {name: t.clone() for name, t in optimizer_tensors(optimizer, names).items()}
+    assert "optimizer.hidden.weight.momentum_buffer" in tensors
+    assert "optimizer.hidden.bias.exp_avg_sq" in tensors
+    other = copy.deepcopy(model)
+    run(model, optimizer, range(3, 6))
+    resumed = muon(other, **made)
+    load_optimizer_tensors(resumed, names, tensors)
+    run(other, accelerate.prepare(resumed), range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_muon_without_matrices_is_adamw():
+    optimizer = muon(Deep(), 1e-3, 0.1, matrices=())
+    assert isinstance(optimizer, torch.optim.AdamW)

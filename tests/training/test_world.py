@@ -3,7 +3,9 @@ import sys
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
+from pictish.training.precision import resolve_precision
 from pictish.training.world import accelerator, keep_freed_memory, resolve_device
 
 
@@ -65,8 +67,24 @@ def test_accelerator_on_the_cpu_steps_a_model():
 
 
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="mixed_precision fp8: not known; give no, bf16 or fp16"):
+    with pytest.raises(ValueError, match="mixed_precision fp8: not known; give auto, no, bf16 or fp16"):
         accelerator("cpu", "fp8")
+
+
+@pytest.mark.parametrize(("units", "found"), [({"amx_bf16": True}, "bf16"), ({"amx_bf16": False}, "no")])
+def test_auto_takes_bf16_where_the_processor_has_units_for_it(monkeypatch, units, found):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_f": True, **units})
+    assert resolve_precision("auto", torch.device("cpu")) == found
+    assert resolve_precision("fp16", torch.device("cpu")) == "fp16"
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: including_emulation)
+    assert resolve_precision("auto", torch.device("cuda")) == "no", "emulation is no unit"
+
+
+def test_auto_is_resolved_before_accelerate_sees_it(monkeypatch, request):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process, says accelerate
+    request.addfinalizer(lambda: AcceleratorState._reset_state(reset_partial_state=True))
+    assert accelerator("cpu", "auto").mixed_precision == "bf16"
 
 
 FAULTS = """
