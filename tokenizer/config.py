@@ -306,6 +306,9 @@ class TrainConfig(Config):
     data: DataConfig
     phases: tuple[PhaseConfig, ...]
     batch_size: int = Field(64, gt=0)
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices of the blocks; AdamW for the rest"
+    )
     weight_decay: float = Field(0.05, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     seed: int = 0

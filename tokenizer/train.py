@@ -27,7 +27,7 @@ from pictish.tokenizer.network import DynamicTokenizer, RoundTrip
 from pictish.tokenizer.selector import ErrorSelector, choose
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.metrics import MetricsLog
-from pictish.training.optimizer import adamw
+from pictish.training.optimizer import adamw, muon
 from pictish.training.schedule import warmup_cosine
 from pictish.training.sharding import plain, prepare, shard, whole
 from pictish.training.share import Share
@@ -74,7 +74,8 @@ def train(
     if teacher:
         teacher.fit(as_maps(resized(first_pictures, sides[1])))
     skeleton = shard(network, accelerate, methods=CALLED, frozen_whole=True) if fsdp else None
-    optimizer = adamw(network, config.phases[0].learning_rate, config.weight_decay, no_decay=NO_DECAY)
+    optimizer_of = partial(muon, matrices=block_matrices(network)) if config.optimizer == "muon" else adamw
+    optimizer = optimizer_of(network, config.phases[0].learning_rate, config.weight_decay, no_decay=NO_DECAY)
     names = [name for name, _ in network.named_parameters()]
     watch = Watch(run, accelerate, anomaly_skip)
     with accelerate.main_process_first():  # it clears up after a killed save
@@ -162,6 +163,11 @@ CALLED = ("code_vectors", "round_trip", "leaky")
 
 # Tables of positions and queries are embeddings: decay would pull cells towards one another.
 NO_DECAY = ("position", "reconstructor.position", "reconstructor.dropped")
+
+
+def block_matrices(network: DynamicTokenizer) -> set[str]:
+    """Names of the matrices inside blocks, which Muon is made for; embeddings and heads are none."""
+    return {name for name, p in network.named_parameters() if p.ndim == 2 and ".blocks." in name}
 
 
 class Window:
