@@ -1,6 +1,6 @@
 """Codes to what a denoiser reads: maps beside the picture, and a sequence for its cross-attention.
 
-Legend: B pictures, N = grid x grid cells, K codes (padded), F feature channels, C code dimension, D width of
+Legend: B pictures, N = grid x grid cells, F feature channels, C code dimension, D width of
 the sequence, L its length, H x W the denoiser's own map.
 """
 
@@ -20,8 +20,8 @@ class Told(NamedTuple):
     """What the tokenizer's codes say of B pictures."""
 
     features: Tensor | None  # (B, N, F) of the tokenizer's reconstructor, standardised, where they are read
-    codes: Tensor  # (B, K, C) code vectors in their order
-    real: Tensor  # (B, K) bool: which are no padding
+    codes: Tensor  # (B, N, C) code vectors at their cells, or in their order where cells are not known
+    real: Tensor  # (B, N) bool: where there are any
     pixels: Tensor | None  # (B, 3, s, s) in [0, 1]: those among the features, where there are any
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Told":

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from pictish.configs import Config
-from pictish.tokenizer.config import DataConfig
+from pictish.tokenizer.config import DataConfig, EncoderConfig
 from pictish.training.precision import MixedPrecision
 from pictish.training.schedule import check_warmup
 
@@ -191,8 +191,8 @@ class ObjectiveConfig(Config):
     perceptual: float = Field(
         0.0,
         ge=0,
-        description="weight of the distance between the predicted x_0 and the picture in the tokenizer's "
-        "frozen encoder (arXiv 2409.02529)",
+        description="weight of the distance between the predicted x_0 and the picture in the feature maps of "
+        "`teacher` (arXiv 2409.02529)",
     )
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the weights' average, which is what is saved")
 
@@ -205,6 +205,9 @@ class TrainConfig(Config):
     objective: ObjectiveConfig = ObjectiveConfig()
     tokenizer: str = Field(
         "starter", description="the model whose codes are decoded: a folder or a shipped name"
+    )
+    teacher: EncoderConfig | None = Field(
+        None, description="frozen timm network that `objective.perceptual` compares pictures by"
     )
     data: DataConfig
     steps: int = Field(gt=0)
@@ -229,6 +232,8 @@ class TrainConfig(Config):
     def _objective_fits(self) -> "TrainConfig":
         if isinstance(self.model, DiffusionConfig):
             noise, weighting = self.model.noise, self.objective.weighting
+            if self.objective.perceptual and self.teacher is None:
+                raise ValueError("objective.perceptual: needs a `teacher`, and none is given")
             if self.objective.perceptual and noise.predicts == "epsilon":
                 raise ValueError(
                     "objective.perceptual: of noise.predicts epsilon, whose x_0 is unsound at high noise; "

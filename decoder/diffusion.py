@@ -46,10 +46,10 @@ class DiffusionDecoder(nn.Module):
         self.sample_size = config.side // shrink
         self.condition = _condition(config, tokenizer, self.sample_size // grid)
         network = tokenizer.network
-        if config.residual and (isinstance(self.latents, parts.Latents) or not network.encoder.config.pixels):
+        if config.residual and (isinstance(self.latents, parts.Latents) or network.pixel_side is None):
             raise ValueError(
-                "residual: it is about the pixels among a tokenizer's features; it needs encoder.pixels "
-                "there and pixels here"
+                "residual: it is about the pixels that a tokenizer reconstructs; it needs them there, and "
+                "pixels here"
             )
         self.denoiser = parts.build_denoiser(config, self.channels, self.sample_size)
 
@@ -120,7 +120,7 @@ class DiffusionDecoder(nn.Module):
 
 def _condition(config: DiffusionConfig, tokenizer: Tokenizer, enlarge: int) -> Condition | HeadCondition:
     network = tokenizer.network
-    sizes = network.encoder.features, network.quantizer.dim, tokenizer.cells
+    sizes = network.features, network.quantizer.dim, tokenizer.cells
     if isinstance(config.condition, ConditionConfig):
         return Condition(config.condition, *sizes, enlarge)
     return HeadCondition(config.condition, *sizes)

@@ -27,8 +27,8 @@ class Batch(NamedTuple):
     """What the codes of B pictures say, and the pictures."""
 
     features: Tensor  # (B, N, F) of the reconstructor
-    codes: Tensor  # (B, N, C) in their order, padded
-    real: Tensor  # (B, N) bool: which are no padding
+    codes: Tensor  # (B, N, C), see `Told`
+    real: Tensor  # (B, N) bool
     target: Tensor  # (B, 3, S, S) in [0, 1]
     plain: Tensor | None  # (B, 3, s, s): the pixels among the predicted features, where there are any
 
@@ -93,16 +93,11 @@ def diffusion_losses(
 
 
 def _perceptual(encoder: Encoder, pictures: Tensor, targets: Tensor) -> Tensor:
-    """Mean distance of pictures (B, 3, S, S) from targets as the encoder sees them, at its own size."""
+    """Mean distance of pictures (B, 3, S, S) from targets in the encoder's feature maps."""
     with torch.autocast(pictures.device.type, enabled=False):  # its depthwise convolutions are slow in bf16
-        side = encoder.config.image_size
-        shown = [
-            F.interpolate(each.float(), size=(side, side), mode="bilinear", align_corners=False)
-            for each in (pictures, targets)
-        ]
         with torch.no_grad():
-            theirs = encoder.levels(shown[1])
-        return map_distances(encoder.levels(shown[0]), theirs).mean()
+            theirs = encoder.levels(targets.float())
+        return map_distances(encoder.levels(pictures.float()), theirs).mean()
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from pictish.data.tokens import TokenizedImage
 from pictish.decoder.condition import Told
 from pictish.decoder.config import HeadsConfig, SamplingConfig
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion
-from pictish.decoder.preview import predicted_pixels
 from pictish.decoder.schedulers import as_model_sees, begin, build_scheduler, take_step
 from pictish.tokenizer.dynamic import Tokenizer
 
@@ -133,10 +132,7 @@ class Decoder:
         own = isinstance(condition, HeadsConfig) and condition.trunk is not None
         features = None if own else self.tokenizer.reconstruct(tokens)
         codes, real = self.tokenizer.code_vectors(tokens)
-        encoder = self.tokenizer.network.encoder
-        pixels = None
-        if encoder.config.pixels and features is not None:
-            pixels = predicted_pixels(encoder, features)
+        pixels = None if features is None else self.tokenizer.pixels_in(features)
         return Told(features, codes, real, pixels).each(lambda tensor: tensor.to(self.device))
 
     def _source(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,6 @@
-"""The preview head: codes to a small picture in one forward, no sampling.
+"""The preview: codes to a small picture in one forward, no sampling.
+
+A tokenizer that places its codes reconstructs pixels itself, and a head is not needed.
 
 Legend: B pictures, N = grid x grid cells, F feature channels, C channels, S side of the picture in pixels.
 """
@@ -23,7 +25,6 @@ from pictish.data.model_folder import (
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.config import PreviewConfig
 from pictish.tokenizer.dynamic import Tokenizer
-from pictish.tokenizer.encoder import Encoder
 
 
 class ResidualBlock(nn.Module):
@@ -58,7 +59,7 @@ class PreviewHead(nn.Module):
         doublings = (side // grid).bit_length() - 1
         if doublings < 1 or grid << doublings != side:
             raise ValueError(
-                f"preview: encoder.pixels must be 2, 4, 8, ... for a preview, not {side // grid}"
+                f"preview: a cell must have 2, 4, 8, ... pixels a side for a preview, not {side // grid}"
             )
         self.grid = grid
         self.enter = nn.Conv2d(features, config.width, 1)
@@ -83,20 +84,16 @@ class PreviewHead(nn.Module):
         return pixels + self.leave(self.stages(self.enter(x)))
 
 
-def predicted_pixels(encoder: Encoder, predicted: Tensor) -> Tensor:
-    """The picture (B, 3, S, S) inside predicted standardised features (B, N, F)."""
-    return encoder.to_pixels(predicted / encoder.scale + encoder.mean)
-
-
 class Preview:
-    """A trained preview head with the tokenizer whose codes it decodes."""
+    """The tokenizer's reconstructed pictures, corrected by a trained head where there is one."""
 
-    def __init__(self, head: PreviewHead, tokenizer: Tokenizer, device: str | torch.device = "cpu"):
-        self.head = head.eval().requires_grad_(False).to(device)
+    def __init__(self, head: PreviewHead | None, tokenizer: Tokenizer, device: str | torch.device = "cpu"):
+        self.head = None if head is None else head.eval().requires_grad_(False).to(device)
         self.tokenizer = tokenizer
         self.device = torch.device(device)
-        encoder = tokenizer.network.config.encoder
-        self.side = encoder.grid * encoder.pixels
+        side = tokenizer.network.pixel_side
+        assert side is not None, "this tokenizer reconstructs no pixels"
+        self.side = side
 
     @classmethod
     def from_folder(
@@ -104,6 +101,8 @@ class Preview:
     ) -> "Preview":
         """Load a model folder, or the shipped `"starter"`; ValueError when it fits another tokenizer."""
         path = find_decoder(folder, "preview")
+        if path is None and tokenizer.places_codes:
+            return cls(None, tokenizer, device)
         if path is None:
             raise ValueError(f"{folder}: a preview decoder was asked for, and it holds none")
         stored = read_model_folder(path)
@@ -130,23 +129,20 @@ class Preview:
         size = self.tokenizer.micro_batch
         pictures = []
         for group in predicted.split(size):
-            blanks = (0, 0, 0, 0, 0, size - len(group))
-            padded = F.pad(group, blanks)
-            pictures.append(
-                self.head(padded, predicted_pixels(self.tokenizer.network.encoder, padded))[: len(group)]
-            )
+            padded = F.pad(group, (0, 0, 0, 0, 0, size - len(group)))  # with blanks
+            pixels = self.tokenizer.pixels_in(padded)
+            assert pixels is not None
+            pictures.append((pixels if self.head is None else self.head(padded, pixels))[: len(group)])
         rgb = torch.cat(pictures).clamp(0, 1) * 255
         return rearrange(rgb.round().to(torch.uint8), "b c h w -> b h w c").cpu()
 
 
 def build_preview(config: PreviewConfig, tokenizer: Tokenizer) -> PreviewHead:
     """An untrained head that fits `tokenizer`; ValueError when its features hold no pixels."""
-    encoder = tokenizer.network.config.encoder
-    if not encoder.pixels:
-        raise ValueError("preview: the tokenizer's features hold no pixels; train it with encoder.pixels > 0")
-    return PreviewHead(
-        config, tokenizer.network.encoder.features, encoder.grid, encoder.grid * encoder.pixels
-    )
+    side = tokenizer.network.pixel_side
+    if side is None:
+        raise ValueError("preview: the tokenizer's features hold no pixels, as those of LaVIT")
+    return PreviewHead(config, tokenizer.network.features, tokenizer.grid[0], side)
 
 
 def save_preview(

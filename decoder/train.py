@@ -18,11 +18,12 @@ from pictish.data.interrupt import Stopped, asked, in_units
 from pictish.decoder.config import DiffusionConfig, PreviewConfig, TrainConfig
 from pictish.decoder.diffusion import DiffusionDecoder, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures, preview_losses
-from pictish.decoder.preview import PreviewHead, build_preview, predicted_pixels, save_preview
-from pictish.tokenizer.cache import FeatureCache, training_caches
+from pictish.decoder.preview import PreviewHead, build_preview, save_preview
+from pictish.tokenizer.cache import PictureCache, resized, training_caches
+from pictish.tokenizer.conv import as_maps
 from pictish.tokenizer.dynamic import Tokenizer
 from pictish.tokenizer.encoder import Encoder
-from pictish.tokenizer.selector import choose, draw_gate
+from pictish.tokenizer.selector import choose, draw_keep
 from pictish.training.average import Average
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.metrics import MetricsLog
@@ -55,14 +56,14 @@ def train(
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
     tokenizer = Tokenizer.from_folder(config.tokenizer, accelerate.device)
-    caches = partial(training_caches, config.data, tokenizer.network.encoder, run, config.seed)
+    sides = tokenizer.image_size, _side(config, tokenizer)
     torch.manual_seed(config.seed)
     network = build(config, tokenizer).to(accelerate.device)  # first: it refuses what does not fit at once
     share = Share.of(accelerate)
     share.rows(config.batch_size)  # refused now where it cannot be shared out
     main = accelerate.is_main_process
     with accelerate.main_process_first():  # it fills the cache, which the others then find
-        training, validation = caches(pictures=_own_pictures(config, tokenizer))
+        training, validation = training_caches(config.data, max(sides), run, config.seed)
     skeleton = shard(network, accelerate, frozen_whole=True) if fsdp else None
     optimizer = adamw(network, config.learning_rate, config.weight_decay)
     names = [name for name, _ in network.named_parameters()]
@@ -71,7 +72,10 @@ def train(
     with accelerate.main_process_first():  # it clears up after a killed save
         first = restore(run, network, optimizer, names, average, watch)
     model, optimizer = prepare(accelerate, network, optimizer)
-    encoder = tokenizer.network.encoder.at_all_levels() if config.objective.perceptual else None
+    encoder = None
+    if config.objective.perceptual:
+        assert config.teacher is not None  # the config refuses it otherwise
+        encoder = Encoder(config.teacher).at_all_levels().to(accelerate.device)
     losses_of = partial(_losses, config=config, network=network, encoder=encoder)
     window: dict[str, list[Tensor]] = {}
     since = time.monotonic()
@@ -80,9 +84,9 @@ def train(
     with MetricsLog(run, first, config.tensorboard, main=main) as metrics, stretch:
         for step in range(first, config.steps):
             generator = seeded(config.seed, step)
-            raw, pictures = training.batch(step, config.batch_size, config.seed, share)
+            pictures = training.batch(step, config.batch_size, config.seed, share)
             draw = partial(_draw, config=config, generator=generator, share=share)
-            batch = _batch(tokenizer, raw, pictures, draw)
+            batch = _batch(tokenizer, pictures, sides[1], draw)
             rate = warmup_cosine(step, peak=config.learning_rate, warmup=config.warmup, total=config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -93,8 +97,8 @@ def train(
             norm = plain(accelerate.clip_grad_norm_(network.parameters(), config.clip_norm))
             done = step + 1
             samples = partial(training.names, step, config.batch_size, config.seed, share)
-            loss = losses["loss"] * len(raw)
-            good, stop = watch.judge(done, loss, len(raw), {"gradient_norm": norm}, asked(), samples)
+            loss = losses["loss"] * len(pictures)
+            good, stop = watch.judge(done, loss, len(pictures), {"gradient_norm": norm}, asked(), samples)
             if good:
                 optimizer.step()
                 average.update()
@@ -108,14 +112,14 @@ def train(
                 metrics.write(done, learning_rate=rate, pictures_per_second=speed, **watch.numbers(), **means)
                 window, since = {}, time.monotonic()
             if done % config.validate_every == 0 or done == config.steps:
-                batches = _in_order(tokenizer, validation, config.batch_size)
+                batches = _in_order(tokenizer, validation, sides[1], config.batch_size)
                 with average.applied():
                     metrics.write(done, **validate(network, losses_of, batches))
             if config.sample_every and (done % config.sample_every == 0 or done == config.steps):
                 with average.applied():
                     shown = whole(network, skeleton, accelerate)
                     if shown is not None:
-                        sheet = grid_of_pictures(shown, next(_in_order(tokenizer, validation, 8)))
+                        sheet = grid_of_pictures(shown, next(_in_order(tokenizer, validation, sides[1], 8)))
                         write_atomic(run / "samples" / f"step-{done:08d}.png", sheet)
             # only where no window is under way, so that the lines of the log stay those of an undisturbed run
             stop = stop and done % config.log_every == 0
@@ -140,12 +144,6 @@ def build(config: TrainConfig, tokenizer: Tokenizer) -> PreviewHead | DiffusionD
     """An untrained decoder for the tokenizer's codes; ValueError when the two do not fit."""
     if isinstance(config.model, PreviewConfig):
         return build_preview(config.model, tokenizer)
-    perceptual = config.objective.perceptual
-    if perceptual and not tokenizer.network.encoder.config.levels:
-        raise ValueError(
-            f"objective.perceptual: {perceptual} asked for, but this tokenizer's encoder has no levels to "
-            "compare pictures by; set it to 0, or take a tokenizer with encoder.levels"
-        )
     return DiffusionDecoder(config.model, tokenizer)
 
 
@@ -189,37 +187,29 @@ def _losses(
     return preview_losses(model, batch)
 
 
-def _in_order(tokenizer: Tokenizer, cache: FeatureCache, size: int) -> Iterator[Batch]:
-    for raw, pictures in cache.in_order(size):
-        yield _batch(tokenizer, raw, pictures, choose)
+def _in_order(tokenizer: Tokenizer, cache: PictureCache, side: int, size: int) -> Iterator[Batch]:
+    for pictures in cache.in_order(size):
+        yield _batch(tokenizer, pictures, side, choose)
 
 
-def _batch(
-    tokenizer: Tokenizer, raw: Tensor, pictures: Tensor | None, draw: Callable[[Tensor], Tensor]
-) -> Batch:
-    """What is told of raw features (B, N, F). True pictures are uint8 (B, S, S, 3), or inside features."""
-    raw = raw.to(tokenizer.device)
-    encoder = tokenizer.network.encoder
-    there = tokenizer.network.round_trip(raw, draw=draw)
-    codes, real = there.code_rows()
-    plain = predicted_pixels(encoder, there.predicted) if encoder.config.pixels else None
-    if pictures is None:
-        target = encoder.to_pixels(raw.float())
-    else:
-        target = pictures.to(tokenizer.device).permute(0, 3, 1, 2).float() / 255
-    return Batch(there.predicted, codes, real, target, plain)
+def _batch(tokenizer: Tokenizer, pictures: Tensor, side: int, draw: Callable[[Tensor], Tensor]) -> Batch:
+    """What the codes say of uint8 pictures (B, S, S, 3), and the pictures at `side` pixels."""
+    pictures = pictures.to(tokenizer.device)
+    there = tokenizer.network.round_trip(resized(pictures, tokenizer.image_size), draw=draw)
+    plain = tokenizer.pixels_in(there.features)
+    return Batch(there.features, there.codes, there.real, as_maps(resized(pictures, side)), plain)
 
 
-def _own_pictures(config: TrainConfig, tokenizer: Tokenizer) -> int | None:
-    """Side of the pictures to keep beside the features; None where the features hold them."""
-    encoder = tokenizer.network.config.encoder
-    if not isinstance(config.model, DiffusionConfig) or config.model.side == encoder.grid * encoder.pixels:
-        return None
-    return config.model.side
+def _side(config: TrainConfig, tokenizer: Tokenizer) -> int:
+    """Of the pictures that are drawn."""
+    if isinstance(config.model, DiffusionConfig):
+        return config.model.side
+    return tokenizer.network.pixel_side or tokenizer.image_size  # `build` refuses a tokenizer of no pixels
 
 
 def _draw(logits: Tensor, config: TrainConfig, generator: torch.Generator, share: Share) -> Tensor:
-    return draw_gate(logits, 0.1, generator, budgets=config.budgets, blind=0.0, share=share).gate > 0.5
+    kept = draw_keep(logits, 0.1, generator, fixed_length=config.budgets, exploration=0.0, share=share)
+    return kept.keep
 
 
 def _mean(values: list[float]) -> float:

@@ -240,9 +240,7 @@ class TokenizerConfig(Config):
     @model_validator(mode="after")
     def _parts_fit(self) -> "TokenizerConfig":
         if self.places_codes != isinstance(self.selector, ErrorSelectorConfig):
-            raise ValueError(
-                "a reconstructor of kind grid goes with a selector of kind error, and vice versa"
-            )
+            raise ValueError("a reconstructor of kind grid and a selector of kind error go together")
         if isinstance(self.encoder, ConvEncoderConfig) and not self.places_codes:
             raise ValueError("an encoder of kind conv needs a reconstructor of kind grid")
         return self

@@ -1,7 +1,8 @@
 """The dynamic tokenizer: a picture in, a short run of discrete codes out, and pixels back from codes.
 
 LaVIT's method (arXiv 2309.04669): an encoder's rows, one a patch, are scored by a selector; kept ones are
-merged with what was dropped and quantized, and a reconstructor predicts the picture from codes at their cells.
+merged with what was dropped and quantized, and a reconstructor predicts the picture from codes at their
+cells.
 
 Legend: B pictures, S side in pixels, N cells, K kept, D width, C code dimension, F feature channels.
 """
@@ -43,9 +44,10 @@ class Choice(TypedDict, total=False):
     """How many patches of a picture are kept. With nothing given the selector has its own way.
 
     Of the settings at most one is given: keep probabilities above `threshold` (0.5 unless given), exactly
-    `budget`, as few as are expected to reach a PSNR of `quality` dB at the tokenizer's own side, or a draw with one of the `generators` a picture. A draw `as_lavit` uses random numbers as the
-    released code does, with a generator for each picture or one for the batch (`draw_as_lavit`). `keep`
-    (B, N) bool overrides the selector, for comparing selections.
+    `budget`, as few as are expected to reach a PSNR of `quality` dB at the tokenizer's own side, or a draw
+    with one of the `generators` a picture. A draw `as_lavit` uses random numbers as the released code does,
+    with a generator for each picture or one for the batch (`draw_as_lavit`). `keep` (B, N) bool overrides the
+    selector, for comparing selections.
     """
 
     budget: int | None
@@ -247,7 +249,7 @@ class Tokenizer:
 
     @torch.inference_mode()
     def reconstruct(self, tokens: Sequence[TokenizedImage]) -> Tensor:
-        """Features (B, N, F) of every cell from tokens, as decoders read them; `pixels_in` takes pictures out.
+        """Features (B, N, F) of every cell from tokens, as decoders read them (`pixels_in` for pictures).
 
         Raises ValueError for tokens of another tokenizer or with more tokens than cells, and where the model
         has no reconstructor.
@@ -282,8 +284,8 @@ class Tokenizer:
     def code_vectors(self, tokens: Sequence[TokenizedImage]) -> tuple[Tensor, Tensor]:
         """Vectors (B, N, C) of the codes, and where there are any: (B, N) bool.
 
-        They lie at their cells, or, where a tokenizer knows no cells, one after the other. Raises ValueError as
-        `reconstruct` does.
+        They lie at their cells, or, where a tokenizer knows no cells, one after the other. Raises ValueError
+        as `reconstruct` does.
         """
         ids = torch.zeros(len(tokens), self.cells, dtype=torch.long)
         real = torch.zeros(len(tokens), self.cells, dtype=torch.bool)

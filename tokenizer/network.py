@@ -62,7 +62,7 @@ class RoundTrip(NamedTuple):
 class DynamicTokenizer(nn.Module):
     """The network. Training calls `forward`; everybody else uses it through `Tokenizer`.
 
-    With a reconstructor of kind `grid` codes are decoded at their cells. With one of kind `sequence`, LaVIT's,
+    With a reconstructor of kind `grid` codes are decoded at their cells. With LaVIT's, of kind `sequence`,
     only their order counts; such a network is not trained here.
     """
 
@@ -82,7 +82,7 @@ class DynamicTokenizer(nn.Module):
                 self.position = nn.Parameter(torch.randn(self.encoder.cells, width) * 0.02)
             elif self.encoder.features != width:
                 raise ValueError(
-                    f"project: false needs a width of {self.encoder.features}, that of the encoder, not {width}"
+                    f"project: false needs the encoder's width of {self.encoder.features}, not {width}"
                 )
         self.selector: Selector | ErrorSelector
         if isinstance(config.selector, SelectorConfig):
@@ -122,6 +122,14 @@ class DynamicTokenizer(nn.Module):
             return self.config.width + 3 * self.reconstructor.patch**2
         return self.encoder.features
 
+    @property
+    def pixel_side(self) -> int | None:
+        """Side of the pictures that features hold, in pixels; None: they hold none."""
+        if isinstance(self.reconstructor, GridReconstructor):
+            return self.reconstructor.side
+        assert isinstance(self.encoder, Encoder)
+        return self.encoder.config.grid * self.encoder.config.pixels or None
+
     def embed(self, pixels: Tensor) -> Tensor:
         """Hidden rows (B, N, D) of uint8 `pixels` (B, S, S, 3)."""
         rows = self.encoder(pixels)
@@ -147,14 +155,14 @@ class DynamicTokenizer(nn.Module):
         return torch.cat([rows, patches], dim=-1)
 
     def pixels_in(self, features: Tensor) -> Tensor | None:
-        """The pictures (B, 3, s, s), about in [0, 1], that `features` (B, N, F) hold; None: they hold none."""
+        """The pictures (B, 3, s, s), about in [0, 1], that `features` (B, N, F) hold, if they hold any."""
         if isinstance(self.reconstructor, GridReconstructor):
             grid, p = self.reconstructor.grid, self.reconstructor.patch
             own = features[..., -3 * p**2 :]
             return rearrange(own, "b (y x) (p q c) -> b c (y p) (x q)", y=grid, p=p, q=p)
-        assert isinstance(self.encoder, Encoder)
-        if not self.encoder.config.pixels:
+        if self.pixel_side is None:
             return None
+        assert isinstance(self.encoder, Encoder)
         return self.encoder.to_pixels(features / self.encoder.scale + self.encoder.mean)
 
     def forward(

@@ -161,10 +161,10 @@ def draw_keep(
     """Draw what is kept in training from `logits` (B, N).
 
     Gumbel noise on both choices is a logistic one on their difference; with `noise` 0 the draw is the
-    threshold of inference. A fraction `fixed_length` of the pictures keep their N best, N drawn from 1 to all
-    and more often small, so that any budget works. Of all cells a fraction `exploration` is kept or dropped at
-    random, as often as the picture's others: what an error is in places where the scores would not look. At
-    least one patch is kept. `logits` may be a process's `share` of the batch.
+    threshold of inference. A fraction `fixed_length` of the pictures keep their N best, N drawn from 1 to
+    all and more often small, so that any budget works. Of all cells a fraction `exploration` is kept or
+    dropped at random, as often as the picture's others, to observe errors where the scores would not look.
+    At least one patch is kept. `logits` may be a process's `share` of the batch.
     """
     count = logits.shape[1]
     drawn = share.drawn(torch.rand, (3, *logits.shape), generator, dim=1)

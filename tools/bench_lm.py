@@ -2,7 +2,7 @@
 
 python tools/bench_lm.py generate      a picture of 32 codes with guidance, batch 1 and 4
 python tools/bench_lm.py pack          useful tokens a second of a training step at several row lengths
-python tools/bench_lm.py shapes        ids a second of a training step by architecture, width, depth and attention
+python tools/bench_lm.py shapes        ids a second of a training step by architecture, size and attention
 
 Weights are random: speed does not depend on them. Each figure is the median of several rounds in which the
 rivals take turns. Run it on a machine that does nothing else.
