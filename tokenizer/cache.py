@@ -68,7 +68,7 @@ class PictureCache:
     def in_order(self, size: int) -> Iterator[Tensor]:
         """All of them once, in batches of at most `size`."""
         for start in range(0, len(self), size):
-            yield torch.from_numpy(self.pictures[start : start + size])
+            yield torch.from_numpy(self.pictures[start : start + size].copy())  # a memory map is read-only
 
 
 def build_cache(
