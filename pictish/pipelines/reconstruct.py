@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pictish.tokenizer.dynamic import Tokenizer
 
 DEFAULT_SIZE = 256
-ALIKE = 0.9  # cosine of features from which on a cell counts as unchanged by an edit
+SAME_PIXELS = 0.06  # root mean square below which a cell counts as unchanged by an edit, pixels in [0, 1]
+ALIKE = 0.9  # the same for tokenizers that do not place codes: cosine of features above it
 
 
 @dataclass(frozen=True)
@@ -198,11 +199,19 @@ class Reconstructor:
 
         from pictish.data.images import fit_square
         from pictish.decoder.pixel import Source
+        from pictish.tokenizer.conv import cell_errors
 
         own = self.tokenizer.reconstruct(self.tokenizer.tokenize([picture]))  # (1, N, F)
-        alike = F.cosine_similarity(self.tokenizer.reconstruct(tokens), own, dim=-1)  # (B, N)
+        new = self.tokenizer.reconstruct(tokens)  # (B, N, F)
+        if self.tokenizer.places_codes:
+            before, after = self.tokenizer.pixels_in(own), self.tokenizer.pixels_in(new)
+            assert before is not None
+            assert after is not None
+            stays = cell_errors(after, before, self.tokenizer.grid[0]).sqrt() < SAME_PIXELS  # (B, N)
+        else:
+            stays = F.cosine_similarity(new, own, dim=-1) > ALIKE
         pixels = torch.from_numpy(fit_square(picture.convert("RGB"), self.decoder.side))
-        return [Source(pixels, row > ALIKE) for row in alike.cpu()]
+        return [Source(pixels, row) for row in stays.cpu()]
 
 
 def shape_of(token: TokenizedImage, size: int) -> tuple[int, int]:
