@@ -8,7 +8,7 @@ from pictish.data.storage import Stored
 from pictish.data.token_folder import Header
 
 HEAD = Header("token-shards", "0123456789ab", 64, {"budget": None})
-STATS = ShardStats("a.tar", 10, "0" * 64, 4, "1" * 64, 2, 2, 100, 9, {"bad": "not a picture"})
+STATS = ShardStats("a.tar", 10, "0" * 64, 4, "1" * 64, 2, 2, 100, 9, 99, {"bad": "not a picture"})
 
 
 @pytest.fixture

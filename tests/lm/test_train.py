@@ -287,7 +287,7 @@ def look(pictures) -> list[Seen]:
         _, colour, thing = one.blob.decode().split()
         row = np.zeros((2, 12), np.float32)
         row[0, COLOURS.index(colour)] = row[1, 4 + THINGS.index(thing)] = 1
-        seen.append(Seen(np.array([COLOURS.index(colour), 6 + THINGS.index(thing)]), row))
+        seen.append(Seen(np.array([COLOURS.index(colour), 6 + THINGS.index(thing)]), None, row))
     return seen
 
 
