@@ -159,8 +159,8 @@ class UnifiedModel(nn.Module):
         expected = config.image_tokens.codes, config.image_tokens.cells
         if (found := (model.vocabulary.codes, model.vocabulary.cells)) != expected:
             raise ValueError(
-                f"{path}: {CONFIG} speaks of {_codes_and_cells(*expected)}, "
-                f"the text tokenizer has {_codes_and_cells(*found)}"
+                f"{path}: {CONFIG} speaks of {codes_in_words(*expected)}, "
+                f"the text tokenizer has {codes_in_words(*found)}"
             )
         return model.to(device=device).eval()
 
@@ -297,13 +297,14 @@ def _ours(folder: str, image_tokens: ImageTokens) -> UnifiedModel | None:
     wanted = image_tokens.fingerprint, image_tokens.codes, image_tokens.cells
     if (found.fingerprint, found.codes, found.cells) != wanted:
         raise ValueError(
-            f"{folder}: reads and writes the {_codes_and_cells(found.codes, found.cells)} of tokenizer "
-            f"{found.fingerprint}, not the {_codes_and_cells(*wanted[1:])} of {image_tokens.fingerprint}"
+            f"{folder}: reads and writes the {codes_in_words(found.codes, found.cells)} of tokenizer "
+            f"{found.fingerprint}, not the {codes_in_words(*wanted[1:])} of {image_tokens.fingerprint}"
         )
     return model
 
 
-def _codes_and_cells(codes: int, cells: int | None) -> str:
+def codes_in_words(codes: int, cells: int | None) -> str:
+    """For messages: how many codes, and on how many cells if these are written."""
     return f"{codes} codes" if cells is None else f"{codes} codes on {cells} cells"
 
 
