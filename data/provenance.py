@@ -21,7 +21,7 @@ from pictish.data.files import one_line, printable
 from pictish.data.images import png_bytes
 from pictish.data.tokens import TokenizedImage
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # tokens as token files of version 2
 KEY = "pictish"
 LIMIT = 1 << 20  # bytes of the text; a prompt is one word of a command line, which Linux limits to 128 KiB
 _MOST_CHUNKS = 100_000
@@ -73,7 +73,7 @@ class Request(Config):
 class Origin(Request):
     """A request and what came of it: settings as they were used, the models, and the picture's tokens."""
 
-    format: Literal[1] = FORMAT_VERSION
+    format: Literal[2] = FORMAT_VERSION
     pictish: str  # version
     tokenizer: Fingerprint
     lm: Fingerprint
@@ -127,8 +127,11 @@ def _facts(text: bytes) -> dict[str, Any]:
         raise ValueError(f"its origin is damaged ({one_line(error)})") from error
     found = facts.get("format") if isinstance(facts, dict) else None
     if found != FORMAT_VERSION or not isinstance(facts, dict):
-        came = str(found)[:20]
-        raise ValueError(f"origin of format version {came}; this program reads version {FORMAT_VERSION}")
+        old = isinstance(found, int) and found < FORMAT_VERSION
+        raise ValueError(
+            f"origin of format version {str(found)[:20]}; this program reads version {FORMAT_VERSION}"
+            + (": draw the picture again with this version" if old else "")
+        )
     return facts
 
 

@@ -40,7 +40,7 @@ class Prompt:
     full: Tensor  # (L, D)
     image_only: Tensor | None = None  # (L', D) without the text
     nothing: Tensor | None = None  # (L'', D) without any condition
-    inside: bool = False  # all end with [IMG], so that the first id to come is a code
+    inside: bool = False  # all end with [IMG], so that the first id to come is a picture's
 
     def __post_init__(self) -> None:
         if self.image_only is not None and self.nothing is None:
@@ -113,10 +113,10 @@ def generate(
         for line, prompt, generator in zip(lines, prompts, generators, strict=True)
     ]
     rows = Rows(model, [branch for s in speakers for branch in s.branches], request.max_new_tokens, cache)
-    legal = legal_ids(vocabulary, rows.logits.shape[1], request.strays).to(rows.logits.device)
+    legal = legal_ids(vocabulary, rows.logits.shape[1], request.strays, rows.logits.device)
     while True:
         logits = _guided(speakers, rows.logits)
-        logits = logits.masked_fill(~legal[[s.line.state for s in speakers]], NEVER)
+        logits = logits.masked_fill(~legal.of([s.line for s in speakers]), NEVER)
         if not logits.amax(dim=1).isfinite().all():
             raise ValueError("the model's logits are not finite numbers; its weights may have diverged")
         if shared is None:

@@ -55,6 +55,7 @@ class ImageTokens:
     codes: int
     most: int  # tokens of one picture
     features: int  # channels of the merger's rows
+    cells: int | None = None  # of the grid, which codes are written with; None: in their order only
 
 
 class FolderConfig(Config):
@@ -155,10 +156,11 @@ class UnifiedModel(nn.Module):
         if config.projector:
             projector = _read_projector(path, config, width_of(language))
         model = cls(language, text_tokenizer, config.image_tokens, projector, config.defaults)
-        if model.vocabulary.codes != config.image_tokens.codes:
+        expected = config.image_tokens.codes, config.image_tokens.cells
+        if (found := (model.vocabulary.codes, model.vocabulary.cells)) != expected:
             raise ValueError(
-                f"{path}: {CONFIG} speaks of {config.image_tokens.codes} codes, "
-                f"the text tokenizer has {model.vocabulary.codes}"
+                f"{path}: {CONFIG} speaks of {codes_in_words(*expected)}, "
+                f"the text tokenizer has {codes_in_words(*found)}"
             )
         return model.to(device=device).eval()
 
@@ -274,7 +276,7 @@ def new_model(
         if text_tokenizer.eos_token_id is None:
             raise ValueError("the text tokenizer has no end-of-text token; one is needed to end documents")
         if ours is None:
-            widen(language, text_tokenizer, image_tokens.codes, generator=generator)
+            widen(language, text_tokenizer, image_tokens.codes, cells=image_tokens.cells, generator=generator)
         if features and projector is None:
             projector = Projector(image_tokens.features, width_of(language))
         if isinstance(base, PretrainedModel) and base.lora is not None:
@@ -292,12 +294,18 @@ def _ours(folder: str, image_tokens: ImageTokens) -> UnifiedModel | None:
         return None
     model = UnifiedModel.from_folder(path)
     found = model.image_tokens
-    if (found.fingerprint, found.codes) != (image_tokens.fingerprint, image_tokens.codes):
+    wanted = image_tokens.fingerprint, image_tokens.codes, image_tokens.cells
+    if (found.fingerprint, found.codes, found.cells) != wanted:
         raise ValueError(
-            f"{folder}: reads and writes the {found.codes} codes of tokenizer {found.fingerprint}, "
-            f"not the {image_tokens.codes} of {image_tokens.fingerprint}"
+            f"{folder}: reads and writes the {codes_in_words(found.codes, found.cells)} of tokenizer "
+            f"{found.fingerprint}, not the {codes_in_words(*wanted[1:])} of {image_tokens.fingerprint}"
         )
     return model
+
+
+def codes_in_words(codes: int, cells: int | None) -> str:
+    """For messages: how many codes, and on how many cells if these are written."""
+    return f"{codes} codes" if cells is None else f"{codes} codes on {cells} cells"
 
 
 def _folder_config(path: Path) -> FolderConfig:

@@ -26,7 +26,7 @@ from pictish.data.interrupt import Stopped, asked, in_units
 from pictish.data.mixture import Mixture, Report
 from pictish.lm.config import TrainConfig
 from pictish.lm.documents import Look, Maker, sources_of
-from pictish.lm.model import ImageTokens, UnifiedModel, check_packing
+from pictish.lm.model import ImageTokens, UnifiedModel, check_packing, codes_in_words
 from pictish.lm.objective import OBJECTIVES, Losses, Objective, means
 from pictish.lm.packing import Packed, Position, batches, pack
 from pictish.lm.sequence import TASKS, Document
@@ -310,8 +310,9 @@ class _Begun:
         tensors, state = load_checkpoint(latest)
         if (before := ImageTokens(**state["image_tokens"])) != image_tokens:
             raise ValueError(
-                f"{run}: was begun with the image tokenizer {before.fingerprint} of {before.codes} codes, "
-                f"came {image_tokens.fingerprint} of {image_tokens.codes}; give that one, or another --run"
+                f"{run}: was begun with the image tokenizer {before.fingerprint} of "
+                f"{codes_in_words(before.codes, before.cells)}, came {image_tokens.fingerprint} of "
+                f"{codes_in_words(image_tokens.codes, image_tokens.cells)}; give that one, or another --run"
             )
         load_weights(model, tensors)
         logger.info("going on from %s", latest.name)

@@ -81,6 +81,11 @@ class Tokenizer:
         self._understanding: Path | None = None
         self._understanding_merger: Merger | None = None
 
+    @property
+    def places_codes(self) -> bool:
+        """Whether the reconstructor reads the cells of codes; False: their order only."""
+        return False
+
     @classmethod
     def from_folder(cls, folder: str | Path = "starter", device: str | torch.device = "cpu") -> "Tokenizer":
         """Load a model folder, or the shipped `"starter"`.

@@ -259,7 +259,7 @@ def _print_statistics(facts: dict[str, Any]) -> None:
         ),
         ("codes used", f"{facts['codes_used']:,} of {facts['codebook_size']:,} ({facts['usage']:.1%})"),
         ("perplexity", f"{facts['perplexity']:,.1f}"),
-        ("bits a picture", f"{facts['bits_per_picture']:,.1f} ({facts['bits_per_token']:g} a token)"),
+        ("bits a picture", f"{facts['bits_per_picture']:,.1f} ({facts['bits_per_token']:.4g} a token)"),
         ("bits per pixel", f"{facts['bits_per_pixel']:.3g}"),
     ]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

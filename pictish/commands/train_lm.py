@@ -19,8 +19,13 @@ def image_tokens_of(tokenizer: "Tokenizer") -> "ImageTokens":
     """What a language model needs to know of a tokenizer."""
     from pictish.lm.model import ImageTokens
 
-    config = tokenizer.network.config
-    return ImageTokens(tokenizer.fingerprint, tokenizer.codebook_size, tokenizer.cells, config.width)
+    return ImageTokens(
+        tokenizer.fingerprint,
+        tokenizer.codebook_size,
+        tokenizer.cells,
+        tokenizer.network.config.width,
+        cells=tokenizer.cells if tokenizer.places_codes else None,
+    )
 
 
 def looking(tokenizer: "Tokenizer") -> "Look":
@@ -41,7 +46,7 @@ def _look(tokenizer: "Tokenizer", pictures: "Sequence[ImageBytes]") -> "list[See
     if whole:
         pixels = torch.from_numpy(np.stack([one.pixels for one in whole if one.pixels is not None]))
         tokens, rows = tokenizer.see(pixels, [one.size for one in whole if one.size is not None])
-        seen = iter([Seen(t.ids, r.cpu().numpy()) for t, r in zip(tokens, rows, strict=True)])
+        seen = iter([Seen(t.ids, t.cells, r.cpu().numpy()) for t, r in zip(tokens, rows, strict=True)])
         found = [next(seen) if one.pixels is not None else f for one, f in zip(decoded, found, strict=True)]
     return found
 

@@ -81,6 +81,7 @@ class TextToImage:
     ) -> list[TokenizedImage]:
         """Tokens of one picture a prompt, which `shapes` (height, width) gives a size, square by default.
 
+        They have cells if the tokenizer places codes. `min_tokens` and `max_tokens` count codes.
         Settings left away are the model's. The same batch, generator seeds and weights give the same tokens;
         another batch may round differently. With `official_quirks` a prompt that holds pictures is treated as
         LaVIT's code does: no markers around its pictures, at most as many tokens as it has itself, and no
@@ -119,7 +120,7 @@ class TextToImage:
             result.append(
                 TokenizedImage(
                     ids=np.array(piece.codes, dtype=np.int64),
-                    cells=None,
+                    cells=None if piece.cells is None else np.array(piece.cells, dtype=np.int64),
                     grid=language.tokenizer.grid,
                     size=shapes[number] if shapes else (DEFAULT_SIZE, DEFAULT_SIZE),
                     tokenizer=language.tokenizer.fingerprint,
@@ -149,7 +150,7 @@ class TextToImage:
             model.language,
             model.vocabulary,
             prompts,
-            one_image(most, least, usually.strays),
+            one_image(most, least, usually.strays, cells=model.vocabulary.cells),
             sampling=sampling or Sampling(usually.temperature, usually.top_k, usually.top_p, usually.min_p),
             guidance=guidance or usual,
             generators=generators,

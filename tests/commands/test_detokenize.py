@@ -198,7 +198,7 @@ def test_damaged_tokens_are_named_and_counted_and_the_rest_is_done(tmp_path, fol
     flip(folder / "flipped.tokens")
     (folder / "cut.tokens").write_bytes((folder / "z.tokens").read_bytes()[:-2])
     (folder / "empty.tokens").write_bytes(b"")
-    newer = (folder / "z.tokens").read_bytes().replace(b'\\"format\\":1', b'\\"format\\":2')
+    newer = (folder / "z.tokens").read_bytes().replace(b'\\"format\\":2', b'\\"format\\":3')
     (folder / "future.tokens").write_bytes(newer)
     (folder / "gone.tokens").unlink()
     (folder / "gone.tokens").symlink_to(folder / "nothing")
@@ -208,7 +208,7 @@ def test_damaged_tokens_are_named_and_counted_and_the_rest_is_done(tmp_path, fol
             "cut.tokens": "token file",
             "empty.tokens": "token file",
             "flipped.tokens": "do not match its checksum",
-            "future.tokens": "format version 2; this program reads version 1",
+            "future.tokens": "format version 3; this program reads version 2",
             "gone.tokens": "No such file",
         }
         lines = detokenize.err.splitlines()

@@ -54,7 +54,7 @@ def png(*chunks: bytes) -> bytes:
 
 
 def facts(**changes) -> bytes:
-    usual = {"format": 1, "keep": None, "aspect": None, "official_quirks": False, "lowres": False}
+    usual = {"format": 2, "keep": None, "aspect": None, "official_quirks": False, "lowres": False}
     return json.dumps({**usual, "precision": "float32", **FACTS, **changes}).encode()
 
 
@@ -139,8 +139,9 @@ def test_the_digest_is_of_pixels_and_shape_not_of_the_file():
         (png(itxt(b"{")), "damaged"),
         (png(itxt(b"[" * 500_000)), "damaged"),
         (png(itxt(b"9" * 500_000)), "damaged"),
-        (png(itxt(b"[]")), "origin of format version None; this program reads version 1"),
-        (png(itxt(facts(format=2))), "origin of format version 2; this program reads version 1"),
+        (png(itxt(b"[]")), "origin of format version None; this program reads version 2"),
+        (png(itxt(facts(format=3))), "origin of format version 3; this program reads version 2"),
+        (png(itxt(facts(format=1))), "reads version 2: draw the picture again with this version"),
         (png(itxt(facts(format="\x1b[2J" * 999))), "origin of format version"),
         (png(itxt(facts(command="rm"))), "command: got 'rm'"),
         (png(itxt(facts(seed=-1))), "seed: got -1"),
@@ -153,7 +154,7 @@ def test_the_digest_is_of_pixels_and_shape_not_of_the_file():
         (png(itxt(facts(tokens=base64.b64encode(b"x" * 99).decode()))), "not a token file"),
         (png(itxt(facts(tokenizer="f" * 12))), "tokens of tokenizer 0123456789ab"),
         (png(itxt(b"{}")), "version None"),
-        (png(itxt(b'{"format": 1}')), "command is missing"),
+        (png(itxt(b'{"format": 2}')), "command is missing"),
     ],
 )
 def test_hostile_and_damaged_chunks_are_one_line(refused, blob, line):

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,7 +58,7 @@ def slow(model, prompt: Prompt, request: Request, sampling: Sampling, guidance: 
             logits = found["nothing"] + guidance.image_scale * image + guidance.text_scale * text
         elif line.inside and "nothing" in found:
             logits = found["nothing"] + guidance.text_scale * (found["full"] - found["nothing"])
-        token = draw(logits.masked_fill(~legal[line.state], float("-inf"))[None], sampling, [generator])
+        token = draw(logits[None].masked_fill(~legal.of([line]), float("-inf")), sampling, [generator])
         line.take(token.item())
         read = embed_ids(model, token)[None]
         branches = {name: torch.cat([branch, read], dim=1) for name, branch in branches.items()}
@@ -185,6 +187,30 @@ def test_same_seeds_same_ids_and_other_seeds_others():
     assert several[2:3] == generate(model, VOCABULARY, [prompt], generators=seeded(1, first=2), **settings)
     assert len({pieces[0] for pieces in several}) == 5
     assert {len(pieces[0].codes) for pieces in several} == {12}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_the_weights_codes_lie_inside_the_grid(seed):
+    placed = Vocabulary(6, 5, skips=15, eos=2, unspoken=(0, 1), blank=frozenset({0, 1, 2, 5}))
+    model = tiny_model(ARCHITECTURES[seed % 3], placed.size, seed=seed, dtype=torch.float32)
+    for request in (
+        one_image(16, cells=16),
+        one_image(4, 4, cells=16),
+        one_image(16, 12, cells=16),
+        Request(30, max_images=3, min_codes=2, max_codes=5),
+    ):
+        prompts = [
+            Prompt(each.full, each.image_only, each.nothing, each.inside) for each in four_prompts(model)
+        ]
+        found = generate(model, placed, prompts, request, guidance=GUIDANCE, generators=seeded(4, seed))
+        images = [piece for pieces in found for piece in pieces if isinstance(piece, ImagePiece)]
+        assert len(images) >= 1
+        for image in images:
+            assert image.cells is not None
+            assert request.min_codes <= len(image.codes) == len(image.cells) <= request.max_codes
+            assert all(a < b for a, b in itertools.pairwise((-1, *image.cells, 16)))
+    gaps = [image.cells != tuple(range(len(image.codes))) for image in images]
+    assert any(gaps), "some cells were passed over"
 
 
 @pytest.mark.parametrize("seed", range(6))

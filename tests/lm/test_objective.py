@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from pictish.lm.config import Autoregressive
 from pictish.lm.objective import OBJECTIVES, Objective, autoregressive, cross_entropy
 from pictish.lm.packing import IGNORED, Packed, attention_mask, pack
-from pictish.lm.sequence import build, edit
+from pictish.lm.sequence import Codes, build, drawing, edit
 from pictish.lm.train import train
 from pictish.lm.vocabulary import Vocabulary
 from tests.lm.pictures import pair_shard
@@ -71,7 +72,7 @@ def drawings(vocabulary: Vocabulary, count: int, codes: int) -> Packed:
     rows = []
     for _ in range(count):
         source, target = torch.randint(vocabulary.codes, (2, codes), generator=generator).numpy()
-        parts = edit(source, "words", target)
+        parts = edit(Codes(source), "words", Codes(target))
         rows.append([build("edit", parts, vocabulary, lambda text: [1, 2, 3], eos=0)])
     return pack(rows, 2 * codes + 16)
 
@@ -100,3 +101,21 @@ def test_validation_reads_what_is_true():
     packed = drawings(vocabulary, 2, 10)
     measured = autoregressive(Autoregressive(corrupt=0.6).none(), vocabulary)
     assert torch.equal(measured.prepare(packed, torch.Generator()).ids, packed.ids)
+
+
+def test_skips_are_never_read_wrong():
+    vocabulary = Vocabulary(text=8, codes=4096, skips=63, eos=0)
+    chance = np.random.default_rng(0)
+    rows = []
+    for _ in range(50):
+        cells = np.sort(chance.choice(64, 30, replace=False))
+        target = Codes(chance.integers(0, 4096, 30), cells)
+        parts = drawing("words", target)
+        rows.append([build("drawing", parts, vocabulary, lambda text: [1, 2, 3], eos=0)])
+    packed = pack(rows, 80)
+    seen = autoregressive(Autoregressive(corrupt=1), vocabulary).prepare(packed, torch.Generator())
+    changed = seen.ids != packed.ids
+    assert vocabulary.ranges["skips"].holds(packed.ids).sum() > 300
+    assert changed.any()
+    assert vocabulary.is_code(packed.ids[changed]).all()
+    assert vocabulary.is_code(seen.ids[changed]).all()

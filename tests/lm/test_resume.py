@@ -49,7 +49,7 @@ def test_raw_and_continuous_pictures_resume_bit_for_bit(shards):
         for picture in pictures:
             chance = np.random.default_rng(int(hashlib.sha256(picture.blob).hexdigest()[:8], 16))
             rows = chance.standard_normal((5, IMAGE_TOKENS.features), np.float32)
-            found.append(Seen(chance.integers(0, CODES, 5), rows))
+            found.append(Seen(chance.integers(0, CODES, 5), None, rows))
         return found
 
     source = f"data.train.raw={{paths: [{shards}/raw/*.tar], continuous: 0.6, caption: 0.6}}"

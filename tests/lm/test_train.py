@@ -1,6 +1,7 @@
 """Training: it learns, it resumes bit for bit wherever it was stopped, stages train what they name."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,16 @@ from pictish.configs import load, parse
 from pictish.data.loader import ImageBytes
 from pictish.data.shards import ShardFile
 from pictish.lm import train as trainer
+from pictish.lm.autoregressive import Prompt, embed_ids, generate
 from pictish.lm.config import TrainConfig
 from pictish.lm.documents import Seen
+from pictish.lm.grammar import one_image
 from pictish.lm.model import ImageTokens, UnifiedModel, read_pretrained
 from pictish.lm.packing import pack
+from pictish.lm.sampling import Sampling
 from pictish.lm.sequence import Features, join
 from pictish.lm.train import train
+from pictish.lm.vocabulary import text_ids
 from tests.lm.pictures import CODES, COLOURS, FINGERPRINT, THINGS, caption, pair_shard
 from tests.lm.tiny import tiny_model, tiny_tokenizer
 
@@ -240,6 +245,24 @@ def test_it_learns_and_the_folder_is_a_plain_one(shards):
     assert scores.argmax() == vocabulary.begin
 
 
+def test_a_placed_model_learns_where_codes_lie(shards):
+    """Codes on cells 1, 2, 6, 11 and perhaps 15, as the training data has them."""
+    stage = "stages=[{name: only, steps: 80, learning_rate: 0.01, warmup: 5}]"
+    placed = replace(IMAGE_TOKENS, cells=16)
+    config = config_for(shards, stage, "log_every=20", "checkpoint_every=80", "validate_every=80")
+    folder = train(config, shards / "run", placed, "cpu")
+    model = UnifiedModel.from_folder(folder)
+    assert (model.image_tokens, model.vocabulary.cells) == (placed, 16)
+    ids = [*text_ids(model.text_tokenizer, "a red apple"), model.vocabulary.begin]
+    prompt = Prompt(embed_ids(model.language, ids), inside=True)
+    request, greedy = one_image(16, cells=16), Sampling(temperature=0)
+    [[drawn]] = generate(model.language, model.vocabulary, [prompt], request, sampling=greedy)
+    assert drawn.cells[:4] == (1, 2, 6, 11)
+    assert drawn.cells[4:] in ((), (15,))
+    with pytest.raises(ValueError, match="of 30 codes on 16 cells, came 0123456789ab of 30 codes; give"):
+        train(config, shards / "run", IMAGE_TOKENS, "cpu")
+
+
 def test_any_causal_model_can_be_the_base(shards):
     folder = train(pretrained(shards), shards / "run", IMAGE_TOKENS, "cpu")
     trained, _ = read_pretrained(folder, torch.float32)
@@ -287,7 +310,7 @@ def look(pictures) -> list[Seen]:
         _, colour, thing = one.blob.decode().split()
         row = np.zeros((2, 12), np.float32)
         row[0, COLOURS.index(colour)] = row[1, 4 + THINGS.index(thing)] = 1
-        seen.append(Seen(np.array([COLOURS.index(colour), 6 + THINGS.index(thing)]), row))
+        seen.append(Seen(np.array([COLOURS.index(colour), 6 + THINGS.index(thing)]), None, row))
     return seen
 
 
