@@ -3,7 +3,7 @@
 Legend: B pictures, H x W pixels, r the network's upscaling factor.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from pictish.data.budget import sized_like
 from pictish.data.model_folder import CONFIG, WEIGHTS, load_strictly, need, read_model_folder, whole_folder
 from pictish.decoder.config import UpscalerConfig
 from pictish.decoder.denoiser import check_finite
+from pictish.tokenizer.parallel import SideBySide
 
 LICENCE = "LICENSE"  # of the weights, beside them
 
@@ -60,6 +61,7 @@ class Upscaler:
         dtype = torch.float32 if self.device.type == "cpu" else dtype
         self.network = network.eval().requires_grad_(False)
         self.network.to(self.device, dtype, memory_format=torch.channels_last)
+        self._side_by_side = SideBySide(self.device)
 
     @classmethod
     def from_folder(
@@ -87,23 +89,22 @@ class Upscaler:
             raise ValueError(f"upscale: {factor} asked for; {fitting} fit this upscaler")
 
     @torch.inference_mode()
-    def enlarge(self, pictures: Tensor, factor: int) -> Tensor:
-        """Pictures uint8 (B, factor x H, factor x W, 3) of pictures uint8 (B, H, W, 3).
+    def enlarge(self, pictures: Iterable[Tensor], factor: int) -> list[Tensor]:
+        """Pictures uint8 (factor x H, factor x W, 3) of pictures uint8 (H, W, 3), each of its own size.
 
-        A factor below the network's own is its output averaged over areas. Each picture is a forward of its
-        own: same picture, same pixels, in any company. Raises ValueError for a factor that does not divide
-        the network's.
+        A factor below the network's is its output averaged over areas. Each picture is a forward of its own:
+        same picture, same pixels, in any company. Raises ValueError for a factor that does not divide the
+        network's.
         """
         self.check(factor)
-        own = self.config.upscale
-        batch, height, width, _ = pictures.shape
-        enlarged = torch.empty(batch, factor * height, factor * width, 3, dtype=torch.uint8)
-        for number, picture in enumerate(pictures):
+
+        def enlarged(picture: Tensor) -> Tensor:
             rgb = rearrange(picture.to(self.device), "h w c -> 1 c h w").float() / 255
             rgb = self.network(rgb.contiguous(memory_format=torch.channels_last)).clamp(0, 1)
-            rgb = F.avg_pool2d(rgb, own // factor)
-            enlarged[number] = rearrange((rgb * 255).round().to(torch.uint8), "1 c h w -> h w c").cpu()
-        return enlarged
+            rgb = F.avg_pool2d(rgb, self.config.upscale // factor)
+            return rearrange((rgb * 255).round().to(torch.uint8), "1 c h w -> h w c").cpu()
+
+        return list(self._side_by_side.map(enlarged, pictures))
 
 
 def save_upscaler(

@@ -280,7 +280,8 @@ class DecoderEvaluation:
         import torch
 
         assert self.upscaler is not None
-        return self.upscaler.enlarge(torch.from_numpy(pictures), self.upscale).numpy()
+        enlarged = self.upscaler.enlarge(torch.from_numpy(pictures), self.upscale)
+        return torch.stack(enlarged).numpy()
 
 
 def resized(pictures: np.ndarray, side: int) -> np.ndarray:

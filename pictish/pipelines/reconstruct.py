@@ -157,10 +157,10 @@ class Reconstructor:
                     drawn[place] = picture
         result = []
         factor, usual = self.factor(drawing), self.usual_size(drawing)
+        if factor > 1:
+            assert self.upscaler is not None
+            drawn = [each.numpy() for each in self.upscaler.enlarge(map(torch.from_numpy, drawn), factor)]
         for picture, token in zip(drawn, tokens, strict=True):  # (height, width, 3) uint8
-            if factor > 1:
-                assert self.upscaler is not None
-                picture = self.upscaler.enlarge(torch.from_numpy(picture)[None], factor)[0].numpy()
             shape = shape_of(token, size or usual or max(picture.shape[:2]))
             result.append(Image.fromarray(picture).resize(shape, Image.Resampling.BICUBIC))
         return result

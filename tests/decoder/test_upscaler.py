@@ -42,14 +42,14 @@ def test_without_details_it_repeats_pixels(pictures):
     network = tiny_upscaler()
     torch.nn.init.zeros_(network.body[-1].weight)
     torch.nn.init.zeros_(network.body[-1].bias)
-    enlarged = Upscaler(network, "0" * 12).enlarge(pictures, 4)
+    enlarged = torch.stack(Upscaler(network, "0" * 12).enlarge(pictures, 4))
     assert enlarged.dtype == torch.uint8
     assert torch.equal(enlarged, pictures.repeat_interleave(4, 1).repeat_interleave(4, 2))
 
 
 def test_half_the_factor_is_the_mean_of_areas(saved, pictures):
     upscaler = Upscaler.from_folder(saved)
-    whole, half, none = (upscaler.enlarge(pictures, factor) for factor in (4, 2, 1))
+    whole, half, none = (torch.stack(upscaler.enlarge(pictures, factor)) for factor in (4, 2, 1))
     assert [tuple(each.shape) for each in (whole, half, none)] == [
         (5, 32, 48, 3),
         (5, 16, 24, 3),
@@ -62,27 +62,29 @@ def test_half_the_factor_is_the_mean_of_areas(saved, pictures):
 
 def test_a_picture_does_not_depend_on_its_batch(saved, pictures):
     upscaler = Upscaler.from_folder(saved)
-    together = upscaler.enlarge(pictures, 4)
+    together = upscaler.enlarge([*pictures, pictures[0, :3]], 4)
+    assert together[-1].shape == (12, 48, 3)
     for place, picture in enumerate(pictures):
         assert torch.equal(upscaler.enlarge(picture[None], 4)[0], together[place])
-    assert upscaler.enlarge(pictures[:0], 4).shape == (0, 32, 48, 3)
+    assert upscaler.enlarge([], 4) == []
 
 
 def test_a_folder_gives_the_same_network_and_its_fingerprint(saved, pictures):
     loaded = Upscaler.from_folder(saved, dtype=torch.bfloat16)  # a CPU stays with float32
     assert loaded.fingerprint == fingerprint(saved)
     assert {tensor.dtype for tensor in loaded.network.state_dict().values()} == {torch.float32}
-    assert torch.equal(loaded.enlarge(pictures, 4), Upscaler(tiny_upscaler(), "").enlarge(pictures, 4))
+    ours, theirs = loaded.enlarge(pictures, 4), Upscaler(tiny_upscaler(), "").enlarge(pictures, 4)
+    assert torch.equal(torch.stack(ours), torch.stack(theirs))
     assert (saved / LICENCE).read_text() == "Do as you please."
 
 
 @pytest.mark.gpu
 def test_bfloat16_on_a_gpu_is_near_float32_on_the_cpu(saved, pictures):
-    expected = Upscaler.from_folder(saved).enlarge(pictures, 4).int()
+    expected = torch.stack(Upscaler.from_folder(saved).enlarge(pictures, 4)).int()
     for dtype, most in ((torch.float32, 2), (torch.bfloat16, 8)):
         upscaler = Upscaler.from_folder(saved, "cuda", dtype)
         assert {tensor.dtype for tensor in upscaler.network.state_dict().values()} == {dtype}
-        found = upscaler.enlarge(pictures, 4)
+        found = torch.stack(upscaler.enlarge(pictures, 4))
         assert (found.int() - expected).abs().max() <= most
         assert torch.equal(upscaler.enlarge(pictures[2:3], 4)[0], found[2])
 
@@ -166,7 +168,7 @@ def test_pictures_are_upscaled_and_then_resized(model, tokens):
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in plain]))
     for factor, drawing in ((4, Drawing()), (4, Drawing(upscale=4)), (2, Drawing(upscale=2))):
         drawn = draw(tokens, drawing=drawing)
-        assert np.array_equal(np.stack(drawn), draw.upscaler.enlarge(pixels, factor).numpy())
+        assert np.array_equal(np.stack(drawn), torch.stack(draw.upscaler.enlarge(pixels, factor)))
         resized = draw(tokens[:1], 40, drawing=drawing)[0]
         assert np.array_equal(np.asarray(resized), np.asarray(drawn[0].resize((40, 40), 3)))
     assert draw(tokens[:1], drawing=Drawing(upscale=1))[0].size == (256, 256)
