@@ -56,6 +56,7 @@ class Request(Config):
     keep: bool | None = None  # of an edit: whether pixels of the source stay
     lowres: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    upscale: Literal[1, 2, 4] | None = None
     size: int | None = Field(ge=1, le=16_384)
 
     @property
@@ -65,7 +66,7 @@ class Request(Config):
 
     def same_tokens(self, other: "Request") -> bool:
         """Whether both ask for the same tokens; what remains are settings of the pixels."""
-        pixels = {"steps", "pixel_guidance", "scheduler", "keep", "lowres", "size"}
+        pixels = {"steps", "pixel_guidance", "scheduler", "keep", "lowres", "upscale", "size"}
         tokens = set(Request.model_fields) - pixels
         return self.model_dump(include=tokens) == other.model_dump(include=tokens)
 
@@ -74,10 +75,12 @@ class Origin(Request):
     """A request and what came of it: settings as they were used, the models, and the picture's tokens."""
 
     format: Literal[2] = FORMAT_VERSION
+    upscale: Literal[1, 2, 4] = 1  # before there were upscalers, pictures did not say so
     pictish: str  # version
     tokenizer: Fingerprint
     lm: Fingerprint
     decoder: Fingerprint
+    upscaler: Fingerprint | None = None
     tokens: str  # base64 of the bytes of a token file
 
     def image(self) -> TokenizedImage:

@@ -76,11 +76,13 @@ def _show(
     from pictish.data.files import write_atomic
     from pictish.data.images import png_bytes
     from pictish.pipelines.language import Language
+    from pictish.pipelines.reconstruct import Drawing
     from pictish.pipelines.text_to_image import TextToImage
 
     drawer = TextToImage(Language(tokenizer, model), reconstructor)
     texts = [[text] for text in config.samples]
-    pictures = reconstructor(drawer.tokens(texts, generators(range(len(texts)))), 128)
+    tokens = drawer.tokens(texts, generators(range(len(texts))))
+    pictures = reconstructor(tokens, 128, drawing=Drawing(upscale=1))
     sheet = Image.new("RGB", (128 * len(pictures), 128), "white")
     for number, picture in enumerate(pictures):
         sheet.paste(picture, (128 * number, 0))

@@ -84,9 +84,9 @@ class TextToImage:
         They have cells if the tokenizer places codes. `min_tokens` and `max_tokens` count codes.
         Settings left away are the model's. The same batch, generator seeds and weights give the same tokens;
         another batch may round differently. With `official_quirks` a prompt that holds pictures is treated as
-        LaVIT's code does: no markers around its pictures, at most as many tokens as it has itself, and no
-        other prompt beside it. Raises ValueError for an empty prompt and for one that does not fit the
-        model's context.
+        LaVIT's code does: no markers around its pictures, no other prompt beside it, and at most as many
+        tokens as it has itself, and as a picture has, whatever `max_tokens` says. Raises ValueError for an
+        empty prompt and for one that does not fit the model's context.
         """
         import numpy as np
         import torch
@@ -96,6 +96,9 @@ class TextToImage:
         language = self.language
         most = language.model.image_tokens.most
         defaults = self.usual
+        quirks = official_quirks and any(map(_pictures, prompts))
+        if quirks and max_tokens is not None:
+            max_tokens = min(max_tokens, most)  # LaVIT's is the length of the prompt, cells or not
         least = min(defaults.min_tokens, max_tokens or most) if min_tokens is None else min_tokens
         allowed = min(defaults.max_tokens or most, most) if max_tokens is None else max_tokens
         if not 1 <= least <= allowed <= most:
@@ -103,7 +106,7 @@ class TextToImage:
                 f"{least} to {allowed} tokens asked for; a picture of this model has 1 to {most}"
             )
         draw = partial(self._draw, sampling=sampling, guidance=guidance)
-        if not (official_quirks and any(map(_pictures, prompts))):
+        if not quirks:
             drawn = draw(self._prompts(prompts), generators, least, allowed, _guidance(defaults, prompts))
         else:
             drawn = []
