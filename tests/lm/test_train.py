@@ -312,7 +312,9 @@ def test_the_projector_is_trained_kept_and_matters(shards):
     shown = join("caption", [Features(look([ImageBytes(b"a red car", "")])[0].features)], vocabulary, list)
     other = join("caption", [Features(look([ImageBytes(b"a blue sun", "")])[0].features)], vocabulary, list)
     with torch.no_grad():
-        first, second = (model(pack([[document]], len(document)))[0, -1] for document in (shown, other))
+        first, second = (
+            model(pack([[document]], len(document))).logits[0, -1] for document in (shown, other)
+        )
     assert not torch.allclose(first, second, atol=1e-3)
 
 
