@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from pictish.lm.grammar import Line, Piece, Request, State, legal_ids
+from pictish.lm.grammar import Line, Piece, Request, legal_ids
 from pictish.lm.sampling import NEVER, Sampling, draw, draw_together
 from pictish.lm.vocabulary import Vocabulary
 
@@ -129,7 +129,7 @@ def generate(
     ]
     rows = Rows(model, [branch for s in speakers for branch in s.branches], request.max_new_tokens, cache)
     legal = legal_ids(vocabulary, rows.logits.shape[1], request.strays).to(rows.logits.device)
-    codes = legal[State.CODE].nonzero()[:, 0]
+    codes = vocabulary.is_code(torch.arange(rows.logits.shape[1], device=rows.logits.device))
     while True:
         logits = _guided(speakers, rows.logits, guidance, codes)
         logits = logits.masked_fill(~legal[[s.line.state for s in speakers]], NEVER)
@@ -186,7 +186,7 @@ def _guided(speakers: Sequence[_Speaker], logits: Tensor, guidance: Guidance, co
     """Logits (P, V) from those of all branches (R, V): text as the full prompt says, codes by weight.
 
     LaVIT weighs log-softmax values; they differ by a constant a row, which no draw notices. Standard
-    deviations are those of the ids in `codes`.
+    deviations are those of the ids that `codes` (V,) marks.
     """
     chosen = []
     for speaker, own in zip(speakers, logits.split([len(s.branches) for s in speakers]), strict=True):
