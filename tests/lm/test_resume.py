@@ -102,7 +102,7 @@ VECTORS = torch.randn(CODES, 6, generator=torch.Generator().manual_seed(8))
 RECIPE = (
     "model.base.architecture=qwen3",
     "model.attn_implementation=eager",
-    "objective={kind: autoregressive, corrupt: 0.8, corrupt_anneal: 0.75, neighbors: {count: 4}, alignment: 1}",
+    "objective={corrupt: 0.8, corrupt_anneal: 0.75, neighbors: {count: 4}, alignment: 1}",
     "attention_dropout=0.1",
     "hidden_dropout=0.1",
     "ema=0.9",
