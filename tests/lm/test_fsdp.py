@@ -23,7 +23,9 @@ SETTINGS = [
     "sample_every=10",
     "data.accumulate=2",
     "checkpointing=true",
-    "objective={corrupt: 0.5, neighbors: {count: 4}, alignment: 1}",
+    "objective={kind: autoregressive, corrupt: 0.5}",
+    "objective.neighbors.count=4",
+    "objective.alignment=1",
     "ema=0.9",
 ]
 

@@ -87,7 +87,9 @@ def test_two_processes_begin_what_one_or_four_end(tmp_path):
         "log_every=1",
         "checkpoint_every=5",
         "validate_every=20",
-        "objective={corrupt: 0.5, corrupt_anneal: 0.75, neighbors: {count: 4}, alignment: 1}",
+        "objective={kind: autoregressive, corrupt: 0.5, corrupt_anneal: 0.75}",
+        "objective.neighbors.count=4",
+        "objective.alignment=1",
         "ema=0.9",
     )
     run(1, tmp_path, "one", *settings)

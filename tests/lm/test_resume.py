@@ -102,7 +102,9 @@ VECTORS = torch.randn(CODES, 6, generator=torch.Generator().manual_seed(8))
 RECIPE = (
     "model.base.architecture=qwen3",
     "model.attn_implementation=eager",
-    "objective={corrupt: 0.8, corrupt_anneal: 0.75, neighbors: {count: 4}, alignment: 1}",
+    "objective={kind: autoregressive, corrupt: 0.8, corrupt_anneal: 0.75}",
+    "objective.neighbors.count=4",
+    "objective.alignment=1",
     "attention_dropout=0.1",
     "hidden_dropout=0.1",
     "ema=0.9",
@@ -127,7 +129,7 @@ def test_the_whole_recipe_resumes_bit_for_bit(shards, optimizer):
 
 
 def test_what_is_saved_is_the_average_of_all_stages(shards):
-    config = config_for(shards, "ema=0.9", "objective.alignment=1")
+    config = config_for(shards, "ema=0.9", "objective={kind: autoregressive, alignment: 1}")
     folder = train(config, shards / "run", IMAGE_TOKENS, "cpu", code_vectors=VECTORS)
     last = load_file(shards / "run" / "checkpoints" / "step-00000010" / "tensors.safetensors")
     saved = load_file(folder / "model.safetensors")

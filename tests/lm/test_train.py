@@ -408,9 +408,10 @@ def test_attention_may_be_eager_and_that_is_not_saved(shards):
 
 
 def test_soft_targets_and_heads_without_code_vectors_are_a_bug(shards):
-    for setting in ("objective.alignment=1", "objective.neighbors={count: 3}"):
+    for setting in ("alignment: 1", "neighbors: {count: 3}"):
+        objective = "objective={kind: autoregressive, %s}" % setting  # noqa: UP031
         with pytest.raises(AssertionError, match="code vectors"):
-            train(config_for(shards, setting), shards / "run", IMAGE_TOKENS, "cpu")
+            train(config_for(shards, objective), shards / "run", IMAGE_TOKENS, "cpu")
 
 
 def test_one_picture_at_several_budgets_is_one_source_of_several_folders(shards):
