@@ -10,10 +10,11 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
@@ -38,6 +39,7 @@ from pictish.data.model_folder import (
     refuse_foreign_code,
     whole_folder,
 )
+from pictish.lm.alignment import Alignment
 from pictish.lm.config import DefaultsConfig, NewModel, PretrainedModel
 from pictish.lm.packing import Packed, attention_mask, pack
 from pictish.lm.sequence import Document
@@ -66,6 +68,13 @@ class FolderConfig(Config):
     image_tokens: ImageTokens
     projector: bool | Literal["linear"]  # true: two layers
     defaults: DefaultsConfig = DefaultsConfig()
+
+
+class Output(NamedTuple):
+    """What a model says of packed rows."""
+
+    logits: Tensor  # (B, L, V)
+    alignment: Tensor | None = None  # (2,) of the heads of alignment.py, in training
 
 
 class Projector(nn.Module):
@@ -104,6 +113,8 @@ class UnifiedModel(nn.Module):
         self.image_tokens = image_tokens
         self.projector = projector
         self.defaults = defaults or DefaultsConfig()
+        self.alignment: Alignment | None = None  # for training alone: checkpoints have it, model folders not
+        self.embedding_dropout = 0.0  # in training
 
     @property
     def eos(self) -> int:
@@ -129,17 +140,23 @@ class UnifiedModel(nn.Module):
         projected = self.projector(features).to(embedded.dtype)
         return embedded.index_put((places[0], places[1]), projected)
 
-    def forward(self, packed: Packed, causal: bool = True) -> Tensor:
-        """Logits (B, L, V) of packed rows; no document sees another, nor what comes later when `causal`."""
+    def forward(self, packed: Packed, causal: bool = True) -> Output:
+        """Logits of packed rows; no document sees another, nor what comes later when `causal`."""
         embedded = self.embed(packed.ids, packed.features, packed.places)
+        embedded = F.dropout(embedded, self.embedding_dropout, self.training)
+        heads = self.alignment if self.training else None
         # Only sdpa reads a bool mask as one; eager attention would add it to the scores, as 0 and 1.
         sdpa = self.language.config._attn_implementation == "sdpa"
-        return self.language(
+        output = self.language(
             inputs_embeds=embedded,
             attention_mask=attention_mask(packed.documents, torch.bool if sdpa else embedded.dtype, causal),
             position_ids=packed.positions,
             use_cache=False,
-        ).logits
+            output_hidden_states=heads is not None,
+        )
+        if heads is None:
+            return Output(output.logits)
+        return Output(output.logits, heads(embedded, output.hidden_states[heads.depth], packed))
 
     @classmethod
     def from_folder(
@@ -209,7 +226,7 @@ def check_packing(model: UnifiedModel, length: int) -> None:
     changed.ids[0, 12] = packed.ids[0, 0]
     model.eval()
     try:
-        together, other = model(packed)[0, :13], model(changed)[0, :12]
+        together, other = model(packed).logits[0, :13], model(changed).logits[0, :12]
         ids = [torch.from_numpy(document.ids)[None].to(device) for document in documents]
         embedded = [model.embed(row) for row in ids]
         alone = torch.cat([model.language(inputs_embeds=e, use_cache=False).logits[0] for e in embedded])

@@ -217,8 +217,8 @@ def _tokens(
     how: dict[str, Any],
 ) -> "list[TokenizedImage]":
     """Tokens of one picture a request, drawn as `_sampled` says; those of an edit in the shape of `given`."""
-    from pictish.lm.autoregressive import Guidance
     from pictish.lm.sampling import Sampling
+    from pictish.pipelines.text_to_image import guidance_of
 
     assert drawer is not None
     first = requests[0]
@@ -232,7 +232,7 @@ def _tokens(
         said,
         generators([request.seed for request in requests]),
         sampling=Sampling(how["temperature"], how["top_k"], how["top_p"], how["min_p"]),
-        guidance=Guidance(text_scale=how["guidance"], image_scale=how["image_guidance"]),
+        guidance=guidance_of(drawer.usual, how["guidance"], how["image_guidance"]),
         min_tokens=first.min_tokens,
         max_tokens=first.max_tokens,
         official_quirks=first.official_quirks,

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pictish.data.loader import ImageBytes
     from pictish.lm.config import TrainConfig
     from pictish.lm.documents import Look, Seen
@@ -26,6 +28,15 @@ def image_tokens_of(tokenizer: "Tokenizer") -> "ImageTokens":
         tokenizer.network.config.width,
         cells=tokenizer.cells if tokenizer.places_codes else None,
     )
+
+
+def code_vectors_of(tokenizer: "Tokenizer") -> "Tensor":
+    """The vectors (codes, width) of all codes in order, for soft targets and alignment."""
+    import torch
+
+    with torch.no_grad():  # inference tensors could not be trained with
+        codes = torch.arange(tokenizer.codebook_size, device=tokenizer.device)
+        return tokenizer.network.quantizer.decode(codes).float()
 
 
 def looking(tokenizer: "Tokenizer") -> "Look":

@@ -176,9 +176,15 @@ def _pictures(said: Sequence[Said]) -> bool:
 
 def _guidance(defaults: DrawingConfig, prompts: Sequence[Sequence[Said]]) -> "Guidance":
     """The model's own guidance for these prompts."""
+    return guidance_of(defaults, text_scale_of(defaults, any(map(_pictures, prompts))))
+
+
+def guidance_of(defaults: DrawingConfig, text_scale: float, image_scale: float | None = None) -> "Guidance":
+    """Guidance at these scales, the rest of it as the model is used to."""
     from pictish.lm.autoregressive import Guidance
 
-    return Guidance(text_scale_of(defaults, any(map(_pictures, prompts))), defaults.image_guidance)
+    image_scale = defaults.image_guidance if image_scale is None else image_scale
+    return Guidance(text_scale, image_scale, defaults.guidance_ramp, defaults.guidance_rescale)
 
 
 def text_scale_of(defaults: DrawingConfig, pictures: bool) -> float:

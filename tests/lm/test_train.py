@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from pictish.configs import load, parse
 from pictish.data.loader import ImageBytes
+from pictish.data.mixture import Mixture
 from pictish.data.shards import ShardFile
+from pictish.data.tokens import TokenizedImage
+from pictish.lm import documents
 from pictish.lm import train as trainer
 from pictish.lm.autoregressive import Prompt, embed_ids, generate
 from pictish.lm.config import TrainConfig
@@ -27,7 +31,7 @@ from pictish.lm.sampling import Sampling
 from pictish.lm.sequence import Features, join
 from pictish.lm.train import train
 from pictish.lm.vocabulary import text_ids
-from tests.lm.pictures import CODES, COLOURS, FINGERPRINT, THINGS, caption, pair_shard
+from tests.lm.pictures import CODES, COLOURS, FINGERPRINT, THINGS, caption, pair_shard, picture
 from tests.lm.tiny import tiny_model, tiny_tokenizer
 
 IMAGE_TOKENS = ImageTokens(FINGERPRINT, CODES, 16, 12)
@@ -335,7 +339,9 @@ def test_the_projector_is_trained_kept_and_matters(shards):
     shown = join("caption", [Features(look([ImageBytes(b"a red car", "")])[0].features)], vocabulary, list)
     other = join("caption", [Features(look([ImageBytes(b"a blue sun", "")])[0].features)], vocabulary, list)
     with torch.no_grad():
-        first, second = (model(pack([[document]], len(document)))[0, -1] for document in (shown, other))
+        first, second = (
+            model(pack([[document]], len(document))).logits[0, -1] for document in (shown, other)
+        )
     assert not torch.allclose(first, second, atol=1e-3)
 
 
@@ -388,3 +394,67 @@ def test_each_stage_trains_its_weights_on_its_sources(shards):
         changed = [name for name in before if not torch.equal(before[name], after[name])]
         assert changed
         assert all(layer in name for name in changed)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_embeddings_and_norms_do_not_decay(shards, monkeypatch, optimizer):
+    made = []
+    for name in ("adamw", "muon"):
+        plain = getattr(trainer, name)
+
+        def noting(*given, plain=plain, **settings):
+            made.append(plain(*given, **settings))
+            return made[-1]
+
+        monkeypatch.setattr(trainer, name, noting)
+    config = config_for(shards, f"optimizer={optimizer}", "weight_decay=0.3", "model.features=true")
+    train(config, shards / "run", IMAGE_TOKENS, "cpu")
+    decays = {name: group["weight_decay"] for group in made[0].param_groups for name in group["param_names"]}
+    assert decays["language.model.embed_tokens.weight"] == 0
+    assert decays["language.model.layers.0.input_layernorm.weight"] == 0
+    assert decays["projector.body.1.bias"] == 0
+    assert decays["language.model.layers.0.mlp.up_proj.weight"] == 0.3
+    assert decays["projector.body.1.weight"] == 0.3
+    matrices = [n for group in made[0].param_groups if "momentum" in group for n in group["param_names"]]
+    assert len(matrices) == (2 * 7 if optimizer == "muon" else 0), "of two layers, the projector's not"
+
+
+def test_attention_may_be_eager_and_that_is_not_saved(shards):
+    folders = [
+        train(config_for(shards, f"model.attn_implementation={kind}"), shards / kind, IMAGE_TOKENS, "cpu")
+        for kind in ("eager", "sdpa")
+    ]
+    eager, sdpa = ([row["loss"] for row in lines(f.parent) if "loss" in row] for f in folders)
+    assert eager == pytest.approx(sdpa, abs=1e-4)
+    texts = [(folder / "config.json").read_text() for folder in folders]
+    assert texts[0] == texts[1]
+
+
+def test_soft_targets_and_heads_without_code_vectors_are_a_bug(shards):
+    for setting in ("alignment: 1", "neighbors: {count: 3}"):
+        objective = "objective={kind: autoregressive, %s}" % setting  # noqa: UP031
+        with pytest.raises(AssertionError, match="code vectors"):
+            train(config_for(shards, objective), shards / "run", IMAGE_TOKENS, "cpu")
+
+
+def test_one_picture_at_several_budgets_is_one_source_of_several_folders(shards):
+    chance = np.random.default_rng(0)
+    for budget in (2, 4):  # of the same pictures, in shards of the same name
+        with ShardFile(shards / f"budget-{budget}" / "0.tar") as shard:
+            for number in range(40):
+                text = caption(np.random.default_rng(number))
+                whole = picture(text, chance)
+                tokens = TokenizedImage(
+                    whole.ids[:budget], whole.cells[:budget], (4, 4), (64, 64), FINGERPRINT, CODES
+                )
+                shard.write(f"{number:04d}", {"tokens": tokens.to_bytes(), "txt": text.encode()})
+    source = "data.train={pictures: {paths: [%s/budget-*/*.tar], caption: 0}}" % shards  # noqa: UP031
+    config = parse(TrainConfig, load("tiny/lm", [source]), "test")
+    mixture = Mixture(documents.sources_of(config.data.train, {}), seed=0)
+    assert mixture.sizes == {"pictures": 80}
+    drawn = [(one.sample.key, len(one.sample.picture)) for one in islice(mixture, 80)]
+    assert len(set(drawn)) == 80, "each picture at each budget once an epoch"
+    lengths = [length for _, length in drawn]
+    assert lengths != sorted(lengths), "mixed"
+    assert set(lengths) == {2, 4}
+    train(config, shards / "run", IMAGE_TOKENS, "cpu")
