@@ -194,7 +194,7 @@ def _guided(speakers: Sequence[_Speaker], logits: Tensor, guidance: Guidance, co
         if speaker.line.inside and len(own) > 1:
             weights = own.new_tensor(speaker.weights)
             if guidance.ramp:  # full + strength (guided - full); scales rise alike, so weights do
-                strength = guidance.strength(speaker.line.count / speaker.line.request.max_codes)
+                strength = guidance.strength(speaker.line.progress)
                 weights = strength * weights
                 weights[0] += 1 - strength
             mixed = (own * weights[:, None]).sum(dim=0)

@@ -204,6 +204,13 @@ class Line:
         to_come = max(1, request.min_codes - self.count)  # codes behind the skip, at least
         return max(0, cells - self.cell - to_come) if self.left >= to_come + 2 else 0
 
+    @property
+    def progress(self) -> float:
+        """Fraction done of the picture being written: cells passed, or codes where there are no cells."""
+        if self.vocabulary.skips:
+            return self.cell / self.vocabulary.cells
+        return self.count / self.request.max_codes
+
     def take(self, token: int) -> None:
         """Append one legal id."""
         self.latest = token
