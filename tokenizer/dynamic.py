@@ -73,7 +73,7 @@ class Tokenizer:
         self.image_size = encoder.image_size
         self.grid = (encoder.grid, encoder.grid)
         self.cells = encoder.grid**2
-        self.places_codes = network.config.places_codes
+        self.places_codes = network.config.places_codes  # else their order is all that counts
         self.codebook_size = network.quantizer.codes
         self.micro_batch = encoder.micro_batch
         self.exact_squash = encoder.shrink == "exact"

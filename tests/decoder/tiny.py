@@ -7,8 +7,9 @@ import torch
 
 from pictish.configs import parse
 from pictish.decoder.condition import Told
-from pictish.decoder.config import DiffusionConfig
+from pictish.decoder.config import DiffusionConfig, UpscalerConfig
 from pictish.decoder.diffusion import DiffusionDecoder
+from pictish.decoder.upscaler import CompactUpscaler
 from pictish.tokenizer.config import EncoderConfig
 from pictish.tokenizer.dynamic import Tokenizer
 from pictish.tokenizer.encoder import Encoder
@@ -126,3 +127,9 @@ def save_autoencoder(folder: Path, kind: str) -> Path:
         )
     network.save_pretrained(folder / "vae")
     return folder
+
+
+def tiny_upscaler(seed: int = 0) -> CompactUpscaler:
+    """Of 8 channels and one inner convolution, with random weights."""
+    torch.manual_seed(seed)
+    return CompactUpscaler(UpscalerConfig(width=8, layers=1)).eval()
