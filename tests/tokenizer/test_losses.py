@@ -73,7 +73,7 @@ def test_a_teacher_adds_to_the_loss_by_its_weights(teacher):
     assert taught.features > 0.5
     assert taught.perceptual > 0
     added = teacher.config.features * taught.features + teacher.config.perceptual * taught.perceptual
-    assert float(taught.total) == pytest.approx(float(plain.total + added), rel=1e-4)
+    assert taught.total.item() == pytest.approx((plain.total + added).item(), rel=1e-4)
 
 
 def test_pixel_loss_of_known_pictures():
