@@ -18,6 +18,10 @@ def starter(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where npm packages are kept; OUT/.cache if not given."),
     ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Shards of photographs to add as the set photos."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw; 0 draws in this one.")] = 2,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace starter data of other settings, and changed shards.")
@@ -41,6 +45,7 @@ def starter(
             out,
             cache,
             sets,
+            photos=photos,
             workers=workers,
             overwrite=overwrite,
             progress=lambda settled, total: bar.update(task, completed=settled, total=total),
