@@ -167,7 +167,11 @@ def _of_icon(picture: Picture) -> list[str]:
     place = f" in the {known['position']} corner" if "position" in known else ""
     said = [coloured + place + ground, coloured]
     if ground:
-        said += [coloured + ground, f"{coloured} on a {known['background']} background", label + ground]
+        said += [
+            coloured + ground,
+            f"{coloured} on {with_article(known['background'])} background",
+            label + ground,
+        ]
         said += [f"{label} in {known['colour']}{ground}"]
     if place:
         said += [coloured + place, f"small {coloured}{place}{ground}"]

@@ -42,7 +42,7 @@ _MASS = listed(
     information|radioactive|prohibited|wireless|om|divide|multiply|plus|minus|voltage|
     control|mate|DNA|dna|dizzy|away|together|lowercase|uppercase|laughing|star-struck|
     fuji|currency|cinema|lightning|customs|hair|litter|mahjong|ginger|unlocked
-    |locked
+    |locked|clothing|footwear|furniture|seafood|milk|juice|yoghurt|cream|pants|shorts|outwear
     """
 )
 _BREAK = re.compile(
