@@ -13,18 +13,13 @@ _TAKE = ("remove the {}", "take away the {}", "without the {}", "no {}")
 _SWAP = ("replace the {old} with {}", "{} instead of the {old}", "give {him} {} instead")
 _HAIR = ("give {him} {}", "change the hair to {}", "with {}", "{} instead")
 _HAIR_COLOUR = ("give {him} {} hair", "dye the hair {}", "make the hair {}", "change the hair colour to {}")
-_LOOK = ("make {him} look {}", "make {him} {}", "draw {him} {}", "a {} face")
+_LOOK = ("make {him} look {}", "make {him} {}", "draw {him} {}", "{a} face")
 _SKIN = ("give {him} {} skin", "make the skin {}", "change the skin tone to {}", "with {} skin")
 _WORN = ("put {him} in {}", "let {him} wear {}", "dress {him} in {}", "in {}")
-_WORN_COLOUR = (
-    "make the {old} {}",
-    "a {} {old}",
-    "change the colour of the {old} to {}",
-    "a {} {old} please",
-)
-_GROUND = ("put it on a {} background", "make the background {}", "on {}", "change the background to {}")
+_WORN_COLOUR = ("make the {old} {}", "{a} {old}", "change the colour of the {old} to {}")
+_GROUND = ("put it on {a} background", "make the background {}", "on {}", "change the background to {}")
 _NO_GROUND = ("remove the background", "without the background", "no background")
-_COLOUR = ("make it {}", "change the colour to {}", "paint it {}", "in {}", "a {} one")
+_COLOUR = ("make it {}", "change the colour to {}", "paint it {}", "in {}", "{a} one")
 _PLACE = ("move it to the {} corner", "put it in the {} corner", "in the {} corner, smaller")
 _CENTRE = ("move it to the centre", "put it in the middle", "make it fill the picture")
 
@@ -43,7 +38,8 @@ def instruction(before: Attributes, after: Attributes, name: str, *words: str) -
     old, new = before.get(name), after.get(name)
 
     def say(wordings: tuple[str, ...], what: str = "", was: str = "") -> str:
-        return choose(wordings, *words).format(what, him=him, his=his, old=was)
+        article = with_article(what) if what else ""
+        return choose(wordings, *words).format(what, a=article, him=him, his=his, old=was)
 
     match name:
         case "hair":
@@ -57,7 +53,7 @@ def instruction(before: Attributes, after: Attributes, name: str, *words: str) -
                 return say(_WORN_COLOUR, str(new), "turban")
             return say(_HAIR_COLOUR, str(new))
         case "expression":
-            return say(_LOOK[:3], str(new)) if str(new)[0] in "aeiou" else say(_LOOK, str(new))
+            return say(_LOOK, str(new))
         case "skin":
             return say(_SKIN, str(new))
         case "clothes":
