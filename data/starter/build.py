@@ -127,11 +127,9 @@ def _list(
         index, data = package_members(catalogue.nouns, ["dict/index.noun", "dict/data.noun"], cache, fetch)
         nouns = Nouns(index, data)
     if emoji or icons:
-        words = EmojiWords(
-            *package_json(catalogue.labels, ["en/data.json", "meta/groups.json"], cache, fetch),
-            *package_json(catalogue.keywords, ["dist/emoji-en-US.json"], cache, fetch),
-            nouns,
-        )
+        labels, groups = package_json(catalogue.labels, ["en/data.json", "meta/groups.json"], cache, fetch)
+        (keywords,) = package_json(catalogue.keywords, ["dist/emoji-en-US.json"], cache, fetch)
+        words = EmojiWords(labels, groups, keywords, nouns)
     for source in emoji:
         if source.raster:
             files = package_files(source.package, lambda name: name.endswith(".webp"), cache, fetch)

@@ -83,7 +83,8 @@ class Catalogue:
         to be drawn and there is no Node.js.
         """
         installed = tuple(folder.name for folder in self.folders if folder.folder.is_dir())
-        packaged = tuple(source.name for source in (*self.emoji, *self.icons, *self.avatars))
+        named: tuple[EmojiSet | IconSet | AvatarSet, ...] = (*self.emoji, *self.icons, *self.avatars)
+        packaged = tuple(source.name for source in named)
         known = packaged + tuple(folder.name for folder in self.folders)
         for name in names or ():
             if name not in known:

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pictish.data.files import printable
+from pictish.data.files import one_line, printable
 from pictish.data.shards import PICTURES, find_shards, scan_shard
 from pictish.data.starter.nouns import Nouns
 from pictish.data.starter.phrases import PHOTO
@@ -44,7 +44,7 @@ def photo_listing(folder: Path, nouns: Nouns) -> Listing:
                 except (ValueError, TypeError, KeyError, RecursionError) as error:
                     raise ValueError(
                         f"{printable(shard.name)}: {printable(key)}.json needs source, licence and a label: "
-                        f"{printable(error)}"
+                        f"{one_line(error)}"
                     ) from error
                 task = Photograph(shard, *places[suffix], suffix)
                 candidates.append(Candidate(f"{PHOTOS}-{key}", split, task, _caption(facts), facts))

@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from pictish.data.starter.concepts import sha_modulo
+
+_Option = TypeVar("_Option")
 
 
 def listed(text: str) -> frozenset[str]:
@@ -135,7 +137,7 @@ class Picture:
         return self.kind == "emoji"
 
 
-def choose(options: Sequence[str], *words: str) -> str:
+def choose(options: Sequence[_Option], *words: str) -> _Option:
     """One of the options; which, follows from the words alone."""
     return options[sha_modulo("|".join(words), len(options))]
 

@@ -127,7 +127,7 @@ def emoji_listing(
                 keys[icon].add(concept)
             else:
                 left_out["unknown"] += 1
-    found = {}
+    found: dict[str, str] = {}
     for icon in sorted(keys):
         concept = min(keys[icon], key=lambda c: (c not in words, c.count("-"), c))
         found.setdefault(concept, icon)
