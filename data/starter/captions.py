@@ -165,18 +165,16 @@ def _of_icon(picture: Picture) -> list[str]:
     coloured = f"{known['colour']} {label}"
     ground = f" on {known['background']}" if "background" in known else ""
     place = f" in the {known['position']} corner" if "position" in known else ""
-    said = [coloured + place + ground, coloured]
+    said = [coloured + place + ground, coloured, f"{label} in {known['colour']}{ground}"]
     if ground:
         said += [
             coloured + ground,
             f"{coloured} on {with_article(known['background'])} background",
             label + ground,
         ]
-        said += [f"{label} in {known['colour']}{ground}"]
     if place:
         said += [coloured + place, f"small {coloured}{place}{ground}"]
-    said += [f"{known['colour']} {word}{ground}" for word in wider_words(picture)[:1]]
-    return said if picture.phrase.article else [f"{coloured}{ground}", coloured]
+    return [*said, *(f"{known['colour']} {word}{ground}" for word in wider_words(picture)[:1])]
 
 
 def _of_photograph(picture: Picture) -> list[str]:
