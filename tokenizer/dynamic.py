@@ -81,6 +81,11 @@ class Tokenizer:
         self._understanding: Path | None = None
         self._understanding_merger: Merger | None = None
 
+    @property
+    def predicts_errors(self) -> bool:
+        """Whether the number of codes can be chosen by `quality`."""
+        return isinstance(self.network.selector, ErrorSelector)
+
     @classmethod
     def from_folder(cls, folder: str | Path = "starter", device: str | torch.device = "cpu") -> "Tokenizer":
         """Load a model folder, or the shipped `"starter"`.

@@ -3,7 +3,6 @@
 Legend: B pictures, S side in pixels, N cells, F feature channels.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -36,9 +35,10 @@ class Teacher:
         self.encoder = Encoder(config.encoder).to(device)
         self._every_depth = self.encoder.at_all_levels()
 
-    def rows(self, batch: int) -> int:
-        """How many pictures of a batch it looks at."""
-        return math.ceil(self.config.fraction * batch)
+    @property
+    def rows(self) -> slice:
+        """Which pictures of a batch it looks at: evenly spaced, the same ones however processes divide it."""
+        return slice(None, None, round(1 / self.config.fraction))
 
     def fit(self, pictures: Tensor) -> None:
         """Take the statistics of its features from pictures (B, 3, S, S) in [0, 1]."""

@@ -204,7 +204,7 @@ class DynamicTokenizer(nn.Module):
         total = pixel + self.config.selector.weight * selector + quantizer_loss
         if teacher is not None:
             assert self.to_teacher is not None
-            looked = slice(0, teacher.rows(len(pictures)))  # batches are shuffled: the first are any
+            looked = teacher.rows
             grid = teacher.encoder.config.grid
             pooled = F.adaptive_avg_pool2d(
                 rearrange(rows[looked], "b (y x) d -> b d y x", y=self.reconstructor.grid), grid

@@ -37,6 +37,10 @@ def run(
     upscale: Upscale = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Keep exactly so many patches.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Keep patches with a score above this.")] = None,
+    quality: Annotated[
+        float | None,
+        typer.Option(metavar="DB", help="Keep as few patches as are expected to reach this PSNR, in dB."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing drawing.")] = False,
     quiet: Annotated[
@@ -46,9 +50,10 @@ def run(
     """Draw what is kept of a picture, or patches that share a code; or print statistics of tokens."""
     from pictish.commands.report import Report
 
-    settings = {"budget": budget, "threshold": threshold}
-    if budget is not None and threshold is not None:
-        raise ValueError(f"--budget {budget} and --threshold {threshold} were both given; give one of them")
+    settings = {"budget": budget, "threshold": threshold, "quality": quality}
+    given = [f"--{name} {value}" for name, value in settings.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} were given; give one of them")
     for name, value in {"steps": steps, "upscale": upscale}.items():
         if codebook and value is not None:
             raise ValueError(f"--{name} {value} is for one picture; with --codebook nothing is decoded")

@@ -161,7 +161,9 @@ def test_users_mistakes_are_one_line(image, token_folder, tmp_path, capsys):
         "--out is for pictures": [token_folder, "--out", "x.png"],
         "--steps is for pictures": [token_folder, "--steps", 0],
         "--steps 0 is for one picture": [image, "--codebook", "--steps", 0],
-        "give one of them": [image, "--budget", 3, "--threshold", 0.5],
+        "--budget 3 and --threshold 0.5 were given; give one": [image, "--budget", 3, "--threshold", 0.5],
+        "--budget 3 and --quality 20.0 were given; give one": [image, "--budget", 3, "--quality", 20],
+        "--quality is for pictures": [token_folder, "--quality", 20],
         "ends in .png": [image, "--out", "drawing.jpg"],
         "two tokenizers": [token_folder, other],
     }
