@@ -104,8 +104,8 @@ class Maker:
                 return "answer", sequence.answer(shown(sample.picture), question, reply)
             case samples.Document():
                 return "interleaved", [
-                    Text(part, learn=True) if isinstance(part, str) else replace(codes(part), learn=True)
-                    for part in sample.parts
+                    Text(part, not given) if isinstance(part, str) else replace(codes(part), learn=not given)
+                    for part, given in zip(sample.parts, sample.given, strict=True)
                 ]
             case samples.PlainText():
                 return "text", [Text(sample.text, learn=True)]

@@ -11,7 +11,7 @@ from pictish.lm.config import Autoregressive
 from pictish.lm.model import UnifiedModel, width_of
 from pictish.lm.objective import autoregressive
 from pictish.lm.packing import IGNORED, Packed, pack
-from pictish.lm.sequence import build, drawing, edit
+from pictish.lm.sequence import Codes, build, drawing, edit
 from tests.lm.tiny import tiny_unified
 
 VECTORS = torch.randn(30, 6, generator=torch.Generator().manual_seed(4))
@@ -26,7 +26,7 @@ def aligned(architecture: str) -> UnifiedModel:
 
 def rows(model: UnifiedModel) -> Packed:
     codes = torch.randint(30, (3, 6), generator=torch.Generator().manual_seed(5)).numpy()
-    parts = [drawing("ab", codes[0], None), edit(codes[1], "c", codes[2])]
+    parts = [drawing("ab", Codes(codes[0]), None), edit(Codes(codes[1]), "c", Codes(codes[2]))]
     documents = [
         build(task, part, model.vocabulary, lambda text: [4, 5], eos=2)
         for task, part in zip(("drawing", "edit"), parts, strict=True)
