@@ -19,6 +19,15 @@ class PreviewConfig(Config):
     smallest: int = Field(32, gt=0, description="channels never fall below this")
 
 
+class UpscalerConfig(Config):
+    """A compact super-resolution network behind a decoder."""
+
+    kind: Literal["compact"] = "compact"
+    upscale: Literal[4] = Field(4, description="pixels of the output for one of the input, on each side")
+    width: int = Field(64, gt=0, description="channels")
+    layers: int = Field(16, gt=0, description="convolutions from these channels to as many")
+
+
 class UNetConfig(Config):
     """diffusers' UNet2DConditionModel; Stable Diffusion 1.5's and SDXL's are settings of it."""
 

@@ -51,38 +51,14 @@ def save_tiny_models(folder: Path, seed: int) -> None:
     """Write folder/tokenizer and folder/decoder; another seed makes another tokenizer."""
     import torch
 
-    from pictish.configs import parse
     from pictish.decoder.config import PreviewConfig
     from pictish.decoder.preview import build_preview, save_preview
-    from pictish.tokenizer.config import TokenizerConfig
     from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
-    from pictish.tokenizer.network import DynamicTokenizer
+    from tests.tokenizer.conftest import tiny_network
 
-    config = {
-        "encoder": {
-            "weights": {"kind": "random", "seed": 0},
-            "image_size": 64,
-            "levels": [2],
-            "level_weights": [0.5],
-            "micro_batch": 4,
-        },
-        "width": 32,
-        "heads": 2,
-        "merger": {"layers": 1},
-        "quantizer": {"kind": "cosine", "codes": 64, "dim": 8},
-        "reconstructor": {"layers": 1},
-    }
-    torch.manual_seed(seed)
-    network = DynamicTokenizer(parse(TokenizerConfig, config, "tiny"))
-    pixels = torch.randint(0, 256, (16, 64, 64, 3), dtype=torch.uint8)
-    raw = network.encoder.raw(pixels)
-    network.encoder.fit(raw.mean((0, 1)), raw.std((0, 1)))
-    with torch.no_grad():  # an untrained selector is nearly constant: spread its scores around the threshold
-        network.selector.score[-1].weight.mul_(400)
-        logits = network.selector(network.embed(network.encoder.standardise(raw)))
-        network.selector.score[-1].bias.sub_(logits.median())
-    network(raw, torch.Generator().manual_seed(seed), quantize=True)  # the codebook starts from data
-    save_tokenizer(folder / "tokenizer", network)
+    encoder = {"kind": "conv", "image_size": 64, "grid": 8, "blocks": 1, "micro_batch": 4}
+    reconstructor = {"kind": "grid", "patch": 8, "blocks": 2, "attention": 1}
+    save_tokenizer(folder / "tokenizer", tiny_network(seed, encoder=encoder, reconstructor=reconstructor))
     tokenizer = Tokenizer.from_folder(folder)
     settings = PreviewConfig(width=16, blocks=1, smallest=8)
     head = build_preview(settings, tokenizer)

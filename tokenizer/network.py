@@ -24,12 +24,14 @@ from pictish.tokenizer.config import (
 )
 from pictish.tokenizer.conv import ConvEncoder, GridReconstructor, as_maps, cell_errors
 from pictish.tokenizer.encoder import Encoder
-from pictish.tokenizer.losses import Teacher, cosine_errors, map_distances, pixel_loss
+from pictish.tokenizer.losses import Teacher, cosine_errors, pixel_loss
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.quantizers import build_quantizer
 from pictish.tokenizer.reconstructor import Reconstructor
 from pictish.tokenizer.selector import ErrorSelector, Selector, choose, draw_keep
 from pictish.training.share import ALONE, Share
+
+SHIFTS = 16  # pixels: more than the largest stride that a perceptual distance notices
 
 
 class Losses(NamedTuple):
@@ -202,15 +204,15 @@ class DynamicTokenizer(nn.Module):
         total = pixel + self.config.selector.weight * selector + quantizer_loss
         if teacher is not None:
             assert self.to_teacher is not None
-            looked = slice(0, teacher.rows(len(pictures)))  # batches are shuffled: the first are any
-            seen = teacher(target[looked])
+            looked = teacher.rows
             grid = teacher.encoder.config.grid
             pooled = F.adaptive_avg_pool2d(
                 rearrange(rows[looked], "b (y x) d -> b d y x", y=self.reconstructor.grid), grid
             )
             predicted = self.to_teacher(rearrange(pooled, "b d y x -> b (y x) d"))
-            features = cosine_errors(predicted, seen.features).mean()
-            perceptual = map_distances(teacher.levels(pictures[looked]), seen.levels).mean()
+            features = cosine_errors(predicted, teacher.features(target[looked])).mean()
+            down, right = torch.randint(0, SHIFTS, (2,), generator=generator).tolist()
+            perceptual = teacher.distance(pictures[looked], target[looked], (down, right))
             total = total + teacher.config.features * features + teacher.config.perceptual * perceptual
         keep_rate = share.mean(keep.float(), free[:, None].expand_as(keep))
         parts = (pixel, mse, features, perceptual, selector, quantizer_loss)

@@ -1,14 +1,17 @@
 """The tokenizer as users hold it: same ids whatever the batch, back to features, strict loading."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from pictish.data.model_folder import read_model_folder, write_model_folder
+from pictish.data.tokens import TokenizedImage
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from pictish.tokenizer.network import DynamicTokenizer
-from tests.tokenizer.conftest import tiny_config, tiny_network
+from tests.tokenizer.conftest import ORDERED, tiny_config, tiny_network
 
 
 def run(tokenizer, pixels, **keywords):
@@ -63,31 +66,102 @@ def test_pil_arrays_and_pixels_agree(tokenizer, pixels):
     assert tokenizer.tokenize([]) == []
 
 
-def test_reconstruction_depends_on_ids_alone(tokenizer, pixels):
+def with_cells(token: TokenizedImage, cells: np.ndarray | None, **changes) -> TokenizedImage:
+    return dataclasses.replace(token, cells=cells, **changes)
+
+
+def test_codes_are_decoded_at_their_cells(tokenizer, pixels):
+    """The same codes elsewhere are another picture; which other pictures are in the batch does not matter."""
     tokens = run(tokenizer, pixels)
     features = tokenizer.reconstruct(tokens)
-    assert features.shape == tokenizer.features(pixels).shape == (11, 16, tokenizer.network.encoder.features)
+    assert features.shape == (11, 16, tokenizer.network.features)
     assert torch.isfinite(features).all()
     for place, token in enumerate(tokens):
         assert torch.equal(tokenizer.reconstruct([token])[0], features[place])
-        moved = type(token)(
-            ids=token.ids,
-            cells=None,
-            grid=token.grid,
-            size=(1, 2),
-            tokenizer=token.tokenizer,
-            codebook_size=token.codebook_size,
+        assert torch.equal(
+            tokenizer.reconstruct([with_cells(token, token.cells, size=(1, 2))])[0], features[place]
         )
-        assert torch.equal(tokenizer.reconstruct([moved])[0], features[place])
-    assert not torch.equal(features[0], features[1])
+    short = next(token for token in tokens if len(token) < 16)
+    free = next(cell for cell in range(16) if cell not in short.cells)
+    moved = np.sort([free, *short.cells[1:]])
+    assert not torch.allclose(*tokenizer.reconstruct([short, with_cells(short, moved)]), atol=1e-3)
 
 
-def test_inference_and_dense_training_path_agree(tokenizer, pixels):
+def test_codes_lie_at_their_cells_and_nothing_lies_on_dropped_ones(tokenizer, pixels):
+    tokens = run(tokenizer, pixels)
+    vectors, real = tokenizer.code_vectors(tokens)
+    for token, row, kept in zip(tokens, vectors, real, strict=True):
+        assert kept.nonzero().flatten().tolist() == token.cells.tolist()
+        assert torch.equal(row[kept], tokenizer.network.quantizer.decode(torch.from_numpy(token.ids)))
+    # what stands on a dropped cell is not read
     network = tokenizer.network
-    there = network.round_trip(network.encoder.raw(pixels))
+    noise = torch.where(real[..., None], vectors, torch.randn(vectors.shape))
+    assert torch.equal(network.decode(noise, real), network.decode(vectors, real))
+    assert not torch.equal(network.decode(vectors, real | True), network.decode(vectors, real))
+
+
+def test_features_hold_the_reconstructed_picture(tokenizer, pixels):
+    tokens = run(tokenizer, pixels)
+    vectors, real = tokenizer.code_vectors(tokens)
+    _, pictures = tokenizer.network.reconstructor(vectors, real)
+    found = tokenizer.pixels_in(tokenizer.reconstruct(tokens))
+    assert found.shape == (11, 3, 16, 16)
+    assert torch.allclose(found, pictures, atol=1e-5)
+
+
+def test_of_codes_in_order_the_cells_are_not_read(ordered, pixels):
+    tokens = run(ordered, pixels)
+    features = ordered.reconstruct(tokens)
+    assert features.shape == (11, 16, ordered.network.encoder.features)
+    for place, token in enumerate(tokens):
+        assert torch.equal(ordered.reconstruct([with_cells(token, None)])[0], features[place])
+    assert not torch.equal(features[0], features[1])
+    assert ordered.pixels_in(features).shape == (11, 3, 16, 16)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "ordered"])
+def test_inference_and_dense_training_path_agree(name, pixels, request):
+    tokenizer = request.getfixturevalue(name)
+    there = tokenizer.network.round_trip(pixels)
     tokens = run(tokenizer, pixels)
     assert torch.equal(torch.from_numpy(np.concatenate([token.ids for token in tokens])), there.ids)
-    assert torch.allclose(tokenizer.reconstruct(tokens), there.predicted, atol=1e-4)
+    assert [len(token) for token in tokens] == there.keep.sum(dim=1).tolist()
+    assert torch.allclose(tokenizer.reconstruct(tokens), there.features, atol=1e-4)
+
+
+def test_tokens_without_cells_or_of_another_grid_are_refused(tokenizer, pixels):
+    (token,) = run(tokenizer, pixels[:1], budget=4)
+    with pytest.raises(ValueError, match="decodes codes at their cells; these tokens have no cells"):
+        tokenizer.reconstruct([with_cells(token, None)])
+    with pytest.raises(ValueError, match="these tokens have those of a grid of 8 x 2"):
+        tokenizer.reconstruct([with_cells(token, token.cells, grid=(8, 2))])
+
+
+def test_quality_keeps_as_few_codes_as_are_expected_to_reach_it(tokenizer, pixels):
+    with torch.no_grad():
+        expected = tokenizer.network.selector.predicted_psnr(tokenizer.network.embed(pixels))  # (B, N)
+    wanted = float(expected[:, 5].median())
+    tokens = run(tokenizer, pixels, quality=wanted)
+    assert len({len(token) for token in tokens}) > 1
+    for token, each in zip(tokens, expected, strict=True):
+        enough = (each >= wanted).nonzero().flatten()
+        assert len(token) == (int(enough[0]) + 1 if len(enough) else 16)
+    more = run(tokenizer, pixels, quality=wanted + 2)
+    assert all(len(a) <= len(b) for a, b in zip(tokens, more, strict=True))
+    assert sum(map(len, more)) > sum(map(len, tokens))
+    assert [len(token) for token in run(tokenizer, pixels, quality=0.1)] == [1] * 11
+    assert tokens == [run(tokenizer, pixels[i : i + 1], quality=wanted)[0] for i in range(11)]
+
+
+@pytest.mark.parametrize("quality", [0.0, 100.0, -3.0, float("nan")])
+def test_a_quality_out_of_range_is_refused(tokenizer, pixels, quality):
+    with pytest.raises(ValueError, match="decibels between 0 and 100 fit"):
+        run(tokenizer, pixels[:1], quality=quality)
+
+
+def test_quality_needs_a_tokenizer_that_predicts_its_errors(ordered, pixels):
+    with pytest.raises(ValueError, match="quality: this tokenizer does not predict its errors"):
+        run(ordered, pixels[:1], quality=20.0)
 
 
 def test_foreign_tokens_are_refused(tokenizer, pixels):
@@ -97,21 +171,32 @@ def test_foreign_tokens_are_refused(tokenizer, pixels):
 
 
 def test_saved_and_loaded_again(tmp_path, pixels):
-    save_tokenizer(tmp_path / "model", tiny_network(), half=False)
+    network = tiny_network()
+    network.selector.calibration.copy_(torch.tensor([0.7, 4.0]))
+    save_tokenizer(tmp_path / "model", network, half=False)
     loaded = Tokenizer.from_folder(tmp_path / "model")
-    expected = [token.ids.tolist() for token in run(Tokenizer(tiny_network(), "0" * 12), pixels)]
-    assert [token.ids.tolist() for token in run(loaded, pixels)] == expected
+    assert run(loaded, pixels) == run(Tokenizer(network, loaded.fingerprint), pixels)
+    assert loaded.network.selector.calibration.tolist() == pytest.approx([0.7, 4.0])
     assert loaded.fingerprint == read_model_folder(tmp_path / "model").fingerprint
-    save_tokenizer(tmp_path / "half", tiny_network())
-    names = read_model_folder(tmp_path / "half").tensors
-    assert names["project_in.weight"].dtype == torch.float16
-    assert names["quantizer.vq._codebook.embed"].dtype == torch.float32
+    save_tokenizer(tmp_path / "half", network)
+    tensors = read_model_folder(tmp_path / "half").tensors
+    assert tensors["encoder.embed.weight"].dtype == torch.float16
+    for name in ("quantizer.vq._codebook.embed", "selector.score.0.weight", "selector.level"):
+        assert tensors[name].dtype == torch.float32, name
     run(Tokenizer.from_folder(tmp_path / "half"), pixels)
+
+
+def test_what_only_training_needs_is_not_saved(tmp_path):
+    torch.manual_seed(0)
+    network = DynamicTokenizer(tiny_config(), teacher_features=7)
+    save_tokenizer(tmp_path / "model", network)
+    assert not any("teacher" in name for name in read_model_folder(tmp_path / "model").tensors)
+    Tokenizer.from_folder(tmp_path / "model")
 
 
 @pytest.mark.parametrize("damage", ["missing", "unknown", "shape", "encoder", "part"])
 def test_a_folder_that_does_not_fit_is_refused(tmp_path, damage):
-    save_tokenizer(tmp_path / "good", tiny_network())
+    save_tokenizer(tmp_path / "good", tiny_network(**ORDERED))
     stored = read_model_folder(tmp_path / "good")
     tensors, config = dict(stored.tensors), dict(stored.config)
     expected = {"missing": "1 missing", "unknown": "1 unknown", "shape": "1 of another shape"}.get(damage)
@@ -146,7 +231,9 @@ def test_a_full_size_vit_has_the_shape_of_the_base_config():
             "model.width=64",
             "model.heads=4",
             "model.merger.layers=2",
-            "model.reconstructor.layers=2",
+            "model.reconstructor.blocks=2",
+            "model.reconstructor.attention=1",
+            "model.reconstructor.patch=2",
             "model.encoder.micro_batch=2",
             "model.quantizer.codes=512",
         ],
@@ -158,31 +245,41 @@ def test_a_full_size_vit_has_the_shape_of_the_base_config():
     tokens = run(tokenizer, pixels, budget=90)
     assert [len(token.ids) for token in tokens] == [90, 90]
     assert tokens[0].grid == (16, 16)
-    assert tokenizer.reconstruct(tokens).shape == (2, 256, 192)
+    assert tokenizer.reconstruct(tokens).shape == (2, 256, 64 + 3 * 2 * 2)
 
 
 def test_config_mistakes_are_named():
-    base = tiny_config().model_dump()
-    with pytest.raises(ValueError, match="level_weights has 1 entries for 2 levels"):
-        tiny_config(encoder={**base["encoder"], "level_weights": [1.0]})
-    with pytest.raises(ValueError, match="not a multiple of heads"):
-        tiny_config(heads=5)
+    encoder = ORDERED["encoder"]
+    mistakes = [
+        (
+            {**ORDERED, "encoder": {**encoder, "level_weights": [1.0]}},
+            "level_weights has 1 entries for 2 levels",
+        ),
+        ({"heads": 5}, "not a multiple of heads"),
+        (
+            {"encoder": {"kind": "conv", "image_size": 30, "grid": 4}},
+            "image_size 30 is not a multiple of grid 4",
+        ),
+        (
+            {"reconstructor": {"kind": "grid", "blocks": 1, "attention": 2}},
+            "attention 2 is more than blocks 1",
+        ),
+        ({"selector": {"kind": "score"}}, "kind grid and a selector of kind error go together"),
+        ({"reconstructor": {"kind": "sequence"}}, "kind grid and a selector of kind error go together"),
+        (
+            {**ORDERED, "encoder": {"kind": "conv"}},
+            "an encoder of kind conv needs a reconstructor of kind grid",
+        ),
+    ]
+    for changes, said in mistakes:
+        with pytest.raises(ValueError, match=said):
+            tiny_config(**changes)
     with pytest.raises(ValueError, match="timm knows no 'tf_efficientnet_lite9'"):
-        tiny_network(encoder={**base["encoder"], "model": "tf_efficientnet_lite9"})
+        tiny_network(**{**ORDERED, "encoder": {**encoder, "model": "tf_efficientnet_lite9"}})
 
 
-def test_a_code_is_held_to_its_own_patch():
-    """`alone` sees one code at a time and its own cell: other cells' features change nothing for it."""
-    network = tiny_network(alone=1.0)
-    raw = torch.randn(4, 16, network.encoder.features, generator=torch.Generator().manual_seed(0))
-    seen: list[torch.Tensor] = []
-    network.alone.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
-    losses = network(raw, torch.Generator().manual_seed(1), quantize=True)
-    assert seen[0].shape == (len(losses.ids), network.quantizer.dim)
-    codes = network.quantizer.decode(losses.ids)  # they have moved by one EMA step since
-    assert torch.allclose(seen[0], codes, atol=0.01)
-    lighter = tiny_network(alone=0.25)(raw, torch.Generator().manual_seed(1), quantize=True)
-    assert losses.total.item() == pytest.approx((lighter.total + 0.75 * losses.alone).item(), abs=1e-5)
-    without = tiny_network(alone=0.0)
-    assert without(raw, torch.Generator().manual_seed(1), quantize=True).alone == 0
-    assert not any(name.startswith("alone") for name in without.state_dict())
+def test_any_frozen_encoder_can_stand_before_codes_at_their_cells(pixels):
+    tokenizer = Tokenizer(tiny_network(encoder=ORDERED["encoder"]), "0" * 12)
+    tokens = run(tokenizer, pixels, budget=5)
+    assert tokenizer.places_codes
+    assert tokenizer.pixels_in(tokenizer.reconstruct(tokens)).shape == (11, 3, 16, 16)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from pictish.tokenizer.attention import gated_attention
 from pictish.tokenizer.merger import Merger, kept_rows
 
 CELLS, WIDTH = 16, 32
@@ -67,7 +66,7 @@ def test_dropped_patches_reach_every_kept_token(merger, hidden):
 
 
 def test_a_dropped_row_is_the_token_it_would_have_become(hidden):
-    """Otherwise the selector's gradient judges a dropped patch by a row that no kept token looks like.
+    """Dense rows stand for what inference computes from kept ones alone.
 
     Exact for one block; in further blocks the kept rows themselves have seen the patch as a dropped one.
     """
@@ -94,28 +93,3 @@ def test_cross_attention_adds_nothing_when_nothing_is_dropped(merger, hidden):
         torch.nn.init.normal_(block.attend_dropped.out.bias)
     assert torch.equal(normal, other(hidden, keep))
     assert not torch.equal(merger(hidden, random_keep(8)), other(hidden, random_keep(8)))
-
-
-def test_gated_attention_equals_the_masked_kernel():
-    generator = torch.Generator().manual_seed(2)
-    q, k, v = (torch.randn(3, 2, CELLS, 8, generator=generator) * 3 for _ in range(3))
-    gate = random_keep(5, rows=3).float().requires_grad_()
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=gate.bool()[:, None, None])
-    result = gated_attention(q, k, v, gate)
-    assert torch.allclose(result, expected, atol=1e-5)
-
-
-def test_gradient_of_the_gate_is_that_of_the_formula():
-    generator = torch.Generator().manual_seed(3)
-    q, k, v = (torch.randn(1, 1, 4, 8, generator=generator, dtype=torch.float64) * 0.3 for _ in range(3))
-    gate = torch.tensor([[1.0, 0.0, 1.0, 0.0]], dtype=torch.float64, requires_grad=True)
-    gated_attention(q, k, v, gate)[..., 0].sum().backward()
-    weights = (q @ k.transpose(-1, -2) * 8**-0.5).exp()[0, 0]  # (Q, K)
-    total = weights[:, [0, 2]].sum(dim=1)
-    output = (weights[:, [0, 2]] @ v[0, 0, [0, 2]]) / total[:, None]
-    expected = [
-        sum(float(weights[i, j] / total[i] * (v[0, 0, j, 0] - output[i, 0])) for i in range(4))
-        for j in range(4)
-    ]
-    assert gate.grad[0].tolist() == pytest.approx(expected)
-    assert all(abs(value) > 1e-6 for value in expected)

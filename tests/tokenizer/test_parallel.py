@@ -45,7 +45,8 @@ def test_another_number_of_threads_gives_the_same_ids_and_features():
         torch.set_num_threads(threads)
         try:
             tokenizer = Tokenizer(network, "0123456789ab")
-            results.append((tokenizer.tokenize_pixels(pixels, [(32, 32)] * 9), tokenizer.features(pixels)))
+            tokens = tokenizer.tokenize_pixels(pixels, [(32, 32)] * 9)
+            results.append((tokens, tokenizer.reconstruct(tokens)))
         finally:
             torch.set_num_threads(before)
     for tokens, features in results[1:]:

@@ -1,12 +1,11 @@
-"""The selector: deterministic choice, seeded draws, and a gradient for kept and dropped patches alike."""
-
-from functools import partial
+"""The selectors: deterministic choice, seeded draws, and errors that are predicted."""
 
 import pytest
 import torch
 
-from pictish.tokenizer.selector import Selector, choose, draw_gate, guide_loss
-from tests.tokenizer.conftest import tiny_network
+from pictish.tokenizer.selector import ErrorSelector, Selector, choose, draw_keep, rank
+from pictish.training.share import ALONE
+from tests.tokenizer.conftest import random_pixels, tiny_network
 
 
 def test_threshold_budget_and_ties():
@@ -44,51 +43,55 @@ def test_draws_follow_their_generator_alone():
     assert torch.equal(alone[0], drawn[1])
 
 
-def test_training_draw_is_hard_and_never_empty():
+def test_a_training_draw_keeps_a_patch_at_least_and_varies_the_number_of_codes():
     logits = torch.full((400, 16), -8.0)
     logits[:, 3] = -7.0
-    draw = draw_gate(logits, 0.1, torch.Generator().manual_seed(0), budgets=0.3, blind=0.0)
-    assert set(draw.gate.unique().tolist()) == {0.0, 1.0}
-    assert (draw.gate.sum(dim=1) >= 1).all()
-    lengths = draw.gate[~draw.free].sum(dim=1)
-    assert len(lengths.unique()) > 8, "the number of tokens should vary"
+    draw = draw_keep(logits, 0.1, torch.Generator().manual_seed(0), fixed_length=0.3, exploration=0.0)
+    assert draw.keep.dtype == torch.bool
+    assert draw.keep.any(dim=1).all()
+    assert 0.6 < draw.free.float().mean() < 0.8
+    lengths = draw.keep[~draw.free].sum(dim=1)
+    assert len(lengths.unique()) > 8, "the number of codes should vary"
     assert lengths.max() > 14, "it is drawn whatever the logits say"
-    assert draw.gate[~draw.free][:, 3].mean() == 1, "the best by score"
-    assert draw.gate[draw.free].sum(dim=1).unique().tolist() == [1.0], "the rest follows the logits"
+    assert draw.keep[~draw.free][:, 3].all(), "the best by score"
+    assert draw.keep[draw.free].sum(dim=1).unique().tolist() == [1], "the rest follows the logits"
 
 
-def test_blind_cells_fall_to_a_coin_whatever_their_logits():
-    logits = torch.cat([torch.full((500, 8), 5.0), torch.full((500, 8), -5.0)], dim=1)
-    draw = draw_gate(logits, 0.1, torch.Generator().manual_seed(0), budgets=0.2, blind=0.25)
-    assert not (draw.blind & ~draw.free[:, None]).any()
-    assert float(draw.blind[draw.free].float().mean()) == pytest.approx(0.25, abs=0.02)
-    for half in (slice(None, 8), slice(8, None)):
-        assert float(draw.gate[:, half][draw.blind[:, half]].mean()) == pytest.approx(0.5, abs=0.05)
-    sighted = draw.free[:, None] & ~draw.blind
-    assert torch.equal(draw.gate[sighted] > 0.5, logits[sighted] > 0)
+def test_without_noise_and_exploration_the_draw_is_the_choice_of_inference():
+    logits = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
+    draw = draw_keep(logits, 0.0, torch.Generator().manual_seed(1), fixed_length=0.0, exploration=0.0)
+    assert draw.free.all()
+    assert torch.equal(draw.keep, choose(logits))
 
 
-def test_a_batch_without_free_pictures_is_finite():
-    logits = torch.randn(6, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    draw = draw_gate(logits, 0.5, torch.Generator().manual_seed(0), budgets=1.0, blind=0.5)
-    assert not draw.free.any()
-    draw.gate.sum().backward()
-    assert torch.equal(logits.grad, torch.zeros(6, 16))
+def test_explored_cells_are_kept_as_often_as_the_others_whatever_their_logits():
+    logits = torch.cat([torch.full((800, 4), 9.0), torch.full((800, 12), -9.0)], dim=1)
+    generator = torch.Generator().manual_seed(0)
+    keep = draw_keep(logits, 0.0, generator, fixed_length=0.0, exploration=0.4).keep.float()
+    # of a cell that is always kept 0.4 are explored, and 3/4 of these are dropped
+    assert float(keep[:, :4].mean()) == pytest.approx(1 - 0.4 * 0.75, abs=0.03)
+    assert float(keep[:, 4:].mean()) == pytest.approx(0.4 * 0.25, abs=0.02)
+    assert float(keep.mean()) == pytest.approx(0.25, abs=0.02)
 
 
 def test_the_level_holds_the_rate_of_a_batch_and_is_remembered():
-    network = tiny_network(spread=1, selector={"rate": 0.25, "noise": 0.0, "relief": 0.0})
-    raw = torch.randn(64, 16, network.encoder.features, generator=torch.Generator().manual_seed(0))
+    selector = {"kind": "error", "rate": 0.25, "fixed_length_probability": 0, "exploration_probability": 0}
+    network = tiny_network(spread=False, selector=selector)
+    network.selector.score[-1].bias.data[0] += 2.0  # what is dropped has a larger error than what is kept
+    pixels = random_pixels(64, 32)
     with torch.no_grad():
-        for step in range(100):
-            losses = network(raw, torch.Generator().manual_seed(step), quantize=False, noise=0.0)
-            assert float(losses.keep_rate) == pytest.approx(0.25, abs=0.08)
+        for step in range(60):
+            drawn = network(
+                pixels, pixels[:, ::2, ::2], None, torch.Generator().manual_seed(step), False, 0.0
+            )
+            assert float(drawn.keep_rate) == pytest.approx(0.25, abs=0.02)
     network.eval()
-    hidden = network.embed(network.encoder.standardise(raw))
-    assert float(choose(network.selector(hidden)).float().mean()) == pytest.approx(0.25, abs=0.02)
-    network.set_level([raw[:8]])
-    kept = choose(network.selector(hidden[:8])).float().mean()
-    assert float(kept) == pytest.approx(0.25, abs=0.02)
+    logits = network.selector(network.embed(pixels))
+    assert float(choose(logits).float().mean()) == pytest.approx(0.25, abs=0.03)
+    for rate in (0.25, 0.5):
+        network.set_level([pixels[:16], pixels[16:]], rate)
+        kept = choose(network.selector(network.embed(pixels)))
+        assert float(kept.float().mean()) == pytest.approx(rate, abs=0.02)
 
 
 def test_patches_are_taken_the_dearest_first_and_relieve_their_neighbours():
@@ -116,61 +119,97 @@ def test_patches_are_taken_the_dearest_first_and_relieve_their_neighbours():
     )
 
 
-def test_the_guide_is_of_counted_patches_alone():
-    cost = torch.tensor([[3.0, 0.0], [5.0, 5.0]])
-    errors = torch.tensor([[0.3, 0.9], [0.0, 0.0]])
-    assert guide_loss(cost, errors, torch.tensor([[True, False], [False, False]])) == 0
-    assert guide_loss(cost, errors, torch.tensor([[True, True], [False, False]])) == pytest.approx(8.5 / 2)
-    assert guide_loss(cost, errors, torch.zeros(2, 2, dtype=torch.bool)) == 0
+class Toy:
+    """Pictures of 16 cells, four of them marked: a dropped one costs 0.2, any other 0.05, a kept one 0.05.
+
+    Cells 8 and 9 are hard whether they are kept or not: their error is large and there is nothing to gain.
+    """
+
+    def __init__(self, width: int = 8):
+        self.source = torch.Generator().manual_seed(0)
+        self.width = width
+
+    def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden rows (B, 16, D), and which cells are marked (B, 16)."""
+        hidden = torch.randn(size, 16, self.width, generator=self.source)
+        hidden[..., 0] = torch.arange(16) / 8 - 1
+        marked = torch.rand(size, 16, generator=self.source).argsort(dim=1) < 4
+        hidden[..., 1] = torch.where(marked, 2.0, -2.0)
+        return hidden, marked
+
+    def errors(self, marked: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """Squared errors (B, 16) of a reconstruction."""
+        rmse = torch.where(marked & ~keep, 0.2, 0.05)
+        rmse[:, 8:10] = 0.3
+        return rmse.square()
 
 
-def test_kept_and_dropped_patches_both_get_gradient():
-    network = tiny_network(spread=1, selector={"rate": 0.5, "guide": 0.0, "budgets": 0.0, "blind": 0.0})
-    raw = torch.randn(6, 16, network.encoder.features, generator=torch.Generator().manual_seed(3))
-    seen: list[torch.Tensor] = []
-
-    def watch(module, inputs, scores):
-        scores.retain_grad()
-        seen.append(scores)
-
-    network.selector.score.register_forward_hook(watch)
-    network(raw, torch.Generator().manual_seed(5), quantize=False).total.backward()
-    gradient = seen[0].grad.squeeze(-1)
-    with torch.no_grad():
-        scores = network.selector.spread(seen[0].squeeze(-1))
-        logits = scores + network.selector.level_for(scores, 0.5)
-    keep = draw_gate(logits, 1.0, torch.Generator().manual_seed(5), budgets=0.0, blind=0.0).gate > 0.5
-    assert 0.2 < keep.float().mean() < 0.8
-    for side in (keep, ~keep):
-        assert (gradient[side] != 0).float().mean() > 0.9
-        assert gradient[side].abs().mean() > 1e-7
-
-
-def test_training_moves_the_mask_towards_what_matters():
-    """Four cells hold one of two patterns, the rest never change; a trained selector finds the four."""
-    network = tiny_network(seed=2, spread=1, selector={"rate": 0.25, "budgets": 0.0, "blind": 0.25})
-    source = torch.Generator().manual_seed(0)
-    useful = torch.zeros(16, dtype=torch.bool)
-    useful[[0, 1, 4, 5]] = True
-    patterns = torch.randn(2, network.encoder.features, generator=source)
-
-    def batch(size: int) -> torch.Tensor:
-        chosen = patterns[torch.randint(0, 2, (size, 16), generator=source)]
-        return torch.where(useful[:, None], chosen, torch.ones(1))
-
-    def precision(budget: int = 4) -> float:
-        """Share of useful cells among the four best of each picture."""
-        kept = network.round_trip(probe, quantize=False, draw=partial(choose, budget=budget)).keep
-        return float((kept & useful).sum() / kept.sum())
-
-    probe = batch(64)
-    before = precision()
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    for step in range(200):
-        losses = network(batch(32), torch.Generator().manual_seed(step), quantize=False, noise=0.1)
+@pytest.fixture(scope="module")
+def trained() -> tuple[ErrorSelector, Toy]:
+    torch.manual_seed(0)
+    toy, selector = Toy(), ErrorSelector(8)
+    optimizer = torch.optim.Adam(selector.parameters(), lr=1e-2)
+    for step in range(250):
+        hidden, marked = toy.batch(32)
+        errors = selector.errors(hidden)
+        scores = selector.scores(errors)
+        level = selector.level_for(scores, 0.25)
+        selector.remember(level)
+        generator = torch.Generator().manual_seed(step)
+        keep = draw_keep(scores + level, 0.3, generator, fixed_length=0.5, exploration=0.1).keep
         optimizer.zero_grad()
-        losses.total.backward()
+        selector.loss(errors, toy.errors(marked, keep), keep).backward()
         optimizer.step()
-    assert before <= 0.25, "no better than chance"
-    assert precision() > 0.9, precision()
-    assert float(losses.keep_rate) == pytest.approx(0.25, abs=0.15)
+    return selector.eval(), toy
+
+
+def test_it_learns_which_cells_gain_from_a_code(trained):
+    """Not those of the largest error: what counts is the difference that a code makes."""
+    selector, toy = trained
+    hidden, marked = toy.batch(64)
+    marked[:, 8:10] = False  # nothing is gained there
+    with torch.no_grad():
+        order = rank(selector(hidden))
+        errors = selector.errors(hidden)
+    assert float(order[marked].float().mean()) < 2.0, "marked cells come first"
+    assert float(errors[..., 0][marked].mean()) == pytest.approx(0.2, abs=0.04)
+    assert float(errors[..., 1][marked].mean()) == pytest.approx(0.05, abs=0.03)
+    hard = errors[:, 8:10]
+    assert float(hard.mean()) == pytest.approx(0.3, abs=0.05)
+
+
+def test_an_untrained_selector_ranks_no_better_than_chance(trained):
+    torch.manual_seed(1)
+    hidden, marked = trained[1].batch(64)
+    assert float(rank(ErrorSelector(8)(hidden))[marked].float().mean()) > 4.0
+
+
+def test_predicted_psnr_rises_with_every_code_and_with_what_it_gains(trained):
+    selector, toy = trained
+    hidden, _ = toy.batch(8)
+    with torch.no_grad():
+        expected = selector.predicted_psnr(hidden)
+        kept = selector.errors(hidden)[..., 1].square().mean(dim=1)
+        selector.calibration.copy_(torch.tensor([0.5, 3.0]))
+        halved = selector.predicted_psnr(hidden)
+        selector.calibration.copy_(torch.tensor([1.0, 0.0]))
+    assert expected.shape == (8, 16)
+    assert (expected.diff(dim=1) >= 0).all()
+    assert torch.allclose(halved, 0.5 * expected + 3.0, atol=1e-4)
+    # with every cell kept it is the PSNR of the predicted errors of kept cells, as far as keeping helps
+    assert (expected[:, -1] >= -10 * kept.log10() - 1e-3).all()
+
+
+def test_equal_gains_are_equal_scores_and_ties_go_to_the_earlier_cell():
+    errors = torch.zeros(1, 4, 2)
+    errors[0, 2, 0] = 0.1
+    assert rank(ErrorSelector.scores(errors)).tolist() == [[1, 2, 0, 3]]
+
+
+def test_the_selectors_loss_moves_no_other_part():
+    network = tiny_network(spread=False)
+    pixels = random_pixels(6, 32)
+    keep, _, errors, _ = network._merge_dense(pixels, torch.Generator().manual_seed(0), 0.1, ALONE)
+    network.selector.loss(errors, torch.rand(6, 16) / 100, keep).backward()
+    moved = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None}
+    assert moved == {"selector"}
