@@ -40,8 +40,10 @@ def speaking_model(tokenizer: Tokenizer, seed: int = 0) -> UnifiedModel:
     """A tiny Llama that writes the codes of `tokenizer`."""
     text = tiny_tokenizer()
     language = tiny_model("llama", len(text), seed=seed, dtype=torch.float32)
-    widen(language, text, tokenizer.codebook_size, generator=torch.Generator().manual_seed(seed))
-    image_tokens = ImageTokens(tokenizer.fingerprint, tokenizer.codebook_size, tokenizer.cells, 32)
+    cells = tokenizer.cells if tokenizer.places_codes else None
+    chance = torch.Generator().manual_seed(seed)
+    widen(language, text, tokenizer.codebook_size, cells=cells, generator=chance)
+    image_tokens = ImageTokens(tokenizer.fingerprint, tokenizer.codebook_size, tokenizer.cells, 32, cells)
     return UnifiedModel(language, text, image_tokens, None)
 
 

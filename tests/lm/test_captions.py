@@ -93,14 +93,12 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 def test_training_writes_the_captions_of_what_it_learned_to_draw(tmp_path):
     pair_shard(tmp_path / "drawn.tar", 30)
     shard_of(tmp_path / "described.tar", ["a quince"])
-    raw = load(
-        "tiny/lm",
-        [
-            f"data.train={{drawn: {{paths: [{tmp_path}/drawn.tar], caption: 0}}, "
-            f"described: {{paths: [{tmp_path}/described.tar], caption: 1}}}}",
-            "stages=[{name: one, steps: 2, warmup: 0}]",
-        ],
-    )
+    overrides = [
+        f"data.train.pictures={{paths: [{tmp_path}/drawn.tar], caption: 0}}",
+        f"data.train.described={{paths: [{tmp_path}/described.tar], caption: 1}}",
+        "stages=[{name: one, steps: 2, warmup: 0}]",
+    ]
+    raw = load("tiny/lm", overrides)
     train(parse(TrainConfig, raw, "test"), tmp_path / "run", ImageTokens(FINGERPRINT, CODES, 16, 12), "cpu")
     found = read_captions(tmp_path / "run" / "model" / CAPTIONS)
     assert len(found) == 12
