@@ -110,7 +110,7 @@ def _holding(
     words = content_words(prompt)
     if not words or not holders:
         return ()
-    scores: dict[int, float] = {}
+    scores = dict.fromkeys(range(min(count, len(captions))), 0.0)  # so that there are always `count`
     weights = [math.log(1 + len(captions) / (1 + len(holders.get(word, ())))) for word in words]
     for word, weight in zip(words, weights, strict=True):
         known = [(1.0, word)] if word in holders else _most_alike(word, holders, count)

@@ -76,6 +76,7 @@ def minilm(path: Path) -> Embed:
     import torch
     from safetensors.torch import load
     from tokenizers import Tokenizer
+    from torch import nn
     from transformers import BertConfig, BertModel
 
     try:
@@ -87,8 +88,8 @@ def minilm(path: Path) -> Embed:
         config = BertConfig(**{name: settings[name] for name in _SETTINGS})
         tensors = {n: t for n, t in load(files[WEIGHTS]).items() if n != "embeddings.position_ids"}
         with torch.random.fork_rng(devices=[]):
-            network = BertModel(config, add_pooling_layer=False).eval()
-        network.load_state_dict({n: t for n, t in tensors.items() if not n.startswith("pooler.")})
+            network: nn.Module = BertModel(config, add_pooling_layer=False)
+        network.eval().load_state_dict({n: t for n, t in tensors.items() if not n.startswith("pooler.")})
         tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode("utf-8"))
         tokenizer.enable_truncation(_LONGEST)
         tokenizer.enable_padding()
