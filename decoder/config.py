@@ -241,13 +241,13 @@ class TrainConfig(Config):
     def _objective_fits(self) -> "TrainConfig":
         if isinstance(self.model, DiffusionConfig):
             noise, weighting = self.model.noise, self.objective.weighting
-            if self.objective.perceptual and self.teacher is None:
-                raise ValueError("objective.perceptual: needs a `teacher`, and none is given")
             if self.objective.perceptual and noise.predicts == "epsilon":
                 raise ValueError(
                     "objective.perceptual: of noise.predicts epsilon, whose x_0 is unsound at high noise; "
                     "take another prediction, or 0"
                 )
+            if self.objective.perceptual and self.teacher is None:
+                raise ValueError("objective.perceptual: needs a `teacher`, and none is given")
             if weighting == "velocity" and noise.kind != "flow":
                 raise ValueError("objective.weighting: velocity is for noise of kind flow; use min_snr")
             if weighting == "min_snr" and noise.kind != "diffusion":

@@ -60,7 +60,7 @@ class Upscaler:
         self.device = torch.device(device)
         dtype = torch.float32 if self.device.type == "cpu" else dtype
         self.network = network.eval().requires_grad_(False)
-        self.network.to(self.device, dtype, memory_format=torch.channels_last)
+        self.network.to(self.device, dtype).to(memory_format=torch.channels_last)
         self._side_by_side = SideBySide(self.device)
 
     @classmethod

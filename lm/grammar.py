@@ -208,7 +208,7 @@ class Line:
     def progress(self) -> float:
         """Fraction done of the picture being written: cells passed, or codes where there are no cells."""
         if self.vocabulary.skips:
-            return self.cell / self.vocabulary.cells
+            return self.cell / (self.vocabulary.skips + 1)
         return self.count / self.request.max_codes
 
     def take(self, token: int) -> None:

@@ -105,8 +105,7 @@ def autoregressive(
     """
     prepare: Callable[[Packed, torch.Generator, float], Packed] = _as_laid_out
     if config.corrupt:
-        settings = {"most": config.corrupt, "anneal": config.corrupt_anneal}
-        prepare = partial(corrupt, vocabulary=vocabulary, **settings)
+        prepare = partial(corrupt, vocabulary=vocabulary, most=config.corrupt, anneal=config.corrupt_anneal)
     neighbors = None
     if config.neighbors is not None:
         assert code_vectors is not None, "neighbors are looked for among code vectors"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pictish.tokenizer.config import (
     ConvEncoderConfig,
+    ErrorSelectorConfig,
     GridReconstructorConfig,
     SelectorConfig,
     TokenizerConfig,
@@ -184,6 +185,7 @@ class DynamicTokenizer(nn.Module):
         """
         assert isinstance(self.reconstructor, GridReconstructor)
         assert isinstance(self.selector, ErrorSelector)
+        assert isinstance(self.config.selector, ErrorSelectorConfig)
         keep, free, errors, codes = self._merge_dense(pixels, generator, noise, share)
         vectors = self.quantizer.normalise(codes)  # (B, N, C)
         quantizer_loss = vectors.new_zeros(())
@@ -215,8 +217,17 @@ class DynamicTokenizer(nn.Module):
             perceptual = teacher.distance(pictures[looked], target[looked], (down, right))
             total = total + teacher.config.features * features + teacher.config.perceptual * perceptual
         keep_rate = share.mean(keep.float(), free[:, None].expand_as(keep))
-        parts = (pixel, mse, features, perceptual, selector, quantizer_loss)
-        return Losses(total, *(part.detach() for part in parts), keep_rate, ids)
+        return Losses(
+            total,
+            pixel=pixel.detach(),
+            mse=mse.detach(),
+            features=features.detach(),
+            perceptual=perceptual.detach(),
+            selector=selector.detach(),
+            quantizer=quantizer_loss.detach(),
+            keep_rate=keep_rate,
+            ids=ids,
+        )
 
     @torch.no_grad()
     def code_vectors(
@@ -235,7 +246,7 @@ class DynamicTokenizer(nn.Module):
         """What is kept (B, N), whose number of codes is free (B,), errors (B, N, 2) and codes (B, N, C)."""
         settings = self.config.selector
         assert isinstance(self.selector, ErrorSelector)
-        assert not isinstance(settings, SelectorConfig)
+        assert isinstance(settings, ErrorSelectorConfig)
         hidden = self.embed(pixels)
         # The selector reads the hidden rows but does not bend them.
         errors = self.selector.errors(hidden.detach())

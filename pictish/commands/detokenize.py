@@ -77,7 +77,7 @@ def run(
     reconstructor.check(drawing)
     tokenizer = reconstructor.tokenizer
     refuse_others(sources, tokenizer.fingerprint)
-    settings = {
+    settings: dict[str, Any] = {
         "decoder": reconstructor.fingerprint,
         "format": format.value,
         "size": size or reconstructor.usual_size(drawing),

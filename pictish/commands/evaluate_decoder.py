@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from pictish.evaluation.decoder import Coded, DecoderEvaluation
-    from pictish.evaluation.pictures import PictureSource
+    from pictish.evaluation.pictures import FlatPictures, PictureSource
     from pictish.pipelines.reconstruct import Drawing
 
 NUMBERS, SHEET = "decoder.json", "decoder-{}.png"
@@ -105,7 +105,7 @@ def _load(model: str, device: "torch.device", drawing: "Drawing", seed: int) -> 
 
 
 def _code(
-    evaluation: "DecoderEvaluation", sources: "dict[str, PictureSource]", quiet: bool
+    evaluation: "DecoderEvaluation", sources: "dict[str, PictureSource | FlatPictures]", quiet: bool
 ) -> "tuple[list[Coded], int]":
     """Every set as codes, and how many pictures could not be read."""
     from pictish.commands.report import Report

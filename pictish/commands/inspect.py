@@ -67,8 +67,9 @@ def run(
             facts = _picture(inputs[0], target, model, device, steps, upscale, settings)
             lines = _picture_lines(facts)
         else:
-            for name, value in {"out": out, "steps": steps, "upscale": upscale, **settings}.items():
-                if value is not None:
+            options: dict[str, Any] = {"out": out, "steps": steps, "upscale": upscale, **settings}
+            for name, setting in options.items():
+                if setting is not None:
                     raise ValueError(f"--{name} is for pictures; of tokens, given here, numbers are printed")
             facts = _tokens(inputs, report)
             lines = []

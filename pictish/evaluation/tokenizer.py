@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 SCHEMA = 2
 BUDGETS = (4, 8, 16, 27, 32, 64, 96, 128, 256)
 """Those are measured that a grid has cells for. 27 codes are what the first starter took of an emoji."""
-SELECTIONS = ("computed", "random", "uniform")
+Selection = Literal["budget", "automatic", "computed", "random", "uniform", "thumbnail"]
+SELECTIONS: tuple[Selection, ...] = ("computed", "random", "uniform")
 """Baselines: as many cells of each picture as the learned selection keeps, chosen otherwise."""
-THUMBNAIL = "thumbnail"
+THUMBNAIL: Selection = "thumbnail"
 """Baseline: a picture of few plain pixels, of as many bits as the codes and their cells."""
 METRICS: dict[str, Better] = {
     "psnr": "higher",
@@ -40,7 +41,7 @@ METRICS: dict[str, Better] = {
 class Point:
     """One way of selecting patches, measured on every picture of a set; a thumbnail has no codes."""
 
-    selection: Literal["budget", "automatic", "computed", "random", "uniform", "thumbnail"]
+    selection: Selection
     codes: CodeStatistics
     budget: int | None = None
     bits: list[float] = field(default_factory=list)
@@ -129,8 +130,7 @@ class Evaluation:
 
         points = {str(budget): Point("budget", codes(), budget) for budget in self.budgets}
         points["automatic"] = Point("automatic", codes())
-        for name in (*SELECTIONS, THUMBNAIL):
-            points[name] = Point(name, codes())
+        points |= {name: Point(name, codes()) for name in (*SELECTIONS, THUMBNAIL)}
         return points
 
     def _measure_batch(self, batch: Sequence[Prepared], result: PictureSet) -> None:
