@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pictish.data.files import write_atomic
 from pictish.data.interrupt import Stopped, asked, in_units
-from pictish.decoder.config import DiffusionConfig, PreviewConfig, TrainConfig
+from pictish.decoder.config import DiffusionConfig, MeanFlowNoise, PreviewConfig, TrainConfig
 from pictish.decoder.diffusion import DiffusionDecoder, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures, preview_losses
 from pictish.decoder.preview import PreviewHead, build_preview, save_preview
@@ -59,6 +59,8 @@ def train(
     sides = tokenizer.image_size, _side(config, tokenizer)
     torch.manual_seed(config.seed)
     network = build(config, tokenizer).to(accelerate.device)  # first: it refuses what does not fit at once
+    if fsdp and isinstance(config.model, DiffusionConfig) and isinstance(config.model.noise, MeanFlowNoise):
+        raise ValueError("--fsdp: noise of kind meanflow needs the weights whole; leave it away")
     share = Share.of(accelerate)
     share.rows(config.batch_size)  # refused now where it cannot be shared out
     main = accelerate.is_main_process

@@ -79,7 +79,7 @@ def told_of(tokenizer: Tokenizer, count: int, seed: int = 3) -> Told:
     """What random features and codes of the right shape tell."""
     generator = torch.Generator().manual_seed(seed)
     network = tokenizer.network
-    features = torch.randn(count, tokenizer.cells, network.encoder.features, generator=generator)
+    features = torch.randn(count, tokenizer.cells, network.features, generator=generator)
     codes = torch.randn(count, tokenizer.cells, network.quantizer.dim, generator=generator)
     lengths = torch.randint(1, tokenizer.cells, (count, 1), generator=generator)
     pixels = random_pixels(count, 16, seed).permute(0, 3, 1, 2) / 255
