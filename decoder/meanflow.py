@@ -1,7 +1,7 @@
 """Pixel MeanFlow (arXiv 2505.13447; in pixels: He et al., 2026, github.com/Lyy-iiis/pMF): one to four steps.
 
 A flow z_t = (1 - t) x + t n has a velocity v at each time. One step from z_t to z_r needs the average of v
-between r and t, u(z_t, t, r). It satisfies u = v - (t - r) du/dt, where the derivative is along the flow, so it
+between r and t, u(z_t, t, r). It satisfies u = v - (t - r) du/dt, where the derivative is along the flow: it
 can be learned without a teacher network. The network predicts x, which is easier in pixels than a velocity:
 u = (z_t - x) / t.
 
@@ -11,6 +11,7 @@ Legend: B pictures, C channels of what is denoised, H x W its size; z, x, u, v a
 
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -60,23 +61,46 @@ def velocity_errors(
     The derivative is taken for the pictures with r < t alone and is not trained through. `model` is
     `network`, perhaps wrapped for several processes.
     """
-    # first with gradients: autocast keeps its copies of the weights, and those made without have none
+    # with gradients first: autocast keeps its copies of the weights, and those made without have none
     x = model(z, SCALE * t, told, drop, prior, source, SCALE * (t - r)).float()
     u = (z - x) / _maps(t).clamp_min(FLOOR)
     rows = (r < t).nonzero().flatten()
     along = torch.zeros_like(u)
     if len(rows):
-        with torch.no_grad():
-            size = z.shape[-2], z.shape[-1]
-            conditions = network.condition(told.each(lambda tensor: tensor[rows]), drop[rows], size)
-            about = None if prior is None else prior[rows]
-            beside = None if source is None else (source[0][rows], source[1][rows])
-
-            def predict(z: Tensor, t: Tensor, h: Tensor) -> Tensor:
-                return network.denoiser(z, t, conditions, about, beside, h)  # type: ignore[no-any-return]
-
-            along[rows] = derivative(predict, z[rows], t[rows], r[rows])
+        told, prior = told.each(lambda tensor: tensor[rows]), None if prior is None else prior[rows]
+        source = None if source is None else (source[0][rows], source[1][rows])
+        predict = _frozen(network, told, drop[rows], prior, source, (z.shape[-2], z.shape[-1]))
+        along[rows] = derivative(predict, z[rows], t[rows], r[rows])
     return x, (u + _maps(t - r) * along - v).square()
+
+
+@torch.no_grad()
+def _frozen(
+    network: DiffusionDecoder,
+    told: Told,
+    drop: Tensor,
+    prior: Tensor | None,
+    source: tuple[Tensor, Tensor] | None,
+    size: tuple[int, int],
+) -> Predict:
+    """What the network predicts under these conditions, without gradients to its weights.
+
+    Under autocast the weights are in its precision: autocast itself and forward mode disagree on the types of
+    normalised maps (PyTorch 2.14).
+    """
+    conditions = network.condition(told, drop, size)
+    device, denoiser = drop.device.type, network.denoiser
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    tensors = chain(denoiser.named_parameters(), denoiser.named_buffers())
+    weights = {name: tensor.detach().to(dtype or tensor.dtype) for name, tensor in tensors}
+
+    def predict(z: Tensor, t: Tensor, length: Tensor) -> Tensor:
+        with torch.autocast(device, enabled=False):
+            said = z, t, conditions, prior, source, length
+            predicted: Tensor = torch.func.functional_call(denoiser, weights, said)
+            return predicted
+
+    return predict
 
 
 def average_velocity(predict: Predict, z: Tensor, t: Tensor, r: Tensor) -> Tensor:

@@ -23,9 +23,7 @@ def build_scheduler(name: str | None, noise: AnyNoise) -> Any:
     Raises ValueError when there is none of that name, or when it is for another kind of noise.
     """
     if isinstance(noise, MeanFlowNoise):
-        raise ValueError(
-            f"scheduler {name}: a decoder of noise kind meanflow is sampled without; leave it away"
-        )
+        raise ValueError(f"scheduler {name}: noise of kind meanflow is sampled without one; leave it away")
     if name is None:
         raise ValueError(f"scheduler: none is given; try {_some(noise)}")
     import diffusers.schedulers
