@@ -21,7 +21,7 @@ WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"  # where a language model's weights lie in several files
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LARGEST_SETTINGS = 1 << 22  # bytes of a config.json
-Part = Literal["tokenizer", "lm", "decoder", "preview", "decoder-lowres"]
+Part = Literal["tokenizer", "lm", "decoder", "preview", "decoder-lowres", "upscaler"]
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,15 @@ def find_decoder(
             if (config.get("part"), config.get("kind")) == ("decoder", kind):
                 return folder
     return None
+
+
+def find_upscaler(name_or_path: str | Path) -> Path | None:
+    """Folder `upscaler` beside a model's decoder, or None; one that is damaged is found too."""
+    try:
+        folder = locate_model(name_or_path, "upscaler")
+    except ValueError:
+        return None
+    return None if folder == Path(name_or_path) else folder  # the folder of one part has nothing beside it
 
 
 def refuse_foreign_code(folder: Path) -> None:

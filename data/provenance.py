@@ -21,7 +21,7 @@ from pictish.data.files import one_line, printable
 from pictish.data.images import png_bytes
 from pictish.data.tokens import TokenizedImage
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # tokens as token files of version 2
 KEY = "pictish"
 LIMIT = 1 << 20  # bytes of the text; a prompt is one word of a command line, which Linux limits to 128 KiB
 _MOST_CHUNKS = 100_000
@@ -56,6 +56,7 @@ class Request(Config):
     keep: bool | None = None  # of an edit: whether pixels of the source stay
     lowres: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    upscale: Literal[1, 2, 4] | None = None
     size: int | None = Field(ge=1, le=16_384)
 
     @property
@@ -65,7 +66,7 @@ class Request(Config):
 
     def same_tokens(self, other: "Request") -> bool:
         """Whether both ask for the same tokens; what remains are settings of the pixels."""
-        pixels = {"steps", "pixel_guidance", "scheduler", "keep", "lowres", "size"}
+        pixels = {"steps", "pixel_guidance", "scheduler", "keep", "lowres", "upscale", "size"}
         tokens = set(Request.model_fields) - pixels
         return self.model_dump(include=tokens) == other.model_dump(include=tokens)
 
@@ -73,11 +74,13 @@ class Request(Config):
 class Origin(Request):
     """A request and what came of it: settings as they were used, the models, and the picture's tokens."""
 
-    format: Literal[1] = FORMAT_VERSION
+    format: Literal[2] = FORMAT_VERSION
+    upscale: Literal[1, 2, 4] = 1  # before there were upscalers, pictures did not say so
     pictish: str  # version
     tokenizer: Fingerprint
     lm: Fingerprint
     decoder: Fingerprint
+    upscaler: Fingerprint | None = None
     tokens: str  # base64 of the bytes of a token file
 
     def image(self) -> TokenizedImage:
@@ -127,8 +130,11 @@ def _facts(text: bytes) -> dict[str, Any]:
         raise ValueError(f"its origin is damaged ({one_line(error)})") from error
     found = facts.get("format") if isinstance(facts, dict) else None
     if found != FORMAT_VERSION or not isinstance(facts, dict):
-        came = str(found)[:20]
-        raise ValueError(f"origin of format version {came}; this program reads version {FORMAT_VERSION}")
+        old = isinstance(found, int) and found < FORMAT_VERSION
+        raise ValueError(
+            f"origin of format version {str(found)[:20]}; this program reads version {FORMAT_VERSION}"
+            + (": draw the picture again with this version" if old else "")
+        )
     return facts
 
 

@@ -68,6 +68,7 @@ class Document:
     source: str
     key: str
     parts: tuple[str | Picture, ...]
+    given: tuple[bool, ...]  # of each part, whether it is only read and not learned; not all of them
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,10 @@ def _parse(
             return Edit(source, key, picture(edit["source"]), edit["instruction"], picture(edit["target"]))
         case ["document"]:
             parts = _parts(facts["document"])
-            if all(kind == "text" for kind, _ in parts):
-                return PlainText(source, key, "".join(text for _, text in parts))
-            return Document(source, key, tuple(picture(v) if kind == "image" else v for kind, v in parts))
+            if all(kind == "text" for kind, _, _ in parts):
+                return PlainText(source, key, "".join(text for _, text, _ in parts))
+            shown = tuple(picture(value) if kind == "image" else value for kind, value, _ in parts)
+            return Document(source, key, shown, tuple(given for _, _, given in parts))
         case [_]:
             return Question(source, key, picture(), _turns(facts))
     if not text_alone or facts or any(map(_is_picture, members)) or "txt" not in members:
@@ -191,8 +193,11 @@ def _turns(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((turn["question"], turn["answer"]) for turn in turns)
 
 
-def _parts(document: Any) -> list[tuple[str, str]]:
-    """Each part of a document: `text` and the text, or `image` and its name; empty text is left away."""
+def _parts(document: Any) -> list[tuple[str, str, bool]]:
+    """Each part of a document: `text` or `image`, text or name, and whether it is given, that is not learned.
+
+    Empty text is left away.
+    """
     if not isinstance(document, list):
         raise ValueError("document in its JSON is no list of parts")
     parts = []
@@ -202,9 +207,11 @@ def _parts(document: Any) -> list[tuple[str, str]]:
             raise ValueError('a part of its document is neither {"text": ...} nor {"image": ...}')
         value = _string(part[kinds[0]], f"{kinds[0]} of its document")
         if value or kinds == ["image"]:
-            parts.append((kinds[0], value))
-    if not any(value.strip() or kind == "image" for kind, value in parts):
+            parts.append((kinds[0], value, part.get("given") is True))
+    if not any(value.strip() or kind == "image" for kind, value, _ in parts):
         raise ValueError("its document is empty")
+    if all(given for _, _, given in parts):
+        raise ValueError("all parts of its document are given, so that nothing is learned")
     return parts
 
 

@@ -47,6 +47,7 @@ class ShardStats:
     pictures: int
     pixels: int  # of the originals, in all
     tokens: int
+    bits: int  # of ids and cells, in all, rounded
     left_out: Mapping[str, str]  # keys of samples without tokens, and why
 
     @classmethod
@@ -55,7 +56,7 @@ class ShardStats:
         texts = {name: facts.get(name) for name in ("source", "source_sha256", "sha256")}
         counts = {
             name: facts.get(name)
-            for name in ("source_bytes", "bytes", "samples", "pictures", "pixels", "tokens")
+            for name in ("source_bytes", "bytes", "samples", "pictures", "pixels", "tokens", "bits")
         }
         wrong = [name for name, value in texts.items() if not isinstance(value, str)]
         wrong += [name for name, value in counts.items() if type(value) is not int or value < 0]

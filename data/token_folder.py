@@ -26,7 +26,7 @@ from pictish.data.files import (
 from pictish.data.images import ImageFile
 from pictish.data.tokens import LARGEST, TokenizedImage
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # rises with that of token files, which version 1 held in theirs
 MANIFEST = "manifest.json"
 PARTIAL = "manifest.partial.jsonl"
 SUFFIX = ".tokens"
@@ -102,8 +102,10 @@ class Header:
         if not isinstance(facts, dict) or "format" not in facts:
             raise ValueError("not written by pictish")
         if facts["format"] != FORMAT_VERSION:
+            old = isinstance(facts["format"], int) and facts["format"] < FORMAT_VERSION
             raise ValueError(
                 f"format version {shown(facts['format'])}; this program reads version {FORMAT_VERSION}"
+                + (": tokenize the pictures again with this version" if old else "")
             )
         try:
             kind, tokenizer, codebook_size, settings = (

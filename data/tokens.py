@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from pictish.data.files import shown
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LARGEST = 1 << 24  # bytes of a token file: two million tokens
 _LONGEST_HEADER = 1 << 12  # bytes; a true one has a tenth
 _NO_DIGEST = "0" * 64
@@ -29,10 +29,14 @@ _FIELDS = {"codebook_size", "format", "grid", "sha256", "size", "tokenizer"}
 
 @dataclass(frozen=True, eq=False)
 class TokenizedImage:
-    """The codes of one picture, where they lie, and who wrote them; ValueError when the parts disagree."""
+    """The codes of one picture, where they lie, and who wrote them; ValueError when the parts disagree.
+
+    Only pictures drawn by a language model whose tokenizer reads codes in their order alone (LaVIT's) have no
+    cells.
+    """
 
     ids: npt.NDArray[np.int64]  # (K,) codebook entries, 0 <= id < codebook_size, no vocabulary offset
-    cells: npt.NDArray[np.int64] | None  # (K,) raster position of each kept patch, rising; None: generated
+    cells: npt.NDArray[np.int64] | None  # (K,) raster position of each code, rising; None: order only
     grid: tuple[int, int]  # rows, columns
     size: tuple[int, int]  # height, width of the original in pixels
     tokenizer: str  # fingerprint of the model folder that wrote the ids, 12 hex digits
@@ -73,8 +77,13 @@ class TokenizedImage:
 
     @property
     def bits(self) -> float:
-        """Information in the ids: K times log2 of the codebook's size."""
-        return len(self) * math.log2(self.codebook_size)
+        """Information in the ids, K log2(codebook size), and in the cells, log2 C(N, K) of N in the grid."""
+        bits = len(self) * math.log2(self.codebook_size)
+        if self.cells is None:
+            return bits
+        cells = self.grid[0] * self.grid[1]
+        choices = math.lgamma(cells + 1) - math.lgamma(len(self) + 1) - math.lgamma(cells - len(self) + 1)
+        return bits + choices / math.log(2)
 
     @property
     def bits_per_pixel(self) -> float:
@@ -145,9 +154,11 @@ def _open(blob: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     except Exception as error:  # whatever the readers raise on hostile bytes, the file is not ours
         raise ValueError("not a token file, or a damaged one") from error
     if facts["format"] != FORMAT_VERSION:
+        old = isinstance(facts["format"], int) and facts["format"] < FORMAT_VERSION
         raise ValueError(
             f"token file of format version {shown(facts['format'])}; "
             f"this program reads version {FORMAT_VERSION}"
+            + (": tokenize the pictures again with this version" if old else "")
         )
     return tensors, facts
 

@@ -19,6 +19,15 @@ class PreviewConfig(Config):
     smallest: int = Field(32, gt=0, description="channels never fall below this")
 
 
+class UpscalerConfig(Config):
+    """A compact super-resolution network behind a decoder."""
+
+    kind: Literal["compact"] = "compact"
+    upscale: Literal[4] = Field(4, description="pixels of the output for one of the input, on each side")
+    width: int = Field(64, gt=0, description="channels")
+    layers: int = Field(16, gt=0, description="convolutions from these channels to as many")
+
+
 class UNetConfig(Config):
     """diffusers' UNet2DConditionModel; Stable Diffusion 1.5's and SDXL's are settings of it."""
 
@@ -254,13 +263,13 @@ class TrainConfig(Config):
     def _objective_fits(self) -> "TrainConfig":
         if isinstance(self.model, DiffusionConfig):
             noise, weighting = self.model.noise, self.objective.weighting
-            if self.objective.perceptual and self.teacher is None:
-                raise ValueError("objective.perceptual: needs a `teacher`, and none is given")
             if self.objective.perceptual and noise.predicts == "epsilon":
                 raise ValueError(
                     "objective.perceptual: of noise.predicts epsilon, whose x_0 is unsound at high noise; "
                     "take another prediction, or 0"
                 )
+            if self.objective.perceptual and self.teacher is None:
+                raise ValueError("objective.perceptual: needs a `teacher`, and none is given")
             own = {"diffusion": "min_snr", "flow": "velocity", "meanflow": "adaptive"}
             for kind, name in own.items():
                 if weighting == name and noise.kind != kind:

@@ -40,7 +40,7 @@ class Prompt:
     full: Tensor  # (L, D)
     image_only: Tensor | None = None  # (L', D) without the text
     nothing: Tensor | None = None  # (L'', D) without any condition
-    inside: bool = False  # all end with [IMG], so that the first id to come is a code
+    inside: bool = False  # all end with [IMG], so that the first id to come is a picture's
 
     def __post_init__(self) -> None:
         if self.image_only is not None and self.nothing is None:
@@ -55,15 +55,30 @@ class Prompt:
 class Guidance:
     """How far to go from what is likely anyway to what the prompt asks for; ValueError if not finite.
 
-    1 is unguided. `image_scale` counts for prompts with `image_only`.
+    1 is unguided. `image_scale` counts for prompts with `image_only`. With a `ramp` the scales rise from 1 to
+    their values over a picture, by a cosine of this power (as in RAR and reAR): little guidance while the
+    first codes are drawn, which decide on the composition. `rescale` mixes in logits that have the standard
+    deviation of unguided ones: 0 none of them, 1 nothing else (arXiv 2305.08891).
     """
 
     text_scale: float = 1.0
     image_scale: float = 1.0
+    ramp: float = 0.0
+    rescale: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.text_scale) and math.isfinite(self.image_scale)):
             raise ValueError(f"guidance scales {self.text_scale} and {self.image_scale}: numbers would fit")
+        if not (0 <= self.ramp < math.inf and 0 <= self.rescale <= 1):
+            raise ValueError(
+                f"guidance ramp {self.ramp} and rescale {self.rescale}: 0 or more, and 0 to 1 would fit"
+            )
+
+    def strength(self, done: float) -> float:
+        """What share of the way from 1 to the scales is gone when so much of a picture is `done`, 0 to 1."""
+        if not self.ramp:
+            return 1.0
+        return (1 - math.cos(math.pi * min(done, 1.0) ** self.ramp)) / 2
 
 
 UNGUIDED = Guidance()
@@ -113,10 +128,11 @@ def generate(
         for line, prompt, generator in zip(lines, prompts, generators, strict=True)
     ]
     rows = Rows(model, [branch for s in speakers for branch in s.branches], request.max_new_tokens, cache)
-    legal = legal_ids(vocabulary, rows.logits.shape[1], request.strays).to(rows.logits.device)
+    legal = legal_ids(vocabulary, rows.logits.shape[1], request.strays, rows.logits.device)
+    codes = vocabulary.is_code(torch.arange(rows.logits.shape[1], device=rows.logits.device))
     while True:
-        logits = _guided(speakers, rows.logits)
-        logits = logits.masked_fill(~legal[[s.line.state for s in speakers]], NEVER)
+        logits = _guided(speakers, rows.logits, guidance, codes)
+        logits = logits.masked_fill(~legal.of([s.line for s in speakers]), NEVER)
         if not logits.amax(dim=1).isfinite().all():
             raise ValueError("the model's logits are not finite numbers; its weights may have diverged")
         if shared is None:
@@ -166,15 +182,26 @@ def _branches(prompt: Prompt, guidance: Guidance) -> tuple[list[Tensor], list[fl
     return [prompt.full, *(branch for branch, _ in others)], [text, *(weight for _, weight in others)]
 
 
-def _guided(speakers: Sequence[_Speaker], logits: Tensor) -> Tensor:
+def _guided(speakers: Sequence[_Speaker], logits: Tensor, guidance: Guidance, codes: Tensor) -> Tensor:
     """Logits (P, V) from those of all branches (R, V): text as the full prompt says, codes by weight.
 
-    LaVIT weighs log-softmax values; they differ by a constant a row, which no draw notices.
+    LaVIT weighs log-softmax values; they differ by a constant a row, which no draw notices. Standard
+    deviations are those of the ids that `codes` (V,) marks.
     """
     chosen = []
     for speaker, own in zip(speakers, logits.split([len(s.branches) for s in speakers]), strict=True):
-        guide = speaker.line.inside and len(own) > 1
-        chosen.append((own * own.new_tensor(speaker.weights)[:, None]).sum(dim=0) if guide else own[0])
+        mixed = own[0]
+        if speaker.line.inside and len(own) > 1:
+            weights = own.new_tensor(speaker.weights)
+            if guidance.ramp:  # full + strength (guided - full); scales rise alike, so weights do
+                strength = guidance.strength(speaker.line.progress)
+                weights = strength * weights
+                weights[0] += 1 - strength
+            mixed = (own * weights[:, None]).sum(dim=0)
+            if guidance.rescale:
+                ratio = own[0, codes].std() / mixed[codes].std().clamp_min(1e-6)
+                mixed = mixed * (guidance.rescale * ratio + 1 - guidance.rescale)
+        chosen.append(mixed)
     return torch.stack(chosen)
 
 

@@ -33,6 +33,10 @@ class LanguageModelConfig(Config):
 
     base: Annotated[NewModel | PretrainedModel, Field(discriminator="kind")]
     features: bool = Field(False, description="whether pictures may also enter as continuous features")
+    attn_implementation: Literal["eager", "sdpa"] | None = Field(
+        None,
+        description="of transformers, in training; eager is faster on short rows. none: transformers' own",
+    )
 
 
 class DrawingConfig(Config):
@@ -43,6 +47,12 @@ class DrawingConfig(Config):
         None, description="the same where pictures are given too; none: no different"
     )
     image_guidance: float = Field(1.5, description="how strictly pictures are followed that are given")
+    guidance_ramp: float = Field(
+        0.0, ge=0, description="power of the cosine ramp that guidance rises by over a picture; 0: none"
+    )
+    guidance_rescale: float = Field(
+        0.0, ge=0, le=1, description="how far guided logits get back their unguided standard deviation"
+    )
     temperature: float = Field(0.5, ge=0)
     top_k: int | None = Field(None, gt=0)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -146,6 +156,16 @@ class StageConfig(Config):
         return self
 
 
+class NeighborsConfig(Config):
+    """Soft targets: a share of each code's target goes to the codes with the nearest vectors."""
+
+    share: float = Field(0.1, gt=0, lt=1, description="of the target that neighbors get together")
+    temperature: float = Field(
+        1.0, gt=0, description="of the softmax over distances, whose unit is a usual nearest neighbor's"
+    )
+    count: int = Field(8, gt=0, description="neighbors of a code")
+
+
 class Autoregressive(Config):
     """Each token from those before it."""
 
@@ -153,10 +173,17 @@ class Autoregressive(Config):
     corrupt: float = Field(
         0.0, ge=0, le=1, description="codes of a picture to draw that are read wrong in training, at most"
     )
+    corrupt_anneal: float = Field(
+        0.0, ge=0, le=1, description="share of training over which `corrupt` falls linearly to 0; 0: never"
+    )
+    neighbors: NeighborsConfig | None = Field(None, description="soft targets; none: one-hot ones")
+    alignment: float = Field(
+        0.0, ge=0, description="weight of the heads that find code vectors in the model's states; 0: no heads"
+    )
 
     def none(self) -> "Autoregressive":
-        """The same with nothing read wrong: for validation."""
-        return self.model_copy(update={"corrupt": 0.0})
+        """The same with nothing read wrong, one-hot targets and no heads: for validation."""
+        return Autoregressive()
 
 
 class TrainConfig(Config):
@@ -169,8 +196,18 @@ class TrainConfig(Config):
     dropout: DropoutConfig = DropoutConfig()
     data: DataConfig
     stages: tuple[StageConfig, ...]
-    weight_decay: float = Field(0.05, ge=0)
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices of the layers; AdamW for the rest"
+    )
+    weight_decay: float = Field(0.05, ge=0, description="of matrices; embeddings, norms and biases have none")
     clip_norm: float = Field(1.0, gt=0)
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="share of attention weights")
+    hidden_dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of embeddings, and of what each attention and MLP block adds"
+    )
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of the weights' average, which is what is saved; 0: no average"
+    )
     checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
     seed: int = 0
     log_every: int = Field(20, gt=0)

@@ -29,9 +29,10 @@ CHUNK = 32  # samples read before their raw pictures are tokenized together
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A raw picture as the image tokenizer sees it: codes (K,) and the merger's rows (K, F)."""
+    """A raw picture as the image tokenizer sees it: codes and cells (K,), and the merger's rows (K, F)."""
 
     codes: npt.NDArray[np.int64]
+    cells: npt.NDArray[np.int64] | None
     features: npt.NDArray[np.float32]
 
 
@@ -74,12 +75,15 @@ class Maker:
         chance: npt.NDArray[np.float64],
         seen: Mapping[int, Seen | ValueError],
     ) -> tuple[Task, list[Part]]:
-        def codes(picture: Picture) -> npt.NDArray[np.integer]:
-            return picture.ids if isinstance(picture, TokenizedImage) else _found(picture, seen).codes
+        def codes(picture: Picture) -> Codes:
+            if isinstance(picture, TokenizedImage):
+                return Codes(picture.ids, picture.cells)
+            found = _found(picture, seen)
+            return Codes(found.codes, found.cells)
 
         def shown(picture: Picture) -> Codes | Features:
             if chance[3] >= source.continuous:
-                return Codes(codes(picture))
+                return codes(picture)
             if isinstance(picture, TokenizedImage):
                 raise ValueError("continuous features need the picture itself, and there are only tokens")
             return Features(_found(picture, seen).features)
@@ -100,8 +104,8 @@ class Maker:
                 return "answer", sequence.answer(shown(sample.picture), question, reply)
             case samples.Document():
                 return "interleaved", [
-                    Text(part, learn=True) if isinstance(part, str) else Codes(codes(part), learn=True)
-                    for part in sample.parts
+                    Text(part, not given) if isinstance(part, str) else replace(codes(part), learn=not given)
+                    for part, given in zip(sample.parts, sample.given, strict=True)
                 ]
             case samples.PlainText():
                 return "text", [Text(sample.text, learn=True)]

@@ -4,6 +4,10 @@
     before anything      the same without EOS; with room for one id only those that show
     inside               codes only, below `min_codes`; then codes and [/IMG]; at `max_codes` [/IMG] only
 
+Where the vocabulary has skips, a code takes the next cell of the grid, a skip passes over as many cells as it
+says, and behind the last cell only [/IMG] is legal. A code follows each skip; a skip is legal while the cells
+and ids that it leaves suffice for the codes that are still to come, one at least.
+
 A model that was made so may say other ids between codes: these `strays` count as codes do, but are left out
 of what is drawn, and one true code there is at least.
 
@@ -12,6 +16,7 @@ fits, and its end is forced while there is room for it. So every picture ends, a
 answer, even one that the model would end at once or fill with spaces.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 
@@ -19,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pictish.lm.sequence import picture_of
 from pictish.lm.vocabulary import Vocabulary
 
 
@@ -47,9 +53,13 @@ class Request:
             raise ValueError(f"max_new_tokens {self.max_new_tokens} asked for; at least {least} would fit")
 
 
-def one_image(max_codes: int, min_codes: int = 1, strays: tuple[int, ...] = ()) -> Request:
-    """The request for exactly one picture and nothing else."""
-    return Request(max_codes + 2, False, 1, min_codes, max_codes, strays)
+def one_image(
+    max_codes: int, min_codes: int = 1, strays: tuple[int, ...] = (), *, cells: int | None = None
+) -> Request:
+    """The request for exactly one picture and nothing else; `cells` as in the vocabulary."""
+    # every code takes a cell and every skip passes one: there are never more ids than cells
+    inner = max_codes if cells is None else min(2 * max_codes, cells)
+    return Request(inner + 2, False, 1, min_codes, max_codes, strays)
 
 
 @dataclass(frozen=True)
@@ -61,16 +71,17 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class ImagePiece:
-    """A picture's codes without any offset, at least one."""
+    """A picture's codes without any offset, at least one, and their cells where the vocabulary has skips."""
 
     codes: tuple[int, ...]
+    cells: tuple[int, ...] | None = None
 
 
 Piece = TextPiece | ImagePiece
 
 
 class State(IntEnum):
-    """What may come next; the row of `legal_ids`."""
+    """What may come next, skips aside; the row of `Legal.table`."""
 
     VISIBLE = 0
     FIRST = auto()
@@ -84,8 +95,29 @@ class State(IntEnum):
     END = auto()
 
 
-def legal_ids(vocabulary: Vocabulary, width: int, strays: tuple[int, ...] = ()) -> Tensor:
-    """Which of a model's `width` ids each state allows, bool (states, width); ValueError for too few."""
+@dataclass(frozen=True, eq=False)
+class Legal:
+    """Which of a model's V ids may come next, on one device."""
+
+    table: Tensor  # (states, V) bool; no skip is in it
+    passed: Tensor | None  # (V,) cells that an id passes over, too many if it is no skip; None: no skips
+
+    def of(self, lines: "Sequence[Line]") -> Tensor:
+        """For lines that go on: bool (P, V)."""
+        legal = self.table[[line.state for line in lines]]
+        if self.passed is None:
+            return legal
+        longest = torch.tensor([line.longest_skip for line in lines], device=legal.device)
+        return legal | (self.passed <= longest[:, None])
+
+
+def legal_ids(
+    vocabulary: Vocabulary,
+    width: int,
+    strays: tuple[int, ...] = (),
+    device: torch.device | str = "cpu",
+) -> Legal:
+    """The legal ids of a model of `width` ids; ValueError for too few."""
     if width < vocabulary.size:
         raise ValueError(f"the vocabulary has {vocabulary.size} ids, the model only {width}")
     ids = torch.arange(width)
@@ -103,7 +135,13 @@ def legal_ids(vocabulary: Vocabulary, width: int, strays: tuple[int, ...] = ()) 
     table[State.TRUE_CODE], table[State.END] = code.clone(), end
     code[list(strays)] = True
     table[State.CODE], table[State.CODE_OR_END] = code, code | end
-    return table
+    passed = None
+    if vocabulary.cells is not None:
+        skips = vocabulary.ranges["skips"]
+        passed = torch.full((width,), vocabulary.cells)
+        passed[skips.holds(ids)] = torch.arange(1, vocabulary.cells)
+        passed = passed.to(device)
+    return Legal(table.to(device), passed)
 
 
 class Line:
@@ -116,6 +154,8 @@ class Line:
         self.pieces: list[Piece] = []
         self.current: list[int] = []  # ids of the piece being written
         self.count = 0  # of codes and strays of the picture being written
+        self.cell = 0  # that its next code lies on, if the vocabulary has skips
+        self.skipped = False  # whether the id taken last is a skip
         self.latest = -1  # the id taken last
         self.left = request.max_new_tokens
         self.images_left = request.max_images - inside
@@ -125,17 +165,25 @@ class Line:
             raise ValueError("the prompt ends with [IMG], but the request allows no image")
         if inside and self.left < request.min_codes + 1:
             raise ValueError(f"an image of {request.min_codes} codes does not fit max_new_tokens {self.left}")
+        if vocabulary.cells is not None and request.max_images:
+            if request.min_codes > vocabulary.cells:
+                raise ValueError(
+                    f"min_codes {request.min_codes} asked for; a picture has {vocabulary.cells} cells"
+                )
+            if request.strays:
+                raise ValueError("strays are for models without skips; strays=() would fit")
 
     @property
     def state(self) -> State | None:
         """What may come next; None: nothing, the line is done."""
         request = self.request
         if self.inside:
-            if self.count == request.max_codes or self.left == 1:
+            full = self.count == request.max_codes or self.cell == self.vocabulary.cells
+            if full or self.left == 1:
                 return State.END
             if not self.current and (self.count == request.max_codes - 1 or self.left == 2):
                 return State.TRUE_CODE
-            short = self.count < request.min_codes or not self.current
+            short = self.count < request.min_codes or not self.current or self.skipped
             return State.CODE if short else State.CODE_OR_END
         speak = request.text and self.left > 0 and not self.ended
         begin = self.images_left > 0 and self.left >= request.min_codes + 2 and not self.ended
@@ -147,20 +195,36 @@ class Line:
             return State.TEXT_OR_BEGIN if begin else State.TEXT
         return State.BEGIN if begin else None
 
+    @property
+    def longest_skip(self) -> int:
+        """How many cells the next id may pass over at most; 0: it may be no skip."""
+        cells, request = self.vocabulary.cells, self.request
+        if cells is None or not self.inside or self.skipped or self.count == request.max_codes:
+            return 0
+        to_come = max(1, request.min_codes - self.count)  # codes behind the skip, at least
+        return max(0, cells - self.cell - to_come) if self.left >= to_come + 2 else 0
+
+    @property
+    def progress(self) -> float:
+        """Fraction done of the picture being written: cells passed, or codes where there are no cells."""
+        if self.vocabulary.skips:
+            return self.cell / (self.vocabulary.skips + 1)
+        return self.count / self.request.max_codes
+
     def take(self, token: int) -> None:
         """Append one legal id."""
         self.latest = token
         self.left -= 1
         if self.inside and token != self.vocabulary.end:
-            self.count += 1
-            if token not in self.request.strays:
-                self.current.append(token)
+            self._take_inside(token)
         elif token == self.vocabulary.begin:
             self._finish_text()
-            self.inside, self.images_left, self.count = True, self.images_left - 1, 0
+            self.inside, self.images_left, self.count, self.cell = True, self.images_left - 1, 0, 0
         elif token == self.vocabulary.end:
-            codes = self.vocabulary.codes_of(np.array(self.current))
-            self.pieces.append(ImagePiece(tuple(codes.tolist())))
+            whole = np.array([self.vocabulary.begin, *self.current, self.vocabulary.end])
+            codes, cells = picture_of(whole, self.vocabulary)
+            places = None if cells is None else tuple(cells.tolist())
+            self.pieces.append(ImagePiece(tuple(codes.tolist()), places))
             self.inside, self.shown, self.current = False, True, []
         elif token == self.vocabulary.eos:
             self.ended = True
@@ -169,6 +233,16 @@ class Line:
             self.shown = self.shown or token not in self.vocabulary.blank
         if self.state is None:
             self._finish_text()
+
+    def _take_inside(self, token: int) -> None:
+        if token not in self.request.strays:
+            self.current.append(token)
+        skips = self.vocabulary.ranges["skips"]
+        self.skipped = self.vocabulary.cells is not None and skips.first <= token < skips.first + skips.count
+        if self.skipped:
+            self.cell += token - skips.first + skips.least
+        else:
+            self.count, self.cell = self.count + 1, self.cell + 1
 
     def _finish_text(self) -> None:
         if self.current:

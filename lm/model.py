@@ -10,10 +10,11 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
@@ -38,6 +39,7 @@ from pictish.data.model_folder import (
     refuse_foreign_code,
     whole_folder,
 )
+from pictish.lm.alignment import Alignment
 from pictish.lm.config import DefaultsConfig, NewModel, PretrainedModel
 from pictish.lm.packing import Packed, attention_mask, pack
 from pictish.lm.sequence import Document
@@ -55,6 +57,7 @@ class ImageTokens:
     codes: int
     most: int  # tokens of one picture
     features: int  # channels of the merger's rows
+    cells: int | None = None  # of the grid, which codes are written with; None: in their order only
 
 
 class FolderConfig(Config):
@@ -65,6 +68,13 @@ class FolderConfig(Config):
     image_tokens: ImageTokens
     projector: bool | Literal["linear"]  # true: two layers
     defaults: DefaultsConfig = DefaultsConfig()
+
+
+class Output(NamedTuple):
+    """What a model says of packed rows."""
+
+    logits: Tensor  # (B, L, V)
+    alignment: Tensor | None = None  # (2,) of the heads of alignment.py, in training
 
 
 class Projector(nn.Module):
@@ -103,6 +113,8 @@ class UnifiedModel(nn.Module):
         self.image_tokens = image_tokens
         self.projector = projector
         self.defaults = defaults or DefaultsConfig()
+        self.alignment: Alignment | None = None  # for training alone: checkpoints have it, model folders not
+        self.embedding_dropout = 0.0  # in training
 
     @property
     def eos(self) -> int:
@@ -128,17 +140,23 @@ class UnifiedModel(nn.Module):
         projected = self.projector(features).to(embedded.dtype)
         return embedded.index_put((places[0], places[1]), projected)
 
-    def forward(self, packed: Packed, causal: bool = True) -> Tensor:
-        """Logits (B, L, V) of packed rows; no document sees another, nor what comes later when `causal`."""
+    def forward(self, packed: Packed, causal: bool = True) -> Output:
+        """Logits of packed rows; no document sees another, nor what comes later when `causal`."""
         embedded = self.embed(packed.ids, packed.features, packed.places)
+        embedded = F.dropout(embedded, self.embedding_dropout, self.training)
+        heads = self.alignment if self.training else None
         # Only sdpa reads a bool mask as one; eager attention would add it to the scores, as 0 and 1.
         sdpa = self.language.config._attn_implementation == "sdpa"
-        return self.language(
+        output = self.language(
             inputs_embeds=embedded,
             attention_mask=attention_mask(packed.documents, torch.bool if sdpa else embedded.dtype, causal),
             position_ids=packed.positions,
             use_cache=False,
-        ).logits
+            output_hidden_states=heads is not None,
+        )
+        if heads is None:
+            return Output(output.logits)
+        return Output(output.logits, heads(embedded, output.hidden_states[heads.depth], packed))
 
     @classmethod
     def from_folder(
@@ -155,10 +173,11 @@ class UnifiedModel(nn.Module):
         if config.projector:
             projector = _read_projector(path, config, width_of(language))
         model = cls(language, text_tokenizer, config.image_tokens, projector, config.defaults)
-        if model.vocabulary.codes != config.image_tokens.codes:
+        expected = config.image_tokens.codes, config.image_tokens.cells
+        if (found := (model.vocabulary.codes, model.vocabulary.cells)) != expected:
             raise ValueError(
-                f"{path}: {CONFIG} speaks of {config.image_tokens.codes} codes, "
-                f"the text tokenizer has {model.vocabulary.codes}"
+                f"{path}: {CONFIG} speaks of {codes_in_words(*expected)}, "
+                f"the text tokenizer has {codes_in_words(*found)}"
             )
         return model.to(device=device).eval()
 
@@ -207,7 +226,7 @@ def check_packing(model: UnifiedModel, length: int) -> None:
     changed.ids[0, 12] = packed.ids[0, 0]
     model.eval()
     try:
-        together, other = model(packed)[0, :13], model(changed)[0, :12]
+        together, other = model(packed).logits[0, :13], model(changed).logits[0, :12]
         ids = [torch.from_numpy(document.ids)[None].to(device) for document in documents]
         embedded = [model.embed(row) for row in ids]
         alone = torch.cat([model.language(inputs_embeds=e, use_cache=False).logits[0] for e in embedded])
@@ -274,7 +293,7 @@ def new_model(
         if text_tokenizer.eos_token_id is None:
             raise ValueError("the text tokenizer has no end-of-text token; one is needed to end documents")
         if ours is None:
-            widen(language, text_tokenizer, image_tokens.codes, generator=generator)
+            widen(language, text_tokenizer, image_tokens.codes, cells=image_tokens.cells, generator=generator)
         if features and projector is None:
             projector = Projector(image_tokens.features, width_of(language))
         if isinstance(base, PretrainedModel) and base.lora is not None:
@@ -292,12 +311,18 @@ def _ours(folder: str, image_tokens: ImageTokens) -> UnifiedModel | None:
         return None
     model = UnifiedModel.from_folder(path)
     found = model.image_tokens
-    if (found.fingerprint, found.codes) != (image_tokens.fingerprint, image_tokens.codes):
+    wanted = image_tokens.fingerprint, image_tokens.codes, image_tokens.cells
+    if (found.fingerprint, found.codes, found.cells) != wanted:
         raise ValueError(
-            f"{folder}: reads and writes the {found.codes} codes of tokenizer {found.fingerprint}, "
-            f"not the {image_tokens.codes} of {image_tokens.fingerprint}"
+            f"{folder}: reads and writes the {codes_in_words(found.codes, found.cells)} of tokenizer "
+            f"{found.fingerprint}, not the {codes_in_words(*wanted[1:])} of {image_tokens.fingerprint}"
         )
     return model
+
+
+def codes_in_words(codes: int, cells: int | None) -> str:
+    """For messages: how many codes, and on how many cells if these are written."""
+    return f"{codes} codes" if cells is None else f"{codes} codes on {cells} cells"
 
 
 def _folder_config(path: Path) -> FolderConfig:

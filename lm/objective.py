@@ -16,17 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pictish.lm.config import Autoregressive
+from pictish.lm.model import Output
+from pictish.lm.neighbors import Neighbors, neighbors_of
 from pictish.lm.packing import IGNORED, Packed
 from pictish.lm.sequence import TASKS
 from pictish.lm.vocabulary import Vocabulary
 
 
 class Losses(NamedTuple):
-    """Sums over learned tokens: their losses, and by task losses and numbers (T,), in the order of TASKS."""
+    """Sums over learned tokens: the loss, and by task losses and numbers (T,), in the order of TASKS."""
 
     total: Tensor
     by_task: Tensor
     counts: Tensor
+    alignment: Tensor  # (2,) the heads' errors and how many, see alignment.py; 0 without heads
 
 
 @dataclass(frozen=True)
@@ -34,30 +37,51 @@ class Objective:
     """One way to train: all that the loop must not decide by itself."""
 
     # Rows as `pack` laid them out to what the model reads and its targets, which `Packed.learned` counts;
-    # whatever is random comes from the generator, a CPU one that the step alone has seeded.
-    prepare: Callable[[Packed, torch.Generator], Packed]
+    # whatever is random comes from the generator, a CPU one that the step alone has seeded. The number is how
+    # much of the training is done, 0 to 1.
+    prepare: Callable[[Packed, torch.Generator, float], Packed]
     causal: bool  # whether a token sees only the earlier ones of its document, or all
-    losses: Callable[[Tensor, Packed], Losses]  # of logits (B, L, V) and what `prepare` gave
+    losses: Callable[[Output, Packed], Losses]  # of what the model says to what `prepare` gave
 
 
-def cross_entropy(logits: Tensor, packed: Packed) -> Losses:
-    """What logits (B, L, V) say of `packed.targets`, place by place."""
-    losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), packed.targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
+def cross_entropy(
+    output: Output, packed: Packed, neighbors: Neighbors | None = None, alignment: float = 0.0
+) -> Losses:
+    """What `output.logits` (B, L, V) say of `packed.targets`, place by place; `alignment` weighs the heads.
+
+    The heads' errors are added to the losses of the tokens that they are at.
+    """
+    logits, targets = output.logits.flatten(0, 1).float(), packed.targets.flatten()
+    losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    if neighbors is not None:
+        losses = losses + neighbors.added(logits, targets)
     learned = (packed.targets != IGNORED).flatten()
     by_task = losses.new_zeros(len(TASKS)).index_add(0, packed.tasks.flatten(), losses.detach())
     counts = losses.new_zeros(len(TASKS)).index_add(0, packed.tasks.flatten(), learned.to(losses.dtype))
-    return Losses(losses.sum(), by_task, counts)
+    total, errors = losses.sum(), losses.new_zeros(2)
+    if output.alignment is not None:
+        total, errors = total + alignment * output.alignment[0], output.alignment.detach()
+    return Losses(total, by_task, counts, errors)
 
 
-def corrupt(packed: Packed, generator: torch.Generator, *, vocabulary: Vocabulary, most: float) -> Packed:
+def corrupt(
+    packed: Packed,
+    generator: torch.Generator,
+    done: float,
+    *,
+    vocabulary: Vocabulary,
+    most: float,
+    anneal: float = 0.0,
+) -> Packed:
     """Exchange codes that are being learned for any others, as they are read; what is learned stays.
 
-    The share is drawn for each document from 0 to `most`. A model that has only read true codes learns
-    pictures by their beginnings and is lost after its own first mistake; this one must look at the words
-    again at each code (random flips in training: arXiv 2412.04431).
+    The share is drawn for each document from 0 to `most`, which falls linearly to 0 while `done`, the share
+    of training that is over, rises to `anneal`; with an `anneal` of 0 it stays. Only codes are exchanged, and
+    for codes. A model that has only read true codes learns pictures by their beginnings and is lost after its
+    own first mistake; this one must look at the words again at each code (random flips in
+    training: arXiv 2412.04431).
     """
+    most *= max(0.0, 1 - done / anneal) if anneal else 1.0
     length = packed.documents.shape[1]
     shares = most * torch.rand(len(packed.ids), length + 1, generator=generator)  # of documents 0 .. L
     learned = packed.targets.roll(1, dims=1) != IGNORED
@@ -67,20 +91,32 @@ def corrupt(packed: Packed, generator: torch.Generator, *, vocabulary: Vocabular
     return replace(packed, ids=torch.where(wrong, vocabulary.ids_of(others), packed.ids))
 
 
-def _as_laid_out(packed: Packed, generator: torch.Generator) -> Packed:
+def _as_laid_out(packed: Packed, generator: torch.Generator, done: float) -> Packed:
     """`pack` has put the next id behind each place already."""
     return packed
 
 
-def autoregressive(config: Autoregressive, vocabulary: Vocabulary) -> Objective:
-    """Cross entropy of each learned token given those before it in its document."""
-    if not config.corrupt:
-        return Objective(_as_laid_out, causal=True, losses=cross_entropy)
-    prepare = partial(corrupt, vocabulary=vocabulary, most=config.corrupt)
-    return Objective(prepare, causal=True, losses=cross_entropy)
+def autoregressive(
+    config: Autoregressive, vocabulary: Vocabulary, code_vectors: Tensor | None = None
+) -> Objective:
+    """Cross entropy of each learned token given those before it in its document.
+
+    `code_vectors` (C, W): those of the image tokenizer, on the model's device, for soft targets.
+    """
+    prepare: Callable[[Packed, torch.Generator, float], Packed] = _as_laid_out
+    if config.corrupt:
+        prepare = partial(corrupt, vocabulary=vocabulary, most=config.corrupt, anneal=config.corrupt_anneal)
+    neighbors = None
+    if config.neighbors is not None:
+        assert code_vectors is not None, "neighbors are looked for among code vectors"
+        neighbors = neighbors_of(code_vectors, vocabulary, config.neighbors)
+    losses = partial(cross_entropy, neighbors=neighbors, alignment=config.alignment)
+    return Objective(prepare, causal=True, losses=losses)
 
 
-OBJECTIVES: dict[str, Callable[[Autoregressive, Vocabulary], Objective]] = {"autoregressive": autoregressive}
+OBJECTIVES: dict[str, Callable[[Autoregressive, Vocabulary, Tensor | None], Objective]] = {
+    "autoregressive": autoregressive
+}
 
 
 def means(losses: Tensor, counts: Tensor) -> dict[str, float]:

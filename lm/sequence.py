@@ -3,6 +3,11 @@
 A picture lies between `[IMG]` and `[/IMG]`, as discrete codes or, for understanding, as continuous features
 of the tokenizer's merger (LaVIT, arXiv 2309.04669, section 3.2). No document starts with a BOS.
 
+Where the vocabulary has skips, codes are written with their cells: a skip stands before each code whose cell
+does not follow that of the code before it in raster order, and before a first code that is not in cell 0. A
+picture kept in cells 3, 4 and 9 is `[IMG] <skip-00003> <code-00042> <code-00007> <skip-00004> <code-00042>
+[/IMG]`. Below, "codes" includes skips. Without skips cells are not written.
+
     caption      [IMG] codes [/IMG] text EOS                       learned: text EOS
     drawing      text [IMG] codes [/IMG] EOS                       learned: from [IMG] on
     edit         [IMG] source [/IMG] text [IMG] target [/IMG] EOS  learned: from the second [IMG] on
@@ -22,6 +27,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from pictish.data.files import shown
 from pictish.lm.config import DropoutConfig
 from pictish.lm.vocabulary import Vocabulary
 
@@ -43,9 +49,10 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """A picture as codes (K,), without any offset."""
+    """A picture as codes (K,), without any offset, and the cells (K,) they lie on, if they are known."""
 
     codes: npt.NDArray[np.integer]
+    cells: npt.NDArray[np.integer] | None = None
     learn: bool = False
 
 
@@ -77,7 +84,7 @@ class Document:
 def build(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode, eos: int) -> Document:
     """A document of `parts` that ends with `eos`, learned when the last part is and the picture is not alone.
 
-    Raises ValueError for a picture without tokens or with codes that the vocabulary does not hold.
+    Raises ValueError as `picture_ids` does.
     """
     assert parts, "a document without parts"
     joined = join(task, parts, vocabulary, encode)
@@ -96,7 +103,7 @@ def join(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Enco
         if isinstance(part, Text):
             row = np.asarray(encode(part.text), dtype=np.int64)
         elif isinstance(part, Codes):
-            row = picture_ids(part.codes, vocabulary)
+            row = picture_ids(part.codes, part.cells, vocabulary)
         else:
             row = np.full(len(part.values) + 2, vocabulary.begin, dtype=np.int64)
             row[-1] = vocabulary.end
@@ -113,12 +120,57 @@ def join(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Enco
     )
 
 
-def picture_ids(codes: npt.NDArray[np.integer], vocabulary: Vocabulary) -> Ids:
-    """Ids (K + 2,) of a picture with its markers; ValueError for no codes or unknown ones."""
+def picture_ids(
+    codes: npt.NDArray[np.integer], cells: npt.NDArray[np.integer] | None, vocabulary: Vocabulary
+) -> Ids:
+    """Ids of a picture of K codes with its markers; `cells` (K,) are written if the vocabulary has skips.
+
+    ValueError for no codes, unknown ones, and where skips are to be written for cells that are missing, not
+    rising or outside the grid.
+    """
     if len(codes) == 0:
         raise ValueError("a picture of no tokens: at least one was asked for")
     inner = vocabulary.ids_of(np.asarray(codes, dtype=np.int64))
+    if vocabulary.cells is not None:
+        passed = _passed(len(codes), cells, vocabulary.cells)
+        gaps = np.flatnonzero(passed)
+        inner = np.insert(inner, gaps, vocabulary.ranges["skips"].ids_of(passed[gaps]))
     return np.concatenate([[vocabulary.begin], inner, [vocabulary.end]]).astype(np.int64)
+
+
+def picture_of(ids: Ids, vocabulary: Vocabulary) -> tuple[Ids, Ids | None]:
+    """Codes (K,) and cells (K,) of what `picture_ids` wrote; cells are None if the vocabulary has no skips.
+
+    ValueError for anything else.
+    """
+    if len(ids) < 3 or ids[0] != vocabulary.begin or ids[-1] != vocabulary.end:
+        raise ValueError("a picture was asked for: one or more codes between [IMG] and [/IMG]")
+    inner = np.asarray(ids[1:-1], dtype=np.int64)
+    skips = vocabulary.ranges["skips"]
+    is_skip = skips.holds(inner)
+    codes = vocabulary.codes_of(inner[~is_skip])
+    if vocabulary.cells is None:
+        return codes, None
+    if is_skip[-1] or np.any(is_skip[1:] & is_skip[:-1]):
+        raise ValueError("a skip stands before a code; found one before another skip or at the end")
+    steps = np.ones(len(inner), dtype=np.int64)  # cells from the place before each id to the one behind it
+    steps[is_skip] = skips.values_of(inner[is_skip])
+    cells = np.cumsum(steps)[~is_skip] - 1
+    if cells[-1] >= vocabulary.cells:
+        raise ValueError(f"a picture has cells 0 to {vocabulary.cells - 1}; found a code on {cells[-1]}")
+    return codes, cells
+
+
+def _passed(count: int, cells: npt.NDArray[np.integer] | None, grid: int) -> Ids:
+    """How many cells are passed over before each of `count` codes."""
+    if cells is None:
+        raise ValueError("codes without cells; this language model needs the cell of every code")
+    cells = np.asarray(cells, dtype=np.int64)
+    passed = np.diff(cells, prepend=-1) - 1
+    if cells.shape != (count,) or np.any(passed < 0) or cells[-1] >= grid:
+        found = shown(cells.tolist())
+        raise ValueError(f"{count} rising cells from 0 to {grid - 1} were asked for, found {found}")
+    return passed
 
 
 def caption(picture: Codes | Features, text: str) -> list[Part]:
@@ -126,25 +178,20 @@ def caption(picture: Codes | Features, text: str) -> list[Part]:
     return [picture, Text(text, learn=True)]
 
 
-def drawing(text: str, codes: npt.NDArray[np.integer], drop: "Drop | None" = None) -> list[Part]:
+def drawing(text: str, picture: Codes, drop: "Drop | None" = None) -> list[Part]:
     """Parts of a document that draws what a text says."""
-    shown = [Text(text)] if drop is None or not drop.text else []
-    return [*shown, Codes(codes, learn=True)]
+    words = [Text(text)] if drop is None or not drop.text else []
+    return [*words, replace(picture, learn=True)]
 
 
-def edit(
-    source: npt.NDArray[np.integer],
-    instruction: str,
-    target: npt.NDArray[np.integer],
-    drop: "Drop | None" = None,
-) -> list[Part]:
+def edit(source: Codes, instruction: str, target: Codes, drop: "Drop | None" = None) -> list[Part]:
     """Parts of a document that changes a picture as told."""
     parts: list[Part] = []
     if drop is None or not drop.image:
-        parts.append(Codes(source))
+        parts.append(source)
     if drop is None or not drop.text:
         parts.append(Text(instruction))
-    return [*parts, Codes(target, learn=True)]
+    return [*parts, replace(target, learn=True)]
 
 
 def answer(picture: Codes | Features, question: str, reply: str) -> list[Part]:

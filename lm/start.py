@@ -2,21 +2,30 @@
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pictish.data.files import matching
+from pictish.data.files import matching, one_line
 from pictish.data.mixture import Mixture, Source
 from pictish.data.model_folder import whole_folder
+from pictish.lm.alignment import Alignment
 from pictish.lm.config import NewModel, TrainConfig
 from pictish.lm.documents import texts
-from pictish.lm.model import ImageTokens, UnifiedModel, new_model
+from pictish.lm.dropout import add_hidden_dropout, set_attention_dropout
+from pictish.lm.model import ImageTokens, UnifiedModel, new_model, width_of
 from pictish.lm.text import train_text_tokenizer
 
 TEXTS = 200_000  # samples of a source that the text tokenizer is trained on, at most
 
 
-def starting_model(config: TrainConfig, image_tokens: ImageTokens, run: Path) -> UnifiedModel:
-    """The model before its first step; a text tokenizer is trained once and kept in `run/text_tokenizer`."""
+def starting_model(
+    config: TrainConfig, image_tokens: ImageTokens, run: Path, code_vectors: Tensor | None = None
+) -> UnifiedModel:
+    """The model before its first step; a text tokenizer is trained once and kept in `run/text_tokenizer`.
+
+    With its dropout and heads of alignment, which are for training alone; those need `code_vectors` (C, W).
+    """
     base = config.model.base
     text_tokenizer = None
     if isinstance(base, NewModel):
@@ -26,7 +35,26 @@ def starting_model(config: TrainConfig, image_tokens: ImageTokens, run: Path) ->
             with whole_folder(folder, False, lambda name: False) as temp:
                 trained.save_pretrained(temp)
         text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    return new_model(base, text_tokenizer, image_tokens, features=config.model.features, seed=config.seed)
+    features, seed = config.model.features, config.seed
+    model = new_model(base, text_tokenizer, image_tokens, features=features, seed=seed)
+    language = model.language
+    if config.model.attn_implementation is not None:
+        try:
+            language.set_attn_implementation(config.model.attn_implementation)
+        except ValueError as error:
+            raise ValueError(f"model.attn_implementation: {one_line(error)}") from None
+    if config.attention_dropout:
+        set_attention_dropout(language, config.attention_dropout)
+    if config.hidden_dropout:
+        add_hidden_dropout(language, config.hidden_dropout)
+        model.embedding_dropout = config.hidden_dropout
+    if config.objective.alignment:
+        assert code_vectors is not None, "alignment is to code vectors"
+        layers = language.config.get_text_config().num_hidden_layers
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.alignment = Alignment(width_of(language), layers, code_vectors, model.vocabulary)
+    return model
 
 
 def _texts(config: TrainConfig, run: Path) -> list[str]:

@@ -9,7 +9,6 @@ Legend: B rows, L tokens a row, T tasks.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,15 +25,17 @@ from pictish.data.interrupt import Stopped, asked, in_units
 from pictish.data.mixture import Mixture, Report
 from pictish.lm.config import TrainConfig
 from pictish.lm.documents import Look, Maker, sources_of
-from pictish.lm.model import ImageTokens, UnifiedModel, check_packing
-from pictish.lm.objective import OBJECTIVES, Losses, Objective, means
+from pictish.lm.model import ImageTokens, Output, UnifiedModel, check_packing, codes_in_words
+from pictish.lm.objective import OBJECTIVES, Losses, Objective
 from pictish.lm.packing import Packed, Position, batches, pack
-from pictish.lm.sequence import TASKS, Document
+from pictish.lm.sequence import Document
 from pictish.lm.start import starting_model
-from pictish.lm.trainable import trainable, vocabulary_rows
+from pictish.lm.trainable import layer_matrices, trainable, trained_by, vocabulary_rows
 from pictish.lm.validation import validate, validation_documents
 from pictish.lm.vocabulary import text_ids
+from pictish.lm.window import Window
 from pictish.training.ahead import Ahead
+from pictish.training.average import Average
 from pictish.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -44,7 +45,7 @@ from pictish.training.checkpoint import (
     save_checkpoint,
 )
 from pictish.training.metrics import MetricsLog
-from pictish.training.optimizer import adamw
+from pictish.training.optimizer import adamw, muon
 from pictish.training.schedule import warmup_cosine
 from pictish.training.sharding import plain, prepare, shard, whole
 from pictish.training.watch import Watch
@@ -64,6 +65,7 @@ def train(
     *,
     look: Look | None = None,
     show: Show | None = None,
+    code_vectors: Tensor | None = None,
     report: Report | None = None,
     progress: Callable[[int, int], None] | None = None,
     anomaly_skip: int = 0,
@@ -72,25 +74,27 @@ def train(
     """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
     `image_tokens` says whose codes are learned, `look` tokenizes raw pictures, `show` also draws before the
-    first step. What could not be used of the data in the whole run is logged at the end, whatever ends it,
-    and added to `report`; of several processes each tells of the others up to the last checkpoint.
-    `anomaly_skip` steps that go wrong are passed over. With `fsdp` the processes share the weights out among
-    them; else each has all. Raises ValueError for settings that fit neither the
-    data, nor the run's last checkpoint, nor this machine, and for the next step that goes wrong; Stopped,
-    with the run saved, when asked to.
+    first step; soft targets and alignment need the `code_vectors` (C, W) of the image tokenizer. What could
+    not be used of the data in the whole run is logged at the end, whatever ends it, and added to `report`; of
+    several processes each tells of the others up to the last checkpoint. `anomaly_skip` steps that go wrong
+    are passed over. With `fsdp` the processes share the weights out among them; else each has all. Raises
+    ValueError for settings that fit neither the data, nor the run's last checkpoint, nor this machine, and
+    for the next step that goes wrong; Stopped, with the run saved, when asked to.
     """
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
     with accelerate.main_process_first():  # it writes what the others then read
-        model = starting_model(config, image_tokens, run).to(accelerate.device).train()
+        model = starting_model(config, image_tokens, run, code_vectors).to(accelerate.device).train()
     check_packing(model, config.data.length)
     if config.checkpointing:
         model.language.activation_checkpointing_enable({"use_reentrant": False})
     skeleton = shard(model, accelerate) if fsdp else None
     maker = _maker(config, model, look)
     build = OBJECTIVES[config.objective.kind]
-    objective = build(config.objective, model.vocabulary)
-    measured = build(config.objective.none(), model.vocabulary)
+    vectors = None if code_vectors is None else code_vectors.to(accelerate.device)
+    objective = build(config.objective, model.vocabulary, vectors)
+    measured = build(config.objective.none(), model.vocabulary, None)
+    optimizer_of = partial(muon, matrices=layer_matrices(model)) if config.optimizer == "muon" else adamw
     report = Report() if report is None else report
     total = sum(stage.steps for stage in config.stages)
     firsts = accumulate((stage.steps for stage in config.stages), initial=0)
@@ -99,12 +103,17 @@ def train(
         begun = _Begun.read(run, model, image_tokens)
         validation = validation_documents(config, maker, image_tokens, run, report)
     report.note(begun.skipped)
+    every_stage = [stage.trainable for stage in config.stages]
+    average = Average(model, config.ema, trained_by(model, every_stage) if config.ema else ())
+    if begun.step:
+        average.load(begun.moments)
     watch = Watch(run, accelerate, anomaly_skip)
     watch.load(begun.watch)
     if show is not None and begun.step < total:
-        shown = whole(model, skeleton, accelerate)
-        if shown is not None:
-            show(shown.eval(), begun.step)  # a sample that cannot be drawn is said now, not hours later
+        with average.applied():
+            shown = whole(model, skeleton, accelerate)
+            if shown is not None:
+                show(shown.eval(), begun.step)  # a sample that cannot be drawn is said now, not hours later
         model.train()
     with _told(report, main), MetricsLog(run, begun.step, config.tensorboard, main=main) as metrics:
         for number, (first, stage) in enumerate(zip(firsts, config.stages, strict=False)):
@@ -115,7 +124,9 @@ def train(
                 share = during.enter_context(trainable(model, stage.trainable))
                 logger.info("stage %s: %.1f %% of the weights are trained", stage.name, 100 * share)
                 names = [name for name, parameter in model.named_parameters()]
-                optimizer = adamw(model, stage.learning_rate, config.weight_decay, no_decay=_rows(model))
+                optimizer = optimizer_of(
+                    model, stage.learning_rate, config.weight_decay, no_decay=_rows(model)
+                )
                 resumed = begun.step > first
                 if resumed:
                     load_optimizer_tensors(optimizer, names, begun.moments)
@@ -141,6 +152,8 @@ def train(
                 for step in range(max(first, begun.step), last):
                     parts, waited = ahead.next()  # rows and place of each of this process's lanes
                     seed = seeded(config.seed, step).initial_seed() * config.data.lanes % 2**63
+                    if rank := accelerate.process_index:  # else its dropout would be that of the first
+                        torch.manual_seed((seed + rank) % 2**63)
                     rate = warmup_cosine(
                         step - first,
                         peak=stage.learning_rate,
@@ -153,7 +166,9 @@ def train(
                     packed = Packed.join(
                         [
                             objective.prepare(
-                                pack(rows, config.data.length), torch.Generator().manual_seed(seed + lane)
+                                pack(rows, config.data.length),
+                                torch.Generator().manual_seed(seed + lane),
+                                step / total,
                             )
                             for lane, (rows, _) in zip(streams, parts, strict=True)
                         ]
@@ -166,6 +181,7 @@ def train(
                     good, stop = watch.judge(done, *found, asked(), partial(_samples, parts))
                     if good:
                         optimizer.step()
+                        average.update()
                         window.add(losses, packed, waited)
                     optimizer.zero_grad(set_to_none=True)
                     stop = stop and done % config.log_every == 0  # else the log would get lines of its own
@@ -175,12 +191,14 @@ def train(
                         numbers = {**watch.numbers(), **window.numbers(accelerate)}
                         metrics.write(done, learning_rate=rate, **numbers)
                     if validation and (done % config.validate_every == 0 or done == total):
-                        metrics.write(done, **validate(model, measured, validation, config))
+                        with average.applied():
+                            metrics.write(done, **validate(model, measured, validation, config))
                     drawn = config.sample_every and done % config.sample_every == 0
                     if show is not None and drawn:
-                        shown = whole(model, skeleton, accelerate)
-                        if shown is not None:
-                            _show_or_warn(show, shown, done)
+                        with average.applied():
+                            shown = whole(model, skeleton, accelerate)
+                            if shown is not None:
+                                _show_or_warn(show, shown, done)
                     if saving:
                         own = Report()  # a copy, for the stream may read on meanwhile
                         own.note(skipped)
@@ -196,6 +214,7 @@ def train(
                             "watch": watch.state(),
                         }
                         tensors = {**model.state_dict(), **optimizer_tensors(optimizer, names)}
+                        tensors |= average.tensors()
                         save_checkpoint(run, done, tensors, state, config.keep_checkpoints, accelerate)
                     if progress is not None:
                         progress(done, total)
@@ -203,15 +222,16 @@ def train(
                         raise Stopped(
                             f"interrupted; step {done} of {total} is saved, the same command goes on there"
                         )
-    finished = whole(model, skeleton, accelerate, "cpu")
-    if finished is not None:
-        finished.save(run / "model", dtype=getattr(torch, config.stored_as), overwrite=True)
+    with average.applied():
+        finished = whole(model, skeleton, accelerate, "cpu")
+        if finished is not None:
+            finished.save(run / "model", dtype=getattr(torch, config.stored_as), overwrite=True)
     return run / "model"
 
 
 def backward(
     accelerate: Any,
-    model: Callable[[Packed, bool], Tensor],
+    model: Callable[[Packed, bool], Output],
     objective: Objective,
     packed: Packed,
     config: TrainConfig,
@@ -231,39 +251,6 @@ def backward(
             accelerate.backward(losses.total * accelerate.num_processes / learned.clamp_min(1))
         sums.append(Losses(*(tensor.detach() for tensor in losses)))
     return Losses(*(torch.stack(tensors).sum(dim=0) for tensors in zip(*sums, strict=True)))
-
-
-class Window:
-    """Means over the steps since the last line of the log."""
-
-    def __init__(self) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
-        self.sums = torch.zeros(2, len(TASKS))
-        self.steps, self.padding, self.waited, self.tokens = 0, 0.0, 0.0, 0
-        self.since = time.monotonic()
-
-    def add(self, losses: Losses, packed: Packed, waited: float) -> None:
-        """Take in one step's losses, and the seconds that its data was waited for."""
-        self.sums += torch.stack([losses.by_task, losses.counts]).cpu()
-        self.steps += 1
-        self.padding += packed.padding
-        self.waited += waited
-        self.tokens += int((packed.documents > 0).sum())
-
-    def numbers(self, accelerate) -> dict[str, float]:
-        """What to log, then start afresh; losses are those of all processes."""
-        seconds = time.monotonic() - self.since
-        sums = accelerate.reduce(self.sums.to(accelerate.device), "sum").cpu()
-        result = {
-            **means(*sums),
-            "padding": self.padding / self.steps,
-            "waiting": self.waited / seconds,
-            "tokens_per_second": self.tokens / seconds,
-        }
-        self._clear()
-        return result
 
 
 def _samples(parts: Sequence[tuple[Sequence[Sequence[Document]], Position]]) -> list[str]:
@@ -310,8 +297,9 @@ class _Begun:
         tensors, state = load_checkpoint(latest)
         if (before := ImageTokens(**state["image_tokens"])) != image_tokens:
             raise ValueError(
-                f"{run}: was begun with the image tokenizer {before.fingerprint} of {before.codes} codes, "
-                f"came {image_tokens.fingerprint} of {image_tokens.codes}; give that one, or another --run"
+                f"{run}: was begun with the image tokenizer {before.fingerprint} of "
+                f"{codes_in_words(before.codes, before.cells)}, came {image_tokens.fingerprint} of "
+                f"{codes_in_words(image_tokens.codes, image_tokens.cells)}; give that one, or another --run"
             )
         load_weights(model, tensors)
         logger.info("going on from %s", latest.name)

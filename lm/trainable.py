@@ -11,6 +11,7 @@ from pictish.training.sharding import local, local_rows
 
 NEW_ROWS = "new rows"  # among the patterns: the rows of embedding and head that widening added
 ADAPTERS = "*.lora_*"  # how peft names the weights of LoRA
+HEADS = "alignment."  # how the names of heads begin that are there for training alone
 
 
 @contextmanager
@@ -18,8 +19,9 @@ def trainable(model: UnifiedModel, patterns: Sequence[str]) -> Iterator[float]:
     """Let gradients reach parameters whose names match one of `patterns`; gives their share of all weights.
 
     `new rows` stands for the pictures' rows of embedding and head. Where LoRA adapters stand in for the
-    language model's weights, `*` means the adapters, the new rows and the projector. Raises ValueError for a
-    pattern that matches nothing, and for one that matches weights that adapters stand in for.
+    language model's weights, `*` means the adapters, the new rows and the projector. Heads of alignment are
+    always trained. Raises ValueError for a pattern that matches nothing, and for one that matches weights
+    that adapters stand in for.
     """
     named = dict(model.named_parameters())
     if any(fnmatchcase(name, ADAPTERS) for name in named):
@@ -40,7 +42,8 @@ def trainable(model: UnifiedModel, patterns: Sequence[str]) -> Iterator[float]:
     if unmatched:
         raise ValueError(f"trainable: no weights match {unmatched[0]!r}; their names are like {min(named)}")
     for name, parameter in named.items():
-        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+        matched = any(fnmatchcase(name, pattern) for pattern in patterns)
+        parameter.requires_grad_(matched or name.startswith(HEADS))
     count = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
     handles = []
     if NEW_ROWS in patterns:
@@ -74,3 +77,23 @@ def vocabulary_rows(model: UnifiedModel) -> list[nn.Parameter]:
         if isinstance(parameter, nn.Parameter) and all(parameter is not other for other in found):
             found.append(parameter)
     return found
+
+
+def trained_by(model: UnifiedModel, stages: Sequence[Sequence[str]]) -> set[str]:
+    """Names of the parameters, heads of alignment excepted, that any stage of these patterns trains."""
+    names: set[str] = set()
+    for patterns in stages:
+        with trainable(model, patterns):
+            names |= {name for name, p in model.named_parameters() if p.requires_grad}
+    return {name for name in names if not name.startswith(HEADS)}
+
+
+def layer_matrices(model: UnifiedModel) -> set[str]:
+    """Names of the language model's matrices between its embeddings and its head."""
+    embeddings = [m.weight for m in model.language.modules() if isinstance(m, nn.Embedding)]
+    outside = {id(parameter) for parameter in (*vocabulary_rows(model), *embeddings)}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if name.startswith("language.") and parameter.ndim == 2 and id(parameter) not in outside
+    }

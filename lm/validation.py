@@ -56,7 +56,7 @@ def validate(
         sums[source] = torch.zeros(2, len(TASKS))
         stream: Iterator[tuple[Document, Position]] = ((document, {}) for document in members)
         for rows, _ in batches(stream, config.data.rows, config.data.length):
-            packed = objective.prepare(pack(rows, config.data.length), generator).to(device)
+            packed = objective.prepare(pack(rows, config.data.length), generator, 1.0).to(device)
             losses = objective.losses(model(packed, objective.causal), packed)
             sums[source] += torch.stack([losses.by_task, losses.counts]).cpu()
     model.train()

@@ -1,14 +1,23 @@
 """Vocabulary: which id is text, which a code of a picture; and how any causal LM comes to have such ids.
 
-    0 .. text-1   text     text+1   [/IMG]              text+2+codes   [MASK], unless has_mask is False
-    text          [IMG]    text+2   the first code      text+3+codes   size
+The ids are named ranges, one behind the other:
 
-The order of the first three is LaVIT's (arXiv 2309.04669): 32000, 32001, 32002. No other module of pictish
-adds or subtracts an offset.
+    text      the text tokenizer's own ids, from 0
+    markers   [IMG], [/IMG]
+    codes     <code-00000>, <code-00001>, ...
+    mask      [MASK], unless has_mask is False
+    skips     <skip-00001>, ... up to one less than there are cells; none in an order-only model
+
+A skip says how many cells of the grid are passed over before the next code. The order of text, markers and
+codes is LaVIT's (arXiv 2309.04669): 32000 [IMG], 32001 [/IMG], codes from 32002. A new range goes behind the
+last one, so that ids of existing models keep their meaning. No other module of pictish adds or subtracts an
+offset.
 """
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,9 +28,37 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 BEGIN, END, MASK = "[IMG]", "[/IMG]", "[MASK]"
-_CODE = re.compile(r"<code-(\d{5,})>")
+_CODE, _SKIP = re.compile(r"<code-(\d{5,})>"), re.compile(r"<skip-(\d{5,})>")
 
 Ids = TypeVar("Ids", npt.NDArray[Any], Tensor)
+
+
+@dataclass(frozen=True)
+class IdRange:
+    """`count` ids from `first` on, which stand for the values from `least` on."""
+
+    name: str
+    first: int
+    count: int
+    least: int = 0
+
+    def ids_of(self, values: Ids) -> Ids:
+        """Ids of `values` of any shape, int64; ValueError for a value outside the range."""
+        values = _int64(values)
+        last = self.least + self.count - 1
+        fits = (values >= self.least) & (values <= last)
+        _check(values, fits, f"{self.name} {self.least} to {last}")
+        return values - self.least + self.first
+
+    def values_of(self, ids: Ids) -> Ids:
+        """Values of `ids` of any shape, int64; ValueError for an id outside the range."""
+        ids = _int64(ids)
+        _check(ids, self.holds(ids), f"ids {self.first} to {self.first + self.count - 1} of {self.name}")
+        return ids - self.first + self.least
+
+    def holds(self, ids: Ids) -> Ids:
+        """Whether each of `ids` is in the range, bool."""
+        return (ids >= self.first) & (ids < self.first + self.count)
 
 
 @dataclass(frozen=True)
@@ -31,60 +68,93 @@ class Vocabulary:
     text: int  # ids below are the text tokenizer's
     codes: int  # entries of the image tokenizer's codebook
     has_mask: bool = True  # imported LaVIT models have none
+    skips: int = 0  # cells of the grid less one; 0: the model knows the order of codes only
     eos: int | None = None  # the text id that ends a text; None: the tokenizer has none
     unspoken: tuple[int, ...] = ()  # text ids that no text holds: padding, BOS, unused ones
     blank: frozenset[int] = frozenset()  # text ids that show nothing: spaces, special ones
 
     def __post_init__(self) -> None:
-        if self.text < 0 or self.codes < 1:
-            raise ValueError(f"{self.text} text ids and {self.codes} codes; 0 and 1 are the least")
+        if self.text < 0 or self.codes < 1 or self.skips < 0:
+            raise ValueError(
+                f"{self.text} text ids, {self.codes} codes and {self.skips} skips; 0, 1 and 0 are the least"
+            )
+
+    @cached_property
+    def ranges(self) -> Mapping[str, IdRange]:
+        """All ids by the names in the module's docstring, in order and without gaps."""
+        counts = {
+            "text": self.text,
+            "markers": 2,
+            "codes": self.codes,
+            "mask": int(self.has_mask),
+            "skips": self.skips,
+        }
+        found, first = {}, 0
+        for name, count in counts.items():
+            found[name] = IdRange(name, first, count, least=int(name == "skips"))
+            first += count
+        return found
+
+    @property
+    def cells(self) -> int | None:
+        """How many cells the grid of a picture has; None: the model knows the order of codes only."""
+        return self.skips + 1 if self.skips else None
 
     @property
     def begin(self) -> int:
         """The id of `[IMG]`."""
-        return self.text
+        return self.ranges["markers"].first
 
     @property
     def end(self) -> int:
         """The id of `[/IMG]`."""
-        return self.text + 1
+        return self.ranges["markers"].first + 1
 
     @property
     def first_code(self) -> int:
         """The id of code 0."""
-        return self.text + 2
+        return self.ranges["codes"].first
 
     @property
     def mask(self) -> int | None:
         """The id of `[MASK]`, if there is one."""
-        return self.first_code + self.codes if self.has_mask else None
+        return self.ranges["mask"].first if self.has_mask else None
 
     @property
     def size(self) -> int:
         """How many ids there are; a model may have more rows, which mean nothing."""
-        return self.first_code + self.codes + self.has_mask
+        return sum(one.count for one in self.ranges.values())
 
     def ids_of(self, codes: Ids) -> Ids:
         """Ids of `codes` of any shape, int64; ValueError for what is no code."""
-        codes = _int64(codes)
-        _check(codes, (codes >= 0) & (codes < self.codes), f"codes 0 to {self.codes - 1}")
-        return codes + self.first_code
+        return self.ranges["codes"].ids_of(codes)
 
     def codes_of(self, ids: Ids) -> Ids:
         """Codes of `ids` of any shape, int64; ValueError for what is no code's id."""
-        ids = _int64(ids)
-        last = self.first_code + self.codes - 1
-        _check(ids, self.is_code(ids), f"ids {self.first_code} to {last} of codes")
-        return ids - self.first_code
+        return self.ranges["codes"].values_of(ids)
 
     def is_code(self, ids: Ids) -> Ids:
         """Whether each of `ids` is a code's, bool."""
-        return (ids >= self.first_code) & (ids < self.first_code + self.codes)
+        return self.ranges["codes"].holds(ids)
+
+    @property
+    def strings(self) -> Iterator[str]:
+        """What the text tokenizer calls the ids from `[IMG]` on, in order."""
+        yield from (BEGIN, END)
+        yield from map(code_string, range(self.codes))
+        if self.has_mask:
+            yield MASK
+        yield from map(skip_string, range(1, self.skips + 1))
 
 
 def code_string(code: int) -> str:
     """What the text tokenizer calls a code: `<code-00042>`."""
     return f"<code-{code:05d}>"
+
+
+def skip_string(cells: int) -> str:
+    """What the text tokenizer calls passing over so many cells: `<skip-00003>`."""
+    return f"<skip-{cells:05d}>"
 
 
 def widen(
@@ -93,18 +163,23 @@ def widen(
     codes: int,
     has_mask: bool = True,
     *,
+    cells: int | None = None,
     generator: torch.Generator,
 ) -> Vocabulary:
     """Give a causal LM and its fast tokenizer, in place, the ids of pictures.
 
-    New rows of embedding and head are drawn around the old ones' mean with their spread, dimension by
-    dimension. Saved, both load with `AutoModelForCausalLM` and `AutoTokenizer`. ValueError when the tokenizer
-    already knows one of the new strings, or is not a fast one.
+    `cells` are those of the image tokenizer's grid; None: codes are written in their order only. New rows
+    of embedding and head are drawn around the old ones' mean with their spread, dimension by dimension.
+    Saved, both load with `AutoModelForCausalLM` and `AutoTokenizer`. ValueError when the tokenizer already
+    knows one of the new strings or is not a fast one, and for a grid of a single cell.
     """
+    if cells is not None and cells < 2:
+        raise ValueError(f"a grid of {cells} cells was given; 2 or more are needed to write positions")
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"a fast tokenizer was asked for, {type(tokenizer).__name__} is a slow one")
     known = tokenizer.get_vocab()
-    strings = [BEGIN, END, *map(code_string, range(codes)), *([MASK] if has_mask else [])]
+    skips = 0 if cells is None else cells - 1
+    strings = list(Vocabulary(0, codes, has_mask, skips).strings)
     taken = [string for string in strings if string in known]
     if taken:
         raise ValueError(f"the tokenizer already has {len(taken)} of the tokens to add, {taken[0]} first")
@@ -117,7 +192,8 @@ def widen(
     plain = [AddedToken(string, special=True, normalized=False) for string in unused + strings]
     tokenizer.add_tokens(plain, special_tokens=True)
     vocabulary = vocabulary_of(tokenizer)
-    assert (vocabulary.text, vocabulary.codes, vocabulary.has_mask) == (text, codes, has_mask), vocabulary
+    found = (vocabulary.text, vocabulary.codes, vocabulary.has_mask, vocabulary.skips)
+    assert found == (text, codes, has_mask, skips), vocabulary
     _add_rows(model, vocabulary.size, min(rows, used), generator)
     return vocabulary
 
@@ -125,17 +201,16 @@ def widen(
 def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     """The vocabulary that a widened tokenizer, new or loaded, stands for; ValueError if it is none."""
     known = tokenizer.get_vocab()
-    found = {int(match[1]): known[match[0]] for match in map(_CODE.fullmatch, known) if match}
-    if BEGIN not in known or END not in known or not found:
+    codes, skips = (sum(map(bool, map(pattern.fullmatch, known))) for pattern in (_CODE, _SKIP))
+    if BEGIN not in known or END not in known or not codes:
         raise ValueError(f"the text tokenizer has no {BEGIN}, {END} and codes: its model knows no pictures")
     added = tokenizer.added_tokens_decoder
     special = {token for token, entry in added.items() if entry.special} | set(tokenizer.all_special_ids)
     text, eos = known[BEGIN], tokenizer.eos_token_id
     unspoken = tuple(sorted(token for token in special if token < text and token != eos))
-    has_mask = known.get(MASK) == text + 2 + len(found)  # a [MASK] elsewhere is the text tokenizer's own
-    vocabulary = Vocabulary(text, len(found), has_mask, eos, unspoken, _blank(tokenizer, text))
-    expected = {code: vocabulary.first_code + code for code in range(vocabulary.codes)}
-    if known[END] != vocabulary.end or found != expected:
+    has_mask = known.get(MASK) == text + 2 + codes  # a [MASK] elsewhere is the text tokenizer's own
+    vocabulary = Vocabulary(text, codes, has_mask, skips, eos, unspoken, _blank(tokenizer, text))
+    if [known.get(string) for string in vocabulary.strings] != list(range(text, vocabulary.size)):
         raise ValueError(f"the text tokenizer's picture tokens from id {text} on are not in order")
     if not special.issuperset(range(vocabulary.begin, vocabulary.size)):
         raise ValueError("the text tokenizer's picture tokens must be special, else users could type them")

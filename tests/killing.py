@@ -317,8 +317,8 @@ def _drive(words: list[str]) -> int:
     """The program with a small catalogue that needs no npm."""
     from pictish import cli
     from pictish.data.starter.build import build
-    from pictish.data.starter.sources import Catalogue, EmojiSet
-    from tests.data.test_starter_build import Registry, emojibase, icon_set
+    from pictish.data.starter.catalogue import EmojiSet
+    from tests.data.test_starter_build import Registry, a_catalogue, icon_set
 
     time.time = lambda: 0.0  # gzip writes it into the packages, which are pinned by their bytes
     registry = Registry()
@@ -326,7 +326,7 @@ def _drive(words: list[str]) -> int:
         EmojiSet(name, registry.add(f"@icons/{name}", icon_set(name, "#f0")), "MIT", "https://x.example")
         for name in ("one", "two", "three", "four")
     )
-    catalogue = Catalogue(registry.add("labels", emojibase()), sets, ())
+    catalogue = a_catalogue(registry, sets)
     small = {"catalogue": catalogue, "fetch": registry, "samples_per_shard": 2}
     build.__kwdefaults__ = {**(build.__kwdefaults__ or {}), **small}
     return cli.main(words)

@@ -29,7 +29,7 @@ def test_shipped_config_begins_with_command_hardware_and_expectation(name):
 def test_there_are_configs_for_tests_and_for_the_starter():
     names = shipped_names()
     assert "starter/tokenizer" in names
-    assert "starter/preview" in names
+    assert "starter/decoder" in names
     assert any(name.startswith("tiny/") for name in names)
     assert any(name.startswith("base/") for name in names)
     assert len(names) == len(list((ROOT / "configs").rglob("*.y*ml")))

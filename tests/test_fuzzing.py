@@ -184,7 +184,7 @@ def test_a_manifest_with_names_that_lead_out_writes_nothing(tmp_path, name, tiny
 
         header = {
             "codebook_size": 64,
-            "format": 1,
+            "format": 2,
             "kind": "token-folder",
             "settings": {},
             "tokenizer": "0" * 12,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pictish.configs import parse
 from pictish.data.model_folder import load_strictly, read_model_folder
-from pictish.tokenizer.config import TokenizerConfig
+from pictish.tokenizer.config import EncoderConfig, SelectorConfig, TokenizerConfig
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.quantizers import build_quantizer
@@ -38,6 +38,8 @@ def measure_agreement(folder: Path, pixels: Tensor, done: Callable[[], None] = l
     """
     stored = read_model_folder(folder)
     config = parse(TokenizerConfig, stored.config["model"], str(folder))
+    assert isinstance(config.encoder, EncoderConfig), config.encoder
+    assert isinstance(config.selector, SelectorConfig), config.selector
     own = "encoder."
     encoder = Encoder(config.encoder).eval()
     load_strictly(encoder, {n[len(own) :]: t for n, t in stored.tensors.items() if n.startswith(own)}, own)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from pictish.tokenizer.attention import Attention, mlp
 from pictish.tokenizer.config import ConvEncoderConfig, GridReconstructorConfig
 
+DETAILS = 8  # channels beside the colours of every pixel
+
 
 class Conv3x3(nn.Module):
     """A 3 x 3 convolution whose weight is kept as a matrix (out, in * 9): what Muon updates."""
@@ -96,6 +98,12 @@ class GridReconstructor(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(width)
         self.to_pixels = nn.Linear(width, 3 * config.patch**2)
+        self.to_details = nn.Linear(width, DETAILS * config.patch**2)
+        self.refine = nn.Sequential(
+            nn.Conv2d(3 + DETAILS, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 3, 3, padding=1)
+        )
+        for tensor in self.refine[-1].parameters():
+            nn.init.zeros_(tensor)
 
     @property
     def side(self) -> int:
@@ -109,14 +117,12 @@ class GridReconstructor(nn.Module):
         """
         x = torch.where(kept[..., None], self.project_in(codes), self.dropped) + self.position
         rows = self.norm(to_rows(self.blocks(to_map(x, self.grid))))
-        pixels = rearrange(
-            self.to_pixels(rows),
-            "b (y x) (p q c) -> b c (y p) (x q)",
-            y=self.grid,
-            p=self.patch,
-            q=self.patch,
+        pixels, details = (
+            rearrange(to(rows), "b (y x) (p q c) -> b c (y p) (x q)", y=self.grid, p=self.patch, q=self.patch)
+            for to in (self.to_pixels, self.to_details)
         )
-        return rows, pixels + 0.5
+        # cells alone leave seams; these convolutions look across
+        return rows, pixels + self.refine(torch.cat([pixels, details], dim=1)) + 0.5
 
 
 def as_maps(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

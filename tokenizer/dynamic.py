@@ -73,13 +73,18 @@ class Tokenizer:
         self.image_size = encoder.image_size
         self.grid = (encoder.grid, encoder.grid)
         self.cells = encoder.grid**2
-        self.places_codes = network.config.places_codes
+        self.places_codes = network.config.places_codes  # else their order is all that counts
         self.codebook_size = network.quantizer.codes
         self.micro_batch = encoder.micro_batch
         self.exact_squash = encoder.shrink == "exact"
         self._side_by_side = SideBySide(self.device)
         self._understanding: Path | None = None
         self._understanding_merger: Merger | None = None
+
+    @property
+    def predicts_errors(self) -> bool:
+        """Whether the number of codes can be chosen by `quality`."""
+        return isinstance(self.network.selector, ErrorSelector)
 
     @classmethod
     def from_folder(cls, folder: str | Path = "starter", device: str | torch.device = "cpu") -> "Tokenizer":

@@ -4,7 +4,6 @@ Legend: B pictures, S side in pixels, N cells, F feature channels.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +22,6 @@ def pixel_loss(pictures: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
     mse = error.square().mean()
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return error.abs().mean() + 2 * mse + 0.5 * edges, mse
-
-
-class Seen(NamedTuple):
-    """What a teacher makes of pictures."""
-
-    features: Tensor  # (B, N, F) standardised
-    levels: list[Tensor]  # (B, C, h, w) at each depth
 
 
 class Teacher:
@@ -54,10 +46,21 @@ class Teacher:
         self.encoder.fit(raw.mean(dim=0), raw.std(dim=0))
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor) -> Seen:
-        """Of pictures (B, 3, S, S) in [0, 1]."""
+    def features(self, pictures: Tensor) -> Tensor:
+        """Standardised features (B, N, F) of pictures (B, 3, S, S) in [0, 1]."""
         with torch.autocast(pictures.device.type, enabled=False):
-            return Seen(self.encoder.standardise(self._raw(pictures)), self.levels(pictures))
+            return self.encoder.standardise(self._raw(pictures))
+
+    def distance(self, pictures: Tensor, originals: Tensor, shift: tuple[int, int]) -> Tensor:
+        """Mean distance of pictures (B, 3, S, S) from `originals` in its maps, both shifted by some pixels.
+
+        Its strided convolutions look at some pixels more than at others; where the same ones are favoured at
+        every step, pictures get a visible grid.
+        """
+        moved = [torch.roll(each, shift, dims=(2, 3)) for each in (pictures, originals)]
+        with torch.no_grad():
+            theirs = self.levels(moved[1])
+        return map_distances(self.levels(moved[0]), theirs).mean()
 
     def levels(self, pictures: Tensor) -> list[Tensor]:
         """Feature maps (B, C, h, w) at all depths, at the pictures' own size; gradients flow to them."""

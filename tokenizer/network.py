@@ -18,18 +18,21 @@ from torch import Tensor, nn
 
 from pictish.tokenizer.config import (
     ConvEncoderConfig,
+    ErrorSelectorConfig,
     GridReconstructorConfig,
     SelectorConfig,
     TokenizerConfig,
 )
 from pictish.tokenizer.conv import ConvEncoder, GridReconstructor, as_maps, cell_errors
 from pictish.tokenizer.encoder import Encoder
-from pictish.tokenizer.losses import Teacher, cosine_errors, map_distances, pixel_loss
+from pictish.tokenizer.losses import Teacher, cosine_errors, pixel_loss
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.quantizers import build_quantizer
 from pictish.tokenizer.reconstructor import Reconstructor
 from pictish.tokenizer.selector import ErrorSelector, Selector, choose, draw_keep
 from pictish.training.share import ALONE, Share
+
+SHIFTS = 16  # pixels: more than the largest stride that a perceptual distance notices
 
 
 class Losses(NamedTuple):
@@ -182,6 +185,7 @@ class DynamicTokenizer(nn.Module):
         """
         assert isinstance(self.reconstructor, GridReconstructor)
         assert isinstance(self.selector, ErrorSelector)
+        assert isinstance(self.config.selector, ErrorSelectorConfig)
         keep, free, errors, codes = self._merge_dense(pixels, generator, noise, share)
         vectors = self.quantizer.normalise(codes)  # (B, N, C)
         quantizer_loss = vectors.new_zeros(())
@@ -203,18 +207,27 @@ class DynamicTokenizer(nn.Module):
         if teacher is not None:
             assert self.to_teacher is not None
             looked = teacher.rows
-            seen = teacher(target[looked])
             grid = teacher.encoder.config.grid
             pooled = F.adaptive_avg_pool2d(
                 rearrange(rows[looked], "b (y x) d -> b d y x", y=self.reconstructor.grid), grid
             )
             predicted = self.to_teacher(rearrange(pooled, "b d y x -> b (y x) d"))
-            features = cosine_errors(predicted, seen.features).mean()
-            perceptual = map_distances(teacher.levels(pictures[looked]), seen.levels).mean()
+            features = cosine_errors(predicted, teacher.features(target[looked])).mean()
+            down, right = torch.randint(0, SHIFTS, (2,), generator=generator).tolist()
+            perceptual = teacher.distance(pictures[looked], target[looked], (down, right))
             total = total + teacher.config.features * features + teacher.config.perceptual * perceptual
         keep_rate = share.mean(keep.float(), free[:, None].expand_as(keep))
-        parts = (pixel, mse, features, perceptual, selector, quantizer_loss)
-        return Losses(total, *(part.detach() for part in parts), keep_rate, ids)
+        return Losses(
+            total,
+            pixel=pixel.detach(),
+            mse=mse.detach(),
+            features=features.detach(),
+            perceptual=perceptual.detach(),
+            selector=selector.detach(),
+            quantizer=quantizer_loss.detach(),
+            keep_rate=keep_rate,
+            ids=ids,
+        )
 
     @torch.no_grad()
     def code_vectors(
@@ -233,7 +246,7 @@ class DynamicTokenizer(nn.Module):
         """What is kept (B, N), whose number of codes is free (B,), errors (B, N, 2) and codes (B, N, C)."""
         settings = self.config.selector
         assert isinstance(self.selector, ErrorSelector)
-        assert not isinstance(settings, SelectorConfig)
+        assert isinstance(settings, ErrorSelectorConfig)
         hidden = self.embed(pixels)
         # The selector reads the hidden rows but does not bend them.
         errors = self.selector.errors(hidden.detach())

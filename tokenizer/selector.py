@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pictish.training.share import ALONE, Share
 
 LEVEL_STEP = 0.05  # weight of one batch in the running logit bias
-LEAST_GAIN = 1e-7  # of squared error: below it patches count as equal
+SMALL_GAIN = 1e-6  # of squared error: scores are linear in gains below it, logarithmic in those above
 
 
 class PatchScores(nn.Module):
@@ -61,8 +61,8 @@ class PatchScores(nn.Module):
 class ErrorSelector(PatchScores):
     """Predicts each patch's reconstruction error where it is dropped and where it is kept.
 
-    Its score is the logarithm of the gain in squared error, so one threshold for all pictures spends codes
-    where they gain most. It learns from the errors of training pictures whose patches were kept and dropped
+    Its score rises with the gain in squared error, so one threshold for all pictures spends codes where they
+    gain most. It learns from the errors of training pictures whose patches were kept and dropped
     by its own scores and, for a fraction, at random; its gradient reaches no other part. A straight-through
     gradient alone ranked patches worse in a short training (docs/log.md).
     """
@@ -83,9 +83,13 @@ class ErrorSelector(PatchScores):
 
     @staticmethod
     def scores(errors: Tensor) -> Tensor:
-        """Logarithm of what keeping each patch gains in squared error (B, N), from errors (B, N, 2)."""
+        """What keeping each patch gains in squared error, as its inverse hyperbolic sine, (B, N).
+
+        `errors` are (B, N, 2). It is a logarithm that gains below zero have too, and no two that differ are
+        equal.
+        """
         dropped, kept = errors.detach().square().unbind(-1)
-        return (dropped - kept).clamp_min(LEAST_GAIN).log()
+        return ((dropped - kept) / SMALL_GAIN).asinh()
 
     def loss(self, errors: Tensor, observed: Tensor, keep: Tensor, share: Share = ALONE) -> Tensor:
         """How far predicted `errors` (B, N, 2) are from `observed` squared errors (B, N), a scalar.

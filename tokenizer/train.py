@@ -65,7 +65,7 @@ def train(
     network = DynamicTokenizer(config.model, teacher.encoder.features if teacher else 0).to(accelerate.device)
     share = Share.of(accelerate)
     share.rows(config.batch_size)  # refused now where it cannot be shared out
-    sides = network.config.encoder.image_size, network.reconstructor.side
+    sides = config.model.encoder.image_size, _reconstructor(network).side
     with accelerate.main_process_first():  # it fills the cache, which the others then find
         training, validation = training_caches(config.data, max(sides), run, config.seed)
     first_pictures = training.batch(0, min(STATISTICS, len(training)), config.seed).to(accelerate.device)
@@ -243,6 +243,11 @@ def validate(
     return result
 
 
+def _reconstructor(network: DynamicTokenizer) -> GridReconstructor:
+    assert isinstance(network.reconstructor, GridReconstructor)  # the config refuses others
+    return network.reconstructor
+
+
 def _round_trip(
     network: DynamicTokenizer,
     pictures: Tensor,
@@ -251,12 +256,11 @@ def _round_trip(
     draw: Callable[[Tensor], Tensor] = choose,
 ) -> tuple[RoundTrip, Tensor]:
     """Pictures (B, S, S, 3) uint8 through the codes and back, and their squared errors (B,) in [0, 1]."""
-    assert isinstance(network.reconstructor, GridReconstructor)
     pixels = resized(pictures, network.config.encoder.image_size)
     there = network.round_trip(pixels, quantize=quantize, draw=draw)
     found = network.pixels_in(there.features)
     assert found is not None
-    target = as_maps(resized(pictures, network.reconstructor.side))
+    target = as_maps(resized(pictures, _reconstructor(network).side))
     return there, (found.clamp(0, 1) - target).square().mean((1, 2, 3)).clamp_min(1e-10)
 
 

@@ -2,7 +2,7 @@
 
 python tools/bench_lm.py generate      a picture of 32 codes with guidance, batch 1 and 4
 python tools/bench_lm.py pack          useful tokens a second of a training step at several row lengths
-python tools/bench_lm.py shapes        ids a second of a training step by architecture, size and attention
+python tools/bench_lm.py shapes        ids a second of a training step by shape and attention
 
 Weights are random: speed does not depend on them. Each figure is the median of several rounds in which the
 rivals take turns. Run it on a machine that does nothing else.
@@ -122,6 +122,7 @@ def generation(settings: argparse.Namespace) -> None:
 
 def packing(settings: argparse.Namespace) -> None:
     """A forward and backward on documents as the starter's captions and pictures make them."""
+    from pictish.lm.model import Output
     from pictish.lm.objective import cross_entropy
     from pictish.lm.packing import Packed, batches, pack
     from pictish.lm.sequence import Document
@@ -152,7 +153,7 @@ def packing(settings: argparse.Namespace) -> None:
 
     def step(batches: list[Packed]) -> None:
         for packed in batches:
-            cross_entropy(plain(packed), packed).total.backward()
+            cross_entropy(Output(plain(packed)), packed).total.backward()
             model.zero_grad(set_to_none=True)
 
     useful = int(lengths.sum())
@@ -182,6 +183,7 @@ def shapes(settings: argparse.Namespace) -> None:
     """A whole step, optimizer included, on 32 full rows of 128 ids; 4,096 codes beside 1,500 text ids."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from pictish.lm.model import Output
     from pictish.lm.objective import cross_entropy
     from pictish.lm.packing import attention_mask, pack
     from pictish.lm.sequence import Document
@@ -221,7 +223,7 @@ def shapes(settings: argparse.Namespace) -> None:
                     dtype = torch.bool if attention == "sdpa" else torch.float32
                     mask = attention_mask(packed.documents, dtype)
                     logits = model(packed.ids, mask, packed.positions, use_cache=False).logits
-                    (cross_entropy(logits, packed).total / packed.learned).backward()
+                    (cross_entropy(Output(logits), packed).total / packed.learned).backward()
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
 

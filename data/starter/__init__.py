@@ -1,1 +1,1 @@
-"""The starter data set: emoji, clip art and stamps as captioned shards."""
+"""The starter data set: emoji, icons, avatars, clip art and photographs as captioned shards."""

@@ -27,12 +27,25 @@ from pictish.data.files import (
 )
 from pictish.data.interrupt import in_units, stop_here
 from pictish.data.shards import ShardFile
+from pictish.data.starter import avatars
+from pictish.data.starter.catalogue import CATALOGUE, Catalogue
 from pictish.data.starter.concepts import EmojiWords
-from pictish.data.starter.render import Rendered, Task, render, renderer_versions
-from pictish.data.starter.samples import Candidate, Listing, emoji_listing, folder_listing, shards_of
-from pictish.data.starter.sources import CATALOGUE, Catalogue, Fetch, npm_pack, package_json
+from pictish.data.starter.nouns import Nouns
+from pictish.data.starter.photographs import PHOTOS, photo_listing
+from pictish.data.starter.render import Markup, Rendered, Task, render, renderer_versions
+from pictish.data.starter.samples import (
+    Candidate,
+    Listing,
+    avatar_listing,
+    emoji_listing,
+    folder_listing,
+    icon_listing,
+    raster_listing,
+    shards_of,
+)
+from pictish.data.starter.sources import Fetch, npm_pack, package_files, package_json, package_members
 
-FORMAT, FORMAT_VERSION = "pictish-starter", 1
+FORMAT, FORMAT_VERSION = "pictish-starter", 2
 MANIFEST = "manifest.json"
 CACHE = ".cache"
 SIDE = 128  # pixels
@@ -49,6 +62,7 @@ def build(
     cache: Path | None = None,
     sets: Sequence[str] | None = None,
     *,
+    photos: Path | None = None,
     workers: int = 2,
     overwrite: bool = False,
     samples_per_shard: int = SAMPLES_PER_SHARD,
@@ -58,10 +72,11 @@ def build(
 ) -> Json:
     """Build the starter data in `out` and return its manifest; the bytes do not depend on `workers`.
 
-    `sets` are names of the catalogue (None: all, of the folder sets those that are installed). `cache` keeps
-    the downloaded packages (None: `out/.cache`). With `workers` 0 the pictures are drawn in this process.
-    ValueError for an unknown set, a missing tool, a package with other bytes than pinned, and for an `out`
-    that holds something else; data of other settings or changed shards are replaced only with `overwrite`.
+    `sets` are names of the catalogue (None: all, of the folder sets those that are installed), `photos` is a
+    folder of shards of photographs, see `photographs.py`. `cache` keeps the downloaded packages (None:
+    `out/.cache`). With `workers` 0 the pictures are drawn in this process. ValueError for an unknown set, a
+    missing tool, a package with other bytes than pinned, incomplete photographs, and for an `out` that holds
+    something else; data of other settings or changed shards are replaced only with `overwrite`.
     """
     names = catalogue.choose(sets)
     if workers < 0:
@@ -70,7 +85,8 @@ def build(
     _refuse_foreign(out)
     with only_writer(out):
         remove_leftovers(out)
-        listings = _list(names, catalogue, cache or out / CACHE, fetch)
+        cache = cache or out / CACHE
+        listings = _list(names, photos, catalogue, cache, fetch)
         settings = {
             **versions,
             "side": SIDE,
@@ -84,6 +100,7 @@ def build(
             for listing in listings.values()
             for shard, members in shards_of(listing.candidates, samples_per_shard).items()
         }
+        drawn = functools.partial(_with_markup, catalogue=catalogue, cache=cache, fetch=fetch)
         total, settled = sum(map(len, plan.values())), 0
         if not (out / MANIFEST).exists():  # by which a start after a kill knows the folder for one of ours
             _write_manifest(out, settings, listings, done, complete=False)
@@ -91,7 +108,7 @@ def build(
             for shard, members in plan.items():
                 stop_here("interrupted; finished shards are kept, and the same command goes on from there")
                 if shard not in done:
-                    done[shard] = _write_shard(out / shard, members, draw)
+                    done[shard] = _write_shard(out / shard, members, lambda tasks: draw(drawn(tasks)))
                     _write_manifest(out, settings, listings, done, complete=False)
                 settled += len(members)
                 if progress is not None:
@@ -99,21 +116,57 @@ def build(
         return _write_manifest(out, settings, listings, done, complete=True)
 
 
-def _list(names: Sequence[str], catalogue: Catalogue, cache: Path, fetch: Fetch) -> dict[str, Listing]:
+def _list(
+    names: Sequence[str], photos: Path | None, catalogue: Catalogue, cache: Path, fetch: Fetch
+) -> dict[str, Listing]:
     """List the pictures of each set by its name."""
     listings = {}
     emoji = [source for source in catalogue.emoji if source.name in names]
-    if emoji:
-        words = EmojiWords(
-            *package_json(catalogue.labels, ["en/data.json", "meta/groups.json"], cache, fetch)
-        )
-        for source in emoji:
-            icons, chars = package_json(source.package, ["icons.json", "chars.json"], cache, fetch)
-            listings[source.name] = emoji_listing(source, icons, chars, words)
+    icons = [source for source in catalogue.icons if source.name in names]
+    if emoji or icons or photos is not None:
+        index, data = package_members(catalogue.nouns, ["dict/index.noun", "dict/data.noun"], cache, fetch)
+        nouns = Nouns(index, data)
+    if emoji or icons:
+        labels, groups = package_json(catalogue.labels, ["en/data.json", "meta/groups.json"], cache, fetch)
+        (keywords,) = package_json(catalogue.keywords, ["dist/emoji-en-US.json"], cache, fetch)
+        words = EmojiWords(labels, groups, keywords, nouns)
+    for source in emoji:
+        if source.raster:
+            files = package_files(source.package, lambda name: name.endswith(".webp"), cache, fetch)
+            listings[source.name] = raster_listing(source, files, words)
+        else:
+            drawings, chars = package_json(source.package, ["icons.json", "chars.json"], cache, fetch)
+            listings[source.name] = emoji_listing(source, drawings, chars, words)
+    for icon_set in icons:
+        (drawings,) = package_json(icon_set.package, ["icons.json"], cache, fetch)
+        listings[icon_set.name] = icon_listing(icon_set, drawings, words, nouns)
+    for style in catalogue.avatars:
+        if style.name in names:
+            listings[style.name] = avatar_listing(style, catalogue.avatar_core)
     for folder in catalogue.folders:
         if folder.name in names:
             listings[folder.name] = folder_listing(folder)
+    if photos is not None:
+        listings[PHOTOS] = photo_listing(photos, nouns)
     return listings
+
+
+def _with_markup(tasks: Iterable[Task], catalogue: Catalogue, cache: Path, fetch: Fetch) -> list[Task]:
+    """The tasks of a shard with its avatars as SVG, which one run of Node.js draws."""
+    ready = list(tasks)
+    places = [place for place, task in enumerate(ready) if isinstance(task, avatars.Avatar)]
+    faces = [task for task in ready if isinstance(task, avatars.Avatar)]
+    if not faces:
+        return ready
+    styles = {face.style for face in faces}
+    wanted = [catalogue.avatar_core, *(s.package for s in catalogue.avatars if s.name in styles)]
+    packages = {
+        package.name: package_files(package, lambda name: name.endswith((".js", ".json")), cache, fetch)
+        for package in wanted
+    }
+    for place, svg in zip(places, avatars.draw(faces, packages), strict=True):
+        ready[place] = Markup(svg)
+    return ready
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -128,7 +181,10 @@ def _refuse_foreign(out: Path) -> None:
 
 
 def _finished(out: Path, settings: Json, overwrite: bool) -> dict[str, Json]:
-    """Return what the manifest says about shards that are there; with `overwrite`, others are deleted."""
+    """Return what the manifest says about shards that are there and are to stay.
+
+    With `overwrite` the others are deleted: changed ones, and those of sets with other settings.
+    """
     path = out / MANIFEST
     if not path.exists():
         return {}
@@ -137,28 +193,36 @@ def _finished(out: Path, settings: Json, overwrite: bool) -> dict[str, Json]:
         if manifest["format"] != FORMAT or manifest["version"] != FORMAT_VERSION:
             raise ValueError("another format")
         before, shards = dict(manifest["settings"]), dict(manifest["shards"])
+        before["sets"] = dict(before["sets"])
         digests = {shard: entry["sha256"] for shard, entry in shards.items()}
         for shard in shards:
             check_relative(shard)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a manifest of starter data (version {FORMAT_VERSION})") from error
     shards = {shard: entry for shard, entry in shards.items() if (out / shard).exists()}
-    if before != settings:
-        if not overwrite:
-            changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
-            raise ValueError(
-                f"{out} holds starter data made with other settings ({', '.join(changed)}); "
-                "choose another folder or give --overwrite"
-            )
-        stale = list(shards)
-    else:
-        stale = [shard for shard in shards if sha256_file(out / shard) != digests[shard]]
-        if stale and not overwrite:
-            raise ValueError(f"{out / stale[0]} was changed after it was written; --overwrite makes it again")
+    if before != settings and not overwrite:
+        changed = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+        raise ValueError(
+            f"{out} holds starter data made with other settings ({', '.join(changed)}); "
+            "choose another folder or give --overwrite"
+        )
+    stale = [
+        shard
+        for shard in shards
+        if _of_set(before, shard) != _of_set(settings, shard) or sha256_file(out / shard) != digests[shard]
+    ]
+    if stale and not overwrite:
+        raise ValueError(f"{out / stale[0]} was changed after it was written; --overwrite makes it again")
     for shard in stale:
         (out / shard).unlink()
         del shards[shard]
     return shards
+
+
+def _of_set(settings: Json, shard: str) -> Json:
+    """The settings that the bytes of one shard depend on."""
+    name = shard.rpartition("/")[2].rpartition("-")[0]
+    return {**settings, "sets": settings["sets"].get(name)}
 
 
 def _write_shard(path: Path, members: Sequence[Candidate], draw: Draw) -> Json:
@@ -166,14 +230,18 @@ def _write_shard(path: Path, members: Sequence[Candidate], draw: Draw) -> Json:
     left_out: Counter[str] = Counter()
     with ShardFile(path) as shard:
         for member, rendered in zip(members, draw(member.task for member in members), strict=True):
-            if rendered.png is None:
+            if rendered.blob is None:
                 left_out[str(rendered.left_out)] += 1
                 continue
             facts = {**member.facts, "caption": member.caption, "split": member.split}
             text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
             shard.write(
                 member.key,
-                {"json": f"{text}\n".encode(), "png": rendered.png, "txt": member.caption.encode()},
+                {
+                    "json": f"{text}\n".encode(),
+                    rendered.suffix: rendered.blob,
+                    "txt": member.caption.encode(),
+                },
             )
         samples = shard.samples
     return {"samples": samples, "left_out": dict(left_out), "sha256": sha256_file(path)}

@@ -2,12 +2,16 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pictish.data.starter.nouns import ANIMAL, ARTIFACT, FOOD, OBJECT, PLANT, Nouns
+
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 GENDERS = ("man", "woman", "person")
+COMPOSED = ("hair colour", "eyewear", "expression", "facial hair")  # of an avatar
 SPLITS = ("train", "validation", "test", "composition-test", "style-test")
 
 _TONE_POINTS = {f"1f3f{suffix}": tone for suffix, tone in zip("bcdef", TONES, strict=True)}
@@ -51,13 +55,8 @@ class Words:
     skin_tone: tuple[str, ...] = ()
     gender: str | None = None
     role: str | None = None
-
-    @property
-    def composition(self) -> str | None:
-        """Return `role|tone|gender` for one person with all three, else None (couples have two people)."""
-        if self.role is None or self.gender is None or len(self.skin_tone) != 1:
-            return None
-        return f"{self.role}|{self.skin_tone[0]}|{self.gender}"
+    keywords: tuple[str, ...] = ()
+    wider: tuple[str, ...] = ()
 
 
 def sha_modulo(text: str, divisor: int) -> int:
@@ -68,6 +67,20 @@ def sha_modulo(text: str, divisor: int) -> int:
 def concept_of(chars_key: str) -> str:
     """Return the code points of an emoji, lower-case hex joined by dashes, without the variation selector."""
     return "-".join(part for part in chars_key.lower().split("-") if part != "fe0f")
+
+
+def composition_of(facts: Mapping[str, Any]) -> str | None:
+    """Return the combination of attributes that is held out as a whole, or None.
+
+    `role|tone|gender` of one person with all three (couples have two people), and of an avatar its values of
+    `COMPOSED` that are known.
+    """
+    if attributes := facts.get("attributes"):
+        known = [attributes.get(name, "") for name in COMPOSED]
+        return "|".join(known) if sum(map(bool, known)) > 1 else None
+    if facts["role"] is None or facts["gender"] is None or not isinstance(facts["skin_tone"], str):
+        return None
+    return f"{facts['role']}|{facts['skin_tone']}|{facts['gender']}"
 
 
 def split_of(concept: str, composition: str | None = None, style_test: bool = False) -> str:
@@ -86,10 +99,55 @@ def _plain(label: str) -> str:
     return straight.replace("\N{RIGHT DOUBLE QUOTATION MARK}", '"').replace(": ", ", ")
 
 
-class EmojiWords:
-    """Looks up the words of an emoji in emojibase's English data (`en/data.json`, `meta/groups.json`)."""
+def concept_of_text(emoji: str) -> str:
+    """Return the concept of an emoji that is given as text."""
+    return concept_of("-".join(f"{ord(letter):x}" for letter in emoji))
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], groups: Mapping[str, Mapping[str, str]]) -> None:
+
+def _slug(label: str) -> str:
+    """Return a label as icons are named: lower case, words joined by dashes."""
+    plain = unicodedata.normalize("NFKD", label.lower().replace("&", "and")).encode("ascii", "ignore")
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"[\u2019'.]", "", plain.decode())).strip("-")
+
+
+# Kinds of WordNet's nouns that an emoji can be, by the first word of its subgroup; else no wider words
+_NOUN_KINDS = {
+    "animal": frozenset({ANIMAL}),
+    "plant": frozenset({PLANT}),
+    "food": frozenset({FOOD, PLANT}),
+    "drink": frozenset({FOOD}),
+    "transport": frozenset({ARTIFACT}),
+    "place": frozenset({ARTIFACT, OBJECT}),
+    "clothing": frozenset({ARTIFACT}),
+    "musical": frozenset({ARTIFACT}),
+    "tool": frozenset({ARTIFACT}),
+    "household": frozenset({ARTIFACT}),
+    "computer": frozenset({ARTIFACT}),
+    "phone": frozenset({ARTIFACT}),
+    "light": frozenset({ARTIFACT}),
+    "book": frozenset({ARTIFACT}),
+    "office": frozenset({ARTIFACT}),
+    "medical": frozenset({ARTIFACT, FOOD}),
+    "sport": frozenset({ARTIFACT}),
+}
+_MISLEADING = {"dolphin"}  # WordNet's first is the fish of that name
+
+
+class EmojiWords:
+    """Looks up the words of an emoji in emojibase's English data (`en/data.json`, `meta/groups.json`).
+
+    `keywords` are emojilib's, by the emoji as text; `nouns` gives wider words.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        groups: Mapping[str, Mapping[str, str]],
+        keywords: Mapping[str, Sequence[str]],
+        nouns: Nouns,
+    ) -> None:
+        self._nouns = nouns
+        self._keywords = {concept_of_text(emoji): words for emoji, words in keywords.items()}
         self._entries: dict[str, Mapping[str, Any]] = {}
         for entry in data:
             for variant in (entry, *entry.get("skins", ())):
@@ -97,9 +155,16 @@ class EmojiWords:
         self._groups = groups["groups"]
         self._subgroups = groups["subgroups"]
         self._labels = {entry["label"] for entry in self._entries.values()}
+        self._named = {_slug(entry["label"]): concept for concept, entry in self._entries.items()}
 
     def __contains__(self, concept: str) -> bool:
         return concept in self._entries
+
+    def concept_named(self, icon: str) -> str | None:
+        """Return the concept whose label an icon's name is, numbered or with another word for it, or None."""
+        plain = re.sub(r"-\d+$", "", icon)
+        names = (icon, plain, plain.removesuffix("-face"), f"{plain}-face")
+        return next((self._named[name] for name in names if name in self._named), None)
 
     def describe(self, concept: str, icon: str) -> Words:
         """Return the words for a concept; the icon's own name is used where emojibase does not know it."""
@@ -135,7 +200,26 @@ class EmojiWords:
             skin_tone=tones,
             gender=gender,
             role=role,
+            keywords=self._telling(bare, entry),
+            wider=self._wider(_plain(entry["label"]), subgroup_name),
         )
+
+    def _telling(self, concept: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the words of emojilib that emojibase lacks, in plain letters."""
+        known = {*entry.get("tags", ()), *re.split(r"[^a-z]+", entry["label"].lower())}
+        words = (word.replace("_", " ") for word in self._keywords.get(concept, ())[1:])
+        return tuple(
+            dict.fromkeys(w for w in words if re.fullmatch(r"[a-z]{3,}( [a-z]+)?", w) and w not in known)
+        )
+
+    def _wider(self, name: str, subgroup: str | None) -> tuple[str, ...]:
+        """Return what WordNet says the thing is a kind of."""
+        kinds = _NOUN_KINDS.get((subgroup or "").split("-")[0])
+        head = re.split(r" (?:with|without|of|in|on|at|and) |, ", name)[0].removesuffix(" face")
+        if kinds is None or head in _MISLEADING:
+            return ()
+        sense = self._nouns.sense(head.split(" "), kinds)
+        return () if sense is None else tuple(self._nouns.wider(sense))
 
     def _person(self, label: str) -> tuple[str | None, str | None]:
         """Read gender and role from a label such as `woman walking: facing right, dark skin tone`."""

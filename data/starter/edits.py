@@ -4,11 +4,12 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pictish.data.starter.phrases import COLOURS, Picture, choose, listed, rank, style_name
+from pictish.data.starter.attribute_edits import changed, instruction
+from pictish.data.starter.phrases import AVATAR, COLOURS, Picture, choose, listed, rank, style_name
 
 # At most so many edits of a kind with one thing to be changed, so that no kind swamps the rest.
 CAPS = {
-    "style": 5,
+    "style": 8,
     "skin tone": 14,
     "gender": 24,
     "hair": 40,
@@ -16,6 +17,18 @@ CAPS = {
     "add": 120,
     "remove": 24,
     "colour": 12,
+    "background": 4,
+    "position": 4,
+    "hair colour": 12,
+    "eyewear": 12,
+    "expression": 12,
+    "facial hair": 12,
+    "earrings": 12,
+    "detail": 12,
+    "hat": 12,
+    "gesture": 12,
+    "clothes": 12,
+    "clothes colour": 12,
     "same": 1,
     "already": 1,
 }
@@ -133,6 +146,7 @@ def changes(pictures: Iterable[Picture]) -> list[Change]:
 
 def _between(pictures: Sequence[Picture]) -> Iterator[Change]:
     """Every true change between two different pictures."""
+    yield from attribute_changes(pictures)
     emoji = [picture for picture in pictures if picture.is_emoji]
     people = [
         p for p in emoji if p.facts["gender"] is not None and not isinstance(p.facts["skin_tone"], list)
@@ -149,6 +163,20 @@ def _between(pictures: Sequence[Picture]) -> Iterator[Change]:
     for before, after in same_person:
         yield from _person(before, after)
     yield from _things(emoji)
+
+
+def attribute_changes(pictures: Sequence[Picture]) -> Iterator[Change]:
+    """Every change of one attribute of an avatar or an icon, all else being the same."""
+    drawn = [picture for picture in pictures if picture.attributes]
+    for before, after in _pairs(drawn, lambda p: (p.set, _drawing(p))):
+        if name := changed(before.attributes, after.attributes):
+            wording = instruction(before.attributes, after.attributes, name, before.key, after.key)
+            yield _change("skin tone" if name == "skin" else name, before, after, wording)
+
+
+def _drawing(picture: Picture) -> str:
+    """What two pictures of one avatar or one icon have in common."""
+    return str(picture.facts["concept" if picture.kind == AVATAR else "name"])
 
 
 def _person(before: Picture, after: Picture) -> Iterator[Change]:
@@ -205,7 +233,7 @@ def _recoloured(old: str, new: str) -> str | None:
 def _controls(pictures: Sequence[Picture]) -> Iterator[Change]:
     """Nothing changes: because that is asked, or because the picture is already what is asked."""
     for picture in pictures:
-        if not picture.is_emoji and rank("same", picture.key) % 4:  # clip art knows no other edits
+        if not picture.is_emoji and rank("same", picture.key) % 4:  # emoji are asked for it more often
             continue
         yield Change("same", picture, picture, _polite(choose(_SAME, picture.key), picture.key))
         if not picture.is_emoji:

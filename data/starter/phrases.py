@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from pictish.data.starter.concepts import sha_modulo
+
+_Option = TypeVar("_Option")
 
 
 def listed(text: str) -> frozenset[str]:
@@ -16,8 +18,15 @@ def listed(text: str) -> frozenset[str]:
     return frozenset(word for line in text.split("\n") for word in line.strip().split("|") if word)
 
 
-_STYLE_NAMES = {"fluent-emoji-flat": ("fluent-emoji-flat", "fluent")}
+_STYLE_NAMES = {
+    "fluent-emoji-flat": ("fluent-emoji-flat", "fluent"),
+    "fluent-emoji-3d": ("fluent-emoji-3d", "3d", "fluent 3d"),
+    "noto-v1": ("noto-v1", "old noto"),
+    "streamline-emojis": ("streamline-emojis", "streamline"),
+    "photos": ("photo",),
+}
 FOLDER_SETS = ("openclipart", "tuxpaint")
+ICON, AVATAR, PHOTO = "icon", "avatar", "photo"  # what `style` begins with
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
 
 _PLURALS = {"adult": "adults", "child": "children", "man": "men", "woman": "women", "person": "people"}
@@ -35,7 +44,7 @@ _MASS = listed(
     information|radioactive|prohibited|wireless|om|divide|multiply|plus|minus|voltage|
     control|mate|DNA|dna|dizzy|away|together|lowercase|uppercase|laughing|star-struck|
     fuji|currency|cinema|lightning|customs|hair|litter|mahjong|ginger|unlocked
-    |locked
+    |locked|clothing|footwear|furniture|seafood|milk|juice|yoghurt|cream|pants|shorts|outwear
     """
 )
 _BREAK = re.compile(
@@ -99,17 +108,36 @@ class Picture:
         return phrase_of(self.facts)
 
     @property
+    def kind(self) -> str:
+        """`icon`, `avatar`, `photo`, `file` (clip art and stamps) or `emoji`."""
+        kind = str(self.facts["style"]).partition(" ")[0]
+        if kind in (ICON, AVATAR, PHOTO):
+            return kind
+        return "file" if self.set in FOLDER_SETS else "emoji"
+
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        """Its named attributes: of an avatar its parts and colours, of an icon colours and place."""
+        known: Mapping[str, str] = self.facts.get("attributes") or {}
+        return known
+
+    @property
     def set(self) -> str:
         """Name of its set, which is what its style is called."""
         return str(self.facts["set"])
 
     @property
+    def style(self) -> str:
+        """What its style is called."""
+        return PHOTO if self.kind == PHOTO else self.set
+
+    @property
     def is_emoji(self) -> bool:
         """Whether its words are emojibase's, and so the same in every set."""
-        return self.set not in FOLDER_SETS
+        return self.kind == "emoji"
 
 
-def choose(options: Sequence[str], *words: str) -> str:
+def choose(options: Sequence[_Option], *words: str) -> _Option:
     """One of the options; which, follows from the words alone."""
     return options[sha_modulo("|".join(words), len(options))]
 
@@ -126,6 +154,11 @@ def style_name(picture: Picture, *words: str) -> str:
 
 def phrase_of(facts: Mapping[str, Any]) -> Phrase:
     """The phrase for what the facts of a picture say."""
+    if str(facts.get("style")).startswith((ICON, AVATAR)):
+        article = _article(facts["label"]) if facts["style"].startswith(ICON) else "a"
+        return Phrase(article and _article(facts["caption"]), facts["caption"])
+    if facts.get("style") == PHOTO:
+        return Phrase(_article(facts["caption"]), facts["caption"])
     if facts["set"] == "openclipart":
         return _clip_art(facts)
     if facts["set"] == "tuxpaint":
@@ -183,6 +216,11 @@ def _skin(noun: str, tone: str | list[str] | None) -> str:
     if "facing" in noun or "between" in noun or noun.startswith("couple"):
         return f", {tone} skin"
     return f" and {tone} skin" if " with " in noun else f" with {tone} skin"
+
+
+def with_article(noun: str) -> str:
+    """The noun behind `a`, `an` or nothing."""
+    return f"{_article(noun)} {noun}".lstrip()
 
 
 def _article(noun: str) -> str:

@@ -4,7 +4,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pictish.data.starter.phrases import Phrase, Picture, choose, listed, rank
+from pictish.data.starter.phrases import (
+    AVATAR,
+    ICON,
+    PHOTO,
+    Phrase,
+    Picture,
+    choose,
+    listed,
+    rank,
+)
 
 _WHAT = ("What is it?", "What is this?", "What does it show?", "What is in the picture?", "What do you see?")
 _STYLE = ("Which style is it?", "What style is it?", "In which style is it drawn?", "What is the style?")
@@ -18,6 +27,19 @@ _GENDER = ("Is it a man or a woman?", "A man or a woman?", "Man or woman?")
 _COLOUR = ("Which colour is it?", "What colour is it?", "What is the main colour?", "What color is it?")
 _IS_IT = ("Is it {}?", "Is this {}?", "Does it show {}?")
 _PRONOUNS = {"man": "he", "woman": "she", "person": "the person"}
+
+# Of avatars and icons; the answer is the value of the attribute.
+_ATTRIBUTES = {
+    "hair colour": "What colour is the hair?",
+    "expression": "How do they look?",
+    "hat": "What is on the head?",
+    "gesture": "What are they doing?",
+    "skin": "What is the skin tone?",
+    "background": "What colour is the background?",
+    "position": "In which corner is it?",
+}
+_WORN = (("eyewear", "Is there something over the eyes?"), ("facial hair", "Is there hair on the face?"))
+_NO_EYEWEAR = {"big-smile", "toon-head"}  # whose glasses, if any, are one of several things worn
 
 # Kinds of things that a picture is, or plainly is not; what may be argued about is in neither.
 _KINDS = {
@@ -72,7 +94,7 @@ _KIND_OF_SUBGROUP = {
     "face-concerned": "face",
 }
 # Of those subgroups, what is no clear member.
-_UNCLEAR = listed(
+UNCLEAR = listed(
     """
     feather|wing|paw prints|pig nose|spider web|microbe|coral|spiral shell|phoenix|unicorn
     |dragon|dragon face|cat face|dog face|cow face|horse face|monkey face|mouse face|
@@ -134,7 +156,7 @@ def kind_of(picture: Picture) -> str | None:
     """`animal`, `food` and so on, where nobody would argue."""
     phrase = picture.phrase
     kind = _KIND_OF_SUBGROUP.get(picture.facts["subgroup"]) if picture.is_emoji else None
-    if phrase.noun in _UNCLEAR or "wheelchair" in phrase.noun or (kind == "person" and not phrase.article):
+    if phrase.noun in UNCLEAR or "wheelchair" in phrase.noun or (kind == "person" and not phrase.article):
         return None  # of several people none is asked whether they are one
     return kind
 
@@ -144,9 +166,14 @@ def _of_facts(picture: Picture, colour: str | None) -> list[Turn]:
     turns = []
     if picture.is_emoji:
         turns.append(Turn("what", choose(_WHAT, key, "what"), picture.phrase.noun))
+    if picture.kind in (ICON, PHOTO) and facts["label"] is not None:
+        turns.append(Turn("what", choose(_WHAT, key, "what"), facts["label"]))
+    if picture.attributes:
+        turns += _of_attributes(picture)
+        colour = picture.attributes.get("colour")
     # Of most clip art only the style is known; a quarter of it is enough.
     if picture.is_emoji or colour is not None or rank("style", key) % 4 == 0:
-        turns.append(Turn("style", choose(_STYLE, key, "style"), picture.set))
+        turns.append(Turn("style", choose(_STYLE, key, "style"), picture.style))
     if isinstance(facts["skin_tone"], str):
         who = _PRONOUNS.get(facts["gender"], "it")
         turns.append(Turn("skin tone", choose(_TONE, key, "tone").format(who=who), facts["skin_tone"]))
@@ -154,6 +181,21 @@ def _of_facts(picture: Picture, colour: str | None) -> list[Turn]:
         turns.append(Turn("gender", choose(_GENDER, key, "gender"), f"a {facts['gender']}"))
     if colour is not None and facts["group"] not in _PEOPLE:
         turns.append(Turn("colour", choose(_COLOUR, key, "colour"), colour))
+    return turns
+
+
+def _of_attributes(picture: Picture) -> list[Turn]:
+    """What is asked about the parts and colours of an avatar, and about the ground and place of an icon."""
+    known, key = picture.attributes, picture.key
+    asked = dict(_ATTRIBUTES)
+    asked["clothes colour"] = f"What colour is the {known.get('clothes', 'shirt')}?"
+    if known.get("hair") == "turban":
+        asked["hair colour"] = "What colour is the turban?"
+    turns = [Turn(name, question, known[name]) for name, question in asked.items() if name in known]
+    if picture.kind == AVATAR:
+        part, question = choose(_WORN, key, "worn")
+        if part == "facial hair" or picture.set not in _NO_EYEWEAR:
+            turns.append(Turn("wears", question, "yes" if part in known else "no"))
     return turns
 
 

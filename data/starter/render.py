@@ -1,4 +1,4 @@
-"""One picture: SVG markup or a PNG file in, a square PNG out."""
+"""One picture: SVG markup or an encoded one in, a square PNG out; photographs stay as they are."""
 
 import io
 import warnings
@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import PIL
 from PIL import Image
+
+from pictish.data.images import load_image
+from pictish.data.starter.avatars import Avatar
 
 MAX_PIXELS = 64_000_000
 BLANK_RANGE = 8
@@ -34,15 +37,40 @@ class PngFile:
     path: Path
 
 
-Task = Svg | PngFile
+@dataclass(frozen=True)
+class Markup:
+    """A whole SVG of a square picture."""
+
+    svg: str
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A PNG or WebP file of a package."""
+
+    blob: bytes
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A picture in a shard: where its bytes lie, and the suffix that says how it is encoded."""
+
+    shard: Path
+    offset: int
+    size: int
+    suffix: str
+
+
+Task = Svg | Markup | PngFile | Encoded | Photograph | Avatar
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A picture as PNG bytes, or one word why there is none: `blank`, `small`, `large`, `broken`."""
+    """An encoded picture and its suffix, or why there is none: `blank`, `small`, `large`, `broken`."""
 
-    png: bytes | None
+    blob: bytes | None
     left_out: str | None = None
+    suffix: str = "png"
 
 
 def renderer_versions() -> dict[str, str]:
@@ -61,13 +89,19 @@ def render(task: Task, side: int) -> Rendered:
 
     The PNG is RGBA, or RGB when the picture has no transparent pixel. Transparent margins of files are cut
     off. Files whose longest side is then under half of `side` (`small`) or that have more than 64 megapixels
-    (`large`) give none, and neither do pictures that show nothing over white (`blank`).
+    (`large`) give none, and neither do pictures that show nothing over white (`blank`). A photograph that can
+    be decoded is returned as it is. An `Avatar` has to be made `Markup` first.
     """
+    if isinstance(task, Photograph):
+        return _photograph(task)
+    assert not isinstance(task, Avatar)
     if isinstance(task, Svg):
         picture = _draw(task, side)
+    elif isinstance(task, Markup):
+        picture = _rasterized(task.svg, side, side)
     else:
         try:
-            loaded = _load(task.path, side)
+            loaded = _load(task.path if isinstance(task, PngFile) else io.BytesIO(task.blob), side)
         except Image.DecompressionBombError:
             return Rendered(None, "large")
         except (OSError, ValueError, SyntaxError):
@@ -95,17 +129,14 @@ def _fitted(width: float, height: float, side: int) -> tuple[int, int]:
 
 
 def _draw(task: Svg, side: int) -> Image.Image:
-    """Draw an icon; no font of this machine takes part."""
-    import resvg_py
-
+    """Draw an icon."""
     width, height = _fitted(task.width, task.height, side)
     box = f"{task.left:g} {task.top:g} {task.width:g} {task.height:g}"
     markup = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="{box}" width="{width}" height="{height}">{task.body}</svg>'
     )
-    png = resvg_py.svg_to_bytes(svg_string=markup, width=width, height=height, skip_system_fonts=True)
-    picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    picture = _rasterized(markup, width, height)
     if task.flip_horizontal:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if task.flip_vertical:
@@ -115,11 +146,30 @@ def _draw(task: Svg, side: int) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
-def _load(path: Path, side: int) -> Image.Image | str:
-    """Load a PNG file as RGBA at its new size, or return the word why not."""
+def _rasterized(markup: str, width: int, height: int) -> Image.Image:
+    """Draw an SVG; no font of this machine takes part."""
+    import resvg_py
+
+    png = resvg_py.svg_to_bytes(svg_string=markup, width=width, height=height, skip_system_fonts=True)
+    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+
+
+def _photograph(task: Photograph) -> Rendered:
+    with task.shard.open("rb") as file:
+        file.seek(task.offset)
+        blob = file.read(task.size)
+    try:
+        load_image(blob, MAX_PIXELS)
+    except ValueError:
+        return Rendered(None, "broken")
+    return Rendered(blob, suffix=task.suffix)
+
+
+def _load(source: Path | io.BytesIO, side: int) -> Image.Image | str:
+    """Load a PNG or WebP file as RGBA at its new size, or return the word why not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        opened = Image.open(path, formats=["PNG"])
+        opened = Image.open(source, formats=["PNG", "WEBP"])
     with opened:
         if opened.width * opened.height > MAX_PIXELS:
             return "large"

@@ -1,6 +1,7 @@
 """Which pictures a set gives, with their captions and what is known about each."""
 
 import hashlib
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -8,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pictish.data.starter.concepts import EmojiWords, concept_of, split_of
-from pictish.data.starter.render import PngFile, Svg, Task
-from pictish.data.starter.sources import EmojiSet, FolderSet, debian_version
+from pictish.data.starter import avatars, icons, portraits
+from pictish.data.starter.catalogue import AvatarSet, EmojiSet, FolderSet, IconSet
+from pictish.data.starter.concepts import EmojiWords, Words, composition_of, concept_of, split_of
+from pictish.data.starter.nouns import Nouns
+from pictish.data.starter.phrases import AVATAR, ICON
+from pictish.data.starter.render import Encoded, PngFile, Svg, Task
+from pictish.data.starter.sources import Package, debian_version
 
 SERIES_LIMIT = 64
 
@@ -43,9 +48,35 @@ def _shuffled(candidates: list[Candidate]) -> tuple[Candidate, ...]:
     return tuple(sorted(candidates, key=lambda c: hashlib.sha256(c.key.encode()).digest()))
 
 
-def _source(source: EmojiSet | FolderSet, version: str, digest: str) -> dict[str, str]:
+def _facts(
+    source: EmojiSet | IconSet | AvatarSet, style: str, name: str, concept: str, words: Words
+) -> dict[str, Any]:
+    """What the JSON of a picture of an npm package says."""
     return {
-        "package": source.package.name if isinstance(source, EmojiSet) else source.debian,
+        "set": source.name,
+        "style": style,
+        "name": name,
+        "concept": concept,
+        "label": words.label,
+        "tags": list(words.tags),
+        "keywords": list(words.keywords),
+        "wider": list(words.wider),
+        "group": words.group,
+        "subgroup": words.subgroup,
+        "skin_tone": words.skin_tone[0] if len(words.skin_tone) == 1 else list(words.skin_tone) or None,
+        "gender": words.gender,
+        "role": words.role,
+        "attributes": {},
+        "package": source.package.name,
+        "version": source.package.version,
+        "license": source.license,
+        "attribution": source.attribution,
+    }
+
+
+def _source(source: EmojiSet | IconSet | AvatarSet | FolderSet, version: str, digest: str) -> dict[str, str]:
+    return {
+        "package": source.debian if isinstance(source, FolderSet) else source.package.name,
         "version": version,
         "license": source.license,
         "attribution": source.attribution,
@@ -82,42 +113,103 @@ def _svg(icons: Mapping[str, Any], name: str) -> Svg:
 def emoji_listing(
     source: EmojiSet, icons: Mapping[str, Any], chars: Mapping[str, str], words: EmojiWords
 ) -> Listing:
-    """List an emoji set: a picture an icon; of several keys, one that emojibase knows, then the shortest."""
+    """List an iconify emoji set: a picture an icon; of several keys, one emojibase knows, then the shortest.
+
+    A set without code points has names that are emojibase's labels; what is called otherwise is left out.
+    """
     keys: dict[str, set[str]] = defaultdict(set)
+    left_out: Counter[str] = Counter()
     for key, icon in chars.items():
         keys[icon].add(concept_of(key))
-    candidates, seen = [], set()
+    if not chars:
+        for icon in icons["icons"]:
+            if concept := words.concept_named(icon):
+                keys[icon].add(concept)
+            else:
+                left_out["unknown"] += 1
+    found: dict[str, str] = {}
     for icon in sorted(keys):
         concept = min(keys[icon], key=lambda c: (c not in words, c.count("-"), c))
-        if concept in seen:
-            continue
-        seen.add(concept)
-        known = words.describe(concept, icon)
-        split = split_of(concept, known.composition, source.style_test)
-        facts: dict[str, Any] = {
-            "set": source.name,
-            "style": source.name,
-            "name": icon,
-            "concept": concept,
-            "label": known.label,
-            "tags": list(known.tags),
-            "group": known.group,
-            "subgroup": known.subgroup,
-            "skin_tone": known.skin_tone[0] if len(known.skin_tone) == 1 else list(known.skin_tone) or None,
-            "gender": known.gender,
-            "role": known.role,
-            "package": source.package.name,
-            "version": source.package.version,
-            "license": source.license,
-            "attribution": source.attribution,
-        }
-        key = f"{source.name}-{concept}"
-        candidates.append(Candidate(key, split, _svg(icons, icon), known.caption, facts))
-    repeated = len(chars) - len(candidates)
-    left_out = {"repeated": repeated} if repeated else {}
+        found.setdefault(concept, icon)
+    if repeated := (len(chars) or len(keys)) - len(found):
+        left_out["repeated"] = repeated
+    candidates = [_emoji(source, concept, icon, _svg(icons, icon), words) for concept, icon in found.items()]
     return Listing(
         _shuffled(candidates), left_out, _source(source, source.package.version, source.package.sha512)
     )
+
+
+def raster_listing(source: EmojiSet, files: Mapping[str, bytes], words: EmojiWords) -> Listing:
+    """List an emoji set of files named by their code points."""
+    candidates = {}
+    for name in sorted(files, key=lambda name: (len(name), name)):
+        concept = concept_of(Path(name).stem)
+        if concept not in candidates:
+            candidates[concept] = _emoji(source, concept, Path(name).stem, Encoded(files[name]), words)
+    repeated = len(files) - len(candidates)
+    left_out = {"repeated": repeated} if repeated else {}
+    return Listing(
+        _shuffled(list(candidates.values())),
+        left_out,
+        _source(source, source.package.version, source.package.sha512),
+    )
+
+
+def _emoji(source: EmojiSet, concept: str, icon: str, task: Task, words: EmojiWords) -> Candidate:
+    known = words.describe(concept, icon)
+    facts = _facts(source, source.name, icon, concept, known)
+    split = split_of(concept, composition_of(facts), source.style_test)
+    return Candidate(f"{source.name}-{concept}", split, task, known.caption, facts)
+
+
+def icon_listing(source: IconSet, drawings: Mapping[str, Any], words: EmojiWords, nouns: Nouns) -> Listing:
+    """List a set of icons, each painted in two ways: those whose names are things one can draw.
+
+    An icon that is called like an emoji has its concept, and so its split.
+    """
+    candidates, left_out = [], Counter[str]()
+    inventory = hashlib.sha256(source.package.sha512.encode())
+    for name in sorted(drawings["icons"]):
+        weight = next((weight for weight in source.weights if name.endswith(weight)), None)
+        if weight is None or drawings["icons"][name].get("hidden"):
+            continue
+        bare = name.removesuffix(weight)
+        shown = icons.thing(bare, nouns)
+        if shown is None:
+            left_out["sign"] += 1
+            continue
+        concept = words.concept_named(bare) or f"icon/{shown.replace(' ', '-')}"
+        sense = nouns.sense(shown.split(" "))
+        wider = () if sense is None else tuple(nouns.wider(sense))
+        for number, look in enumerate(icons.looks(f"{source.name}/{name}")):
+            facts = _facts(source, f"{ICON} {source.name}", name, concept, Words(shown, shown, wider=wider))
+            facts["attributes"] = look.attributes
+            task = icons.paint(_svg(drawings, name), look)
+            inventory.update(task.svg.encode())
+            candidates.append(
+                Candidate(
+                    f"{source.name}-{name}-{number}", split_of(concept), task, look.caption(shown), facts
+                )
+            )
+    return Listing(
+        _shuffled(candidates), left_out, _source(source, source.package.version, inventory.hexdigest())
+    )
+
+
+def avatar_listing(source: AvatarSet, core: Package) -> Listing:
+    """List a style of avatars: families of faces that differ from each other in one attribute."""
+    candidates = []
+    inventory = hashlib.sha256(f"{core.sha512} {source.package.sha512}".encode())
+    for face in avatars.faces(source.name):
+        concept = f"{source.name}/{face.family}"
+        caption = portraits.caption(face.attributes)
+        facts = _facts(source, f"{AVATAR} {source.name}", concept, concept, Words(caption))
+        facts["attributes"] = dict(face.attributes)
+        split = split_of(concept, composition_of(facts))
+        inventory.update(json.dumps(face.avatar.options, sort_keys=True).encode())
+        key = f"{source.name}-{face.family}-{face.number}"
+        candidates.append(Candidate(key, split, face.avatar, caption, facts))
+    return Listing(_shuffled(candidates), {}, _source(source, source.package.version, inventory.hexdigest()))
 
 
 def folder_listing(source: FolderSet) -> Listing:
@@ -173,11 +265,14 @@ def _file_candidate(
         "concept": concept,
         "label": None,
         "tags": [],
+        "keywords": [],
+        "wider": [],
         "group": folders[0] if folders else None,
         "subgroup": "/".join(folders[1:]) or None,
         "skin_tone": None,
         "gender": None,
         "role": None,
+        "attributes": {},
         "package": source.debian,
         "version": version,
         "license": license_name,

@@ -4,6 +4,7 @@
     captions-000000.tar   pairs: what the picture shows, no requests   (train with `caption: 1`)
     edits-000000.tar      edits from true pairs
     questions-000000.tar  questions with short answers
+    mixes-000000.tar      documents: two pictures, words, and the picture that comes of them
 
 Every choice follows from the keys of the pictures, so neither the order of the shards nor of their samples
 matters. The folder is written beside its place and renamed: it is whole or absent.
@@ -17,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from pictish.data.files import one_line, only_writer, printable, sha256_file, temp_path, write_atomic
-from pictish.data.shards import ShardWriter, find_shards, read_shard
+from pictish.data.shards import PICTURES, ShardWriter, find_shards, read_shard
 from pictish.data.starter.captions import descriptions, prompts
 from pictish.data.starter.colours import main_colour
-from pictish.data.starter.concepts import split_of
+from pictish.data.starter.concepts import composition_of, split_of
 from pictish.data.starter.edits import Change, changes
-from pictish.data.starter.phrases import Picture, rank
+from pictish.data.starter.mixes import Mix, mixes
+from pictish.data.starter.phrases import PHOTO, Picture, rank
 from pictish.data.starter.questions import questions
 
 FORMAT, FORMAT_VERSION = "pictish-tasks", 1
@@ -86,9 +88,9 @@ def read_pictures(tokens: Path) -> list[Picture]:
 def _check_split(picture: Picture) -> None:
     """ValueError when the split in the JSON is not the one that follows from the words."""
     facts = picture.facts
-    one = facts["role"] and facts["gender"] and isinstance(facts["skin_tone"], str)
-    composition = f"{facts['role']}|{facts['skin_tone']}|{facts['gender']}" if one else None
-    split = split_of(facts["concept"], composition, facts["split"] == "style-test")
+    if picture.kind == PHOTO:  # which say themselves where they belong
+        return
+    split = split_of(facts["concept"], composition_of(facts), facts["split"] == "style-test")
     if split != facts["split"]:
         raise ValueError(f"its JSON says split {facts['split']!r}, but its concept belongs to {split!r}")
 
@@ -99,9 +101,9 @@ def read_colours(pictures: Path, keys: set[str]) -> dict[str, str]:
     for shard in find_shards([pictures]):
         for sample in read_shard(shard):
             key = sample["__key__"]
-            if key in missing and "png" in sample:
+            if key in missing and (suffix := next((s for s in PICTURES if s in sample), None)):
                 missing.remove(key)
-                if colour := main_colour(sample["png"]):
+                if suffix == "png" and (colour := main_colour(sample["png"])):
                     colours[key] = colour
     if missing:
         raise ValueError(f"{printable(pictures)} lacks {len(missing):,} pictures, such as {min(missing)}.png")
@@ -113,10 +115,14 @@ def _write(out: Path, pictures: list[Picture], colours: Mapping[str, str]) -> di
     mixed = sorted(pictures, key=lambda picture: rank("pair", picture.key))
     edits = changes(pictures)
     asked = questions(pictures, colours)
+    mixed_pairs = mixes(pictures)
     shards = [
-        *_shards(out, "drawings", (_pair(picture, prompts(picture)) for picture in mixed)),
+        *_shards(
+            out, "drawings", (_pair(picture, prompts(picture, colours.get(picture.key))) for picture in mixed)
+        ),
         *_shards(out, "captions", (_pair(picture, descriptions(picture)) for picture in mixed)),
         *_shards(out, "edits", map(_edit, edits)),
+        *_shards(out, "mixes", map(_mix, mixed_pairs)),
         *_shards(out, "questions", (_question(p, asked[p.key]) for p in mixed if p.key in asked)),
     ]
     turns = [turn for of_picture in asked.values() for turn in of_picture]
@@ -124,6 +130,7 @@ def _write(out: Path, pictures: list[Picture], colours: Mapping[str, str]) -> di
         "drawings": Counter(picture.set for picture in pictures),
         "captions": Counter(picture.set for picture in pictures),
         "edits": Counter(change.kind for change in edits),
+        "mixes": Counter(mix.kind for mix in mixed_pairs),
         "questions": Counter(turn.kind for turn in turns),
         "answers": Counter(turn.answer for turn in turns if turn.answer in ("yes", "no")),
         "colours": Counter(turn.answer for turn in turns if turn.kind == "colour"),
@@ -136,6 +143,7 @@ def _write(out: Path, pictures: list[Picture], colours: Mapping[str, str]) -> di
             "drawings": len(mixed),
             "captions": len(mixed),
             "edits": len(edits),
+            "mixes": len(mixed_pairs),
             "questions": len(asked),
         },
         "counts": counts,
@@ -167,6 +175,20 @@ def _edit(change: Change) -> Sample:
     }
     members = {"source.tokens": change.before.tokens, "target.tokens": change.after.tokens}
     return change.key, {"json": _json({**facts, "edit": edit}), **members}
+
+
+def _mix(mix: Mix) -> Sample:
+    pictures = {"first": mix.first, "second": mix.second, "target": mix.target}
+    document: list[dict[str, Any]] = [
+        {"image": "first.tokens", "given": True},
+        {"image": "second.tokens", "given": True},
+        {"text": mix.instruction, "given": True},
+        {"image": "target.tokens"},
+    ]
+    facts = {"kind": mix.kind, "split": mix.target.facts["split"]}
+    facts |= {f"{name}_key": picture.key for name, picture in pictures.items()}
+    members = {f"{name}.tokens": picture.tokens for name, picture in pictures.items()}
+    return mix.key, {"json": _json({**facts, "document": document}), **members}
 
 
 def _question(picture: Picture, turns: list[Any]) -> Sample:

@@ -1,4 +1,4 @@
-"""`pictish data`: emoji, clip art and stamps as captioned shards, and training samples made of them."""
+"""`pictish data`: emoji, icons, avatars, clip art and photographs as captioned shards, and tasks of them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,15 +18,19 @@ def starter(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where npm packages are kept; OUT/.cache if not given."),
     ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Shards of photographs to add as the set photos."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw; 0 draws in this one.")] = 2,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace starter data of other settings, and changed shards.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,
 ) -> None:
-    """Build the starter data set in OUT: pinned emoji sets from npm, and clip art and stamps where installed.
+    """Build the starter data set in OUT: emoji, icons and avatars from npm, clip art and stamps if installed.
 
-    Needs npm and resvg-py (pip install 'pictish[starter-data]'). Run again, it goes on where it stopped.
+    Needs npm, Node.js and resvg-py (pip install 'pictish[starter-data]'). Run again, it continues.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -41,6 +45,7 @@ def starter(
             out,
             cache,
             sets,
+            photos=photos,
             workers=workers,
             overwrite=overwrite,
             progress=lambda settled, total: bar.update(task, completed=settled, total=total),

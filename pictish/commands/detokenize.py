@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pictish.commands.draw import generators
-from pictish.commands.options import LowRes, PixelGuidance, Scheduler, Size, Steps
+from pictish.commands.options import LowRes, PixelGuidance, Scheduler, Size, Steps, Upscale
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,6 +54,7 @@ def run(
     pixel_guidance: PixelGuidance = None,
     scheduler: Scheduler = None,
     lowres: LowRes = False,
+    upscale: Upscale = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise that each picture starts from.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")] = False,
@@ -72,16 +73,19 @@ def run(
     sources = find_sources(inputs, f".{format.value}")
     where = resolve_device(device)
     reconstructor = Reconstructor.from_folder(model, where, steps=steps, lowres=lowres)
-    drawing = Drawing(steps, pixel_guidance, scheduler)
+    drawing = Drawing(steps, pixel_guidance, scheduler, upscale)
     reconstructor.check(drawing)
     tokenizer = reconstructor.tokenizer
     refuse_others(sources, tokenizer.fingerprint)
-    settings = {
+    settings: dict[str, Any] = {
         "decoder": reconstructor.fingerprint,
         "format": format.value,
-        "size": size or reconstructor.usual_size,
-        **({} if reconstructor.decoder is None else {**vars(drawing), "seed": seed}),
+        "size": size or reconstructor.usual_size(drawing),
     }
+    if reconstructor.decoder is not None:
+        settings |= {"steps": steps, "guidance": pixel_guidance, "scheduler": scheduler, "seed": seed}
+    if (factor := reconstructor.factor(drawing)) > 1:
+        settings |= {"upscale": factor, "upscaler": reconstructor.upscaler_of(drawing)}
     header = Header("pictures", tokenizer.fingerprint, tokenizer.codebook_size, settings)
     outputs = [name for source in sources for name in source.outputs]
     with (

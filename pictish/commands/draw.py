@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pictish.data.provenance import Origin, Request
     from pictish.data.tokens import TokenizedImage
     from pictish.pipelines.language import Said
-    from pictish.pipelines.reconstruct import Reconstructor
+    from pictish.pipelines.reconstruct import Drawing, Reconstructor
     from pictish.pipelines.text_to_image import TextToImage
 
 SAMPLED = ("guidance", "image_guidance", "temperature", "top_k", "top_p", "min_p")  # of `DrawingConfig`
@@ -134,9 +134,11 @@ def carry_out(
     if first.pictures and not given and (stored is None or first.keep):
         raise ValueError("the file of --like was drawn from a picture, which is needed again; give it too")
     drawer, reconstructor = _load(ctx, first, speaking=stored is None)
-    drawing = reconstructor.settled(Drawing(first.steps, first.pixel_guidance, first.scheduler))
+    drawing = reconstructor.settled(
+        Drawing(first.steps, first.pixel_guidance, first.scheduler, first.upscale)
+    )
     sampled = {} if drawer is None else _sampled(drawer, first)
-    models = _models(ctx.params["model"], reconstructor)
+    models = _models(ctx.params["model"], reconstructor, drawing)
     if origin:
         _check_models(models, origin, first)
     drawn = []
@@ -157,6 +159,7 @@ def carry_out(
                 "steps": drawing.steps,
                 "pixel_guidance": drawing.guidance,
                 "scheduler": drawing.scheduler,
+                "upscale": drawing.upscale,
                 "keep": None if first.keep is None else kept is not None,
             }
             for (name, request), token, picture in zip(part, tokens, pictures, strict=True):
@@ -214,8 +217,8 @@ def _tokens(
     how: dict[str, Any],
 ) -> "list[TokenizedImage]":
     """Tokens of one picture a request, drawn as `_sampled` says; those of an edit in the shape of `given`."""
-    from pictish.lm.autoregressive import Guidance
     from pictish.lm.sampling import Sampling
+    from pictish.pipelines.text_to_image import guidance_of
 
     assert drawer is not None
     first = requests[0]
@@ -229,7 +232,7 @@ def _tokens(
         said,
         generators([request.seed for request in requests]),
         sampling=Sampling(how["temperature"], how["top_k"], how["top_p"], how["min_p"]),
-        guidance=Guidance(text_scale=how["guidance"], image_scale=how["image_guidance"]),
+        guidance=guidance_of(drawer.usual, how["guidance"], how["image_guidance"]),
         min_tokens=first.min_tokens,
         max_tokens=first.max_tokens,
         official_quirks=first.official_quirks,
@@ -246,7 +249,7 @@ def _shape_of(aspect: str | None) -> tuple[int, int] | None:
     return height * scale, width * scale
 
 
-def _models(model: str, reconstructor: "Reconstructor") -> dict[str, str]:
+def _models(model: str, reconstructor: "Reconstructor", drawing: "Drawing") -> dict[str, str | None]:
     """What the origin says of the program and the model."""
     from pictish import __version__
     from pictish.data.model_folder import fingerprint, locate_model
@@ -256,15 +259,18 @@ def _models(model: str, reconstructor: "Reconstructor") -> dict[str, str]:
         "tokenizer": reconstructor.tokenizer.fingerprint,
         "lm": fingerprint(locate_model(model, "lm")),
         "decoder": reconstructor.fingerprint,
+        "upscaler": reconstructor.upscaler_of(drawing),
     }
 
 
-def _check_models(models: dict[str, str], origin: "Origin", request: "Request") -> None:
+def _check_models(models: dict[str, str | None], origin: "Origin", request: "Request") -> None:
     """ValueError naming the part in which this model is not the one that drew `origin`."""
     parts = ["tokenizer", "lm"]
     same = _decoder_of(request.steps, request.lowres) == _decoder_of(origin.steps, origin.lowres)
     if same:  # else the user asked for the other decoder
         parts.append("decoder")
+    if models["upscaler"] and origin.upscaler:
+        parts.append("upscaler")
     for part in parts:
         theirs = getattr(origin, part)
         if models[part] != theirs:

@@ -40,6 +40,7 @@ def run(
     keep: Annotated[
         bool, typer.Option(help="Leave the pixels alone where the new tokens tell what the old ones did.")
     ] = True,
+    upscale: options.Upscale = None,
     size: options.Size = None,
     grid: options.Grid = None,
     save_tokens: options.SaveTokens = False,

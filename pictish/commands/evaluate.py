@@ -11,11 +11,10 @@ if TYPE_CHECKING:
     from pictish.commands.report import Report
     from pictish.evaluation.judge import Judge
     from pictish.evaluation.metrics import Better
-    from pictish.evaluation.pictures import Broken, Picture, PictureSource
+    from pictish.evaluation.pictures import Broken, FlatPictures, Picture, PictureSource
 
-DIGITS = {"cosine_loss": 4, "psnr": 2, "ssim": 4, "feature_distance": 4}
+DIGITS = {"psnr": 2, "ssim": 4, "feature_distance": 4}
 LABELS = {
-    "cosine_loss": "cosine loss",
     "psnr": "PSNR",
     "ssim": "SSIM",
     "feature_distance": "feature distance",
@@ -43,18 +42,22 @@ Cache = Annotated[
 ]
 
 
-def sources_of(inputs: list[Path] | None, photographs: bool, limit: int | None) -> "dict[str, PictureSource]":
+def sources_of(
+    inputs: list[Path] | None, photographs: bool, limit: int | None, flat: bool = False
+) -> "dict[str, PictureSource | FlatPictures]":
     """The sets a user asked for, by name; ValueError when there is none."""
-    from pictish.evaluation.pictures import PictureSource
+    from pictish.evaluation.pictures import FlatPictures, PictureSource
     from pictish.evaluation.pictures import photographs as inside_scikit_image
 
-    if not inputs and not photographs:
+    if not inputs and not photographs and not flat:
         raise ValueError("nothing to evaluate: give pictures, folders or shards, or --photographs")
-    sources: dict[str, PictureSource] = {}
+    sources: dict[str, PictureSource | FlatPictures] = {}
     if inputs:
         sources["pictures"] = PictureSource(inputs, limit)
     if photographs:
         sources["photographs"] = inside_scikit_image()
+    if flat:
+        sources["flat"] = FlatPictures()
     return sources
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from pictish.evaluation.decoder import Coded, DecoderEvaluation
-    from pictish.evaluation.pictures import PictureSource
+    from pictish.evaluation.pictures import FlatPictures, PictureSource
     from pictish.pipelines.reconstruct import Drawing
 
 NUMBERS, SHEET = "decoder.json", "decoder-{}.png"
@@ -48,6 +48,10 @@ def run(
     ] = None,
     pixel_guidance: PixelGuidance = None,
     scheduler: Scheduler = None,
+    upscale: Annotated[
+        Literal[1, 2, 4],
+        typer.Option(help="Compare at so many times the decoder's side, before and after the upscaler."),
+    ] = 1,
     curve: Annotated[
         bool, typer.Option("--curve", help="Instead: 1 to 50 steps with two schedulers, as a chart.")
     ] = False,
@@ -64,10 +68,13 @@ def run(
 
     if curve and steps is not None:
         raise ValueError("--curve goes through steps of its own; leave --steps away")
+    if curve and upscale != 1:
+        raise ValueError(f"--curve is of the decoder alone; leave --upscale {upscale} away")
     sources = sources_of(inputs, photographs, limit)
     names = [CURVE_NUMBERS, CURVE_CHART] if curve else [NUMBERS, *(SHEET.format(name) for name in sources)]
     check_free(out, names, overwrite)
-    evaluation = _load(model, resolve_device(device), Drawing(steps, pixel_guidance, scheduler), seed)
+    drawing = Drawing(steps, pixel_guidance, scheduler, upscale)
+    evaluation = _load(model, resolve_device(device), drawing, seed)
     sets, failures = _code(evaluation, sources, quiet)
     tables = (_curve if curve else _measure)(evaluation, sets, out, quiet)
     if not quiet:
@@ -80,9 +87,10 @@ def run(
 
 
 def _load(model: str, device: "torch.device", drawing: "Drawing", seed: int) -> "DecoderEvaluation":
-    from pictish.data.model_folder import find_decoder
+    from pictish.data.model_folder import find_decoder, find_upscaler
     from pictish.decoder.pixel import Decoder
     from pictish.decoder.preview import Preview
+    from pictish.decoder.upscaler import Upscaler
     from pictish.evaluation.decoder import DecoderEvaluation
     from pictish.evaluation.metrics import FeatureDistance
     from pictish.tokenizer.dynamic import Tokenizer
@@ -91,11 +99,13 @@ def _load(model: str, device: "torch.device", drawing: "Drawing", seed: int) -> 
     decoder = Decoder.from_folder(model, tokenizer, device)
     head = find_decoder(model, "preview")
     preview = None if head is None else Preview.from_folder(head, tokenizer, device)
-    return DecoderEvaluation(decoder, preview, FeatureDistance(device), drawing, seed=seed)
+    beside = None if drawing.upscale == 1 else find_upscaler(model)
+    upscaler = None if beside is None else Upscaler.from_folder(beside, device)
+    return DecoderEvaluation(decoder, preview, FeatureDistance(device), drawing, upscaler, seed=seed)
 
 
 def _code(
-    evaluation: "DecoderEvaluation", sources: "dict[str, PictureSource]", quiet: bool
+    evaluation: "DecoderEvaluation", sources: "dict[str, PictureSource | FlatPictures]", quiet: bool
 ) -> "tuple[list[Coded], int]":
     """Every set as codes, and how many pictures could not be read."""
     from pictish.commands.report import Report

@@ -62,7 +62,7 @@ def run(
     where = resolve_device(device)
     language = fingerprint(locate_model(model, "lm"))
     drawer = TextToImage.from_folder(model, where, steps=steps)
-    drawing = Drawing(steps)
+    drawing = Drawing(steps, upscale=1)
     drawer.reconstructor.check(drawing)
     judge = judge_of(data, cache, out, where, quiet)
     evaluation = GenerationEvaluation(drawer, judge, drawing, seed=seed)

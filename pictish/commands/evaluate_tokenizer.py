@@ -38,19 +38,22 @@ def run(
     *,
     model: Model = "starter",
     photographs: Photographs = False,
+    flat: Annotated[
+        bool, typer.Option("--flat", help="Also evaluate pictures of one colour, sixteen of them, as a set.")
+    ] = False,
     limit: Limit = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Of the random selection and of the intervals.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a tokenizer: quality against token count, its selection against random and uniform ones."""
+    """Measure a tokenizer: quality against token count, its selection against simpler ones."""
     from pictish.commands.report import Report
     from pictish.data.files import write_atomic
     from pictish.evaluation.plot import quality_chart
     from pictish.evaluation.sheets import contact_sheet_of
 
-    sources = sources_of(inputs, photographs, limit)
+    sources = sources_of(inputs, photographs, limit, flat)
     names = [NUMBERS, CHART, *(SHEET.format(name) for name in sources)]
     check_free(out, names, overwrite)
     evaluation = _load(model, device, seed)
@@ -87,8 +90,8 @@ def _say(report: dict[str, Any], files: list[Path]) -> None:
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False)
-    heading = "learned selection against others of the same lengths"
-    shown = {metric: report["better"][metric] for metric in ("cosine_loss", "psnr")}
+    heading = "learned selection against others of the same lengths, and a thumbnail of as many bits"
+    shown = {metric: report["better"][metric] for metric in ("psnr", "feature_distance")}
     for measured in report["sets"]:
         console.print(_table(measured))
         lines = gain_lines(heading, measured["gain_over"], shown, report["confidence"])
@@ -98,7 +101,7 @@ def _say(report: dict[str, Any], files: list[Path]) -> None:
 
 def _table(measured: dict[str, Any]) -> Any:
     """A table of at most 80 columns."""
-    columns = ("tokens", "p50", "p95", "cosine", "PSNR", "SSIM", "feature", "used", "perpl.")
+    columns = ("tokens", "p50", "p95", "bits", "PSNR", "SSIM", "feature", "used", "perpl.")
     drawn = table(measured, "selection", columns)
     rows = [(f"{point['budget']} best", point) for point in measured["budgets"]]
     rows += [("automatic", measured["automatic"]), *measured["baselines"].items()]
@@ -109,9 +112,12 @@ def _table(measured: dict[str, Any]) -> Any:
             f"{tokens['mean']:.1f}",
             str(tokens["p50"]),
             str(tokens["p95"]),
+            f"{point['bits']:.0f}",
             *means_of(point, DIGITS),
             f"{point['usage']:.1%}",
             f"{point['perplexity']:.0f}",
             style="bold" if name == "automatic" else None,
         )
+    thumbnail = measured["thumbnail"]
+    drawn.add_row("thumbnail", "", "", "", f"{thumbnail['bits']:.0f}", *means_of(thumbnail, DIGITS), "", "")
     return drawn

@@ -49,6 +49,7 @@ def run(
     steps: options.Steps = None,
     pixel_guidance: options.PixelGuidance = None,
     scheduler: options.Scheduler = None,
+    upscale: options.Upscale = None,
     size: options.Size = None,
     grid: options.Grid = None,
     save_tokens: options.SaveTokens = False,

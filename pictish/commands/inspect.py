@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.options import Steps
+from pictish.commands.options import Steps, Upscale
 
 if TYPE_CHECKING:
     from pictish.commands.report import Report
@@ -34,8 +34,13 @@ def run(
     model: Annotated[str, typer.Option(help="Model folder, or `starter`; not used for tokens.")] = "starter",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     steps: Steps = None,
+    upscale: Upscale = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Keep exactly so many patches.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Keep patches with a score above this.")] = None,
+    quality: Annotated[
+        float | None,
+        typer.Option(metavar="DB", help="Keep as few patches as are expected to reach this PSNR, in dB."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing drawing.")] = False,
     quiet: Annotated[
@@ -45,11 +50,13 @@ def run(
     """Draw what is kept of a picture, or patches that share a code; or print statistics of tokens."""
     from pictish.commands.report import Report
 
-    settings = {"budget": budget, "threshold": threshold}
-    if budget is not None and threshold is not None:
-        raise ValueError(f"--budget {budget} and --threshold {threshold} were both given; give one of them")
-    if codebook and steps is not None:
-        raise ValueError(f"--steps {steps} is for one picture; with --codebook nothing is decoded")
+    settings = {"budget": budget, "threshold": threshold, "quality": quality}
+    given = [f"--{name} {value}" for name, value in settings.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} were given; give one of them")
+    for name, value in {"steps": steps, "upscale": upscale}.items():
+        if codebook and value is not None:
+            raise ValueError(f"--{name} {value} is for one picture; with --codebook nothing is decoded")
     with Report("reading", None, quiet=quiet, strict=False) as report:
         if codebook:
             target = _free(out or Path("codebook.png"), overwrite)
@@ -57,11 +64,12 @@ def run(
             lines = _code_lines(facts)
         elif _is_picture(inputs):
             target = _free(out or Path(f"{inputs[0].stem}-inspect.png"), overwrite)
-            facts = _picture(inputs[0], target, model, device, steps, settings)
+            facts = _picture(inputs[0], target, model, device, steps, upscale, settings)
             lines = _picture_lines(facts)
         else:
-            for name, value in {"out": out, "steps": steps, **settings}.items():
-                if value is not None:
+            options: dict[str, Any] = {"out": out, "steps": steps, "upscale": upscale, **settings}
+            for name, setting in options.items():
+                if setting is not None:
                     raise ValueError(f"--{name} is for pictures; of tokens, given here, numbers are printed")
             facts = _tokens(inputs, report)
             lines = []
@@ -104,7 +112,13 @@ def _free(target: Path, overwrite: bool) -> Path:
 
 
 def _picture(
-    source: Path, target: Path, model: str, device: str, steps: int | None, settings: dict[str, Any]
+    source: Path,
+    target: Path,
+    model: str,
+    device: str,
+    steps: int | None,
+    upscale: int | None,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Tokenize one picture, write its drawing, return its facts."""
     from pictish.data.files import one_line, printable, write_atomic
@@ -126,7 +140,7 @@ def _picture(
     drawing = four_panels(
         Panels(
             picture=picture,
-            reconstruction=draw([token], drawing=Drawing(steps))[0],
+            reconstruction=draw([token], drawing=Drawing(steps, upscale=upscale))[0],
             grid=token.grid,
             cells=token.cells,
             scores=scores,
@@ -259,7 +273,7 @@ def _print_statistics(facts: dict[str, Any]) -> None:
         ),
         ("codes used", f"{facts['codes_used']:,} of {facts['codebook_size']:,} ({facts['usage']:.1%})"),
         ("perplexity", f"{facts['perplexity']:,.1f}"),
-        ("bits a picture", f"{facts['bits_per_picture']:,.1f} ({facts['bits_per_token']:g} a token)"),
+        ("bits a picture", f"{facts['bits_per_picture']:,.1f} ({facts['bits_per_token']:.4g} a token)"),
         ("bits per pixel", f"{facts['bits_per_pixel']:.3g}"),
     ]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

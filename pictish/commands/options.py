@@ -2,7 +2,7 @@
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,6 +11,12 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Count = Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count on from it.")]
 Size = Annotated[int | None, typer.Option(min=1, max=16_384, help="Longer side of the pictures in pixels.")]
+
+
+Upscale = Annotated[
+    Literal[1, 2, 4] | None,
+    typer.Option(help="Super-resolution factor; 1 is off. Default: that of the model's upscaler, if any."),
+]
 
 
 class Precision(enum.StrEnum):

@@ -43,6 +43,10 @@ Kind = Annotated[
 ]
 Budget = Annotated[int | None, typer.Option(min=1, help="Exactly so many tokens a picture.")]
 Threshold = Annotated[float | None, typer.Option(help="Keep patches with a score above this (default 0.5).")]
+Quality = Annotated[
+    float | None,
+    typer.Option(metavar="DB", help="As few tokens as are expected to reach this PSNR, in dB."),
+]
 Sample = Annotated[bool, typer.Option("--sample", help="Draw the kept patches by their scores.")]
 Gumbel = Annotated[
     bool,
@@ -76,6 +80,7 @@ def run(
     format: Kind = None,
     budget: Budget = None,
     threshold: Threshold = None,
+    quality: Quality = None,
     sample: Sample = False,
     gumbel: Gumbel = False,
     seed: Seed = None,
@@ -101,7 +106,7 @@ def run(
     from pictish.commands.tokenize_jobs import hold_shards
     from pictish.commands.tokenize_machine import MachineSettings, Selection
 
-    selection = Selection.of(budget, threshold, sample, seed, gumbel)
+    selection = Selection.of(budget, threshold, sample, seed, gumbel, quality)
     decoders = min(4, os.cpu_count() or 1) if workers is None else workers
     machine = MachineSettings(model, device, selection, decoders, batch_size, max_pixels)
     if hold_shards(inputs):

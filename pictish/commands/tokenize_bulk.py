@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -51,12 +50,12 @@ class Result:
     lost: dict[str, str] = field(default_factory=dict)  # shards, and why
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)  # by shard: samples, and why
 
-    def add(self, stats: ShardStats, codebook_size: int) -> None:
+    def add(self, stats: ShardStats) -> None:
         """Count a shard that was made in this run."""
         self.shards["done"] += 1
         self.totals.pictures += stats.pictures
         self.totals.tokens += stats.tokens
-        self.totals.bits += stats.tokens * math.log2(codebook_size)
+        self.totals.bits += stats.bits
         self.totals.pixels += stats.pixels
 
     def to_json(self, seconds: float, plan: Plan, rank: Rank) -> dict[str, Any]:
@@ -122,7 +121,7 @@ def run(plan: Plan, quiet: bool) -> int:
                 bulk = Bulk(plan.machine, plan.out, header.to_json(), plan.overwrite, plan.strict)
                 if todo:
                     with contextlib.closing(drive(make(bulk, report), todo, plan.retries)) as outcomes:
-                        _collect(outcomes, header.codebook_size, report, result)
+                        _collect(outcomes, report, result)
             finally:
                 if plan.report:
                     facts = result.to_json(report.seconds, plan, rank)
@@ -164,7 +163,6 @@ def _todo(
 
 def _collect(
     outcomes: Generator[tuple[Stored, Outcome], None, None],
-    codebook_size: int,
     report: Report,
     result: Result,
 ) -> None:
@@ -174,7 +172,7 @@ def _collect(
             result.retried[source.name] = outcome.attempts
         if outcome.kind == "done":
             stats = outcome.shard_stats()
-            result.add(stats, codebook_size)
+            result.add(stats)
             _tell_left_out(source, stats, report, result)
             continue
         result.shards["lost"] += 1

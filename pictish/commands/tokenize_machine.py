@@ -22,13 +22,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Selection:
-    """How many patches are kept: by threshold, by budget, or drawn: from a seed and the picture's name, or as
-    LaVIT draws."""
+    """How many patches are kept: by threshold, by budget, or by an expected PSNR in dB (`quality`).
+
+    Or they are drawn: from a seed and the picture's name, or as LaVIT draws.
+    """
 
     budget: int | None = None
     threshold: float | None = None
     seed: int | None = None
     gumbel: bool = False
+    quality: float | None = None
 
     @classmethod
     def of(
@@ -38,16 +41,17 @@ class Selection:
         sample: bool,
         seed: int | None,
         gumbel: bool = False,
+        quality: float | None = None,
     ) -> "Selection":
         """From the command's flags; ValueError for two that exclude each other."""
         asked = {"--budget": budget is not None, "--threshold": threshold is not None}
-        asked |= {"--sample": sample, "--gumbel": gumbel}
+        asked |= {"--quality": quality is not None, "--sample": sample, "--gumbel": gumbel}
         chosen = [flag for flag, given in asked.items() if given]
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} were given; they exclude each other")
         if seed is not None and not (sample or gumbel):
             logger.warning("--seed does nothing without --sample or --gumbel")
-        return cls(budget, threshold, (seed or 0) if sample or gumbel else None, gumbel)
+        return cls(budget, threshold, (seed or 0) if sample or gumbel else None, gumbel, quality)
 
     def check(self, tokenizer: "Tokenizer") -> None:
         """ValueError for a setting that this model cannot follow."""
@@ -56,16 +60,24 @@ class Selection:
             raise ValueError(f"--budget {self.budget}: a picture of this model has 1 to {cells} tokens")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"--threshold {self.threshold}: a score lies between 0 and 1")
+        if self.quality is not None:
+            if not tokenizer.predicts_errors:
+                raise ValueError(
+                    "--quality: this tokenizer does not predict its errors; give --budget or --threshold"
+                )
+            if not 0 < self.quality < 100:
+                raise ValueError(f"--quality {self.quality}: decibels between 0 and 100 fit")
 
     def settings(self) -> dict[str, Any]:
         """What decides the bytes, for the manifest."""
         own = {"gumbel": True} if self.gumbel else {}
-        return {"budget": self.budget, "seed": self.seed, "threshold": self.threshold, **own}
+        knobs = {"budget": self.budget, "quality": self.quality, "threshold": self.threshold}
+        return {**knobs, "seed": self.seed, **own}
 
     def arguments(self, names: Sequence[str]) -> dict[str, Any]:
         """Keywords of `Tokenizer.tokenize_pixels` for pictures of these names."""
         if self.seed is None:
-            return {"budget": self.budget, "threshold": self.threshold}
+            return {"budget": self.budget, "quality": self.quality, "threshold": self.threshold}
         import torch
 
         if self.gumbel:

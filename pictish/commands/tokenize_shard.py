@@ -150,6 +150,7 @@ class _Builder:
         self._source, self._strict, self._done = source, strict, done
         self.sha256 = ""
         self._pictures = self._pixels = self._tokens = 0
+        self._bits = 0.0
         self._left_out: dict[str, str] = {}
         self._members: dict[str, bytes] = {}  # tokens of the sample under way
         self._images: list[TokenizedImage] = []
@@ -172,6 +173,7 @@ class _Builder:
             shard.write(picture.name, {**self._members, **picture.others})
             self._pictures += len(self._images)
             self._tokens += sum(map(len, self._images))
+            self._bits += sum(one.bits for one in self._images)
             self._pixels += sum(one.size[0] * one.size[1] for one in self._images)
             self._done(len(self._images))
         self._members, self._images, self._broken = {}, [], None
@@ -194,5 +196,6 @@ class _Builder:
             pictures=self._pictures,
             pixels=self._pixels,
             tokens=self._tokens,
+            bits=round(self._bits),
             left_out=dict(sorted(self._left_out.items())),
         )

@@ -63,7 +63,7 @@ def lm(
 
     Damaged samples are named at the end and left out, the exit code is then 1.
     """
-    from pictish.commands.train_lm import image_tokens_of, looking, showing
+    from pictish.commands.train_lm import code_vectors_of, image_tokens_of, looking, showing
     from pictish.configs import load, parse
     from pictish.data.mixture import Report
     from pictish.lm.config import TrainConfig
@@ -79,7 +79,7 @@ def lm(
         known, look = image_tokens_of(tokenizer), looking(tokenizer)
         show = showing(settings, tokenizer, run)
         parts: dict[str, Any] = {"look": look, "show": show, "report": report}
-        parts |= {"anomaly_skip": anomaly_skip, "fsdp": fsdp}
+        parts |= {"anomaly_skip": anomaly_skip, "fsdp": fsdp, "code_vectors": code_vectors_of(tokenizer)}
         _with_progress(
             lambda progress: train(settings, run, known, device, **parts, progress=progress), quiet
         )

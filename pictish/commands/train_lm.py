@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pictish.data.loader import ImageBytes
     from pictish.lm.config import TrainConfig
     from pictish.lm.documents import Look, Seen
@@ -19,8 +21,22 @@ def image_tokens_of(tokenizer: "Tokenizer") -> "ImageTokens":
     """What a language model needs to know of a tokenizer."""
     from pictish.lm.model import ImageTokens
 
-    config = tokenizer.network.config
-    return ImageTokens(tokenizer.fingerprint, tokenizer.codebook_size, tokenizer.cells, config.width)
+    return ImageTokens(
+        tokenizer.fingerprint,
+        tokenizer.codebook_size,
+        tokenizer.cells,
+        tokenizer.network.config.width,
+        cells=tokenizer.cells if tokenizer.places_codes else None,
+    )
+
+
+def code_vectors_of(tokenizer: "Tokenizer") -> "Tensor":
+    """The vectors (codes, width) of all codes in order, for soft targets and alignment."""
+    import torch
+
+    with torch.no_grad():  # inference tensors could not be trained with
+        codes = torch.arange(tokenizer.codebook_size, device=tokenizer.device)
+        return tokenizer.network.quantizer.decode(codes).float()
 
 
 def looking(tokenizer: "Tokenizer") -> "Look":
@@ -41,7 +57,7 @@ def _look(tokenizer: "Tokenizer", pictures: "Sequence[ImageBytes]") -> "list[See
     if whole:
         pixels = torch.from_numpy(np.stack([one.pixels for one in whole if one.pixels is not None]))
         tokens, rows = tokenizer.see(pixels, [one.size for one in whole if one.size is not None])
-        seen = iter([Seen(t.ids, r.cpu().numpy()) for t, r in zip(tokens, rows, strict=True)])
+        seen = iter([Seen(t.ids, t.cells, r.cpu().numpy()) for t, r in zip(tokens, rows, strict=True)])
         found = [next(seen) if one.pixels is not None else f for one, f in zip(decoded, found, strict=True)]
     return found
 
@@ -71,11 +87,13 @@ def _show(
     from pictish.data.files import write_atomic
     from pictish.data.images import png_bytes
     from pictish.pipelines.language import Language
+    from pictish.pipelines.reconstruct import Drawing
     from pictish.pipelines.text_to_image import TextToImage
 
     drawer = TextToImage(Language(tokenizer, model), reconstructor)
     texts = [[text] for text in config.samples]
-    pictures = reconstructor(drawer.tokens(texts, generators(range(len(texts)))), 128)
+    tokens = drawer.tokens(texts, generators(range(len(texts))))
+    pictures = reconstructor(tokens, 128, drawing=Drawing(upscale=1))
     sheet = Image.new("RGB", (128 * len(pictures), 128), "white")
     for number, picture in enumerate(pictures):
         sheet.paste(picture, (128 * number, 0))

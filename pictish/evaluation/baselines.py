@@ -1,4 +1,7 @@
-"""Which cells to keep without a learned selector: at random, and spread evenly over the grid."""
+"""Which cells to keep without a learned selector: by what pixels show, at random, or spread evenly.
+
+Legend: S side of a picture in pixels, G x G cells, P side of a cell in pixels.
+"""
 
 import functools
 
@@ -17,6 +20,28 @@ def random_cells(grid: tuple[int, int], number: int, seed: int, name: str) -> np
     generator = np.random.default_rng(seed_of(seed, name))
     keep = np.zeros(rows * columns, dtype=bool)
     keep[generator.choice(rows * columns, size=number, replace=False)] = True
+    return keep
+
+
+def computed_cells(grid: tuple[int, int], number: int, pixels: np.ndarray) -> np.ndarray:
+    """Keep mask (cells,) bool with the `number` cells that stand out most in `pixels` (S, S, 3) uint8.
+
+    A cell's score is the squared distance of its mean colour from that of its neighbourhood, 3 x 3 cells
+    with those at the edge repeated beyond it, plus the variance of its own pixels. Ties go to the earlier
+    cell.
+    """
+    rows, columns = grid
+    assert 1 <= number <= rows * columns, (number, grid)
+    patches = pixels.astype(np.float64) / 255
+    patches = patches.reshape(rows, len(pixels) // rows, columns, len(pixels) // columns, 3)
+    means = patches.mean(axis=(1, 3))  # (G, G, 3)
+    variances = patches.var(axis=(1, 3)).mean(axis=-1)
+    around = np.pad(means, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    neighbourhood = np.lib.stride_tricks.sliding_window_view(around, (3, 3), axis=(0, 1)).mean(axis=(-1, -2))
+    scores = (means - neighbourhood) ** 2  # (G, G, 3)
+    order = np.argsort(-(scores.mean(axis=-1) + variances).reshape(-1), kind="stable")
+    keep = np.zeros(rows * columns, dtype=bool)
+    keep[order[:number]] = True
     return keep
 
 

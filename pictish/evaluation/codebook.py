@@ -5,7 +5,7 @@ Legend: S the tokenizer's side in pixels.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,7 @@ from pictish.evaluation.pictures import Broken, Picture, PictureSource
 
 if TYPE_CHECKING:
     from pictish.data.tokens import TokenizedImage
-    from pictish.tokenizer.dynamic import Tokenizer
+    from pictish.tokenizer.dynamic import Choice, Tokenizer
 
 BATCH = 32
 CODES, EXAMPLES = 16, 14
@@ -54,14 +54,13 @@ class CodeExamples:
 def gather_codes(
     pictures: Iterable[Picture | Broken],
     tokenizer: "Tokenizer",
-    *,
-    budget: int | None = None,
-    threshold: float | None = None,
     advance: Callable[[], None] = lambda: None,
+    **choice: "Unpack[Choice]",
 ) -> CodeExamples:
     """Tokenize every picture and note where each code is used; broken ones are passed over.
 
-    ValueError when no picture is left. `advance` is called once for each picture tokenized.
+    `choice` is that of `Tokenizer.tokenize`; `advance` is called once for each picture tokenized. ValueError
+    when no picture is left.
     """
     import torch
 
@@ -72,7 +71,7 @@ def gather_codes(
 
     def finish() -> None:
         pixels = torch.from_numpy(np.stack(squares))
-        tokens = tokenizer.tokenize_pixels(pixels, sizes, budget=budget, threshold=threshold)
+        tokens = tokenizer.tokenize_pixels(pixels, sizes, **choice)
         for index, token in zip(indices, tokens, strict=True):
             examples.add(index, token)
             advance()

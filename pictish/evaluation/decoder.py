@@ -1,6 +1,7 @@
 """How good a decoder is: its pictures against originals, beside other ways to spend the same codes.
 
-Legend: P pictures of a set, S the decoder's side in pixels, M metrics, F features of the network.
+Legend: P pictures of a set, S the side in pixels at which they are compared, the decoder's own unless an
+upscaler comes behind it, M metrics, F features of the network.
 """
 
 import functools
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from pictish.data.tokens import TokenizedImage
     from pictish.decoder.pixel import Decoder
     from pictish.decoder.preview import Preview
+    from pictish.decoder.upscaler import Upscaler
     from pictish.pipelines.reconstruct import Drawing
 
 SCHEMA = 2
 METRICS: dict[str, Better] = {"psnr": "higher", "ssim": "higher", "feature_distance": "lower"}
 """Of each picture; name in the report -> which way is better."""
 DECODER, PREVIEW, THUMBNAIL, MEAN = "decoder", "preview", "thumbnail", "mean picture"
+UPSCALED = "decoder, upscaled"
 STEPS = (1, 2, 4, 8, 16, 32, 50)
 """Of the curve."""
 
@@ -82,7 +85,9 @@ class Measured:
 class DecoderEvaluation:
     """Measures sets of pictures with one diffusion decoder, its preview head if it has one, and a distance.
 
-    What `drawing` leaves away is the decoder's own choice. ValueError for a scheduler that does not fit.
+    What `drawing` leaves away is the decoder's own choice. Only with `drawing.upscale` above 1 is `upscaler`
+    used: pictures are then compared at so many times the decoder's side, those that went through it beside
+    the same ones resized. ValueError for a scheduler or a factor that does not fit.
     """
 
     metrics = METRICS
@@ -93,6 +98,7 @@ class DecoderEvaluation:
         preview: "Preview | None",
         distance: FeatureDistance,
         drawing: "Drawing",
+        upscaler: "Upscaler | None" = None,
         *,
         seed: int,
     ) -> None:
@@ -102,6 +108,12 @@ class DecoderEvaluation:
         self.guidance = own.guidance if drawing.guidance is None else drawing.guidance
         self.scheduler = drawing.scheduler or own.scheduler
         decoder.check(self.steps, self.guidance, self.scheduler)  # better now than after an hour
+        self.upscaler, self.upscale = upscaler, drawing.upscale or 1
+        if self.upscaler is not None:
+            self.upscaler.check(self.upscale)
+        elif self.upscale != 1:
+            raise ValueError(f"upscale: {self.upscale} asked for; this model has no upscaler, so only 1 fits")
+        self.side = decoder.side * self.upscale
 
     def code(
         self,
@@ -113,12 +125,12 @@ class DecoderEvaluation:
 
         `advance` is told how many more are done.
         """
-        tokenizer, side = self.decoder.tokenizer, self.decoder.side
+        tokenizer = self.decoder.tokenizer
         names: list[str] = []
         tokens: list[TokenizedImage] = []
         originals: list[np.ndarray] = []
         broken: list[Broken] = []
-        fit = functools.partial(prepare, squash=tokenizer.squash, decoder_side=side)
+        fit = functools.partial(prepare, squash=tokenizer.squash, decoder_side=self.side)
         for batch in in_batches(name, pictures, broken, fit):
             tokens += tokenizer.tokenize_pixels(stacked(batch), [each.size for each in batch])
             names += [each.name for each in batch]
@@ -129,11 +141,13 @@ class DecoderEvaluation:
     def ways(self, coded: Coded) -> dict[str, Way]:
         """The preview, the baselines and the decoder itself, in the order they are shown."""
         mean = coded.originals.mean(axis=0).round().astype(np.uint8)
+        drawn = self._diffusion(self.scheduler, self.steps)
         return {
             **self._preview(),
             THUMBNAIL: as_thumbnails,
             MEAN: lambda part: np.broadcast_to(mean, part.originals.shape),
-            DECODER: self._diffusion(self.scheduler, self.steps),
+            DECODER: lambda part: resized(drawn(part), self.side),
+            **({UPSCALED: lambda part: self._upscaled(drawn(part))} if self.upscale > 1 else {}),
         }
 
     def curve_ways(self) -> dict[tuple[str, int], Way]:
@@ -212,7 +226,9 @@ class DecoderEvaluation:
             "schema": SCHEMA,
             "tokenizer": self.decoder.tokenizer.fingerprint,
             "decoder": self.decoder.fingerprint,
-            "side": self.decoder.side,
+            "side": self.side,
+            "upscale": self.upscale,
+            "upscaler": self.upscaler.fingerprint if self.upscaler and self.upscale > 1 else None,
             "steps": self.steps,
             "guidance": self.guidance,
             "scheduler": self.scheduler,
@@ -255,16 +271,26 @@ class DecoderEvaluation:
         return draw
 
     def _preview(self) -> dict[str, Way]:
-        """The preview head as a way, scaled to the decoder's side where that is another; none without one."""
+        """The preview head as a way; none without one."""
         if self.preview is None:
             return {}
-        decode, square = self.preview.decode, (self.decoder.side, self.decoder.side)
+        decode = self.preview.decode
+        return {PREVIEW: lambda coded: resized(decode(coded.tokens).numpy(), self.side)}
 
-        def draw(coded: Coded) -> np.ndarray:
-            pictures = map(Image.fromarray, decode(coded.tokens).numpy())
-            return np.stack([np.asarray(each.resize(square, Image.Resampling.BICUBIC)) for each in pictures])
+    def _upscaled(self, pictures: np.ndarray) -> np.ndarray:
+        import torch
 
-        return {PREVIEW: draw}
+        assert self.upscaler is not None
+        enlarged = self.upscaler.enlarge(torch.from_numpy(pictures), self.upscale)
+        return torch.stack(enlarged).numpy()
+
+
+def resized(pictures: np.ndarray, side: int) -> np.ndarray:
+    """Pictures (P, S, S, 3) uint8 at this side by bicubic interpolation."""
+    if pictures.shape[1] == side:
+        return pictures
+    each = (Image.fromarray(one).resize((side, side), Image.Resampling.BICUBIC) for one in pictures)
+    return np.stack([np.asarray(one) for one in each])
 
 
 def as_thumbnails(coded: Coded) -> np.ndarray:

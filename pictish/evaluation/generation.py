@@ -114,10 +114,11 @@ class GenerationEvaluation:
         return Shown(pictures, self.judge.embed(pictures))
 
     def _generate(self, batch: Sequence[Asked], text_scale: float | None) -> list[Image.Image]:
-        from pictish.lm.autoregressive import Guidance
+        from pictish.pipelines.text_to_image import guidance_of
 
         seeded = generators(self.seed, (each.name for each in batch))
-        guidance = Guidance(self.drawer.usual.guidance if text_scale is None else text_scale)
+        usual = self.drawer.usual
+        guidance = guidance_of(usual, usual.guidance if text_scale is None else text_scale)
         tokens = self.drawer.tokens([[each.prompt] for each in batch], seeded, guidance=guidance)
         return self._decode(tokens, batch)
 

@@ -133,6 +133,7 @@ class CodeStatistics:
         self.counts = np.zeros(codebook_size, dtype=np.int64)
         self.lengths: Counter[int] = Counter()
         self.pixels = 0
+        self.bits = 0.0  # of ids and cells
 
     def add(self, image: "TokenizedImage") -> None:
         """Count one picture; ValueError when another tokenizer wrote it."""
@@ -144,6 +145,7 @@ class CodeStatistics:
             )
         self.counts += np.bincount(image.ids, minlength=self.codebook_size)
         self.lengths[len(image.ids)] += 1
+        self.bits += image.bits
         self.pixels += image.size[0] * image.size[1]
 
     @property
@@ -154,12 +156,12 @@ class CodeStatistics:
         """The numbers as a JSON-ready dict; ValueError when nothing was added.
 
         `usage` is the share of the codebook seen at least once, `perplexity` the exponential of the entropy
-        of the code frequencies, `bits_per_pixel` the bits of all ids over the pixels of all originals.
+        of the code frequencies, `bits_per_pixel` the bits of all ids and cells over the pixels of all
+        originals.
         """
         if not self.lengths:
             raise ValueError("no tokens to count: there was no picture")
         total = int(self.counts.sum())
-        bits = math.log2(self.codebook_size)
         return {
             "pictures": self.pictures,
             "tokens": length_summary(self.lengths),
@@ -168,9 +170,9 @@ class CodeStatistics:
             "dead_codes": int(np.count_nonzero(self.counts == 0)),
             "usage": float(np.count_nonzero(self.counts) / self.codebook_size),
             "perplexity": perplexity(self.counts),
-            "bits_per_token": bits,
-            "bits_per_picture": bits * total / self.pictures,
-            "bits_per_pixel": bits * total / self.pixels,
+            "bits_per_token": self.bits / total,
+            "bits_per_picture": self.bits / self.pictures,
+            "bits_per_pixel": self.bits / self.pixels,
         }
 
     def length_histogram(self) -> dict[int, int]:

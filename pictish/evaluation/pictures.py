@@ -27,6 +27,11 @@ PHOTOGRAPHS = (
     "rocket.jpg",
 )
 """The colour photographs inside scikit-image 0.26; its other pictures are grey, drawn or downloaded."""
+FLAT = (
+    *("black", "silver", "gray", "white", "maroon", "red", "purple", "fuchsia"),
+    *("green", "lime", "olive", "yellow", "navy", "blue", "teal", "aqua"),
+)
+"""The sixteen colours that HTML 4 names."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,18 @@ class PictureSource:
                 raise ValueError(
                     f"{shard} holds no pictures; expected members ending in {' '.join(PICTURES)}"
                 )
+
+
+class FlatPictures:
+    """A picture of each of the colours `FLAT`, as a source like `PictureSource`."""
+
+    total = len(FLAT)
+
+    def decode(self, wanted: Collection[int] | None = None) -> Iterator[Picture | Broken]:
+        """Every picture, or those whose index is wanted."""
+        for index, name in enumerate(FLAT):
+            if wanted is None or index in wanted:
+                yield Picture(index, name, Image.new("RGB", (64, 64), name))
 
 
 def has_tar(folder: Path) -> bool:

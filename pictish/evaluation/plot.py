@@ -6,8 +6,8 @@ from typing import Any
 
 INK, GREY, RULE = "#1c1c1e", "#6b6b70", "#e6e6ea"
 LEARNED, RANDOM, UNIFORM = "#e8590c", "#868e96", "#1971c2"
+COMPUTED, THUMBNAIL = "#2f9e44", "#7048e8"
 _PANELS = (
-    ("cosine_loss", "Cosine loss"),
     ("psnr", "PSNR, dB"),
     ("ssim", "SSIM"),
     ("feature_distance", "Feature distance"),
@@ -71,7 +71,7 @@ def _chart(
         axis.set_xlabel(across, fontsize=10, color=GREY)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="upper left", ncols=4, frameon=False, fontsize=10, bbox_to_anchor=(0.012, 0.995)
+        handles, labels, loc="upper left", ncols=6, frameon=False, fontsize=10, bbox_to_anchor=(0.012, 0.995)
     )
     figure.text(
         0.985, 1 - 0.235 / figure.get_figheight(), note, ha="right", va="center", fontsize=9, color=GREY
@@ -87,6 +87,7 @@ def _panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
 
     budgets = measured["budgets"]
     tokens = [point["budget"] for point in budgets]
+    marked = [each for each in tokens if each.bit_count() == 1]
     axis.fill_between(
         tokens,
         [point[metric]["low"] for point in budgets],
@@ -105,15 +106,18 @@ def _panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
         markersize=4.5,
         label="budget, learned selection",
     )
+    baselines = measured["baselines"]
     others = (
         (measured["automatic"], LEARNED, "D", 9, 0, "automatic length, learned selection"),
-        (measured["baselines"]["uniform"], UNIFORM, "s", 7, 5, "same lengths, uniform grid"),
-        (measured["baselines"]["random"], RANDOM, "X", 8, -5, "same lengths, random selection"),
+        (baselines["computed"], COMPUTED, "^", 8, 10, "same lengths, computed score"),
+        (baselines["uniform"], UNIFORM, "s", 7, 5, "same lengths, uniform grid"),
+        (baselines["random"], RANDOM, "X", 8, -5, "same lengths, random selection"),
+        (measured["thumbnail"], THUMBNAIL, "P", 8, -10, "thumbnail of as many bits"),
     )
     for point, colour, marker, size, aside, label in others:
         mean, low, high = (point[metric][key] for key in ("mean", "low", "high"))
         axis.errorbar(
-            [point["tokens"]["mean"]],
+            [measured["automatic"]["tokens"]["mean"]],
             [mean],
             yerr=[[max(mean - low, 0)], [max(high - mean, 0)]],
             color=colour,
@@ -124,11 +128,11 @@ def _panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
             linestyle="none",
             label=label,
             zorder=3,
-            # All three lie at one token count: the baselines stand aside, so that the bars can be told apart.
+            # All lie at one token count: the baselines stand aside, so that the bars can be told apart.
             transform=offset_copy(axis.transData, fig=axis.figure, x=aside, units="points"),
         )
     axis.set_xscale("log", base=2)
-    axis.set_xticks(tokens, [str(each) for each in tokens])
+    axis.set_xticks(marked, [str(each) for each in marked])
 
 
 def _steps_panel(axis: Any, measured: dict[str, Any], metric: str) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 from pictish.data.images import png_bytes
 from pictish.evaluation.drawing import SheetRow, contact_sheet
 from pictish.evaluation.metrics import psnr
-from pictish.evaluation.pictures import Picture, PictureSource
+from pictish.evaluation.pictures import FlatPictures, Picture, PictureSource
 
 if TYPE_CHECKING:
     from pictish.evaluation.decoder import Coded, Measured, Way
@@ -31,13 +31,17 @@ def extremes(losses: np.ndarray, each: int = 3) -> dict[str, list[int]]:
     }
 
 
-def contact_sheet_of(evaluation: "Evaluation", measured: "PictureSet", source: PictureSource) -> bytes:
-    """PNG of the best, median and worst pictures of a set: original, automatic length, budgets.
+def contact_sheet_of(
+    evaluation: "Evaluation", measured: "PictureSet", source: PictureSource | FlatPictures
+) -> bytes:
+    """PNG of the best, median and worst pictures of a set: original, automatic length, thumbnail, budgets.
 
     The few pictures are decoded once more from `source`; nothing of the others is kept for this.
     """
-    losses = measured.points["automatic"].values[:, 0]
-    groups = extremes(losses)
+    from pictish.evaluation.tokenizer import METRICS
+
+    automatic = measured.points["automatic"]
+    groups = extremes(-automatic.values[:, list(METRICS).index("psnr")])
     wanted = {measured.pictures[place][0] for group in groups.values() for place in group}
     prepared = [evaluation.prepare(each) for each in source.decode(wanted) if isinstance(each, Picture)]
     decoded = dict(zip((each.index for each in prepared), evaluation.reconstructions(prepared), strict=True))
@@ -46,15 +50,15 @@ def contact_sheet_of(evaluation: "Evaluation", measured: "PictureSet", source: P
     def row(place: int) -> tuple[str, tuple[int, int], Tiles]:
         index, name = measured.pictures[place]
         picture = by_index[index]
-        tiles = [(Image.fromarray(picture.pixels), f"loss {losses[place]:.3f}")]
+        tiles = [(Image.fromarray(picture.pixels), f"{automatic.bits[place]:,.0f} bits")]
         for preview in decoded[index].values():
             tiles.append((Image.fromarray(preview), _decibels(preview, picture.original)))
         return name, picture.size, tiles
 
-    columns = ["original", "automatic", *(f"{budget} tokens" for budget in evaluation.budgets)]
+    columns = ["original", "automatic", "thumbnail", *(f"{budget} tokens" for budget in evaluation.budgets)]
     subtitle = (
-        f"{len(measured.pictures):,} {measured.name} ranked by cosine loss at the automatic length; "
-        f"below each the PSNR of the {evaluation.preview.side} px preview"
+        f"{len(measured.pictures):,} {measured.name} ranked by PSNR at the automatic length, beside it a "
+        f"thumbnail of as many bits; PSNR at {evaluation.preview.side} px"
     )
     return _sheet(f"Reconstructed {measured.name}", subtitle, columns, groups, row)
 

@@ -1,6 +1,6 @@
-"""How good a tokenizer is: quality against token count, and its selection against random and uniform ones.
+"""How good a tokenizer is: quality against token count, and its selection against simpler ones.
 
-Legend: B pictures of a batch, P of a set, S the tokenizer's side in pixels, N cells, F features, M metrics.
+Legend: B pictures of a batch, P of a set, S the tokenizer's side in pixels, N cells, M metrics.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pictish.evaluation.baselines import random_cells, uniform_cells
+from pictish.evaluation.baselines import computed_cells, random_cells, uniform_cells
 from pictish.evaluation.metrics import LEVEL, Better, CodeStatistics, FeatureDistance, gain, means, psnr, ssim
 from pictish.evaluation.pictures import Broken, Picture, Prepared, in_batches, prepare, stacked
+from pictish.evaluation.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     import torch
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
     from pictish.decoder.preview import Preview
     from pictish.tokenizer.dynamic import Tokenizer
 
-SCHEMA = 1
-BUDGETS = (4, 8, 16, 32, 64)
+SCHEMA = 2
+BUDGETS = (4, 8, 16, 27, 32, 64, 96, 128, 256)
+"""Those are measured that a grid has cells for. 27 codes are what the first starter took of an emoji."""
+Selection = Literal["budget", "automatic", "computed", "random", "uniform", "thumbnail"]
+SELECTIONS: tuple[Selection, ...] = ("computed", "random", "uniform")
+"""Baselines: as many cells of each picture as the learned selection keeps, chosen otherwise."""
+THUMBNAIL: Selection = "thumbnail"
+"""Baseline: a picture of few plain pixels, of as many bits as the codes and their cells."""
 METRICS: dict[str, Better] = {
-    "cosine_loss": "lower",
     "psnr": "higher",
     "ssim": "higher",
     "feature_distance": "lower",
@@ -33,11 +39,13 @@ METRICS: dict[str, Better] = {
 
 @dataclass
 class Point:
-    """One way of selecting patches, measured on every picture of a set."""
+    """One way of selecting patches, measured on every picture of a set; a thumbnail has no codes."""
 
-    selection: Literal["budget", "automatic", "random", "uniform"]
+    selection: Selection
     codes: CodeStatistics
     budget: int | None = None
+    bits: list[float] = field(default_factory=list)
+    """Of each picture: of its codes and their cells, or what a thumbnail may take."""
     rows: list[np.ndarray] = field(default_factory=list)
 
     @property
@@ -48,7 +56,7 @@ class Point:
 
 @dataclass
 class PictureSet:
-    """What was measured on one set; the points are `4`, `8`, ..., `automatic`, `random`, `uniform`."""
+    """What was measured on one set; the points are `4`, `8`, ..., `automatic`, SELECTIONS and `thumbnail`."""
 
     name: str
     points: dict[str, Point]
@@ -58,7 +66,7 @@ class PictureSet:
 
 
 class Evaluation:
-    """Measures sets of pictures with one tokenizer, its preview head and a feature distance."""
+    """Measures sets of pictures with one tokenizer, its reconstruction and a feature distance."""
 
     def __init__(
         self, tokenizer: "Tokenizer", preview: "Preview", distance: FeatureDistance, *, seed: int
@@ -88,16 +96,14 @@ class Evaluation:
         return result
 
     def reconstructions(self, pictures: Sequence[Prepared]) -> list[dict[str, np.ndarray]]:
-        """Previews (side, side, 3) uint8 of each picture, by point: the automatic length and each budget."""
-        pixels = stacked(pictures)
-        sizes = [picture.size for picture in pictures]
-        decoded: list[dict[str, np.ndarray]] = [{} for _ in pictures]
-        for name in ("automatic", *map(str, self.budgets)):
-            budget = None if name == "automatic" else int(name)
-            images = self._decode(self.tokenizer.tokenize_pixels(pixels, sizes, budget=budget))
-            for row, image in zip(decoded, images, strict=True):
-                row[name] = image
-        return decoded
+        """Pictures (side, side, 3) uint8 of each, by point: `automatic`, `thumbnail` and each budget."""
+        pixels, sizes = stacked(pictures), [picture.size for picture in pictures]
+        automatic = self.tokenizer.tokenize_pixels(pixels, sizes)
+        ways = {"automatic": self._decode(automatic)}
+        ways[THUMBNAIL] = _thumbnails(pictures, [token.bits for token in automatic])
+        for budget in self.budgets:
+            ways[str(budget)] = self._decode(self.tokenizer.tokenize_pixels(pixels, sizes, budget=budget))
+        return [dict(zip(ways, images, strict=True)) for images in zip(*ways.values(), strict=True)]
 
     def prepare(self, picture: Picture) -> Prepared:
         """Squash a picture to the sides that the tokenizer and the preview work at."""
@@ -124,44 +130,50 @@ class Evaluation:
 
         points = {str(budget): Point("budget", codes(), budget) for budget in self.budgets}
         points["automatic"] = Point("automatic", codes())
-        points["random"] = Point("random", codes())
-        points["uniform"] = Point("uniform", codes())
+        points |= {name: Point(name, codes()) for name in (*SELECTIONS, THUMBNAIL)}
         return points
 
     def _measure_batch(self, batch: Sequence[Prepared], result: PictureSet) -> None:
         pixels, sizes = stacked(batch), [picture.size for picture in batch]
-        features = self.tokenizer.features(pixels)  # (B, N, F)
         originals = np.stack([picture.original for picture in batch])
         original_features = self.distance.features(originals)
-        lengths: list[int] = []
+        automatic: Sequence[TokenizedImage] = []
         for name, point in result.points.items():  # `automatic` comes before its baselines
-            learned = point.selection in ("budget", "automatic")
-            keep = None if learned else self._baseline(name, lengths, batch)
-            tokens = self.tokenizer.tokenize_pixels(pixels, sizes, budget=point.budget, keep=keep)
-            if name == "automatic":
-                lengths = [len(token) for token in tokens]
-            previews = self._decode(tokens)
+            if name == THUMBNAIL:
+                bits = [token.bits for token in automatic]
+                pictures = _thumbnails(batch, bits)
+            else:
+                keep = self._baseline(name, automatic, batch) if name in SELECTIONS else None
+                tokens = self.tokenizer.tokenize_pixels(pixels, sizes, budget=point.budget, keep=keep)
+                if name == "automatic":
+                    automatic = tokens
+                for token in tokens:
+                    point.codes.add(token)
+                bits, pictures = [token.bits for token in tokens], self._decode(tokens)
             scores = [
-                cosine_losses(features, self.tokenizer.reconstruct(tokens)),
-                psnr(previews, originals),
-                ssim(previews, originals),
-                self.distance.compare(self.distance.features(previews), original_features),
+                psnr(pictures, originals),
+                ssim(pictures, originals),
+                self.distance.compare(self.distance.features(pictures), original_features),
             ]
             point.rows.append(np.stack(scores, axis=1))
-            for token in tokens:
-                point.codes.add(token)
+            point.bits += bits
 
-    def _baseline(self, name: str, lengths: Sequence[int], batch: Sequence[Prepared]) -> "torch.Tensor":
+    def _baseline(
+        self, name: str, automatic: "Sequence[TokenizedImage]", batch: Sequence[Prepared]
+    ) -> "torch.Tensor":
         """Keep masks (B, N) bool with as many cells for each picture as the learned selection kept."""
         import torch
 
         grid = self.tokenizer.grid
-        masks = [
-            random_cells(grid, length, self.seed, each.name)
-            if name == "random"
-            else uniform_cells(grid, length)
-            for length, each in zip(lengths, batch, strict=True)
-        ]
+        masks = []
+        for number, each in zip(map(len, automatic), batch, strict=True):
+            match name:
+                case "computed":
+                    masks.append(computed_cells(grid, number, each.pixels))
+                case "random":
+                    masks.append(random_cells(grid, number, self.seed, each.name))
+                case _:
+                    masks.append(uniform_cells(grid, number))
         return torch.from_numpy(np.stack(masks))
 
     def _decode(self, tokens: "Sequence[TokenizedImage]") -> np.ndarray:
@@ -176,10 +188,14 @@ class Evaluation:
             "broken": [{"name": each.name, "error": each.error} for each in measured.broken],
             "budgets": [self._report_point(points[str(budget)]) for budget in self.budgets],
             "automatic": self._report_point(learned),
-            "baselines": {name: self._report_point(points[name]) for name in ("random", "uniform")},
+            "baselines": {name: self._report_point(points[name]) for name in SELECTIONS},
+            THUMBNAIL: {
+                "bits": float(np.mean(points[THUMBNAIL].bits)),
+                **means(points[THUMBNAIL].values, METRICS, self.seed),
+            },
             "gain_over": {
                 name: means(gain(learned.values, points[name].values, METRICS), METRICS, self.seed)
-                for name in ("random", "uniform")
+                for name in (*SELECTIONS, THUMBNAIL)
             },
         }
 
@@ -189,14 +205,13 @@ class Evaluation:
         return {
             "selection": point.selection,
             "budget": point.budget,
+            "bits": float(np.mean(point.bits)),
             **{key: summary[key] for key in shown},
             **means(point.values, METRICS, self.seed),
         }
 
 
-def cosine_losses(features: "torch.Tensor", predicted: "torch.Tensor") -> np.ndarray:
-    """1 - cosine between features and their reconstruction, both (B, N, F), mean over cells; (B,)."""
-    from torch.nn import functional
-
-    cosine = functional.cosine_similarity(features.float(), predicted.float(), dim=-1)  # (B, N)
-    return (1 - cosine.double().mean(dim=1)).cpu().numpy()
+def _thumbnails(pictures: Sequence[Prepared], bits: Sequence[float]) -> np.ndarray:
+    """Thumbnails (B, side, side, 3) uint8 of at most so many bits each."""
+    pairs = zip(pictures, bits, strict=True)
+    return np.stack([thumbnail(picture.original, most) for picture, most in pairs])

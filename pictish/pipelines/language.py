@@ -28,6 +28,11 @@ class Language:
                 f"the language model speaks codes of tokenizer {model.image_tokens.fingerprint}, "
                 f"not of {tokenizer.fingerprint}; give --model a folder whose parts belong together"
             )
+        if model.image_tokens.cells != (tokenizer.cells if tokenizer.places_codes else None):
+            raise ValueError(
+                "of tokenizer and language model only one reads where codes lie; "
+                "give --model a folder whose parts belong together"
+            )
         self.tokenizer, self.model = tokenizer, model
 
     @classmethod
@@ -64,7 +69,7 @@ class Language:
             pixels = torch.from_numpy(np.stack([self.tokenizer.squash(one) for one in pictures]))
             seen = [Features(rows.cpu().numpy()) for rows in self.tokenizer.look(pixels)]
         elif pictures:
-            seen = [Codes(tokens.ids) for tokens in self.tokenizer.tokenize(pictures)]
+            seen = [Codes(tokens.ids, tokens.cells) for tokens in self.tokenizer.tokenize(pictures)]
         waiting = iter(seen)
         # stripped, as captions are for training
         return [next(waiting) if isinstance(one, Image.Image) else Text(one.strip()) for one in said]

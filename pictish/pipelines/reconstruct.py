@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pictish.data.model_folder import find_decoder, fingerprint
+from pictish.data.model_folder import find_decoder, find_upscaler, fingerprint
 from pictish.data.tokens import TokenizedImage
 from pictish.pipelines.language import Precision
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pictish.decoder.pixel import Decoder, Source
     from pictish.decoder.preview import Preview
+    from pictish.decoder.upscaler import Upscaler
     from pictish.tokenizer.dynamic import Tokenizer
 
 DEFAULT_SIZE = 256
@@ -34,20 +35,28 @@ class Drawing:
     guidance: float | None = None
     scheduler: str | None = None
     """Class name of a diffusers scheduler."""
+    upscale: int | None = None
+    """Super-resolution factor; 1 is off, None the factor of the model's upscaler, if it has one."""
 
 
 class Reconstructor:
     """A tokenizer and a decoder, joined: `Reconstructor.from_folder("starter")(tokens)`.
 
-    Of `preview` and `decoder` one is None.
+    Of `preview` and `decoder` one is None, and `upscaler` where a model has none.
     """
 
     def __init__(
-        self, tokenizer: "Tokenizer", preview: "Preview | None", decoder: "Decoder | None", fingerprint: str
+        self,
+        tokenizer: "Tokenizer",
+        preview: "Preview | None",
+        decoder: "Decoder | None",
+        fingerprint: str,
+        upscaler: "Upscaler | None" = None,
     ) -> None:
         assert (preview is None) != (decoder is None)
         self.tokenizer, self.preview, self.decoder = tokenizer, preview, decoder
         self.fingerprint = fingerprint  # of the decoder
+        self.upscaler = upscaler
 
     @classmethod
     def from_folder(
@@ -64,7 +73,7 @@ class Reconstructor:
 
         A `tokenizer` that is loaded already is used as it is. One decoder is loaded: the preview when `steps`
         is 0 or where there is no other; the one of low resolution when `lowres`, or where it is the only one.
-        `precision` is the denoiser's.
+        `precision` is the denoiser's, and on a GPU the upscaler's too.
         """
         import torch
 
@@ -85,7 +94,7 @@ class Reconstructor:
             raise ValueError(f"{folder}: has a preview alone, which takes no steps; leave --steps away")
         if tokenizer is None:
             tokenizer = Tokenizer.from_folder(folder, device=device)
-        decoder, preview = None, None
+        decoder, preview, upscaler = None, None, None
         if drawn is not None:
             from pictish.decoder.pixel import Decoder
 
@@ -95,9 +104,13 @@ class Reconstructor:
 
             assert plain is not None
             preview = Preview.from_folder(plain, tokenizer, device=device)
+        if (beside := find_upscaler(folder)) is not None:
+            from pictish.decoder.upscaler import Upscaler
+
+            upscaler = Upscaler.from_folder(beside, device, getattr(torch, precision))
         path = drawn or plain
         assert path is not None
-        return cls(tokenizer, preview, decoder, fingerprint(path))
+        return cls(tokenizer, preview, decoder, fingerprint(path), upscaler)
 
     def __call__(
         self,
@@ -114,8 +127,8 @@ class Reconstructor:
 
         A decoder with shapes of its own draws in that nearest to the aspect ratio, and leaves it at its size
         where none is given; others draw squares. Each picture's noise comes from its generator, seeded with 0
-        where none are given. Raises ValueError for tokens of another tokenizer and for settings that the
-        decoder cannot take.
+        where none are given. An upscaler comes before the resize. Raises ValueError for tokens of another
+        tokenizer and for settings that the decoder cannot take.
         """
         import torch
 
@@ -144,15 +157,35 @@ class Reconstructor:
                 for place, picture in zip(mine, decoded.numpy(), strict=True):
                     drawn[place] = picture
         result = []
+        factor, usual = self.factor(drawing), self.usual_size(drawing)
+        if factor > 1:
+            assert self.upscaler is not None
+            drawn = [each.numpy() for each in self.upscaler.enlarge(map(torch.from_numpy, drawn), factor)]
         for picture, token in zip(drawn, tokens, strict=True):  # (height, width, 3) uint8
-            shape = shape_of(token, size or self.usual_size or max(picture.shape[:2]))
+            shape = shape_of(token, size or usual or max(picture.shape[:2]))
             result.append(Image.fromarray(picture).resize(shape, Image.Resampling.BICUBIC))
         return result
 
-    @property
-    def usual_size(self) -> int | None:
-        """Pixels of a picture's longer side where none are asked for; None: as it is drawn."""
-        return None if self._shapes else DEFAULT_SIZE
+    def usual_size(self, drawing: Drawing) -> int | None:
+        """Pixels of a picture's longer side where none are asked for; None: as it is drawn.
+
+        A square that was upscaled keeps its size, others are resized to `DEFAULT_SIZE`.
+        """
+        if self._shapes:
+            return None
+        drawer = self.decoder or self.preview
+        assert drawer is not None
+        factor = self.factor(drawing)
+        return drawer.side * factor if factor > 1 else DEFAULT_SIZE
+
+    def factor(self, drawing: Drawing) -> int:
+        """The super-resolution factor of a drawing; 1 where nothing is upscaled."""
+        own = 1 if self.upscaler is None else self.upscaler.config.upscale
+        return own if drawing.upscale is None else drawing.upscale
+
+    def upscaler_of(self, drawing: Drawing) -> str | None:
+        """Fingerprint of the upscaler that a drawing goes through, if it does."""
+        return None if self.upscaler is None or self.factor(drawing) == 1 else self.upscaler.fingerprint
 
     @property
     def _shapes(self) -> tuple[tuple[int, int], ...]:
@@ -168,7 +201,12 @@ class Reconstructor:
         )
 
     def check(self, drawing: Drawing) -> None:
-        """ValueError for a drawing that the decoder cannot do."""
+        """ValueError for a drawing that the decoder or the upscaler cannot do."""
+        factor = self.factor(drawing)
+        if self.upscaler is None and factor != 1:
+            raise ValueError(f"upscale: {factor} asked for; this model has no upscaler, so only 1 fits")
+        if self.upscaler is not None:
+            self.upscaler.check(factor)
         if self.decoder is not None:
             self.decoder.check(drawing.steps, drawing.guidance, drawing.scheduler)
         elif drawing.scheduler is not None or drawing.guidance is not None:
@@ -178,12 +216,13 @@ class Reconstructor:
         """The drawing with the decoder's own choices filled in; ValueError when it cannot be done."""
         self.check(drawing)
         if self.decoder is None:
-            return Drawing(steps=0)
+            return Drawing(steps=0, upscale=self.factor(drawing))
         own = self.decoder.model.config.sampling
         return Drawing(
             own.steps if drawing.steps is None else drawing.steps,
             own.guidance if drawing.guidance is None else drawing.guidance,
             drawing.scheduler or own.scheduler,
+            self.factor(drawing),
         )
 
     def kept(self, picture: Image.Image, tokens: Sequence[TokenizedImage]) -> "list[Source] | None":

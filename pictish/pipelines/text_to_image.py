@@ -81,11 +81,12 @@ class TextToImage:
     ) -> list[TokenizedImage]:
         """Tokens of one picture a prompt, which `shapes` (height, width) gives a size, square by default.
 
+        They have cells if the tokenizer places codes. `min_tokens` and `max_tokens` count codes.
         Settings left away are the model's. The same batch, generator seeds and weights give the same tokens;
         another batch may round differently. With `official_quirks` a prompt that holds pictures is treated as
-        LaVIT's code does: no markers around its pictures, at most as many tokens as it has itself, and no
-        other prompt beside it. Raises ValueError for an empty prompt and for one that does not fit the
-        model's context.
+        LaVIT's code does: no markers around its pictures, no other prompt beside it, and at most as many
+        tokens as it has itself, and as a picture has, whatever `max_tokens` says. Raises ValueError for an
+        empty prompt and for one that does not fit the model's context.
         """
         import numpy as np
         import torch
@@ -95,6 +96,9 @@ class TextToImage:
         language = self.language
         most = language.model.image_tokens.most
         defaults = self.usual
+        quirks = official_quirks and any(map(_pictures, prompts))
+        if quirks and max_tokens is not None:
+            max_tokens = min(max_tokens, most)  # LaVIT's is the length of the prompt, cells or not
         least = min(defaults.min_tokens, max_tokens or most) if min_tokens is None else min_tokens
         allowed = min(defaults.max_tokens or most, most) if max_tokens is None else max_tokens
         if not 1 <= least <= allowed <= most:
@@ -102,7 +106,7 @@ class TextToImage:
                 f"{least} to {allowed} tokens asked for; a picture of this model has 1 to {most}"
             )
         draw = partial(self._draw, sampling=sampling, guidance=guidance)
-        if not (official_quirks and any(map(_pictures, prompts))):
+        if not quirks:
             drawn = draw(self._prompts(prompts), generators, least, allowed, _guidance(defaults, prompts))
         else:
             drawn = []
@@ -119,7 +123,7 @@ class TextToImage:
             result.append(
                 TokenizedImage(
                     ids=np.array(piece.codes, dtype=np.int64),
-                    cells=None,
+                    cells=None if piece.cells is None else np.array(piece.cells, dtype=np.int64),
                     grid=language.tokenizer.grid,
                     size=shapes[number] if shapes else (DEFAULT_SIZE, DEFAULT_SIZE),
                     tokenizer=language.tokenizer.fingerprint,
@@ -149,7 +153,7 @@ class TextToImage:
             model.language,
             model.vocabulary,
             prompts,
-            one_image(most, least, usually.strays),
+            one_image(most, least, usually.strays, cells=model.vocabulary.cells),
             sampling=sampling or Sampling(usually.temperature, usually.top_k, usually.top_p, usually.min_p),
             guidance=guidance or usual,
             generators=generators,
@@ -172,9 +176,15 @@ def _pictures(said: Sequence[Said]) -> bool:
 
 def _guidance(defaults: DrawingConfig, prompts: Sequence[Sequence[Said]]) -> "Guidance":
     """The model's own guidance for these prompts."""
+    return guidance_of(defaults, text_scale_of(defaults, any(map(_pictures, prompts))))
+
+
+def guidance_of(defaults: DrawingConfig, text_scale: float, image_scale: float | None = None) -> "Guidance":
+    """Guidance at these scales, the rest of it as the model is used to."""
     from pictish.lm.autoregressive import Guidance
 
-    return Guidance(text_scale_of(defaults, any(map(_pictures, prompts))), defaults.image_guidance)
+    image_scale = defaults.image_guidance if image_scale is None else image_scale
+    return Guidance(text_scale, image_scale, defaults.guidance_ramp, defaults.guidance_rescale)
 
 
 def text_scale_of(defaults: DrawingConfig, pictures: bool) -> float:

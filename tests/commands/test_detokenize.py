@@ -1,18 +1,22 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pictish.cli import main
+from pictish.data.model_folder import fingerprint
 from pictish.data.shards import ShardFile, read_shard
 from pictish.data.token_folder import find_tokens, read_manifest, read_tokens
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.preview import Preview
+from pictish.decoder.upscaler import save_upscaler
 from pictish.pipelines.reconstruct import Reconstructor, shape_of
 from pictish.tokenizer.dynamic import Tokenizer
 from tests.conftest import save_tiny_models
+from tests.decoder.tiny import tiny_upscaler
 
 NAMES = ["a.v2", "sub dir/ü 名", "wide", "z"]
 SIZES = [(30, 40), (500, 20), (3, 400), (64, 64)]  # height, width
@@ -198,7 +202,7 @@ def test_damaged_tokens_are_named_and_counted_and_the_rest_is_done(tmp_path, fol
     flip(folder / "flipped.tokens")
     (folder / "cut.tokens").write_bytes((folder / "z.tokens").read_bytes()[:-2])
     (folder / "empty.tokens").write_bytes(b"")
-    newer = (folder / "z.tokens").read_bytes().replace(b'\\"format\\":1', b'\\"format\\":2')
+    newer = (folder / "z.tokens").read_bytes().replace(b'\\"format\\":2', b'\\"format\\":3')
     (folder / "future.tokens").write_bytes(newer)
     (folder / "gone.tokens").unlink()
     (folder / "gone.tokens").symlink_to(folder / "nothing")
@@ -208,7 +212,7 @@ def test_damaged_tokens_are_named_and_counted_and_the_rest_is_done(tmp_path, fol
             "cut.tokens": "token file",
             "empty.tokens": "token file",
             "flipped.tokens": "do not match its checksum",
-            "future.tokens": "format version 2; this program reads version 1",
+            "future.tokens": "format version 3; this program reads version 2",
             "gone.tokens": "No such file",
         }
         lines = detokenize.err.splitlines()
@@ -318,3 +322,46 @@ def test_the_manifest_says_what_the_pictures_were_made_of(tmp_path, folder, deto
     assert manifest.files["z.png"].source == "z.tokens"
     assert manifest.files["z.png"].tokens == len(images["z"])
     assert str(tmp_path) not in json.dumps(json.loads((tmp_path / "out" / "manifest.json").read_text()))
+
+
+def test_upscaled_pictures_are_larger_and_the_manifest_says_so(tmp_path, folder, detokenize, tiny_models):
+    model = Path(shutil.copytree(tiny_models, tmp_path / "model"))
+    network = tiny_upscaler()
+    save_upscaler(model / "upscaler", network.config, network.state_dict())
+    assert detokenize(folder, tmp_path / "out", model=model) == 0
+    settings = read_manifest(tmp_path / "out").header.settings
+    assert (settings["size"], settings["upscale"]) == (256, 4)  # the preview draws 64
+    assert settings["upscaler"] == fingerprint(model / "upscaler")
+    assert detokenize(folder, tmp_path / "out", "--upscale", "2", model=model) == 2
+    assert "it was written with size 256, this run has 128" in detokenize.err
+    assert detokenize(folder, tmp_path / "out", "--upscale", "2", "--size", "256", model=model) == 2
+    assert "it was written with upscale 4, this run has 2" in detokenize.err
+    assert detokenize(folder, tmp_path / "half", "--upscale", "2", "--batch-size", "1", model=model) == 0
+    with Image.open(tmp_path / "half" / "a.v2.png") as picture:
+        assert picture.size == (128, 96)
+    one = [folder / "z.tokens", tmp_path / "one", "--batch-size", "1"]
+    assert detokenize(*one, model=model) == 0
+    assert (tmp_path / "one" / "z.png").read_bytes() == (tmp_path / "out" / "z.png").read_bytes()
+
+
+def test_a_folder_from_before_upscalers_is_continued_with_upscale_off(
+    tmp_path, folder, detokenize, tiny_models
+):
+    (folder / "wide.tokens").rename(tmp_path / "wide.tokens")
+    detokenize(folder, tmp_path / "out")
+    shutil.move(tmp_path / "wide.tokens", folder / "wide.tokens")
+    model = Path(shutil.copytree(tiny_models, tmp_path / "model"))
+    network = tiny_upscaler()
+    save_upscaler(model / "upscaler", network.config, network.state_dict())
+    assert detokenize(folder, tmp_path / "out", model=model) == 2
+    assert "it was written with upscale none, this run has 4" in detokenize.err
+    assert detokenize(folder, tmp_path / "out", "--upscale", "1", model=model) == 0
+    assert "3 were done before" in detokenize.out
+    detokenize(folder, tmp_path / "fresh")
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+def test_upscaling_without_an_upscaler_is_refused_on_one_line(tmp_path, folder, detokenize):
+    assert detokenize(folder, tmp_path / "out", "--upscale", "4") == 2
+    assert detokenize.err == "pictish: upscale: 4 asked for; this model has no upscaler, so only 1 fits\n"
+    assert not (tmp_path / "out").exists()

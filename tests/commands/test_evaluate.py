@@ -8,7 +8,7 @@ from PIL import Image
 from pictish.cli import main
 from pictish.data.images import png_bytes
 from pictish.data.shards import ShardWriter
-from pictish.evaluation.tokenizer import METRICS
+from pictish.evaluation.tokenizer import BUDGETS, METRICS
 
 
 def picture(seed: int) -> Image.Image:
@@ -41,10 +41,10 @@ def test_evaluation_writes_numbers_chart_and_sheet(pictures, tiny_models, tmp_pa
     (found,) = report["sets"]
     assert (found["name"], found["pictures"], found["broken"]) == ("pictures", 3, [])
     cells = report["grid"][0] * report["grid"][1]
-    assert [point["budget"] for point in found["budgets"]] == [n for n in (4, 8, 16, 32, 64) if n <= cells]
+    assert [point["budget"] for point in found["budgets"]] == [n for n in BUDGETS if n <= cells]
     for point in found["budgets"]:
         assert point["tokens"]["p95"] == point["budget"]
-    for name in ("random", "uniform"):
+    for name in ("computed", "random", "uniform"):
         assert found["baselines"][name]["tokens"] == found["automatic"]["tokens"]
         assert set(found["gain_over"][name]) == set(METRICS)
     for name in ("tokenizer.png", "tokenizer-pictures.png"):
@@ -53,7 +53,14 @@ def test_evaluation_writes_numbers_chart_and_sheet(pictures, tiny_models, tmp_pa
     text = capsys.readouterr().out
     assert "pictures (3)" in text
     assert "…" not in text, "the table does not fit into 80 columns"
-    for words in ("automatic", "random: cosine loss", "uniform: PSNR", str(out / "tokenizer.json")):
+    for words in (
+        "automatic",
+        "computed: PSNR",
+        "random: PSNR",
+        "uniform: feature distance",
+        "thumbnail",
+        str(out / "tokenizer.json"),
+    ):
         assert words in text
 
 
@@ -84,6 +91,13 @@ def test_photographs_are_a_set_of_their_own(pictures, tiny_models, tmp_path):
     sets = json.loads((tmp_path / "out" / "tokenizer.json").read_bytes())["sets"]
     assert [(each["name"], each["pictures"]) for each in sets] == [("pictures", 1), ("photographs", 8)]
     assert (tmp_path / "out" / "tokenizer-photographs.png").exists()
+
+
+def test_pictures_of_one_colour_are_a_set_of_their_own(tiny_models, tmp_path):
+    assert evaluate(tiny_models, "--flat", "--out", tmp_path / "out", "--quiet") == 0
+    (found,) = json.loads((tmp_path / "out" / "tokenizer.json").read_bytes())["sets"]
+    assert (found["name"], found["pictures"]) == ("flat", 16)
+    assert (tmp_path / "out" / "tokenizer-flat.png").exists()
 
 
 def test_a_broken_picture_is_named_and_left_out(pictures, tiny_models, tmp_path, capsys):

@@ -6,8 +6,11 @@ import pytest
 from PIL import Image
 
 from pictish.cli import main
+from pictish.data.model_folder import fingerprint
+from pictish.decoder.upscaler import save_upscaler
 from pictish.evaluation import decoder as decoder_evaluation
 from tests.commands.test_evaluate import picture
+from tests.decoder.tiny import tiny_upscaler
 from tests.evaluation.tiny_decoder import save_tiny_decoder
 
 METRICS = {"psnr", "ssim", "feature_distance", "fid_small", "kid"}
@@ -115,6 +118,7 @@ def test_a_model_without_a_preview_and_a_broken_picture(pictures, model, tmp_pat
     [
         (("--scheduler", "DDIMScheduler"), "not for noise of kind flow"),
         (("--curve", "--steps", 4), "leave --steps away"),
+        (("--curve", "--upscale", 4), "leave --upscale 4 away"),
         (("--steps", 0), "--steps"),
         (("--pixel-guidance", 1000), "0 to 100 fit"),
     ],
@@ -129,3 +133,31 @@ def test_settings_that_do_not_fit_are_a_users_mistake(words, said, pictures, mod
 def test_a_model_with_a_preview_alone_is_a_users_mistake(pictures, tiny_models, tmp_path, capsys):
     assert evaluate(tiny_models, pictures, "--out", tmp_path / "out") == 2
     assert "a diffusion decoder was asked for" in capsys.readouterr().err
+
+
+def test_figures_before_and_after_the_upscaler(pictures, model, tmp_path, capsys):
+    folder = tmp_path / "model"
+    for part in ("tokenizer", "decoder", "preview"):
+        (folder / part).parent.mkdir(exist_ok=True)
+        (folder / part).symlink_to(model / part)
+    assert evaluate(folder, pictures, "--out", tmp_path / "out", "--upscale", 2) == 2
+    assert "upscale: 2 asked for; this model has no upscaler" in capsys.readouterr().err
+    network = tiny_upscaler()
+    save_upscaler(folder / "upscaler", network.config, network.state_dict())
+    assert evaluate(folder, pictures, "--out", tmp_path / "plain", "--quiet") == 0
+    plain = json.loads((tmp_path / "plain" / "decoder.json").read_bytes())
+    assert (plain["side"], plain["upscale"], plain["upscaler"]) == (32, 1, None)
+    assert "decoder, upscaled" not in plain["sets"][0]["ways"]
+    assert evaluate(folder, pictures, "--out", tmp_path / "out", "--upscale", 2) == 0
+    report = json.loads((tmp_path / "out" / "decoder.json").read_bytes())
+    assert (report["side"], report["upscale"]) == (64, 2)
+    assert report["upscaler"] == fingerprint(folder / "upscaler")
+    ways = report["sets"][0]["ways"]
+    assert set(ways["decoder, upscaled"]) == METRICS
+    assert ways["decoder, upscaled"]["psnr"] != ways["decoder"]["psnr"]
+    gained = report["sets"][0]["gain_over"]["decoder, upscaled"]["psnr"]["mean"]
+    before, after = (ways[name]["psnr"]["mean"] for name in ("decoder", "decoder, upscaled"))
+    assert gained == pytest.approx(before - after, abs=1e-3)
+    text = capsys.readouterr().out.split("written:")[0]
+    assert "…" not in text, "the table does not fit into 80 columns"
+    assert max(map(len, text.splitlines())) <= 80

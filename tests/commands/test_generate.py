@@ -20,12 +20,13 @@ from pictish.data.tokens import TokenizedImage
 from pictish.decoder.config import PreviewConfig
 from pictish.decoder.diffusion import save_diffusion
 from pictish.decoder.preview import build_preview, save_preview
+from pictish.decoder.upscaler import save_upscaler
 from pictish.lm.config import DrawingConfig
 from pictish.lm.model import ImageTokens, UnifiedModel
 from pictish.lm.vocabulary import widen
 from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
-from tests.decoder.tiny import config, decoder_of
+from tests.decoder.tiny import config, decoder_of, tiny_upscaler
 from tests.lm.tiny import tiny_model, tiny_tokenizer
 from tests.shards import told_picture
 from tests.tokenizer.conftest import tiny_network
@@ -349,3 +350,79 @@ def test_names_that_are_taken_are_refused_before_anything_is_loaded(refused, tmp
     assert "the-sun-0.png is there already" in refused("the sun")
     assert "guidance: got nan" in refused("a sun", "--guidance", "nan")
     assert "seed: got 18446744073709551616" in refused("a sun", "--seed", 2**64)
+
+
+@pytest.fixture(scope="module")
+def enlarging(model, tmp_path_factory) -> Path:
+    """The same model with an upscaler."""
+    folder = Path(shutil.copytree(model, tmp_path_factory.mktemp("enlarging") / "model"))
+    network = tiny_upscaler()
+    save_upscaler(folder / "upscaler", network.config, network.state_dict())
+    return folder
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_a_picture_is_as_large_as_it_was_upscaled_unless_a_size_is_given(enlarging, tmp_path):
+    for name, words, size in (
+        ("own", [], 64),  # the decoder draws 16
+        ("two", ["--upscale", "2"], 32),
+        ("off", ["--upscale", "1"], 256),
+        ("asked", ["--upscale", "4", "--size", "40"], 40),
+    ):
+        command = ["generate", "the sun", "--model", enlarging, "--out", tmp_path / name, "--quiet", *words]
+        assert cli.main([str(word) for word in command]) == 0
+        path = only(tmp_path / name)
+        factor = {"own": 4, "two": 2, "off": 1, "asked": 4}[name]
+        origin = read_origin(path)
+        assert (size_of(path), origin.size, origin.upscale) == ((size, size), size, factor)
+        assert origin.upscaler == (None if factor == 1 else fingerprint(enlarging / "upscaler"))
+
+
+def test_like_repeats_the_upscaling(draw, enlarging, tmp_path, monkeypatch):
+    assert draw("first", PROMPTS[0], "--upscale", "2", model=enlarging) == 0
+    path = only(tmp_path / "first")
+    tokens = read_origin(path).tokens
+    monkeypatch.setattr(TextToImage, "from_folder", None)  # the tokens are at hand, whatever the upscaling
+    assert draw("again", "--like", path, model=enlarging) == 0
+    assert only(tmp_path / "again").read_bytes() == path.read_bytes()
+    assert draw("other", "--like", path, "--upscale", "4", model=enlarging) == 0
+    other = read_origin(only(tmp_path / "other"))
+    assert (other.upscale, other.size, other.tokens) == (4, 32, tokens)
+    assert only(tmp_path / "other").read_bytes() != path.read_bytes()
+
+
+def test_pictures_from_before_upscalers_come_back_as_they_were(draw, model, enlarging, tmp_path):
+    assert draw("old", PROMPTS[0], model=model) == 0
+    path = only(tmp_path / "old")
+    origin = read_origin(path)
+    assert (origin.upscale, origin.upscaler) == (1, None)
+    assert draw("again", "--like", path, model=enlarging) == 0
+    assert only(tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_another_upscaler_or_none_is_refused(draw, refused, model, enlarging, tmp_path):
+    assert draw("first", PROMPTS[0], model=enlarging) == 0
+    path = only(tmp_path / "first")
+    assert "upscale: 4 asked for; this model has no upscaler" in refused("--like", path, model=model)
+    assert "upscale: 4 asked for; this model has no upscaler" in refused("a sun", "--upscale", "4")
+    other = Path(shutil.copytree(enlarging, tmp_path / "other"))
+    network = tiny_upscaler(seed=1)
+    save_upscaler(other / "upscaler", network.config, network.state_dict(), overwrite=True)
+    assert "drawn with upscaler " in refused("--like", path, model=other)
+    assert draw("plain", "--like", path, "--upscale", "1", model=other) == 0
+    (other / "upscaler" / "config.yaml").write_text("part: upscaler\n")
+    assert "upscaler: damaged, config.yaml has nothing as model" in refused("a sun", model=other)
+    assert "'3' is not one of '1', '2', '4'" in refused("a sun", "--upscale", "3")
+
+
+def test_an_edit_is_upscaled_in_the_shape_of_its_source(draw, enlarging, source, tmp_path):
+    words = [str(word) for word in ("edit", source, "make it green", "--model", enlarging)]
+    assert cli.main([*words, "--out", str(tmp_path / "edit"), "--quiet"]) == 0
+    path = only(tmp_path / "edit")
+    assert size_of(path) == (64, 32)
+    assert draw("again", "--like", path, source, command="edit", model=enlarging) == 0
+    assert only(tmp_path / "again").read_bytes() == path.read_bytes()

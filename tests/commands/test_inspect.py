@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -117,11 +118,12 @@ def test_statistics_of_a_token_folder(token_folder, capsys):
     # 5: 3 of 8, 7: 2 of 8, and three codes once
     shares = np.array([3, 2, 1, 1, 1]) / 8
     assert found["perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
-    assert found["bits_per_pixel"] == pytest.approx(8 * 6 / 600)
+    cells = math.log2(math.comb(64, 4)) + 2 * math.log2(math.comb(64, 2))
+    assert found["bits_per_pixel"] == pytest.approx((8 * 6 + cells) / 600)
 
     assert inspect(token_folder) == 0
     text = capsys.readouterr().out
-    for words in ("codes used", "5 of 64", "bits per pixel", "0.08", "█"):
+    for words in ("codes used", "5 of 64", "bits per pixel", "0.149", "█"):
         assert words in text
 
 
@@ -159,7 +161,9 @@ def test_users_mistakes_are_one_line(image, token_folder, tmp_path, capsys):
         "--out is for pictures": [token_folder, "--out", "x.png"],
         "--steps is for pictures": [token_folder, "--steps", 0],
         "--steps 0 is for one picture": [image, "--codebook", "--steps", 0],
-        "give one of them": [image, "--budget", 3, "--threshold", 0.5],
+        "--budget 3 and --threshold 0.5 were given; give one": [image, "--budget", 3, "--threshold", 0.5],
+        "--budget 3 and --quality 20.0 were given; give one": [image, "--budget", 3, "--quality", 20],
+        "--quality is for pictures": [token_folder, "--quality", 20],
         "ends in .png": [image, "--out", "drawing.jpg"],
         "two tokenizers": [token_folder, other],
     }

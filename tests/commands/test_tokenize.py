@@ -141,7 +141,7 @@ def test_the_manifest_names_no_place_time_or_number_of_workers(tmp_path, tokeniz
     tokenize(tmp_path / "in", tmp_path / "out", "--workers", "2")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert set(manifest) == {"codebook_size", "files", "format", "kind", "settings", "tokenizer"}
-    assert set(manifest["settings"]) == {"budget", "seed", "threshold"}
+    assert set(manifest["settings"]) == {"budget", "quality", "seed", "threshold"}
     assert str(tmp_path) not in json.dumps(manifest)
 
 
@@ -338,6 +338,8 @@ def test_inputs_that_cannot_be_used_are_one_line_and_nothing_is_written(tmp_path
     [
         (["--budget", "9", "--threshold", "0.3"], "exclude each other"),
         (["--budget", "9", "--sample"], "exclude each other"),
+        (["--budget", "9", "--quality", "20"], "--budget and --quality were given; they exclude each other"),
+        (["--quality", "0"], "decibels between 0 and 100"),
         (["--budget", "65"], "1 to 64 tokens"),
         (["--budget", "0"], "--budget"),
         (["--threshold", "1.5"], "between 0 and 1"),
@@ -376,6 +378,35 @@ def test_budget_threshold_and_sample_do_what_they_say(tmp_path, tokenize):
     assert sum(lengths["few"]) < sum(lengths["many"])
     drawn, again = (content(tmp_path / name) for name in ("drawn", "drawn again"))
     assert all(drawn[name] != again[name] for name in drawn)
+
+
+def test_quality_is_a_number_of_codes_for_each_picture(tmp_path, tokenize):
+    fill(tmp_path / "in", 6)
+    lengths = {}
+    for decibels in (1, 20, 60):
+        out = tmp_path / str(decibels)
+        assert tokenize(tmp_path / "in", out, "--quality", str(decibels), "--quiet") == 0
+        lengths[decibels] = [len(read_tokens(token.path)) for token in find_tokens([out])]
+        assert json.loads((out / "manifest.json").read_text())["settings"]["quality"] == decibels
+    assert lengths[1] == [1] * 6
+    assert all(few <= many for few, many in zip(lengths[20], lengths[60], strict=True))
+    assert sum(lengths[60]) > sum(lengths[1])
+    assert tokenize(tmp_path / "in", tmp_path / "20", "--quality", "60") == 2
+    assert "was written with quality 20.0, this run has 60.0" in tokenize.err
+
+
+def test_quality_is_refused_for_a_tokenizer_that_predicts_no_errors(tmp_path, capsys):
+    from pictish.tokenizer.dynamic import save_tokenizer
+    from tests.tokenizer.conftest import ORDERED, tiny_network
+
+    save_tokenizer(tmp_path / "model" / "tokenizer", tiny_network(**ORDERED))
+    fill(tmp_path / "in", 1)
+    command = ["tokenize", str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(tmp_path / "model")]
+    assert main([*command, "--quality", "20"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--quality: this tokenizer does not predict its errors; give --budget or --threshold" in line
+    assert not (tmp_path / "out").exists()
+    assert main([*command, "--budget", "4", "--quiet"]) == 0
 
 
 def test_a_draw_belongs_to_the_picture_and_not_to_its_neighbours(tmp_path, tokenize):

@@ -54,8 +54,9 @@ def png(*chunks: bytes) -> bytes:
 
 
 def facts(**changes) -> bytes:
-    usual = {"format": 1, "keep": None, "aspect": None, "official_quirks": False, "lowres": False}
-    return json.dumps({**usual, "precision": "float32", **FACTS, **changes}).encode()
+    usual = {"format": 2, "keep": None, "aspect": None, "official_quirks": False, "lowres": False}
+    usual |= {"precision": "float32", "upscale": 1, "upscaler": None}
+    return json.dumps({**usual, **FACTS, **changes}).encode()
 
 
 @pytest.fixture
@@ -95,6 +96,16 @@ def test_an_origin_comes_back_as_it_was_and_the_picture_too(tmp_path, read):
     assert json.loads(text) == json.loads(facts())
 
 
+def test_a_picture_from_before_upscalers_was_not_upscaled(read, refused):
+    old = json.loads(facts())
+    del old["upscale"], old["upscaler"]
+    found = read(png(itxt(json.dumps(old).encode())))
+    assert (found.upscale, found.upscaler) == (1, None)
+    assert read(png(itxt(facts(upscale=4, upscaler="3" * 12)))).upscaler == "3" * 12
+    for changes in ({"upscale": 3}, {"upscale": None}, {"upscaler": "x"}):
+        assert "upscale" in refused(png(itxt(facts(**changes))))
+
+
 def test_it_is_found_packed_behind_the_pixels_and_after_other_texts(read):
     others = [
         chunk(b"IHDR", b"x" * 13),
@@ -106,7 +117,14 @@ def test_it_is_found_packed_behind_the_pixels_and_after_other_texts(read):
 
 def test_what_decides_the_tokens():
     origin = Origin(**FACTS)
-    for name, value in {"steps": 0, "size": 64, "scheduler": None, "pixel_guidance": 3, "keep": True}.items():
+    for name, value in {
+        "steps": 0,
+        "size": 64,
+        "scheduler": None,
+        "pixel_guidance": 3,
+        "keep": True,
+        "upscale": 4,
+    }.items():
         assert origin.same_tokens(Origin(**{**FACTS, name: value})), name
     changes = {"prompt": "a pear", "style": None, "seed": 8, "guidance": 1, "top_k": 5, "pictures": ()}
     for name, value in changes.items():
@@ -139,8 +157,9 @@ def test_the_digest_is_of_pixels_and_shape_not_of_the_file():
         (png(itxt(b"{")), "damaged"),
         (png(itxt(b"[" * 500_000)), "damaged"),
         (png(itxt(b"9" * 500_000)), "damaged"),
-        (png(itxt(b"[]")), "origin of format version None; this program reads version 1"),
-        (png(itxt(facts(format=2))), "origin of format version 2; this program reads version 1"),
+        (png(itxt(b"[]")), "origin of format version None; this program reads version 2"),
+        (png(itxt(facts(format=3))), "origin of format version 3; this program reads version 2"),
+        (png(itxt(facts(format=1))), "reads version 2: draw the picture again with this version"),
         (png(itxt(facts(format="\x1b[2J" * 999))), "origin of format version"),
         (png(itxt(facts(command="rm"))), "command: got 'rm'"),
         (png(itxt(facts(seed=-1))), "seed: got -1"),
@@ -153,7 +172,7 @@ def test_the_digest_is_of_pixels_and_shape_not_of_the_file():
         (png(itxt(facts(tokens=base64.b64encode(b"x" * 99).decode()))), "not a token file"),
         (png(itxt(facts(tokenizer="f" * 12))), "tokens of tokenizer 0123456789ab"),
         (png(itxt(b"{}")), "version None"),
-        (png(itxt(b'{"format": 1}')), "command is missing"),
+        (png(itxt(b'{"format": 2}')), "command is missing"),
     ],
 )
 def test_hostile_and_damaged_chunks_are_one_line(refused, blob, line):

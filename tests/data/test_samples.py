@@ -86,7 +86,10 @@ def test_questions():
 
 def test_documents_and_plain_text():
     sample = parse({"a.png": b"A", "b.tokens": TOKENS, "json": dump(DOCUMENT)}, tokenizer=OURS)
-    assert sample == Document("one.tar", "k", ("Before: ", raw(b"A", "a.png"), image()))
+    assert sample == Document("one.tar", "k", ("Before: ", raw(b"A", "a.png"), image()), (False,) * 3)
+    given = {"document": [{"image": "a.png", "given": True}, {"text": ""}, *DOCUMENT["document"][1:]]}
+    sample = parse({"a.png": b"A", "b.tokens": TOKENS, "json": dump(given)}, tokenizer=OURS)
+    assert sample.given == (True, False, False)
     text = {"document": [{"text": "one "}, {"text": "two"}]}
     assert parse({"json": dump(text)}, text_alone=False) == PlainText("one.tar", "k", "one two")
     assert parse({"txt": b"words\n"}) == PlainText("one.tar", "k", "words")
@@ -95,6 +98,7 @@ def test_documents_and_plain_text():
 TURN = {"question": "q", "answer": "a"}
 DAMAGED = [
     ({"txt": b"\xff"}, "its .txt is not UTF-8"),
+    ({"png": b"P", "json": dump({"document": [{"image": "png", "given": True}]})}, "nothing is learned"),
     ({"txt": b" \n"}, "text is empty"),
     ({"png": b"P"}, "has no caption"),
     ({"png": b"P", "txt": b" "}, "has no caption"),

@@ -8,7 +8,7 @@ from pictish.data.storage import Stored
 from pictish.data.token_folder import Header
 
 HEAD = Header("token-shards", "0123456789ab", 64, {"budget": None})
-STATS = ShardStats("a.tar", 10, "0" * 64, 4, "1" * 64, 2, 2, 100, 9, {"bad": "not a picture"})
+STATS = ShardStats("a.tar", 10, "0" * 64, 4, "1" * 64, 2, 2, 100, 9, 99, {"bad": "not a picture"})
 
 
 @pytest.fixture
@@ -51,7 +51,9 @@ def test_stats_of_other_settings_do_not_count(folder):
         lambda facts: "no JSON",
         lambda facts: "[" * 100_000,
         lambda facts: "[]",
-        lambda facts: json.dumps({**facts, "format": 2}),
+        lambda facts: json.dumps({**facts, "format": 1}),
+        lambda facts: json.dumps({**facts, "format": 3}),
+        lambda facts: json.dumps({**facts, "bits": 3.5}),
         lambda facts: json.dumps({**facts, "bytes": "4"}),
         lambda facts: json.dumps({**facts, "bytes": -4}),
         lambda facts: json.dumps({**facts, "tokens": True}),

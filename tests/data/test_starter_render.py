@@ -25,7 +25,7 @@ def quarters(png):
 
 
 def test_an_icon_keeps_its_transparency():
-    png = render(svg(), SIDE).png
+    png = render(svg(), SIDE).blob
     assert quarters(png) == [RED, CLEAR, CLEAR, BLUE]
     assert Image.open(io.BytesIO(png)).mode == "RGBA"
 
@@ -41,17 +41,17 @@ def test_an_icon_keeps_its_transparency():
     ],
 )
 def test_what_an_alias_does(transform, expected):
-    assert quarters(render(svg(**transform), SIDE).png) == expected
+    assert quarters(render(svg(**transform), SIDE).blob) == expected
 
 
 def test_a_quarter_turn_is_clockwise():
     only_red = '<path fill="#f00" d="M0 0h8v8H0z"/>'
-    assert quarters(render(svg(only_red, quarter_turns=1), SIDE).png) == [CLEAR, RED, CLEAR, CLEAR]
+    assert quarters(render(svg(only_red, quarter_turns=1), SIDE).blob) == [CLEAR, RED, CLEAR, CLEAR]
 
 
 def test_the_box_may_start_elsewhere_and_need_not_be_square():
     body = '<path fill="#f00" d="M-8-4h32v16H-8z"/><path fill="#00f" d="M0 0h8v8H0z"/>'
-    picture = Image.open(io.BytesIO(render(svg(body, 32, 16, -8, -4), SIDE).png))
+    picture = Image.open(io.BytesIO(render(svg(body, 32, 16, -8, -4), SIDE).blob))
     alpha = np.asarray(picture)[:, :, 3]
     assert (alpha[8:24] == 255).all()
     assert not alpha[:8].any()
@@ -61,7 +61,7 @@ def test_the_box_may_start_elsewhere_and_need_not_be_square():
 @pytest.mark.parametrize("body", ["", '<path fill="#fff" d="M2 2h9v9H2z"/>'])
 def test_nothing_to_see_over_white_is_blank(body):
     rendered = render(svg(body), SIDE)
-    assert (rendered.png, rendered.left_out) == (None, "blank")
+    assert (rendered.blob, rendered.left_out) == (None, "blank")
 
 
 def save(tmp_path, picture, **options):
@@ -78,14 +78,14 @@ def halves(mode, size):
 
 @pytest.mark.parametrize("mode", ["RGB", "P", "RGBA"])
 def test_an_opaque_file_becomes_rgb(tmp_path, mode):
-    picture = Image.open(io.BytesIO(render(save(tmp_path, halves(mode, (64, 64))), SIDE).png))
+    picture = Image.open(io.BytesIO(render(save(tmp_path, halves(mode, (64, 64))), SIDE).blob))
     assert (picture.mode, picture.size) == ("RGB", (SIDE, SIDE))
     assert picture.getpixel((4, 16)) == (255, 0, 0)
     assert picture.getpixel((28, 16)) == (255, 255, 255)
 
 
 def test_a_wide_file_is_centred_and_not_stretched(tmp_path):
-    picture = Image.open(io.BytesIO(render(save(tmp_path, halves("L", (100, 50))), SIDE).png))
+    picture = Image.open(io.BytesIO(render(save(tmp_path, halves("L", (100, 50))), SIDE).blob))
     alpha = np.asarray(picture)[:, :, 3]
     assert np.flatnonzero(alpha.any(axis=1)).tolist() == list(range(8, 24))
     assert alpha.any(axis=0).all()
@@ -95,7 +95,7 @@ def test_a_transparent_margin_is_cut_off(tmp_path):
     page = Image.new("RGBA", (500, 400))
     page.paste((0, 0, 255, 255), (300, 20, 364, 84))
     page.paste((255, 0, 0, 255), (300, 20, 364, 52))
-    picture = Image.open(io.BytesIO(render(save(tmp_path, page), SIDE).png))
+    picture = Image.open(io.BytesIO(render(save(tmp_path, page), SIDE).blob))
     assert picture.mode == "RGB"
     assert (picture.getpixel((0, 0)), picture.getpixel((31, 31))) == ((255, 0, 0), (0, 0, 255))
 
@@ -104,7 +104,7 @@ def test_colours_under_transparency_do_not_bleed(tmp_path):
     green_under_nothing = Image.new("RGBA", (64, 64), (0, 255, 0, 0))
     green_under_nothing.paste((255, 0, 0, 255), (0, 0, 33, 64))
     green_under_nothing.paste((255, 0, 0, 255), (0, 0, 64, 9))
-    picture = np.asarray(Image.open(io.BytesIO(render(save(tmp_path, green_under_nothing), SIDE).png)))
+    picture = np.asarray(Image.open(io.BytesIO(render(save(tmp_path, green_under_nothing), SIDE).blob)))
     assert picture[picture[:, :, 3] > 8][:, 1].max() < 16
 
 
@@ -112,7 +112,7 @@ def test_a_palette_with_a_transparent_colour(tmp_path):
     task = save(
         tmp_path, halves("P", (64, 64)), transparency=Image.new("RGB", (1, 1)).convert("P").getpixel((0, 0))
     )
-    assert render(task, SIDE).png is not None
+    assert render(task, SIDE).blob is not None
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_broken_and_huge_files_are_left_out(tmp_path):
     broken, huge, text = (tmp_path / name for name in ("broken.png", "huge.png", "text.png"))
     broken.write_bytes(good[: len(good) // 2])
     text.write_text("not a picture")
-    assert render(PngFile(tmp_path / "a.png"), SIDE).png is not None
+    assert render(PngFile(tmp_path / "a.png"), SIDE).blob is not None
     assert [render(PngFile(path), SIDE).left_out for path in (broken, text)] == ["broken", "broken"]
     for side, reason in ((9_000, "large"), (30_000, "large")):
         header = bytearray(good)

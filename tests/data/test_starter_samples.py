@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
+from pictish.data.starter.catalogue import FolderSet
 from pictish.data.starter.samples import SERIES_LIMIT, folder_listing, shards_of
-from pictish.data.starter.sources import FolderSet
 
 
 @pytest.fixture

@@ -8,13 +8,18 @@ import pytest
 from PIL import Image
 
 from pictish import cli
-from pictish.data.samples import Edit, Pair, Question, index_shard
+from pictish.data.samples import Document, Edit, Pair, Question, index_shard
 from pictish.data.shards import ShardFile
+from pictish.data.starter.avatars import STYLES
 from pictish.data.starter.captions import descriptions, prompts
 from pictish.data.starter.colours import main_colour
-from pictish.data.starter.concepts import GENDERS, TONES, split_of
+from pictish.data.starter.concepts import GENDERS, TONES, composition_of, split_of
 from pictish.data.starter.edits import CAPS, HAIR, changes
-from pictish.data.starter.phrases import Picture, phrase_of
+from pictish.data.starter.icons import Look
+from pictish.data.starter.mixes import mixes
+from pictish.data.starter.phrases import COLOURS, Picture, phrase_of
+from pictish.data.starter.portraits import caption as portrait_caption
+from pictish.data.starter.portraits import sayings
 from pictish.data.starter.questions import questions
 from pictish.data.starter.tasks import make_tasks
 from pictish.data.tokens import TokenizedImage
@@ -46,7 +51,7 @@ def person_label(role, gender):
     return f"{gender} {role}" if role else gender
 
 
-def a_picture(style, concept, caption, **more):
+def a_picture(style, concept, caption, /, **more):
     facts = {
         "set": style,
         "style": style,
@@ -61,12 +66,69 @@ def a_picture(style, concept, caption, **more):
         "attribution": "https://example.org",
         "split": "train",
     } | more
-    key = f"{style}-{re.sub('[/.]', '-', concept)}"
+    facts = {"wider": [], "keywords": [], "attributes": {}} | facts
+    key = facts.pop("key", f"{style}-{re.sub('[/.]', '-', concept)}")
     number = sum(key.encode())
     tokens = TokenizedImage(
         [number % 64, len(key)], [0, 1], (2, 2), (9, number), "abcdefabcdef", 64
     ).to_bytes()
     return Picture(key, tokens, facts)
+
+
+def avatars():
+    """A family in `train` of each of some styles: its first look, and others with one attribute changed."""
+    found = []
+    for style in ("lorelei", "micah", "toon-head", "pixel-art", "notionists"):
+        family = next(number for number in range(100) if split_of(f"{style}/{number}") == "train")
+        kept = {name: next(value for value in values if value) for name, values in STYLES[style].items()}
+        for changed in (None, *kept):
+            values = [value for value in STYLES[style].get(changed, ()) if value != kept[changed]]
+            for value in values[:3] or [None]:
+                look = {name: v for name, v in (kept | {changed: value}).items() if name and v}
+                concept = f"{style}/{family}"
+                facts = {"attributes": look, "style": f"avatar {style}", "label": portrait_caption(look)}
+                if split_of(concept, composition_of(facts)) == "train":
+                    key = f"{style}-{family}-{len(found)}"
+                    found.append(a_picture(style, concept, portrait_caption(look), key=key, **facts))
+    return found
+
+
+def painted(label, look):
+    return Look(look["colour"], look.get("background", ""), look.get("position", ""), ("", "")).caption(label)
+
+
+def icons():
+    """Two icons with two looks each, and others in the colours of the second."""
+    looks = {
+        "running dog": ({"colour": "red"}, {"colour": "blue"}),
+        "saw": ({"colour": "blue"}, {"colour": "blue", "background": "yellow"}),
+        "lamp": ({"colour": "grey", "background": "yellow"}, {"colour": "grey"}),
+        "boots": ({"colour": "pink"}, {"colour": "pink", "position": "top left"}),
+        "tent": ({"colour": "black", "position": "top left"}, {"colour": "black"}),
+    }
+    return [
+        a_picture(
+            "phosphor",
+            f"icon/{label.replace(' ', '-')}",
+            Look(look["colour"], look.get("background", ""), look.get("position", ""), ("", "")).caption(
+                label
+            ),
+            key=f"phosphor-{label.replace(' ', '-')}-{number}",
+            name=label,
+            style="icon phosphor",
+            label=label,
+            attributes=look,
+            wider=["animal"] if "dog" in label else [],
+        )
+        for label, both in looks.items()
+        for number, look in enumerate(both)
+    ]
+
+
+def a_photograph():
+    return a_picture(
+        "photos", "photos/lemon", "lemon", key="photos-train-1", style="photo", label="lemon", wider=["fruit"]
+    )
 
 
 def table():
@@ -85,6 +147,7 @@ def table():
         concept = re.sub("[^a-z]", "", label.lower())
         if split_of(concept) == "train":
             found.append(a_picture(style, concept, label, group=group, subgroup=subgroup, tags=tags))
+    found += [*avatars(), *icons(), a_photograph()]
     name = "food/fruit/lemon_simple_01.png"
     clip = a_picture("openclipart", f"openclipart/{name}", "lemon simple, fruit", name=name)
     assert split_of(clip.facts["concept"]) == "train"
@@ -165,26 +228,93 @@ def test_phrases_of_clip_art(name, caption, full):
 def test_every_picture_has_captions_that_are_true(pictures):
     for picture in pictures:
         said, short = prompts(picture), descriptions(picture)
-        assert 4 <= len(said) <= 10
+        assert 4 <= len(said) <= 20
         assert len(set(said)) == len(said)
-        assert 2 <= len(short) <= 4
-        assert any(picture.set in caption for caption in said)
+        assert 2 <= len(short) <= 6
+        assert any(picture.style in caption for caption in said)
+        assert short[-1].endswith(f", {picture.style} style")
         for caption in (*said, *short):
             words = set(re.findall(r"[a-z-]+", caption.lower()))
             assert words.isdisjoint({*SETS} - {picture.set}), caption
             assert not (words & {"draw", "please"} and caption in short), caption
             tones = {tone for tone in TONES if re.search(rf"(?<!-)\b{tone}\b(?!-(?!skin))", caption)}
-            assert tones <= {picture.facts["skin_tone"]}, caption
+            assert tones <= {picture.facts["skin_tone"], picture.attributes.get("skin")}, caption
             of_tags = set(caption.split(", ")) <= set(picture.facts["tags"])
             genders = {"man", "woman"} & words
+            if picture.kind in ("avatar", "icon"):
+                check_attributes(caption, picture.attributes)
             if picture.facts["gender"] is not None:
                 assert of_tags or genders == {picture.facts["gender"]} & {"man", "woman"}, caption
+
+
+def check_attributes(caption, known):
+    """No colour is said that the picture does not have."""
+    colours = {value.split(" ")[0] for value in known.values()}
+    assert {word for word in re.findall(r"[a-z]+", caption) if word in COLOURS} <= colours, caption
+
+
+@pytest.mark.parametrize(
+    ("caption", "more", "said"),
+    [
+        ("dog", {"subgroup": "animal-mammal", "wider": ["animal"]}, ["a dog, an animal", "an animal"]),
+        ("pear", {"subgroup": "food-fruit", "wider": ["fruit"]}, ["a red fruit", "a red pear"]),
+        ("red apple", {"subgroup": "food-fruit", "wider": ["fruit"]}, ["a red fruit"]),
+        ("hamburger", {"subgroup": "food-prepared", "keywords": ["beef"]}, ["hamburger, beef"]),
+        ("grinning face", {"subgroup": "face-smiling", "tags": ["happy"]}, ["a happy face"]),
+        ("grinning cat", {"subgroup": "cat-face", "tags": ["happy"]}, ["a happy cat"]),
+        ("rocket", {"subgroup": "transport-air"}, ["something that flies"]),
+        ("fuel pump", {"subgroup": "transport-ground"}, []),
+    ],
+)
+def test_things_are_asked_for_in_plain_speech(caption, more, said):
+    asked = prompts(a_picture("noto", "1", caption, group="objects", **more), "red")
+    assert set(said) <= set(asked)
+    if not said:
+        assert not any("travel" in each for each in asked)
+
+
+def test_avatars_are_asked_for_by_some_of_their_attributes():
+    look = {
+        "hair": "long",
+        "hair colour": "pink",
+        "eyewear": "glasses",
+        "expression": "happy",
+        "skin": "dark",
+    }
+    assert portrait_caption(look) == "happy woman with long pink hair, glasses and dark skin"
+    asked = sayings(look, "a key", 60)
+    assert {"happy girl with glasses", "woman with long pink hair and glasses"} <= set(asked)
+    assert portrait_caption({"hair": "bald", "facial hair": "beard"}) == "bald man with a beard"
+    assert portrait_caption({"hair colour": "blue", "gesture": "waving"}) == "person with blue hair, waving"
+    assert portrait_caption({"eyewear": "eyepatch", "clothes colour": "orange", "background": "grey"}) == (
+        "person with an eyepatch in an orange shirt on a grey background"
+    )
+
+
+def test_every_mix_is_true(pictures):
+    found = mixes(pictures)
+    assert {"style", "skin tone", "hair colour", "expression", "colour", "background", "position"} <= {
+        mix.kind for mix in found
+    }
+    for mix in found:
+        first, second, target = (p.facts for p in (mix.first, mix.second, mix.target))
+        assert second["concept"] not in (first["concept"], target["concept"])
+        if mix.kind == "style":
+            assert first["concept"] == target["concept"]
+            assert second["set"] == target["set"] != first["set"]
+        elif mix.first.is_emoji:
+            assert second["skin_tone"] == target["skin_tone"] != first["skin_tone"]
+        else:
+            name = "skin" if mix.kind == "skin tone" else mix.kind
+            assert second["attributes"][name] == target["attributes"][name] != first["attributes"].get(name)
+    assert len({mix.key for mix in found}) == len(found)
 
 
 def test_every_edit_is_true(pictures):
     found = changes(pictures)
     assert set(CAPS) == {change.kind for change in found}
-    fixed = {
+    fixed = dict.fromkeys(CAPS, ("set", "concept"))
+    fixed |= {
         "style": ("concept",),
         "skin tone": ("set", "gender", "role"),
         "gender": ("set", "skin_tone", "role"),
@@ -196,7 +326,20 @@ def test_every_edit_is_true(pictures):
         "same": ("set", "concept"),
         "already": ("set", "concept"),
     }
+    drawn = [change for change in found if change.before.attributes]
+    for change in drawn:
+        before, after, said = change.before.attributes, change.after.attributes, change.instruction
+        assert change.before.facts["concept"] == change.after.facts["concept"]
+        if change.kind in ("same", "already"):
+            assert before == after
+            continue
+        name = "skin" if change.kind == "skin tone" else change.kind
+        assert {n for n in {*before, *after} if before.get(n) != after.get(n)} - {"hair colour"} <= {name}
+        if name in ("hair colour", "expression", "skin", "clothes colour", "colour") or "background" in said:
+            assert after.get(name, "background") in said
     for change in found:
+        if change in drawn:
+            continue
         before, after, said = change.before.facts, change.after.facts, change.instruction
         assert all(before[name] == after[name] for name in fixed[change.kind]), change
         match change.kind:
@@ -241,9 +384,14 @@ def test_every_answer_is_true(pictures):
         for turn in turns:
             match turn.kind:
                 case "what":
-                    assert turn.answer == noun
+                    assert turn.answer == (noun if by_key[key].is_emoji else facts["label"])
                 case "style":
-                    assert turn.answer == facts["set"]
+                    assert turn.answer == by_key[key].style
+                case _ if turn.kind in facts["attributes"]:
+                    assert turn.answer == facts["attributes"][turn.kind]
+                case "wears":
+                    part = "eyewear" if "eyes" in turn.question else "facial hair"
+                    assert (turn.answer == "yes") == (part in facts["attributes"])
                 case "skin tone":
                     assert turn.answer == facts["skin_tone"]
                 case "gender":
@@ -315,15 +463,17 @@ def test_the_bytes_do_not_depend_on_the_order(tmp_path, pictures):
 def test_the_samples_are_read_as_what_they_are(tmp_path, pictures):
     manifest = make_tasks(write(tmp_path / "tokens", pictures), tmp_path / "out")
     tokens = {picture.key: TokenizedImage.from_bytes(picture.tokens) for picture in pictures}
-    for name, kind in (("drawings", Pair), ("captions", Pair), ("edits", Edit), ("questions", Question)):
+    kinds = {"drawings": Pair, "captions": Pair, "edits": Edit, "questions": Question, "mixes": Document}
+    for name, kind in kinds.items():
         found = samples(tmp_path / "out", name)
         assert len(found) == manifest["samples"][name] > 0
         assert all(isinstance(sample, kind) for sample in found)
-        if kind is not Edit:
+        if kind is Document:
+            assert all(sample.given == (True, True, True, False) for sample in found)
+        elif kind is not Edit:
             assert all(sample.picture == tokens[sample.key] for sample in found)
     assert manifest["split"] == "train"
     assert sum(manifest["counts"]["edits"].values()) == manifest["samples"]["edits"]
-    assert manifest["counts"]["answers"]["yes"] == manifest["counts"]["answers"]["no"]
 
 
 def test_samples_of_another_split_are_refused(tmp_path, pictures):
@@ -352,8 +502,8 @@ def test_the_command(tmp_path, pictures, capsys):
     out = str(tmp_path / "out")
     assert cli.main(["data", "tasks", str(tokens), out, "--pictures", str(raw)]) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    things = [picture for picture in pictures if picture.facts["group"] != "people-body"]
-    assert manifest["counts"]["colours"] == {"red": len(things)}
+    things = [p for p in pictures if p.facts["group"] != "people-body" and p.kind != "avatar"]
+    assert manifest["counts"]["colours"] == Counter(p.attributes.get("colour", "red") for p in things)
     assert "profession" in capsys.readouterr().out
     assert cli.main(["data", "tasks", str(tokens), out]) == 2
     assert "is not empty" in capsys.readouterr().err

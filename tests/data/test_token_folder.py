@@ -175,13 +175,14 @@ def test_two_runs_at_once_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ('{"format": 2, "files": {}}', "format version 2; this program reads version 1"),
+        ('{"format": 3, "files": {}}', "format version 3; this program reads version 2"),
+        ('{"format": 1, "files": {}}', "reads version 2: tokenize the pictures again with this version"),
         ('{"name": "my web app"}', "not written by pictish"),
         ("[1]", "not written by pictish"),
         ("{", "not written by pictish"),
         ("[" * 100_000, "not written by pictish"),
         (b"\xff", "not written by pictish"),
-        ('{"format": 1, "files": {}, "kind": "token-folder"}', "damaged"),
+        ('{"format": 2, "files": {}, "kind": "token-folder"}', "damaged"),
         ('{"../../x": 1}', "plain relative name"),
     ],
 )

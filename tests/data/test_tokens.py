@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import subprocess
 import sys
 
@@ -88,8 +89,8 @@ def test_a_cut_or_extended_blob_is_refused():
 
 def test_another_version_is_refused_by_name():
     assert TokenizedImage.from_bytes(rewrite(make().to_bytes())) == make()  # the helper itself is sound
-    with pytest.raises(ValueError, match=r"format version 2; this program reads version 1"):
-        TokenizedImage.from_bytes(rewrite(make().to_bytes(), format=2))
+    with pytest.raises(ValueError, match=r"format version 3; this program reads version 2$"):
+        TokenizedImage.from_bytes(rewrite(make().to_bytes(), format=3))
 
 
 def test_another_tokenizer_is_refused_by_name():
@@ -152,9 +153,19 @@ def test_the_arrays_are_copies_and_read_only():
         image.ids[0] = 9
 
 
-def test_bits_count_the_codebook():
-    assert make().bits == 33
-    assert make(size=(3, 11)).bits_per_pixel == 1
+def test_older_tokens_are_refused_with_what_to_do():
+    wanted = r"^token file of format version 1; this program reads version 2: tokenize the pictures again"
+    with pytest.raises(ValueError, match=wanted):
+        TokenizedImage.from_bytes(rewrite(make().to_bytes(), format=1))
+
+
+def test_bits_count_the_codebook_and_the_cells():
+    assert make(cells=None).bits == 33
+    assert make(cells=None, size=(3, 11)).bits_per_pixel == 1
+    assert make().bits == pytest.approx(33 + math.log2(math.comb(64, 3)), abs=1e-9)
+    assert make(range(64), range(64)).bits == 64 * 11, "every cell: there was nothing to choose"
+    largest = make([1], [7], grid=(2**16, 2**16)).bits
+    assert largest == pytest.approx(11 + 32, abs=1e-4)
     assert len(make()) == 3
 
 

@@ -7,7 +7,7 @@ import pytest
 from pictish.data.tokens import TokenizedImage
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.shards import drawn_picture
-from tests.tokenizer.conftest import tiny_network
+from tests.tokenizer.conftest import ORDERED, tiny_network
 
 
 @pytest.fixture(scope="package")
@@ -25,3 +25,9 @@ def tokenizer(folder) -> Tokenizer:
 @pytest.fixture(scope="package")
 def tokens(tokenizer) -> list[TokenizedImage]:
     return tokenizer.tokenize([drawn_picture(seed).convert("RGB") for seed in range(7)])
+
+
+@pytest.fixture(scope="package")
+def ordered() -> Tokenizer:
+    """A tokenizer whose codes are decoded in their order."""
+    return Tokenizer(tiny_network(**ORDERED), "ba9876543210")

@@ -63,7 +63,7 @@ def test_the_null_condition_knows_no_codes(tokenizer, residual):
 def test_pooled_is_the_mean_of_features_and_null_where_dropped(tokenizer):
     settings = parse(ConditionConfig, {"channels": 1, "width": 8, "pooled": 6}, "test")
     network = tokenizer.network
-    condition = Condition(settings, network.encoder.features, network.quantizer.dim, 16, 4)
+    condition = Condition(settings, network.features, network.quantizer.dim, 16, 4)
     told = told_of(tokenizer, 2)
     found: Conditions = condition(told, torch.tensor([False, True]))
     mixed = told._replace(features=told.features.flip(1))

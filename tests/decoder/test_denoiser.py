@@ -19,7 +19,7 @@ from pictish.decoder.denoiser import build_latents
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses
 from pictish.decoder.pixel import Decoder
-from tests.decoder.tiny import SDXL, TRANSFORMER, UNET, config, decoder_of, save_autoencoder, told_of
+from tests.decoder.tiny import SDXL, TRANSFORMER, UNET, config, decoder_of, save_autoencoder, teacher, told_of
 
 EPSILON = {"kind": "diffusion", "predicts": "epsilon", "beta_schedule": "scaled_linear"}
 
@@ -63,7 +63,7 @@ def test_it_trains_draws_and_loads_with_stock_diffusers(tokenizer, tokens, autoe
     settings = shape(name, autoencoders)
     model = decoder_of(tokenizer, settings)
     objective = ObjectiveConfig(dropout=0.5, source=0.5)
-    encoder, generator = tokenizer.network.encoder, torch.Generator().manual_seed(0)
+    encoder, generator = teacher(), torch.Generator().manual_seed(0)
     losses = diffusion_losses(model, model, encoder, batch_of(tokenizer), objective, generator)
     losses["loss"].backward()
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""The perceptual loss: pictures are compared as the tokenizer's frozen encoder sees them."""
+"""The perceptual loss: pictures are compared as a frozen network sees them."""
 
 import pytest
 import torch
@@ -6,10 +6,7 @@ import torch
 from pictish.configs import parse
 from pictish.decoder.config import ObjectiveConfig, TrainConfig
 from pictish.decoder.objective import Batch, diffusion_losses
-from pictish.decoder.train import build
-from pictish.tokenizer.dynamic import Tokenizer
-from tests.decoder.tiny import config, decoder_of, save_autoencoder, told_of
-from tests.tokenizer.conftest import tiny_config, tiny_network
+from tests.decoder.tiny import TEACHER, config, decoder_of, save_autoencoder, teacher, told_of
 
 
 def batch_of(tokenizer) -> Batch:
@@ -18,9 +15,9 @@ def batch_of(tokenizer) -> Batch:
     return Batch(*told[:3], told_of(tokenizer, 4, seed=5).pixels, told.pixels)
 
 
-def losses_of(tokenizer, network, batch, perceptual: float, model=None) -> dict[str, torch.Tensor]:
+def losses_of(network, batch, perceptual: float, model=None) -> dict[str, torch.Tensor]:
     objective, generator = ObjectiveConfig(perceptual=perceptual), torch.Generator().manual_seed(0)
-    return diffusion_losses(model or network, network, tokenizer.network.encoder, batch, objective, generator)
+    return diffusion_losses(model or network, network, teacher(), batch, objective, generator)
 
 
 @pytest.mark.parametrize("residual", [None, 0.3])
@@ -30,13 +27,13 @@ def test_it_is_nothing_for_equal_pictures(tokenizer, residual):
     def knowing(noisy, times, told, drop, prior, source) -> torch.Tensor:
         return network.encode(batch.target, prior)
 
-    assert losses_of(tokenizer, network, batch, 1.0, knowing)["perceptual"] < 1e-5
-    assert losses_of(tokenizer, network, batch, 1.0)["perceptual"] > 0.01
+    assert losses_of(network, batch, 1.0, knowing)["perceptual"] < 1e-5
+    assert losses_of(network, batch, 1.0)["perceptual"] > 0.01
 
 
 def test_it_adds_to_the_loss_by_its_weight(tokenizer):
     network, batch = decoder_of(tokenizer), batch_of(tokenizer)
-    plain, heavy = (losses_of(tokenizer, network, batch, weight) for weight in (0.0, 3.0))
+    plain, heavy = (losses_of(network, batch, weight) for weight in (0.0, 3.0))
     assert "perceptual" not in plain
     assert torch.allclose(heavy["loss"], plain["loss"] + 3 * heavy["perceptual"])
 
@@ -55,22 +52,21 @@ def test_it_teaches_the_denoiser_and_nothing_frozen(tokenizer, tmp_path, kind):
                 autoencoder={"kind": kind, "folder": folder},
             )
     network = decoder_of(tokenizer, settings)
-    losses_of(tokenizer, network, batch_of(tokenizer), 1.0)["perceptual"].backward()
+    losses_of(network, batch_of(tokenizer), 1.0)["perceptual"].backward()
     learnt = [p.grad is not None and bool(p.grad.any()) for p in network.denoiser.parameters()]
     assert sum(learnt) > 0.9 * len(learnt)
     assert not network.latents or all(p.grad is None for p in network.latents.parameters())
 
 
-def test_an_encoder_without_levels_is_refused():
-    encoder = {**tiny_config().encoder.model_dump(), "levels": [], "level_weights": []}
-    tokenizer = Tokenizer(tiny_network(encoder=encoder), "0" * 12)
+def test_a_perceptual_loss_needs_a_teacher():
     raw = {
         "model": config().model_dump(mode="json"),
         "data": {"train": ["a.tar"], "validation": ["b.tar"]},
         "steps": 1,
         "warmup": 0,
     }
-    build(parse(TrainConfig, raw, "test"), tokenizer)
-    asked = parse(TrainConfig, raw | {"objective": {"perceptual": 0.5}}, "test")
-    with pytest.raises(ValueError, match=r"objective\.perceptual: 0\.5 asked for, .* has no levels"):
-        build(asked, tokenizer)
+    parse(TrainConfig, raw, "test")
+    asked = raw | {"objective": {"perceptual": 0.5}}
+    parse(TrainConfig, asked | {"teacher": TEACHER}, "test")
+    with pytest.raises(ValueError, match=r"objective\.perceptual: needs a `teacher`, and none is given"):
+        parse(TrainConfig, asked, "test")

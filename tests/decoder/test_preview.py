@@ -7,18 +7,18 @@ import torch
 
 from pictish.configs import load, parse
 from pictish.decoder.config import PreviewConfig, TrainConfig
-from pictish.decoder.preview import Preview, build_preview, predicted_pixels, save_preview
+from pictish.decoder.preview import Preview, build_preview, save_preview
 from pictish.decoder.train import train
 from pictish.tokenizer.dynamic import Tokenizer
 from tests.shards import drawn_picture, write_shard
-from tests.tokenizer.conftest import tiny_config, tiny_network
+from tests.tokenizer.conftest import ORDERED, tiny_network
 
 SETTINGS = PreviewConfig(width=16, blocks=1, smallest=8)
 
 
 def test_an_untrained_head_gives_the_reconstructors_pixels(tokenizer, tokens):
     preview = Preview(build_preview(SETTINGS, tokenizer), tokenizer)
-    expected = predicted_pixels(tokenizer.network.encoder, tokenizer.reconstruct(tokens))
+    expected = tokenizer.pixels_in(tokenizer.reconstruct(tokens))
     picture = preview.decode(tokens).permute(0, 3, 1, 2) / 255
     assert picture.shape == (7, 3, 16, 16)
     assert torch.allclose(picture, expected.clamp(0, 1), atol=0.5 / 255 + 1e-6)
@@ -76,11 +76,24 @@ def test_a_preview_of_another_tokenizer_is_refused(folder, tokenizer, tmp_path):
     save_preview(tmp_path / "decoder", build_preview(SETTINGS, tokenizer), SETTINGS, "ffffffffffff")
     with pytest.raises(ValueError, match="decodes tokens of ffffffffffff, not of"):
         Preview.from_folder(tmp_path, tokenizer)
+
+
+def test_a_tokenizer_of_pixels_needs_no_head(folder, tokenizer, tokens):
+    preview = Preview.from_folder(folder, tokenizer)
+    assert preview.head is None
+    pixels = tokenizer.pixels_in(tokenizer.reconstruct(tokens)).clamp(0, 1) * 255
+    assert torch.equal(preview.decode(tokens).permute(0, 3, 1, 2), pixels.round().to(torch.uint8))
+
+
+def test_of_codes_in_order_a_preview_is_asked_for(ordered, tmp_path):
     with pytest.raises(ValueError, match="a preview decoder was asked for, and it holds none"):
-        Preview.from_folder(folder / "tokenizer", tokenizer)
+        Preview.from_folder(tmp_path, ordered)
+    tokens = ordered.tokenize([drawn_picture(5).convert("RGB")])
+    untrained = Preview(build_preview(SETTINGS, ordered), ordered)
+    assert untrained.decode(tokens).shape == (1, 16, 16, 3)
 
 
 def test_a_tokenizer_without_pixels_has_no_preview():
-    encoder = {**tiny_config().encoder.model_dump(), "pixels": 0}
-    with pytest.raises(ValueError, match=r"encoder\.pixels > 0"):
-        build_preview(SETTINGS, Tokenizer(tiny_network(encoder=encoder), "0" * 12))
+    network = tiny_network(**{**ORDERED, "encoder": {**ORDERED["encoder"], "pixels": 0}})
+    with pytest.raises(ValueError, match="preview: the tokenizer's features hold no pixels"):
+        build_preview(SETTINGS, Tokenizer(network, "0" * 12))

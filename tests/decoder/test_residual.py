@@ -7,7 +7,7 @@ from pictish.decoder.diffusion import DiffusionDecoder
 from pictish.decoder.pixel import sample
 from pictish.tokenizer.dynamic import Tokenizer
 from tests.decoder.tiny import config, decoder_of, save_autoencoder, told_of
-from tests.tokenizer.conftest import tiny_config, tiny_network
+from tests.tokenizer.conftest import ORDERED, tiny_network
 
 SHUFFLE = {"kind": "shuffle", "block": 2}
 
@@ -77,8 +77,8 @@ def test_latents_have_no_bounds_and_no_residual(tokenizer, tmp_path):
 
 
 def test_codes_that_tell_no_pixels_leave_no_residual():
-    encoder = {**tiny_config().encoder.model_dump(), "pixels": 0}
-    tokenizer = Tokenizer(tiny_network(encoder=encoder), "0" * 12)
+    encoder = {**ORDERED["encoder"], "pixels": 0}
+    tokenizer = Tokenizer(tiny_network(**{**ORDERED, "encoder": encoder}), "0" * 12)
     DiffusionDecoder(config(), tokenizer)
-    with pytest.raises(ValueError, match=r"residual: .* needs encoder\.pixels"):
+    with pytest.raises(ValueError, match="residual: it is about the pixels that a tokenizer reconstructs"):
         DiffusionDecoder(config(residual=0.3), tokenizer)

@@ -4,6 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,10 +16,11 @@ from pictish.decoder.diffusion import load_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses
 from pictish.decoder.pixel import Decoder
 from pictish.decoder.train import train
-from pictish.tokenizer.cache import build_cache
+from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from pictish.training.checkpoint import latest_checkpoint
-from tests.decoder.tiny import TRANSFORMER, UNET, config, decoder_of, told_of
+from tests.decoder.tiny import TRANSFORMER, UNET, config, decoder_of, teacher, told_of
 from tests.shards import write_shard
+from tests.tokenizer.conftest import ORDERED, tiny_network
 
 
 @pytest.fixture(scope="module")
@@ -111,29 +113,23 @@ def test_what_a_run_leaves_behind(whole, tokenizer, tokens):
     assert decoder.decode(tokens[:1], [torch.Generator()]).float().std() > 1
 
 
-def test_pictures_of_another_side_are_kept_beside_the_features(folder, data, tokenizer, tmp_path):
-    changes = ["model.side=32", "steps=1", "warmup=0", "sample_every=1"]
+@pytest.mark.parametrize("side", [32, 64])
+def test_a_decoder_may_draw_another_side_than_the_tokenizers(folder, data, tokenizer, tmp_path, side):
+    """Pictures are cached at the larger side, and the tokenizer sees them at its own."""
+    changes = [f"model.side={side}", "steps=1", "warmup=0", "sample_every=1", "log_every=1"]
     run = train(experiment(folder, data, f"data.cache={tmp_path}", *changes), tmp_path / "run", "cpu")
     model = load_diffusion(run, tokenizer)
-    assert (model.config.side, model.sample_size) == (32, 32)
+    assert (model.config.side, model.sample_size) == (side, side)
     with Image.open(tmp_path / "run" / "samples" / "step-00000001.png") as sheet:
-        assert sheet.height == 4 * 32
-    settings = {"views": 1, "limit": None, "workers": 0, "seed": 0, "report": lambda done, count: None}
-    encoder, shards = tokenizer.network.encoder, [str(data / "validation.tar")]
-    plain = build_cache(tmp_path, encoder, shards, **settings)
-    assert plain.pictures is None
-    large = build_cache(tmp_path, encoder, shards, pictures=32, **settings)
-    assert large.pictures.shape == (8, 32, 32, 3)
-    for (features, none), (same, pictures) in zip(plain.in_order(3), large.in_order(3), strict=True):
-        assert none is None
-        assert torch.equal(features, same), "the tokenizer sees what it saw without pictures"
-        small = torch.nn.functional.avg_pool2d(pictures.permute(0, 3, 1, 2) / 255, 2)
-        assert torch.allclose(small, encoder.to_pixels(features.float()), atol=0.02)
-    batch, pictures = large.batch(1, 5, 0)
-    assert torch.equal(batch, plain.batch(1, 5, 0)[0])
-    assert pictures.shape == (5, 32, 32, 3)
-    larger = build_cache(tmp_path, encoder, shards, pictures=48, **settings)
-    assert larger.pictures.shape == (8, 48, 48, 3)
+        assert sheet.height == 4 * side
+    (cached, _) = tmp_path.glob("pictures-*/pictures.npy")
+    assert np.load(cached, mmap_mode="r").shape[1:] == (side, side, 3)
+
+
+def test_a_decoder_of_codes_in_order_is_trained_as_well(data, tmp_path):
+    save_tokenizer(tmp_path / "tokenizer", tiny_network(**ORDERED))
+    run = train(experiment(tmp_path, data, "steps=2", "sample_every=2", "warmup=0"), tmp_path / "run", "cpu")
+    assert load_diffusion(run, Tokenizer.from_folder(tmp_path)).config.side == 16
 
 
 OBJECTIVES = [
@@ -160,7 +156,7 @@ def test_every_objective_is_learnt(tokenizer, noise, changes, objective):
     told = told._replace(pixels=told.pixels.flip(0))  # what the codes tell is not the whole truth
     batch = Batch(*told[:3], told_of(tokenizer, 4).pixels, told.pixels)
     settings = ObjectiveConfig(**objective)
-    losses = partial(diffusion_losses, model, model, tokenizer.network.encoder, batch, settings)
+    losses = partial(diffusion_losses, model, model, teacher(), batch, settings)
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
 
     @torch.no_grad()
@@ -185,8 +181,8 @@ def test_the_loss_is_logged_by_noise_level_and_the_condition_is_dropped(tokenize
     other = batch._replace(features=batch.features.flip(0), codes=batch.codes.flip(0))
 
     def losses(batch: Batch, dropout: float) -> dict[str, torch.Tensor]:
-        settings, encoder = ObjectiveConfig(dropout=dropout), tokenizer.network.encoder
-        return diffusion_losses(model, model, encoder, batch, settings, torch.Generator().manual_seed(0))
+        settings = ObjectiveConfig(dropout=dropout)
+        return diffusion_losses(model, model, None, batch, settings, torch.Generator().manual_seed(0))
 
     assert [name for name in losses(batch, 0.0) if name != "loss"] == [
         f"x0_error_{n}of4" for n in (1, 2, 3, 4)
@@ -195,6 +191,6 @@ def test_the_loss_is_logged_by_noise_level_and_the_condition_is_dropped(tokenize
     assert not torch.allclose(losses(batch, 0.0)["loss"], losses(other, 0.0)["loss"], rtol=1e-5)
 
 
-def test_settings_that_do_not_fit_are_refused_before_features_are_made(folder, data, tmp_path):
+def test_settings_that_do_not_fit_are_refused_before_pictures_are_read(folder, data, tmp_path):
     with pytest.raises(ValueError, match="side: 18 pixels do not fit 4 x 4 cells"):
         train(experiment(folder, data, "model.side=18"), tmp_path / "run", "cpu")

@@ -7,9 +7,12 @@ import torch
 
 from pictish.configs import parse
 from pictish.decoder.condition import Told
-from pictish.decoder.config import DiffusionConfig
+from pictish.decoder.config import DiffusionConfig, UpscalerConfig
 from pictish.decoder.diffusion import DiffusionDecoder
+from pictish.decoder.upscaler import CompactUpscaler
+from pictish.tokenizer.config import EncoderConfig
 from pictish.tokenizer.dynamic import Tokenizer
+from pictish.tokenizer.encoder import Encoder
 from tests.tokenizer.conftest import random_pixels
 
 TRANSFORMER = {
@@ -44,6 +47,15 @@ SDXL = {
         "addition_time_embed_dim": 8,
     },
 }
+TEACHER = {
+    "model": "test_efficientnet",
+    "weights": {"kind": "random", "seed": 0},
+    "image_size": 32,
+    "grid": 4,
+    "levels": [2, 3],
+    "level_weights": [0.5, 0.5],
+    "pixels": 0,
+}
 SCHEDULERS = {"diffusion": "DDIMScheduler", "flow": "FlowMatchEulerDiscreteScheduler"}
 
 
@@ -73,6 +85,11 @@ def decoder_of(
             if parameter.requires_grad and not parameter.any():
                 parameter.normal_(std=0.1)
     return model.eval()
+
+
+def teacher() -> Encoder:
+    """What `objective.perceptual` compares pictures by."""
+    return Encoder(parse(EncoderConfig, TEACHER, "test")).at_all_levels()
 
 
 def told_of(tokenizer: Tokenizer, count: int, seed: int = 3) -> Told:
@@ -110,3 +127,9 @@ def save_autoencoder(folder: Path, kind: str) -> Path:
         )
     network.save_pretrained(folder / "vae")
     return folder
+
+
+def tiny_upscaler(seed: int = 0) -> CompactUpscaler:
+    """Of 8 channels and one inner convolution, with random weights."""
+    torch.manual_seed(seed)
+    return CompactUpscaler(UpscalerConfig(width=8, layers=1)).eval()

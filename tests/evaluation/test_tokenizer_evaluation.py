@@ -1,14 +1,15 @@
+import io
 import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from pictish.evaluation.metrics import FeatureDistance, gain, rounded
-from pictish.evaluation.pictures import Broken, Picture
-from pictish.evaluation.sheets import extremes
-from pictish.evaluation.tokenizer import METRICS, Evaluation, cosine_losses
+from pictish.evaluation.pictures import Broken, FlatPictures, Picture
+from pictish.evaluation.sheets import contact_sheet_of, extremes
+from pictish.evaluation.thumbnails import thumbnail
+from pictish.evaluation.tokenizer import METRICS, SELECTIONS, Evaluation
 from tests.evaluation.fakes import FakeDistance, FakePreview, FakeTokenizer
 
 
@@ -38,20 +39,24 @@ def test_report_has_a_stable_shape(evaluation):
     }  # fmt: skip
     assert report["feature_network"] == FeatureDistance.NETWORK
     (found,) = report["sets"]
-    assert set(found) == {"name", "pictures", "broken", "budgets", "automatic", "baselines", "gain_over"}
+    assert set(found) == {
+        "name", "pictures", "broken", "budgets", "automatic", "baselines", "thumbnail", "gain_over",
+    }  # fmt: skip
     assert found["pictures"] == 40
     assert found["broken"] == [{"name": "x.png", "error": "torn"}]
-    assert [point["budget"] for point in found["budgets"]] == [4, 8, 16]  # 32 and 64 do not fit into 16 cells
+    assert [point["budget"] for point in found["budgets"]] == [4, 8, 16]  # no more fit into 16 cells
     assert [point["tokens"]["mean"] for point in found["budgets"]] == [4, 8, 16]
     for point in [*found["budgets"], found["automatic"], *found["baselines"].values()]:
         assert set(point) == {
-            "selection", "budget", "tokens", "codes_used", "dead_codes", "usage", "perplexity",
+            "selection", "budget", "bits", "tokens", "codes_used", "dead_codes", "usage", "perplexity",
             "bits_per_pixel", *METRICS,
         }  # fmt: skip
         assert point["codes_used"] + point["dead_codes"] == report["codebook_size"]
         for metric in METRICS:
             assert point[metric]["low"] <= point[metric]["mean"] <= point[metric]["high"]
-    assert set(found["gain_over"]) == set(found["baselines"]) == {"random", "uniform"}
+    assert set(found["thumbnail"]) == {"bits", *METRICS}
+    assert set(found["baselines"]) == set(SELECTIONS)
+    assert set(found["gain_over"]) == {*SELECTIONS, "thumbnail"}
     for gains in found["gain_over"].values():
         assert set(gains) == set(METRICS)
 
@@ -60,19 +65,33 @@ def test_baselines_keep_as_many_patches_of_each_picture_as_the_learned_selection
     measured = evaluation.measure("pictures", blocks(40))
     lengths = measured.points["automatic"].codes.length_histogram()
     assert len(lengths) > 2
-    for name in ("random", "uniform"):
+    for name in SELECTIONS:
         assert measured.points[name].codes.length_histogram() == lengths
 
 
-def test_a_selection_that_keeps_what_matters_beats_both_baselines(evaluation):
+def test_a_selection_that_keeps_what_matters_beats_chance_and_an_even_grid(evaluation):
     (found,) = evaluation.report([evaluation.measure("pictures", blocks(40))])["sets"]
     for name in ("random", "uniform"):
         for metric in METRICS:
             learned, other = found["automatic"][metric]["mean"], found["baselines"][name][metric]["mean"]
             sign = 1 if METRICS[metric] == "higher" else -1
             assert found["gain_over"][name][metric]["mean"] == pytest.approx(sign * (learned - other))
-        for metric in ("cosine_loss", "psnr", "feature_distance"):
+        for metric in ("psnr", "feature_distance"):
             assert found["gain_over"][name][metric]["low"] > 0
+
+
+def test_a_thumbnail_may_take_as_many_bits_as_codes_and_cells(evaluation):
+    """PSNR, computed here by hand, of a set larger than a batch."""
+    pictures = blocks(35)
+    measured = evaluation.measure("pictures", pictures)
+    tokenizer = FakeTokenizer()
+    for row, picture in enumerate(pictures):
+        (token,) = tokenizer.tokenize([picture.image])
+        assert measured.points["automatic"].bits[row] == measured.points["thumbnail"].bits[row] == token.bits
+        original = evaluation.prepare(picture).original
+        small = thumbnail(original, token.bits)
+        mse = np.mean((small.astype(float) - original.astype(float)) ** 2)
+        assert measured.points["thumbnail"].values[row, 0] == pytest.approx(10 * np.log10(255**2 / mse))
 
 
 def test_the_numbers_are_those_of_the_pictures_one_by_one(evaluation):
@@ -84,7 +103,7 @@ def test_the_numbers_are_those_of_the_pictures_one_by_one(evaluation):
         prepared = evaluation.prepare(picture)
         decoded = preview.decode(tokenizer.tokenize([picture.image], budget=4)).numpy()[0]
         mse = np.mean((decoded.astype(float) - prepared.original.astype(float)) ** 2)
-        assert measured.points["4"].values[row, 1] == pytest.approx(10 * np.log10(255**2 / mse))
+        assert measured.points["4"].values[row, 0] == pytest.approx(10 * np.log10(255**2 / mse))
     assert [index for index, _ in measured.pictures] == list(range(35))
 
 
@@ -106,9 +125,9 @@ def test_order_and_batches_do_not_change_what_a_picture_gets(evaluation):
         np.testing.assert_allclose(point.values, backward.points[name].values[::-1], rtol=1e-6, err_msg=name)
 
 
-def test_extremes_are_ranked_by_cosine_loss(evaluation):
+def test_extremes_are_ranked_by_psnr(evaluation):
     measured = evaluation.measure("pictures", blocks(40))
-    losses = measured.points["automatic"].values[:, 0]
+    losses = -measured.points["automatic"].values[:, 0]
     groups = extremes(losses)
     ranks = {name: [int((losses < losses[place]).sum()) for place in group] for name, group in groups.items()}
     assert set(ranks["best"]) <= {0, 1, 2}
@@ -136,16 +155,20 @@ def test_progress_is_told_of_every_picture_measured(evaluation):
     assert seen == [32, 1]
 
 
-def test_cosine_loss_of_known_angles():
-    features = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 2.0]]])
-    predicted = torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, -1.0]]])
-    np.testing.assert_allclose(cosine_losses(features, predicted), [0, 1.5], atol=1e-6)
+def test_pictures_of_one_colour_are_a_source(evaluation):
+    source = FlatPictures()
+    measured = evaluation.measure("flat", source.decode())
+    assert len(measured.pictures) == source.total == 16
+    assert [each.name for each in source.decode({1, 5})] == ["silver", "red"]
+    assert all(each.image.getextrema() == (((255, 255), (0, 0), (0, 0))) for each in source.decode({5}))
+    with Image.open(io.BytesIO(contact_sheet_of(evaluation, measured, source))) as sheet:
+        assert sheet.width > 500
 
 
 def test_gain_is_positive_when_the_learned_selection_is_better():
-    better, worse = np.array([[0.1, 20, 0.9, 0.2]]), np.array([[0.3, 18, 0.7, 0.5]])
+    better, worse = np.array([[20, 0.9, 0.2]]), np.array([[18, 0.7, 0.5]])
     assert (gain(better, worse, METRICS) > 0).all()
-    np.testing.assert_allclose(gain(better, worse, METRICS), [[0.2, 2, 0.2, 0.3]])
+    np.testing.assert_allclose(gain(better, worse, METRICS), [[2, 0.2, 0.3]])
 
 
 def test_rounding_keeps_six_digits_and_everything_else():

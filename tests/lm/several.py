@@ -55,7 +55,9 @@ def main(shards: Path, run: Path, stop: int, *overrides: str, fsdp: bool = False
             file.write(f"{step} {float(logits.square().mean())}\n")
 
     config = config_for(shards, *(overrides or [STAGES]))
-    loop.train(config, run, IMAGE_TOKENS, "cpu", progress=progress, show=show, fsdp=fsdp)
+    vectors = torch.randn(IMAGE_TOKENS.codes, 6, generator=torch.Generator().manual_seed(8))
+    known = {"progress": progress, "show": show, "code_vectors": vectors}
+    loop.train(config, run, IMAGE_TOKENS, "cpu", **known, fsdp=fsdp)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,7 +59,7 @@ def slow(model, prompt: Prompt, request: Request, sampling: Sampling, guidance: 
             logits = found["nothing"] + guidance.image_scale * image + guidance.text_scale * text
         elif line.inside and "nothing" in found:
             logits = found["nothing"] + guidance.text_scale * (found["full"] - found["nothing"])
-        token = draw(logits.masked_fill(~legal[line.state], float("-inf"))[None], sampling, [generator])
+        token = draw(logits[None].masked_fill(~legal.of([line]), float("-inf")), sampling, [generator])
         line.take(token.item())
         read = embed_ids(model, token)[None]
         branches = {name: torch.cat([branch, read], dim=1) for name, branch in branches.items()}
@@ -188,6 +191,30 @@ def test_same_seeds_same_ids_and_other_seeds_others():
 
 
 @pytest.mark.parametrize("seed", range(6))
+def test_whatever_the_weights_codes_lie_inside_the_grid(seed):
+    placed = Vocabulary(6, 5, skips=15, eos=2, unspoken=(0, 1), blank=frozenset({0, 1, 2, 5}))
+    model = tiny_model(ARCHITECTURES[seed % 3], placed.size, seed=seed, dtype=torch.float32)
+    for request in (
+        one_image(16, cells=16),
+        one_image(4, 4, cells=16),
+        one_image(16, 12, cells=16),
+        Request(30, max_images=3, min_codes=2, max_codes=5),
+    ):
+        prompts = [
+            Prompt(each.full, each.image_only, each.nothing, each.inside) for each in four_prompts(model)
+        ]
+        found = generate(model, placed, prompts, request, guidance=GUIDANCE, generators=seeded(4, seed))
+        images = [piece for pieces in found for piece in pieces if isinstance(piece, ImagePiece)]
+        assert len(images) >= 1
+        for image in images:
+            assert image.cells is not None
+            assert request.min_codes <= len(image.codes) == len(image.cells) <= request.max_codes
+            assert all(a < b for a, b in itertools.pairwise((-1, *image.cells, 16)))
+    gaps = [image.cells != tuple(range(len(image.codes))) for image in images]
+    assert any(gaps), "some cells were passed over"
+
+
+@pytest.mark.parametrize("seed", range(6))
 def test_whatever_the_weights_pieces_are_legal(seed):
     model = tiny_model(ARCHITECTURES[seed % 3], ROWS, seed=seed, tied=seed % 2 == 1, dtype=torch.bfloat16)
     prompts = four_prompts(model)
@@ -241,3 +268,63 @@ def test_wrong_input_is_one_clear_line():
         generate(tiny_model("llama", 13), VOCABULARY, [prompt], MIXED, sampling=GREEDY)
     with pytest.raises(ValueError, match="guidance scales nan"):
         Guidance(float("nan"))
+
+
+def by_hand(model, prompt: Prompt, codes: int, guidance: Guidance) -> tuple[int, ...]:
+    """A greedy picture, its guidance ramped and rescaled as the papers write it."""
+    full, nothing, drawn = prompt.full, prompt.nothing, []
+    every = torch.arange(ROWS)
+    for place in range(codes):
+        likely = [model(inputs_embeds=b[None], use_cache=False).logits[0, -1] for b in (full, nothing)]
+        strength = (1 - math.cos(math.pi * (place / codes) ** guidance.ramp)) / 2
+        scale = 1 + (guidance.text_scale - 1) * strength
+        mixed = (likely[1] + scale * (likely[0] - likely[1]))[VOCABULARY.is_code(every)]
+        again = mixed * likely[0][VOCABULARY.is_code(every)].std() / mixed.std()
+        mixed = guidance.rescale * again + (1 - guidance.rescale) * mixed
+        drawn.append(int(mixed.argmax()))
+        read = embed_ids(model, VOCABULARY.ids_of(torch.tensor([drawn[-1]])))
+        full, nothing = torch.cat([full, read]), torch.cat([nothing, read])
+    return tuple(drawn)
+
+
+def test_guidance_rises_by_a_cosine_over_the_picture():
+    model = tiny_model("llama", ROWS)
+    request = one_image(9, 9)
+    found = set()
+    for seed in range(4):
+        prompt = Prompt(vectors(model, 4, seed), None, vectors(model, 1, 2), inside=True)
+        guidance = Guidance(text_scale=4.0, ramp=1.5, rescale=0.7)
+        (pieces,) = generate(model, VOCABULARY, [prompt], request, sampling=GREEDY, guidance=guidance)
+        with torch.no_grad():
+            assert pieces == [ImagePiece(by_hand(model, prompt, 9, guidance))]
+        plain = Guidance(text_scale=4.0)
+        found |= {
+            pieces[0] != generate(model, VOCABULARY, [prompt], request, sampling=GREEDY, guidance=plain)[0][0]
+        }
+    assert True in found, "and it makes a difference"
+    assert Guidance(ramp=2).strength(0) == 0
+    assert Guidance(ramp=2).strength(1) == 1
+
+
+def test_rescaled_logits_have_the_deviation_of_unguided_ones(monkeypatch):
+    model = tiny_model("llama", ROWS)
+    deviations = []
+    monkeypatch.setattr(
+        "pictish.lm.autoregressive.draw",
+        lambda logits, sampling, generators: (
+            deviations.append(float(logits[0][VOCABULARY.is_code(torch.arange(ROWS))].std()))
+            or draw(logits, sampling, generators)
+        ),
+    )
+    prompt = Prompt(vectors(model, 4, 1), None, vectors(model, 1, 2), inside=True)
+    for guidance in (Guidance(), Guidance(5.0), Guidance(5.0, rescale=1.0)):
+        generate(model, VOCABULARY, [prompt], one_image(1, 1), sampling=GREEDY, guidance=guidance)
+    unguided, guided, rescaled = deviations[0::2][:3]
+    assert guided > 1.5 * unguided
+    assert rescaled == pytest.approx(unguided, rel=1e-5)
+
+
+def test_settings_of_guidance_out_of_range_are_refused():
+    for wrong in ({"ramp": -1.0}, {"rescale": 1.5}, {"ramp": float("nan")}):
+        with pytest.raises(ValueError, match=r"guidance ramp .+ 0 or more"):
+            Guidance(**wrong)

@@ -13,6 +13,7 @@ from pictish.data.mixture import Mixture, Source
 from pictish.data.shards import ShardFile
 from pictish.lm.config import DropoutConfig, SourceConfig
 from pictish.lm.documents import Maker, Seen, some_documents
+from pictish.lm.sequence import picture_of
 from pictish.lm.vocabulary import Vocabulary
 from tests.lm.pictures import CODES, FINGERPRINT, caption, pair_shard, picture
 
@@ -79,7 +80,7 @@ def test_raw_pictures_are_tokenized_together_and_broken_ones_named(tmp_path):
         return [
             ValueError("cannot be decoded")
             if p.blob == b"broken"
-            else Seen(np.array([int(p.blob) % CODES]), np.full((1, 3), int(p.blob), np.float32))
+            else Seen(np.array([int(p.blob) % CODES]), None, np.full((1, 3), int(p.blob), np.float32))
             for p in pictures
         ]
 
@@ -94,6 +95,33 @@ def test_raw_pictures_are_tokenized_together_and_broken_ones_named(tmp_path):
     (document, _), *_ = take(maker(look=look, sources=continuous), mixture(tmp_path / "raw.tar"), 1)
     assert document.features is not None
     assert not VOCABULARY.is_code(document.ids).any()
+
+
+def test_documents_of_a_placed_model_tell_where_codes_lie(tmp_path):
+    """Of token files and of raw pictures; tokens without cells are left out and named."""
+    placed = replace(VOCABULARY, skips=15)
+    chance = np.random.default_rng(0)
+    with ShardFile(tmp_path / "a.tar") as shard:
+        for number in range(8):
+            text = caption(chance)
+            tokens = picture(text, chance)
+            tokens = replace(tokens, cells=None) if number == 3 else tokens
+            shard.write(f"{number:02d}", {"tokens": tokens.to_bytes(), "txt": text.encode()})
+        shard.write("08", {"png": b"x", "txt": b"a red car"})
+
+    def look(pictures):
+        return [Seen(np.array([7, 9]), np.array([4, 15]), np.zeros((2, 3), np.float32)) for _ in pictures]
+
+    stream = mixture(tmp_path / "a.tar")
+    documents = [d for d, _ in take(maker(vocabulary=placed, look=look), stream, 16)]
+    found = set()
+    for document in documents:
+        begin, end = (int(np.flatnonzero(document.ids == marker)[0]) for marker in (placed.begin, placed.end))
+        codes, cells = picture_of(document.ids[begin : end + 1], placed)
+        assert cells.tolist() == ([4, 15] if codes.tolist() == [7, 9] else [1, 2, 6, 11, 15][: len(codes)])
+        found.add(len(codes))
+    assert found == {2, 4, 5}
+    assert [line for line in stream.report.lines() if "codes without cells" in line and "a.tar/03" in line]
 
 
 def test_raw_pictures_without_a_tokenizer_are_one_line(tmp_path):

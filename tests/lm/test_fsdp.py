@@ -23,6 +23,10 @@ SETTINGS = [
     "sample_every=10",
     "data.accumulate=2",
     "checkpointing=true",
+    "objective={kind: autoregressive, corrupt: 0.5}",
+    "objective.neighbors.count=4",
+    "objective.alignment=1",
+    "ema=0.9",
 ]
 
 

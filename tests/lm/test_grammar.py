@@ -1,12 +1,15 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pictish.data.tokens import TokenizedImage
 from pictish.lm.grammar import ImagePiece, Line, Piece, Request, State, TextPiece, legal_ids, one_image
+from pictish.lm.sequence import picture_ids
 from pictish.lm.vocabulary import Vocabulary
 
 # few text ids: pictures and EOS are common
@@ -60,11 +63,11 @@ def test_whatever_is_chosen_pictures_are_legal_and_pieces_round_trip(case, seed)
     chooser = random.Random(seed)
     line = Line(VOCABULARY, request, inside)
     while line.state is not None:
-        line.take(chooser.choice(LEGAL[line.state].nonzero()[:, 0].tolist()))
+        line.take(chooser.choice(LEGAL.of([line])[0].nonzero()[:, 0].tolist()))
     check(line.pieces, request, inside)
     again = Line(VOCABULARY, request, inside)
     for token in ids_of(line.pieces, inside):
-        assert LEGAL[again.state, token]
+        assert LEGAL.of([again])[0, token]
         again.take(token)
     if again.state is not None:  # text that EOS ended
         again.take(VOCABULARY.eos)
@@ -73,7 +76,9 @@ def test_whatever_is_chosen_pictures_are_legal_and_pieces_round_trip(case, seed)
 
 
 def test_what_each_state_allows():
-    allowed = {state.name: row.nonzero()[:, 0].tolist() for state, row in zip(State, LEGAL, strict=True)}
+    allowed = {
+        state.name: row.nonzero()[:, 0].tolist() for state, row in zip(State, LEGAL.table, strict=True)
+    }
     assert allowed == {
         "VISIBLE": [3, 4],
         "FIRST": [3, 4, 5],
@@ -88,6 +93,125 @@ def test_what_each_state_allows():
     }
     with pytest.raises(ValueError, match="the vocabulary has 14 ids, the model only 13"):
         legal_ids(VOCABULARY, 13)
+
+
+PLACED = Vocabulary(6, 5, skips=7, eos=2, unspoken=(0, 1), blank=frozenset({0, 1, 2, 5}))
+SKIP = PLACED.ranges["skips"].first - 1  # the id of a skip of 0 cells, if there were one
+PLACED_LEGAL = legal_ids(PLACED, PLACED.size + 4)
+
+
+def run(request: Request, inside: bool, choose) -> Line:
+    """A line of a placed model on which `choose` has one of the legal ids each time."""
+    line = Line(PLACED, request, inside)
+    while line.state is not None:
+        legal = PLACED_LEGAL.of([line])[0].nonzero()[:, 0].tolist()
+        assert legal, "there is always something to say"
+        line.take(choose(legal))
+    return line
+
+
+def greedy_for(vocabulary_range: str, chooser: random.Random):
+    """Prefers ids of one range, the largest first: skips as long as may be, or codes without end."""
+    holds = PLACED.ranges[vocabulary_range].holds
+
+    def choose(legal: list[int]) -> int:
+        return max([token for token in legal if holds(token)] or [chooser.choice(legal)])
+
+    return choose
+
+
+@settings(max_examples=400, deadline=None)
+@given(requests(), st.integers(0, 2**32), st.sampled_from(["any", "skips", "codes"]))
+def test_whatever_is_chosen_codes_lie_on_rising_cells_inside_the_grid(case, seed, wish):
+    request, inside = case
+    chooser = random.Random(seed)
+    line = run(request, inside, chooser.choice if wish == "any" else greedy_for(wish, chooser))
+    assert line.left >= 0
+    for piece in line.pieces:
+        if isinstance(piece, ImagePiece):
+            assert piece.cells is not None
+            assert len(piece.cells) == len(piece.codes)
+            assert request.min_codes <= len(piece.codes) <= request.max_codes
+            assert all(0 <= code < PLACED.codes for code in piece.codes)
+            assert all(a < b for a, b in itertools.pairwise((-1, *piece.cells, PLACED.cells)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sets(st.integers(0, 7), min_size=1).map(sorted), st.data())
+def test_what_training_writes_passes_unchanged(cells, data):
+    """Also with the least and most codes that the picture has, and with no more room than it takes."""
+    codes = data.draw(st.lists(st.integers(0, 4), min_size=len(cells), max_size=len(cells)))
+    image = TokenizedImage(codes, cells, (2, 4), (64, 64), "0" * 12, 5)
+    ids = picture_ids(image.ids, image.cells, PLACED).tolist()
+    for request in (
+        one_image(len(codes), len(codes), cells=8),
+        one_image(8, cells=8),
+        Request(len(ids), text=False, max_images=1, min_codes=len(codes), max_codes=8),
+    ):
+        line = Line(PLACED, request, inside=False)
+        for token in ids:
+            assert PLACED_LEGAL.of([line])[0, token]
+            line.take(token)
+        assert line.pieces == [ImagePiece(tuple(codes), tuple(cells))]
+        assert line.state is None
+
+
+def test_what_may_follow_on_a_grid_of_eight_cells():
+    def after(*tokens: int, request: Request | None = None) -> tuple[list[int], list[int], bool]:
+        """Which codes and skips are legal, and whether the end is."""
+        line = Line(PLACED, request or one_image(8, cells=8), inside=True)
+        for token in tokens:
+            assert PLACED_LEGAL.of([line])[0, token]
+            line.take(token)
+        legal = PLACED_LEGAL.of([line])[0].nonzero()[:, 0]
+        codes, skips = (PLACED.ranges[name] for name in ("codes", "skips"))
+        found = [each.values_of(legal[each.holds(legal)]).tolist() for each in (codes, skips)]
+        assert len(legal) == len(found[0]) + len(found[1]) + (PLACED.end in legal)
+        return found[0], found[1], bool(PLACED.end in legal)
+
+    every, code = [0, 1, 2, 3, 4], PLACED.first_code
+    assert after() == (every, [1, 2, 3, 4, 5, 6, 7], False), "no end before a code"
+    assert after(code) == (every, [1, 2, 3, 4, 5, 6], True)
+    assert after(SKIP + 3) == (every, [], False), "neither a skip nor the end behind a skip"
+    assert after(SKIP + 3, code) == (every, [1, 2, 3], True)
+    assert after(SKIP + 7, code) == ([], [], True), "no cell is left"
+    assert after(code, SKIP + 5, code) == (every, [], True), "a skip would lead behind the last cell"
+    assert after(*[code] * 8) == ([], [], True)
+    least = one_image(8, 4, cells=8)
+    assert after(request=least) == (every, [1, 2, 3, 4], False), "cells for four codes are left"
+    assert after(code, code, request=least) == (every, [1, 2, 3, 4], False)
+    assert after(code, request=one_image(1, cells=8)) == ([], [], True)
+    tight = Request(4, max_images=1, min_codes=2, max_codes=8)
+    assert after(request=tight) == (every, [1, 2, 3, 4, 5, 6], False)
+    assert after(SKIP + 2, code, request=tight) == (every, [], False), "there is room for a code and the end"
+
+
+def test_lines_of_a_batch_have_masks_of_their_own():
+    lines = [Line(PLACED, one_image(8, cells=8), inside=True) for _ in range(3)]
+    lines[1].take(SKIP + 6)
+    for token in (PLACED.first_code, SKIP + 4, PLACED.first_code):
+        lines[2].take(token)
+    together = PLACED_LEGAL.of(lines)
+    assert torch.equal(together, torch.cat([PLACED_LEGAL.of([line]) for line in lines]))
+    assert len({tuple(row.tolist()) for row in together}) == 3
+
+
+@pytest.mark.parametrize(("most", "room"), [(1, 2), (3, 6), (4, 8), (5, 8), (8, 8)])
+def test_one_image_has_room_for_its_skips(most, room):
+    assert one_image(most, cells=8).max_new_tokens == room + 2
+    longest = max(
+        len(picture_ids(np.zeros(count, np.int64), np.array(cells), PLACED))
+        for count in range(1, most + 1)
+        for cells in itertools.combinations(range(8), count)
+    )
+    assert longest == room + 2, "no room is wasted"
+
+
+def test_requests_that_a_grid_cannot_meet():
+    with pytest.raises(ValueError, match="min_codes 9 asked for; a picture has 8 cells"):
+        Line(PLACED, one_image(9, 9), inside=True)
+    with pytest.raises(ValueError, match="strays are for models without skips"):
+        Line(PLACED, one_image(8, 1, (0,)), inside=True)
 
 
 def states_of(request: Request, tokens: list[int], inside: bool = False) -> list[State | None]:
@@ -151,7 +275,7 @@ def test_requests_that_cannot_be_met(make, message):
 def test_strays_count_but_are_no_codes_and_one_code_there_is_at_least():
     strays = (0, 2, VOCABULARY.begin)
     request = one_image(3, 1, strays)
-    legal = legal_ids(VOCABULARY, VOCABULARY.size, strays)
+    legal = legal_ids(VOCABULARY, VOCABULARY.size, strays).table
     assert legal[State.CODE].nonzero()[:, 0].tolist() == [0, 2, 6, 8, 9, 10, 11, 12]
     assert not legal[State.CODE, VOCABULARY.end]
     assert not legal[State.TRUE_CODE, list(strays)].any()

@@ -2,17 +2,20 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pictish.lm.config import PretrainedModel
 from pictish.lm.model import PROJECTOR, ImageTokens, UnifiedModel, new_model
+from pictish.lm.sequence import picture_of
 from tests.lm.tiny import tiny_model, tiny_tokenizer, tiny_unified
 
 IMAGE_TOKENS = ImageTokens("0" * 12, 30, 16, 5)
@@ -23,6 +26,38 @@ def saved(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "model"
     tiny_unified("llama", 5).save(folder)
     return folder
+
+
+def test_a_placed_model_is_a_plain_folder_that_knows_its_cells(tmp_path):
+    model = tiny_unified("llama", cells=16)
+    model.save(tmp_path / "model")
+    loaded = UnifiedModel.from_folder(tmp_path / "model")
+    assert loaded.vocabulary == model.vocabulary
+    assert (loaded.vocabulary.cells, loaded.image_tokens.cells) == (16, 16)
+    plain = AutoTokenizer.from_pretrained(tmp_path / "model")
+    text = "a red apple[IMG]<skip-00003><code-00002><code-00001><skip-00010><code-00029>[/IMG]"
+    ids = plain(text, add_special_tokens=False).input_ids
+    codes, cells = picture_of(np.array(ids[ids.index(loaded.vocabulary.begin) :]), loaded.vocabulary)
+    assert (codes.tolist(), cells.tolist()) == ([2, 1, 29], [3, 4, 15])
+    assert plain.decode(ids) == text
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.vocab_size == len(plain)
+    for cells in (None, 9):
+        facts = {"fingerprint": "0" * 12, "codes": 30, "most": 16, "features": 0, "cells": cells}
+        change_config(tmp_path / "model", image_tokens=facts)
+        with pytest.raises(ValueError, match="the text tokenizer has 30 codes on 16 cells"):
+            UnifiedModel.from_folder(tmp_path / "model")
+
+
+def test_a_folder_without_a_word_of_cells_knows_the_order_of_codes_only(folder):
+    facts = yaml.safe_load((folder / "config.yaml").read_text())
+    del facts["image_tokens"]["cells"]  # as folders were written before
+    (folder / "config.yaml").write_text(yaml.safe_dump(facts))
+    loaded = UnifiedModel.from_folder(folder)
+    assert (loaded.vocabulary.cells, loaded.image_tokens.cells) == (None, None)
+    with pytest.raises(
+        ValueError, match=r"30 codes of tokenizer 0{12}, not the 30 codes on 16 cells of 0{12}"
+    ):
+        continued(folder, replace(IMAGE_TOKENS, cells=16))
 
 
 @pytest.fixture
@@ -88,7 +123,9 @@ def test_a_base_of_ours_may_be_given_a_projector(tmp_path):
 
 def test_a_base_for_another_tokenizer_is_refused(folder):
     for tokens in (ImageTokens("f" * 12, 30, 16, 5), ImageTokens("0" * 12, 31, 16, 5)):
-        with pytest.raises(ValueError, match=f"30 codes of tokenizer {'0' * 12}, not the {tokens.codes} of"):
+        with pytest.raises(
+            ValueError, match=f"30 codes of tokenizer {'0' * 12}, not the {tokens.codes} codes of"
+        ):
             continued(folder, tokens)
 
 

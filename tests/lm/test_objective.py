@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pictish.lm.config import Autoregressive
+from pictish.lm.model import Output
 from pictish.lm.objective import OBJECTIVES, Objective, autoregressive, cross_entropy
 from pictish.lm.packing import IGNORED, Packed, attention_mask, pack
-from pictish.lm.sequence import build, edit
+from pictish.lm.sequence import Codes, build, drawing, edit
 from pictish.lm.train import train
 from pictish.lm.vocabulary import Vocabulary
 from tests.lm.pictures import pair_shard
@@ -18,7 +20,7 @@ from tests.lm.test_train import IMAGE_TOKENS, Killed, config_for, killed_at, lin
 MASK = 0  # an id that stands for a hidden token
 
 
-def hide_half(packed: Packed, generator: torch.Generator) -> Packed:
+def hide_half(packed: Packed, generator: torch.Generator, done: float) -> Packed:
     """Half of the learned tokens are hidden, and to be told at their own place: a masked diffusion's step."""
     learned = packed.targets.roll(1, dims=1) != IGNORED
     hidden = learned & (torch.rand(learned.shape, generator=generator) < 0.5)
@@ -33,13 +35,13 @@ def test_an_objective_that_sees_both_ways_needs_no_other_loop(tmp_path, monkeypa
     pair_shard(tmp_path / "validation" / "0.tar", 16, seed=9)
     learned = []
 
-    def losses(logits: torch.Tensor, packed: Packed):
+    def losses(output: Output, packed: Packed):
         learned.append(packed.learned)
         assert not (packed.ids[packed.targets != IGNORED] != MASK).any()
-        return cross_entropy(logits, packed)
+        return cross_entropy(output, packed)
 
     both_ways = Objective(hide_half, causal=False, losses=losses)
-    monkeypatch.setitem(OBJECTIVES, "autoregressive", lambda config, vocabulary: both_ways)
+    monkeypatch.setitem(OBJECTIVES, "autoregressive", lambda config, vocabulary, vectors: both_ways)
     stage = "stages=[{name: only, steps: 30, learning_rate: 0.01, warmup: 2}]"
     config = config_for(tmp_path, stage, "checkpoint_every=10", "log_every=10", "validate_every=10")
     train(config, tmp_path / "whole", IMAGE_TOKENS, "cpu")
@@ -71,7 +73,7 @@ def drawings(vocabulary: Vocabulary, count: int, codes: int) -> Packed:
     rows = []
     for _ in range(count):
         source, target = torch.randint(vocabulary.codes, (2, codes), generator=generator).numpy()
-        parts = edit(source, "words", target)
+        parts = edit(Codes(source), "words", Codes(target))
         rows.append([build("edit", parts, vocabulary, lambda text: [1, 2, 3], eos=0)])
     return pack(rows, 2 * codes + 16)
 
@@ -80,8 +82,8 @@ def test_codes_are_read_wrong_where_they_are_learned_and_nowhere_else():
     vocabulary = Vocabulary(text=8, codes=4096, eos=0)
     packed = drawings(vocabulary, 200, 40)
     objective = autoregressive(Autoregressive(corrupt=0.6), vocabulary)
-    seen = objective.prepare(packed, torch.Generator().manual_seed(0))
-    again = objective.prepare(packed, torch.Generator().manual_seed(0))
+    seen = objective.prepare(packed, torch.Generator().manual_seed(0), 0.9)
+    again = objective.prepare(packed, torch.Generator().manual_seed(0), 0.9)
     assert torch.equal(seen.ids, again.ids)
     assert torch.equal(seen.targets, packed.targets), "what is learned stays the truth"
     changed = seen.ids != packed.ids
@@ -99,4 +101,36 @@ def test_validation_reads_what_is_true():
     vocabulary = Vocabulary(text=8, codes=64, eos=0)
     packed = drawings(vocabulary, 2, 10)
     measured = autoregressive(Autoregressive(corrupt=0.6).none(), vocabulary)
-    assert torch.equal(measured.prepare(packed, torch.Generator()).ids, packed.ids)
+    assert torch.equal(measured.prepare(packed, torch.Generator(), 0.0).ids, packed.ids)
+
+
+def test_skips_are_never_read_wrong():
+    vocabulary = Vocabulary(text=8, codes=4096, skips=63, eos=0)
+    chance = np.random.default_rng(0)
+    rows = []
+    for _ in range(50):
+        cells = np.sort(chance.choice(64, 30, replace=False))
+        target = Codes(chance.integers(0, 4096, 30), cells)
+        parts = drawing("words", target)
+        rows.append([build("drawing", parts, vocabulary, lambda text: [1, 2, 3], eos=0)])
+    packed = pack(rows, 80)
+    seen = autoregressive(Autoregressive(corrupt=1), vocabulary).prepare(packed, torch.Generator(), 0.0)
+    changed = seen.ids != packed.ids
+    assert vocabulary.ranges["skips"].holds(packed.ids).sum() > 300
+    assert changed.any()
+    assert vocabulary.is_code(packed.ids[changed]).all()
+    assert vocabulary.is_code(seen.ids[changed]).all()
+
+
+def test_corruption_falls_to_nothing_over_its_share_of_training():
+    vocabulary = Vocabulary(text=8, codes=4096, eos=0)
+    packed = drawings(vocabulary, 200, 40)
+    objective = autoregressive(Autoregressive(corrupt=0.8, corrupt_anneal=0.75), vocabulary)
+
+    def share(done: float) -> float:
+        seen = objective.prepare(packed, torch.Generator().manual_seed(0), done)
+        return float((seen.ids != packed.ids).sum()) / (200 * 40)
+
+    assert share(0.0) == pytest.approx(0.4, abs=0.03)
+    assert share(0.375) == pytest.approx(0.2, abs=0.02)
+    assert share(0.75) == share(1.0) == 0

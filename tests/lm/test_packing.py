@@ -114,14 +114,14 @@ def test_a_document_is_blind_to_its_neighbours(attention):
     model = tiny_unified("llama", attention=attention)
     documents = some_documents(model, 0)
     with torch.no_grad():
-        first = model(pack([documents[:3]], 96))
-        other = model(pack([[documents[0], documents[4], documents[2]]], 96))
+        first = model(pack([documents[:3]], 96)).logits
+        other = model(pack([[documents[0], documents[4], documents[2]]], 96)).logits
     length = len(documents[0])
     assert torch.equal(first[0, :length], other[0, :length])
     changed = pack([documents[:3]], 96)
     changed.ids[0, 0] += 1
     with torch.no_grad():
-        moved = model(changed)
+        moved = model(changed).logits
     assert torch.equal(
         moved[0, length : sum(map(len, documents[:3]))], first[0, length : sum(map(len, documents[:3]))]
     )
@@ -133,8 +133,8 @@ def test_splitting_into_forwards_keeps_features_in_place():
     documents = some_documents(model, 5)
     packed = pack([documents[:2], documents[2:4], documents[4:6], documents[6:]], 96)
     with torch.no_grad():
-        whole = model(packed)
-        parts = torch.cat([model(part) for part in packed.split(3)])
+        whole = model(packed).logits
+        parts = torch.cat([model(part).logits for part in packed.split(3)])
     assert torch.allclose(whole, parts, atol=1e-5)
 
 

@@ -87,7 +87,10 @@ def test_two_processes_begin_what_one_or_four_end(tmp_path):
         "log_every=1",
         "checkpoint_every=5",
         "validate_every=20",
-        "objective={kind: autoregressive, corrupt: 0.5}",
+        "objective={kind: autoregressive, corrupt: 0.5, corrupt_anneal: 0.75}",
+        "objective.neighbors.count=4",
+        "objective.alignment=1",
+        "ema=0.9",
     )
     run(1, tmp_path, "one", *settings)
     run(2, tmp_path, "two", *settings, stop=12)

@@ -49,7 +49,7 @@ def test_raw_and_continuous_pictures_resume_bit_for_bit(shards):
         for picture in pictures:
             chance = np.random.default_rng(int(hashlib.sha256(picture.blob).hexdigest()[:8], 16))
             rows = chance.standard_normal((5, IMAGE_TOKENS.features), np.float32)
-            found.append(Seen(chance.integers(0, CODES, 5), rows))
+            found.append(Seen(chance.integers(0, CODES, 5), None, rows))
         return found
 
     source = f"data.train.raw={{paths: [{shards}/raw/*.tar], continuous: 0.6, caption: 0.6}}"
@@ -96,3 +96,64 @@ def test_optimizer_state_of_a_checkpoint_is_not_kept(shards):
     train(config_for(shards), shards / "run", IMAGE_TOKENS, "cpu", progress=progress)
     assert held
     assert not any(held)
+
+
+VECTORS = torch.randn(CODES, 6, generator=torch.Generator().manual_seed(8))
+RECIPE = (
+    "model.base.architecture=qwen3",
+    "model.attn_implementation=eager",
+    "objective={kind: autoregressive, corrupt: 0.8, corrupt_anneal: 0.75}",
+    "objective.neighbors.count=4",
+    "objective.alignment=1",
+    "attention_dropout=0.1",
+    "hidden_dropout=0.1",
+    "ema=0.9",
+)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_whole_recipe_resumes_bit_for_bit(shards, optimizer):
+    config = config_for(shards, *RECIPE, f"optimizer={optimizer}")
+    train(config, shards / "whole", IMAGE_TOKENS, "cpu", code_vectors=VECTORS)
+    for at in (4, 5, 7):
+        stopped(shards, config, at, code_vectors=VECTORS)
+    train(config, shards / "run", IMAGE_TOKENS, "cpu", code_vectors=VECTORS)
+    whole, broken = (load_file(shards / run / "model" / "model.safetensors") for run in ("whole", "run"))
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert lines(shards / "whole") == lines(shards / "run")
+    assert all(0 < row["alignment"] < 2 for row in lines(shards / "whole") if "loss" in row)
+    last = load_file(shards / "run" / "checkpoints" / "step-00000010" / "tensors.safetensors")
+    kind = "momentum_buffer" if optimizer == "muon" else "exp_avg_sq"
+    assert f"optimizer.language.model.layers.1.mlp.up_proj.weight.{kind}" in last
+    assert "optimizer.language.model.embed_tokens.weight.exp_avg_sq" in last
+
+
+def test_what_is_saved_is_the_average_of_all_stages(shards):
+    config = config_for(shards, "ema=0.9", "objective={kind: autoregressive, alignment: 1}")
+    folder = train(config, shards / "run", IMAGE_TOKENS, "cpu", code_vectors=VECTORS)
+    last = load_file(shards / "run" / "checkpoints" / "step-00000010" / "tensors.safetensors")
+    saved = load_file(folder / "model.safetensors")
+    for name, tensor in saved.items():
+        assert torch.equal(tensor, last[f"average.language.{name}"]), name
+        if name.startswith("model.layers.0."):  # frozen in the second stage, so that its average comes near
+            assert not torch.equal(tensor, last[f"language.{name}"]), name
+    assert "alignment.current.0.weight" in last
+    assert "average.alignment.current.0.weight" not in last
+
+
+def test_validation_and_samples_are_of_the_average(shards):
+    seen = []
+
+    def show(model, step: int) -> None:
+        seen.append(model.language.model.norm.weight.clone())
+
+    stage = "stages=[{name: only, steps: 6, warmup: 0, learning_rate: 0.05}]"
+    config = config_for(shards, "ema=0.9", stage, "sample_every=6", "validate_every=6", "checkpoint_every=6")
+    folder = train(config, shards / "run", IMAGE_TOKENS, "cpu", show=show)
+    assert torch.equal(seen[-1], load_file(folder / "model.safetensors")["model.norm.weight"])
+    raw = load_file(shards / "run" / "checkpoints" / "step-00000006" / "tensors.safetensors")
+    assert not torch.equal(seen[-1], raw["language.model.norm.weight"])
+    plain = config.model_copy(update={"ema": 0.0})
+    train(plain, shards / "plain", IMAGE_TOKENS, "cpu")
+    rows = [[row for row in lines(shards / run) if "validation_loss" in row][-1] for run in ("run", "plain")]
+    assert rows[0] != rows[1], "the same weights were trained, and others measured"

@@ -1,6 +1,8 @@
 """Training: it learns, it resumes bit for bit wherever it was stopped, stages train what they name."""
 
 import json
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,22 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from pictish.configs import load, parse
 from pictish.data.loader import ImageBytes
+from pictish.data.mixture import Mixture
 from pictish.data.shards import ShardFile
+from pictish.data.tokens import TokenizedImage
+from pictish.lm import documents
 from pictish.lm import train as trainer
+from pictish.lm.autoregressive import Prompt, embed_ids, generate
 from pictish.lm.config import TrainConfig
 from pictish.lm.documents import Seen
+from pictish.lm.grammar import one_image
 from pictish.lm.model import ImageTokens, UnifiedModel, read_pretrained
 from pictish.lm.packing import pack
+from pictish.lm.sampling import Sampling
 from pictish.lm.sequence import Features, join
 from pictish.lm.train import train
-from tests.lm.pictures import CODES, COLOURS, FINGERPRINT, THINGS, caption, pair_shard
+from pictish.lm.vocabulary import text_ids
+from tests.lm.pictures import CODES, COLOURS, FINGERPRINT, THINGS, caption, pair_shard, picture
 from tests.lm.tiny import tiny_model, tiny_tokenizer
 
 IMAGE_TOKENS = ImageTokens(FINGERPRINT, CODES, 16, 12)
@@ -240,6 +249,24 @@ def test_it_learns_and_the_folder_is_a_plain_one(shards):
     assert scores.argmax() == vocabulary.begin
 
 
+def test_a_placed_model_learns_where_codes_lie(shards):
+    """Codes on cells 1, 2, 6, 11 and perhaps 15, as the training data has them."""
+    stage = "stages=[{name: only, steps: 80, learning_rate: 0.01, warmup: 5}]"
+    placed = replace(IMAGE_TOKENS, cells=16)
+    config = config_for(shards, stage, "log_every=20", "checkpoint_every=80", "validate_every=80")
+    folder = train(config, shards / "run", placed, "cpu")
+    model = UnifiedModel.from_folder(folder)
+    assert (model.image_tokens, model.vocabulary.cells) == (placed, 16)
+    ids = [*text_ids(model.text_tokenizer, "a red apple"), model.vocabulary.begin]
+    prompt = Prompt(embed_ids(model.language, ids), inside=True)
+    request, greedy = one_image(16, cells=16), Sampling(temperature=0)
+    [[drawn]] = generate(model.language, model.vocabulary, [prompt], request, sampling=greedy)
+    assert drawn.cells[:4] == (1, 2, 6, 11)
+    assert drawn.cells[4:] in ((), (15,))
+    with pytest.raises(ValueError, match="of 30 codes on 16 cells, came 0123456789ab of 30 codes; give"):
+        train(config, shards / "run", IMAGE_TOKENS, "cpu")
+
+
 def test_any_causal_model_can_be_the_base(shards):
     folder = train(pretrained(shards), shards / "run", IMAGE_TOKENS, "cpu")
     trained, _ = read_pretrained(folder, torch.float32)
@@ -287,7 +314,7 @@ def look(pictures) -> list[Seen]:
         _, colour, thing = one.blob.decode().split()
         row = np.zeros((2, 12), np.float32)
         row[0, COLOURS.index(colour)] = row[1, 4 + THINGS.index(thing)] = 1
-        seen.append(Seen(np.array([COLOURS.index(colour), 6 + THINGS.index(thing)]), row))
+        seen.append(Seen(np.array([COLOURS.index(colour), 6 + THINGS.index(thing)]), None, row))
     return seen
 
 
@@ -312,7 +339,9 @@ def test_the_projector_is_trained_kept_and_matters(shards):
     shown = join("caption", [Features(look([ImageBytes(b"a red car", "")])[0].features)], vocabulary, list)
     other = join("caption", [Features(look([ImageBytes(b"a blue sun", "")])[0].features)], vocabulary, list)
     with torch.no_grad():
-        first, second = (model(pack([[document]], len(document)))[0, -1] for document in (shown, other))
+        first, second = (
+            model(pack([[document]], len(document))).logits[0, -1] for document in (shown, other)
+        )
     assert not torch.allclose(first, second, atol=1e-3)
 
 
@@ -365,3 +394,67 @@ def test_each_stage_trains_its_weights_on_its_sources(shards):
         changed = [name for name in before if not torch.equal(before[name], after[name])]
         assert changed
         assert all(layer in name for name in changed)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_embeddings_and_norms_do_not_decay(shards, monkeypatch, optimizer):
+    made = []
+    for name in ("adamw", "muon"):
+        plain = getattr(trainer, name)
+
+        def noting(*given, plain=plain, **settings):
+            made.append(plain(*given, **settings))
+            return made[-1]
+
+        monkeypatch.setattr(trainer, name, noting)
+    config = config_for(shards, f"optimizer={optimizer}", "weight_decay=0.3", "model.features=true")
+    train(config, shards / "run", IMAGE_TOKENS, "cpu")
+    decays = {name: group["weight_decay"] for group in made[0].param_groups for name in group["param_names"]}
+    assert decays["language.model.embed_tokens.weight"] == 0
+    assert decays["language.model.layers.0.input_layernorm.weight"] == 0
+    assert decays["projector.body.1.bias"] == 0
+    assert decays["language.model.layers.0.mlp.up_proj.weight"] == 0.3
+    assert decays["projector.body.1.weight"] == 0.3
+    matrices = [n for group in made[0].param_groups if "momentum" in group for n in group["param_names"]]
+    assert len(matrices) == (2 * 7 if optimizer == "muon" else 0), "of two layers, the projector's not"
+
+
+def test_attention_may_be_eager_and_that_is_not_saved(shards):
+    folders = [
+        train(config_for(shards, f"model.attn_implementation={kind}"), shards / kind, IMAGE_TOKENS, "cpu")
+        for kind in ("eager", "sdpa")
+    ]
+    eager, sdpa = ([row["loss"] for row in lines(f.parent) if "loss" in row] for f in folders)
+    assert eager == pytest.approx(sdpa, abs=1e-4)
+    texts = [(folder / "config.json").read_text() for folder in folders]
+    assert texts[0] == texts[1]
+
+
+def test_soft_targets_and_heads_without_code_vectors_are_a_bug(shards):
+    for setting in ("alignment: 1", "neighbors: {count: 3}"):
+        objective = "objective={kind: autoregressive, %s}" % setting  # noqa: UP031
+        with pytest.raises(AssertionError, match="code vectors"):
+            train(config_for(shards, objective), shards / "run", IMAGE_TOKENS, "cpu")
+
+
+def test_one_picture_at_several_budgets_is_one_source_of_several_folders(shards):
+    chance = np.random.default_rng(0)
+    for budget in (2, 4):  # of the same pictures, in shards of the same name
+        with ShardFile(shards / f"budget-{budget}" / "0.tar") as shard:
+            for number in range(40):
+                text = caption(np.random.default_rng(number))
+                whole = picture(text, chance)
+                tokens = TokenizedImage(
+                    whole.ids[:budget], whole.cells[:budget], (4, 4), (64, 64), FINGERPRINT, CODES
+                )
+                shard.write(f"{number:04d}", {"tokens": tokens.to_bytes(), "txt": text.encode()})
+    source = "data.train={pictures: {paths: [%s/budget-*/*.tar], caption: 0}}" % shards  # noqa: UP031
+    config = parse(TrainConfig, load("tiny/lm", [source]), "test")
+    mixture = Mixture(documents.sources_of(config.data.train, {}), seed=0)
+    assert mixture.sizes == {"pictures": 80}
+    drawn = [(one.sample.key, len(one.sample.picture)) for one in islice(mixture, 80)]
+    assert len(set(drawn)) == 80, "each picture at each budget once an epoch"
+    lengths = [length for _, length in drawn]
+    assert lengths != sorted(lengths), "mixed"
+    assert set(lengths) == {2, 4}
+    train(config, shards / "run", IMAGE_TOKENS, "cpu")

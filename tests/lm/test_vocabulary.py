@@ -4,7 +4,17 @@ import torch
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pictish.lm.vocabulary import BEGIN, END, MASK, Vocabulary, code_string, text_ids, vocabulary_of, widen
+from pictish.lm.vocabulary import (
+    BEGIN,
+    END,
+    MASK,
+    Vocabulary,
+    code_string,
+    skip_string,
+    text_ids,
+    vocabulary_of,
+    widen,
+)
 from tests.lm.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 
 SIZE = len(tiny_tokenizer())
@@ -28,6 +38,26 @@ def test_lavits_ids():
     )
     ours = Vocabulary(32000, 16384)
     assert (ours.mask, ours.size) == (48386, 48387)
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_ranges_follow_each_other_and_skips_come_last(kind):
+    vocabulary = Vocabulary(10, 5, skips=3)
+    found = {name: (one.first, one.count) for name, one in vocabulary.ranges.items()}
+    assert found == {"text": (0, 10), "markers": (10, 2), "codes": (12, 5), "mask": (17, 1), "skips": (18, 3)}
+    assert (vocabulary.cells, vocabulary.size, vocabulary.mask) == (4, 21, 17)
+    assert Vocabulary(10, 5).cells is None
+    skips = vocabulary.ranges["skips"]
+    ids = skips.ids_of(kind([1, 3]))
+    assert ids.tolist() == [18, 20]
+    assert skips.values_of(ids).tolist() == [1, 3]
+    assert skips.holds(kind([17, 18, 20, 21])).tolist() == [False, True, True, False]
+    assert not vocabulary.is_code(ids).any()
+    for wrong in (0, 4):
+        with pytest.raises(ValueError, match=f"^skips 1 to 3 were asked for, found {wrong}$"):
+            skips.ids_of(kind([wrong]))
+    with pytest.raises(ValueError, match=r"^ids 18 to 20 of skips were asked for, found 17$"):
+        skips.values_of(kind([17]))
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
@@ -58,7 +88,7 @@ def test_what_is_no_code_is_refused(kind):
     for wrong in (9, 10, 11, 17):
         with pytest.raises(ValueError, match=f"^ids 12 to 16 of codes were asked for, found {wrong}$"):
             vocabulary.codes_of(kind([12, wrong]))
-    with pytest.raises(ValueError, match="10 text ids and 0 codes; 0 and 1"):
+    with pytest.raises(ValueError, match="10 text ids, 0 codes and 0 skips; 0, 1 and 0"):
         Vocabulary(10, 0)
 
 
@@ -158,6 +188,22 @@ def test_without_a_mask_token():
     assert len(tokenizer) == vocabulary.size == SIZE + 2 + 16
 
 
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_a_widened_model_may_have_skips(has_mask, tmp_path):
+    model = tiny_model("llama", SIZE, dtype=torch.float32)
+    tokenizer, generator = tiny_tokenizer(), torch.Generator().manual_seed(3)
+    vocabulary = widen(model, tokenizer, 16, has_mask, cells=9, generator=generator)
+    assert (vocabulary.cells, vocabulary.skips, vocabulary.has_mask) == (9, 8, has_mask)
+    assert len(tokenizer) == model.get_input_embeddings().weight.shape[0] == vocabulary.size
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert vocabulary_of(loaded) == vocabulary
+    assert loaded.convert_ids_to_tokens(list(range(SIZE, vocabulary.size))) == list(vocabulary.strings)
+    assert max(text_ids(loaded, "a <skip-00003>")) < vocabulary.text
+    with pytest.raises(ValueError, match="a grid of 1 cells was given; 2 or more"):
+        widen(model, tiny_tokenizer(), 16, cells=1, generator=generator)
+
+
 @pytest.mark.parametrize("text", ["draw [IMG] now", "[IMG]<code-00003>[/IMG]", "[MASK]", "<eos><bos>", ""])
 def test_markers_a_user_types_stay_text(text, tmp_path):
     _, tokenizer, vocabulary = widened()
@@ -177,6 +223,8 @@ def test_tokenizers_that_are_not_widened_or_wrongly_so():
     wrong = {
         "are not in order": [BEGIN, END, code_string(1), code_string(0)],
         "from id 280 on are not": [BEGIN, code_string(0), END],
+        "picture tokens from id 280 on are": [BEGIN, END, code_string(0), skip_string(2), skip_string(1)],
+        "tokens from id 280 on are not": [BEGIN, END, code_string(0), skip_string(2)],
         "must be special": [AddedToken(token, special=False) for token in (BEGIN, END, code_string(0))],
         "knows no pictures": [BEGIN, END],
     }

@@ -91,12 +91,14 @@ def tiny_tokenizer(size: int = 280) -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_unified(architecture: str, features: int = 0, attention: str | None = None) -> UnifiedModel:
-    """A tiny model of 30 codes, with a projector where there are `features`."""
+def tiny_unified(
+    architecture: str, features: int = 0, attention: str | None = None, cells: int | None = None
+) -> UnifiedModel:
+    """A tiny model of 30 codes, with a projector where there are `features`, and skips where `cells`."""
     tokenizer = tiny_tokenizer()
     model = tiny_model(architecture, len(tokenizer), dtype=torch.float32, attention=attention)
-    widen(model, tokenizer, 30, generator=torch.Generator().manual_seed(0))
+    widen(model, tokenizer, 30, cells=cells, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         projector = Projector(features, model.get_input_embeddings().weight.shape[1]) if features else None
-    return UnifiedModel(model, tokenizer, ImageTokens("0" * 12, 30, 16, features), projector)
+    return UnifiedModel(model, tokenizer, ImageTokens("0" * 12, 30, 16, features, cells), projector)

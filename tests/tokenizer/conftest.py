@@ -10,7 +10,6 @@ from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.network import DynamicTokenizer
 from pictish.tokenizer.selector import ErrorSelector
 
-
 ORDERED = {
     "encoder": {
         "model": "test_efficientnet",

@@ -78,7 +78,9 @@ def test_codes_are_decoded_at_their_cells(tokenizer, pixels):
     assert torch.isfinite(features).all()
     for place, token in enumerate(tokens):
         assert torch.equal(tokenizer.reconstruct([token])[0], features[place])
-        assert torch.equal(tokenizer.reconstruct([with_cells(token, token.cells, size=(1, 2))])[0], features[place])
+        assert torch.equal(
+            tokenizer.reconstruct([with_cells(token, token.cells, size=(1, 2))])[0], features[place]
+        )
     short = next(token for token in tokens if len(token) < 16)
     free = next(cell for cell in range(16) if cell not in short.cells)
     moved = np.sort([free, *short.cells[1:]])
@@ -249,13 +251,25 @@ def test_a_full_size_vit_has_the_shape_of_the_base_config():
 def test_config_mistakes_are_named():
     encoder = ORDERED["encoder"]
     mistakes = [
-        ({**ORDERED, "encoder": {**encoder, "level_weights": [1.0]}}, "level_weights has 1 entries for 2 levels"),
+        (
+            {**ORDERED, "encoder": {**encoder, "level_weights": [1.0]}},
+            "level_weights has 1 entries for 2 levels",
+        ),
         ({"heads": 5}, "not a multiple of heads"),
-        ({"encoder": {"kind": "conv", "image_size": 30, "grid": 4}}, "image_size 30 is not a multiple of grid 4"),
-        ({"reconstructor": {"kind": "grid", "blocks": 1, "attention": 2}}, "attention 2 is more than blocks 1"),
+        (
+            {"encoder": {"kind": "conv", "image_size": 30, "grid": 4}},
+            "image_size 30 is not a multiple of grid 4",
+        ),
+        (
+            {"reconstructor": {"kind": "grid", "blocks": 1, "attention": 2}},
+            "attention 2 is more than blocks 1",
+        ),
         ({"selector": {"kind": "score"}}, "kind grid and a selector of kind error go together"),
         ({"reconstructor": {"kind": "sequence"}}, "kind grid and a selector of kind error go together"),
-        ({**ORDERED, "encoder": {"kind": "conv"}}, "an encoder of kind conv needs a reconstructor of kind grid"),
+        (
+            {**ORDERED, "encoder": {"kind": "conv"}},
+            "an encoder of kind conv needs a reconstructor of kind grid",
+        ),
     ]
     for changes, said in mistakes:
         with pytest.raises(ValueError, match=said):

@@ -83,7 +83,9 @@ def test_pixel_loss_of_known_pictures():
     assert (float(loss), float(mse)) == pytest.approx((0.5 + 2 * 0.25, 0.25))
     stripes = black.clone()
     stripes[..., ::2] = 1.0
-    assert float(pixel_loss(stripes, grey)[0]) == pytest.approx(0.5 + 2 * 0.25 + 0.5 * 1.0), "edges are missed"
+    assert float(pixel_loss(stripes, grey)[0]) == pytest.approx(0.5 + 2 * 0.25 + 0.5 * 1.0), (
+        "edges are missed"
+    )
 
 
 def test_errors_of_cells_are_those_of_their_pixels():

@@ -81,7 +81,9 @@ def test_the_level_holds_the_rate_of_a_batch_and_is_remembered():
     pixels = random_pixels(64, 32)
     with torch.no_grad():
         for step in range(60):
-            drawn = network(pixels, pixels[:, ::2, ::2], None, torch.Generator().manual_seed(step), False, 0.0)
+            drawn = network(
+                pixels, pixels[:, ::2, ::2], None, torch.Generator().manual_seed(step), False, 0.0
+            )
             assert float(drawn.keep_rate) == pytest.approx(0.25, abs=0.02)
     network.eval()
     logits = network.selector(network.embed(pixels))

@@ -176,7 +176,9 @@ def test_pictures_are_resized_by_areas_and_kept_where_they_fit():
     assert small.dtype == torch.uint8
     means = pixels.view(3, 16, 2, 16, 2, 3).float().mean(dim=(2, 4))
     assert (small.float() - means).abs().max() <= 0.5
-    assert torch.equal(resized(torch.full((1, 8, 8, 3), 77, dtype=torch.uint8), 20).unique(), torch.tensor([77]))
+    assert torch.equal(
+        resized(torch.full((1, 8, 8, 3), 77, dtype=torch.uint8), 20).unique(), torch.tensor([77])
+    )
 
 
 def test_flat_pictures_replace_a_fraction_whatever_the_processes():

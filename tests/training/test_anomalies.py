@@ -19,8 +19,8 @@ from pictish.lm import config as lm_config
 from pictish.lm import train as lm_loop
 from pictish.lm.model import ImageTokens
 from pictish.tokenizer import config as tokenizer_config
+from pictish.tokenizer import network as tokenizer_network
 from pictish.tokenizer import train as tokenizer_loop
-from pictish.tokenizer.cache import FeatureCache
 from pictish.tokenizer.dynamic import save_tokenizer
 from pictish.training.watch import Anomaly
 from tests.lm.pictures import CODES, FINGERPRINT, pair_shard
@@ -89,28 +89,30 @@ SAMPLE = {"tokenizer": "train.tar", "decoder": "train.tar", "lm": "pairs.tar"}
 
 
 def sicken(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    """Make what step BAD reads, or what it computes of it, no number."""
-    batch, backward = FeatureCache.batch, lm_loop.backward
-    done = []
-
-    def sick_batch(self, step, size, seed, share):
-        raw, pictures = batch(self, step, size, seed, share)
-        return (raw * float("nan") if (step, seed) == (BAD - 1, 0) else raw), pictures
-
-    def sick_backward(*arguments):
-        losses = backward(*arguments)
-        return losses._replace(total=losses.total * float("nan")) if done[-1] == BAD - 1 else losses
+    """Make the pictures that step BAD is trained on, or its loss, no number."""
+    loop = {"tokenizer": tokenizer_loop, "decoder": decoder_loop, "lm": lm_loop}[part]
+    original, steps = loop.seeded, []
 
     def seeded(seed, step):
-        done.append(step)
+        steps.append(step)
         return original(seed, step)
 
+    def factor() -> float:
+        return float("nan") if steps and steps[-1] == BAD - 1 else 1.0
+
+    monkeypatch.setattr(loop, "seeded", seeded)
     if part == "lm":
-        original = lm_loop.seeded
-        monkeypatch.setattr(lm_loop, "seeded", seeded)
+        backward = lm_loop.backward
+
+        def sick_backward(*arguments):
+            losses = backward(*arguments)
+            return losses._replace(total=losses.total * factor())
+
         monkeypatch.setattr(lm_loop, "backward", sick_backward)
     else:
-        monkeypatch.setattr(FeatureCache, "batch", sick_batch)
+        reader = tokenizer_network if part == "tokenizer" else decoder_loop
+        maps = reader.as_maps
+        monkeypatch.setattr(reader, "as_maps", lambda pixels: maps(pixels) * factor())
 
 
 def lines(run: Path) -> list[dict]:

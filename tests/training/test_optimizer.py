@@ -2,8 +2,11 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from pictish.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from pictish.training.optimizer import adamw, muon, parameter_names
@@ -114,6 +117,17 @@ def test_muon_goes_on_exactly_from_its_checkpoint():
     load_optimizer_tensors(resumed, names, tensors)
     run(other, accelerate.prepare(resumed), range(3, 6))
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_muon_refuses_matrices_in_shards():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        named = [("hidden.weight", nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)])))]
+        with pytest.raises(ValueError, match="optimizer muon: an update needs a whole matrix"):
+            muon(named, 1e-3, 0.1, matrices={"hidden.weight"})
+    finally:
+        dist.destroy_process_group()
 
 
 def test_muon_without_matrices_is_adamw():

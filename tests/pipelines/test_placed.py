@@ -1,0 +1,87 @@
+"""A model whose tokenizer places codes: from words to tokens on cells, to files, and back into prompts."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pictish.commands.train_lm import image_tokens_of, looking
+from pictish.data.images import png_bytes
+from pictish.data.loader import ImageBytes
+from pictish.data.tokens import TokenizedImage
+from pictish.lm.autoregressive import embed_ids
+from pictish.lm.model import UnifiedModel
+from pictish.lm.sequence import picture_ids
+from pictish.lm.vocabulary import widen
+from pictish.pipelines.describe import Describe
+from pictish.pipelines.language import Language
+from pictish.pipelines.text_to_image import TextToImage
+from pictish.tokenizer.dynamic import Tokenizer
+from tests.lm.tiny import tiny_model, tiny_tokenizer
+from tests.shards import told_picture
+from tests.tokenizer.conftest import tiny_network
+
+
+@pytest.fixture
+def tokenizer(monkeypatch) -> Tokenizer:
+    """A tiny tokenizer that says that it places codes."""
+    monkeypatch.setattr(Tokenizer, "places_codes", True)
+    return Tokenizer(tiny_network(), "0123456789ab")
+
+
+@pytest.fixture
+def language(tokenizer) -> Language:
+    return Language(tokenizer, speaking(tokenizer, tokenizer.cells))
+
+
+def speaking(tokenizer: Tokenizer, cells: int | None) -> UnifiedModel:
+    text = tiny_tokenizer()
+    model = tiny_model("llama", len(text), dtype=torch.float32)
+    model.config.max_position_embeddings = 512
+    generator = torch.Generator().manual_seed(0)
+    widen(model, text, tokenizer.codebook_size, cells=cells, generator=generator)
+    return UnifiedModel(model, text, image_tokens_of(tokenizer), None)
+
+
+def seeded(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
+
+
+def test_drawn_pictures_have_cells(language):
+    drawer = TextToImage(language, None)
+    most = language.tokenizer.cells
+    for least, allowed in ((None, None), (3, 3), (most, None), (1, 2)):
+        drawn = drawer.tokens([["a red apple"]] * 4, seeded(4), min_tokens=least, max_tokens=allowed)
+        for tokens in drawn:
+            assert tokens.cells is not None
+            assert (least or 1) <= len(tokens) <= (allowed or most)
+            assert all(a < b for a, b in itertools.pairwise((-1, *tokens.cells, most)))
+            assert TokenizedImage.from_bytes(tokens.to_bytes()) == tokens
+    with pytest.raises(ValueError, match=f"a picture of this model has 1 to {most}"):
+        drawer.tokens([["a"]], seeded(1), max_tokens=most + 1)
+
+
+def test_a_picture_in_a_prompt_says_where_its_codes_lie(language, monkeypatch):
+    picture = told_picture("red", "disc", 60)
+    tokens = replace(language.tokenizer.tokenize([picture], budget=3)[0], cells=np.array([2, 3, 7]))
+    monkeypatch.setattr(language.tokenizer, "tokenize", lambda pictures: [tokens for _ in pictures])
+    ids = picture_ids(tokens.ids, tokens.cells, language.model.vocabulary)
+    assert len(ids) == 3 + 2 + 2, "two skips"
+    embedded = embed_ids(language.model.language, ids.tolist())
+    assert torch.equal(language.prompt([picture], draw=False).full, embedded)
+    assert torch.equal(language.prompt([picture, "blue"], draw=True).image_only[:-1], embedded)
+    assert Describe(language)(picture), "text alone follows"
+
+
+def test_raw_pictures_are_seen_with_their_cells(tokenizer):
+    (seen,) = looking(tokenizer)([ImageBytes(png_bytes(told_picture("red", "disc", 60)), "a.png")])
+    assert len(seen.codes) == len(seen.cells) == len(seen.features)
+
+
+def test_parts_that_do_not_agree_on_cells_are_refused(tokenizer, monkeypatch):
+    model = speaking(tokenizer, tokenizer.cells)
+    monkeypatch.setattr(Tokenizer, "places_codes", False)
+    with pytest.raises(ValueError, match="only one reads where codes lie"):
+        Language(tokenizer, model)

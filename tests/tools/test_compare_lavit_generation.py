@@ -1,0 +1,100 @@
+"""A recording whose prompt is longer than a picture has cells: the official limit is the prompt's length."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from pictish.lm.autoregressive import Guidance
+from pictish.lm.sampling import Sampling
+from pictish.pipelines.language import Language
+from pictish.pipelines.text_to_image import TextToImage
+from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
+from tests.commands.test_generate import speaking_model
+from tests.shards import told_picture
+from tests.tokenizer.conftest import tiny_network
+from tools.compare_lavit_generation import _image_ids
+
+CELLS = 16
+LONG, SHORT = "a red apple on a table and two green pears in front of a small blue house", "a"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("speaking")
+    save_tokenizer(folder / "tokenizer", tiny_network())
+    speaking_model(Tokenizer.from_folder(folder)).save(folder / "lm", dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def language(folder) -> Language:
+    language = Language.from_folder(folder)
+    assert language.model.image_tokens.most == CELLS
+    return language
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    return told_picture("red", "disc", 60).convert("RGB")
+
+
+def length_of(language: Language, said: list) -> int:
+    """Ids of a prompt, without the [IMG] behind it."""
+    return len(language.prompt(said, draw=True, bare=True).full) - 1
+
+
+def recorded(most: int) -> dict:
+    settings = {"do_sample": False, "temperature": 1, "top_k": 50, "top_p": 1.0, "guidance_scale": 5.0}
+    return {"note": "", "settings": {**settings, "min_new_tokens": 4, "max_new_tokens": most}}
+
+
+def test_the_room_is_that_of_the_prompt_or_of_a_picture(language, picture, monkeypatch):
+    limits = []
+    original = TextToImage._draw
+
+    def noted(self, prompts, generators, least, most, usual, **how):
+        limits.append((least, most))
+        return original(self, prompts, generators, least, most, usual, **how)
+
+    monkeypatch.setattr(TextToImage, "_draw", noted)
+    drawer = TextToImage(language, None)
+    short = length_of(language, [picture, SHORT])
+    assert short < CELLS < length_of(language, [picture, LONG])
+    for words, asked in ((LONG, 260), (SHORT, 260), (SHORT, None), (LONG, None)):
+        said = [[picture, words]]
+        (drawn,) = drawer.tokens(
+            said, torch.Generator(), min_tokens=4, max_tokens=asked, official_quirks=True
+        )
+        assert 1 <= len(drawn) <= CELLS
+    assert limits == [(4, CELLS), (4, short), (4, short), (4, CELLS)]
+    for quirks, said in ((False, [picture, LONG]), (True, [LONG])):  # words alone have no quirk
+        with pytest.raises(
+            ValueError, match="4 to 260 tokens asked for; a picture of this model has 1 to 16"
+        ):
+            drawer.tokens([said], torch.Generator(), min_tokens=4, max_tokens=260, official_quirks=quirks)
+
+
+def test_the_tool_takes_such_a_recording(folder, language, picture):
+    said = [picture, LONG]
+    most = length_of(language, said)
+    (drawn,) = TextToImage(language, None).tokens(
+        [said],
+        torch.Generator(),
+        sampling=Sampling(0.0),
+        guidance=Guidance(5.0, 5.0),
+        min_tokens=4,
+        official_quirks=True,
+    )
+    assert len(drawn) == CELLS, "it goes on as long as it may"
+    vocabulary = language.model.vocabulary
+    row = [vocabulary.begin, *vocabulary.ids_of(drawn.ids).tolist()]
+    row += [vocabulary.first_code] * (most - CELLS)  # and the official code up to the prompt's length
+    run = SimpleNamespace(folder=folder, expected={"llm.x.sequences": torch.tensor([row])})
+    found = _image_ids(run, "x", [said], recorded(most), quirks=True)
+    assert (found.right, found.equal) == (True, "1 of 1 rows")
+    row[3] += 1 if row[3] == vocabulary.first_code else -1
+    run.expected["llm.x.sequences"] = torch.tensor([row])
+    assert not _image_ids(run, "x", [said], recorded(most), quirks=True).right
