@@ -53,14 +53,14 @@ def train(
     tokenizer, the data nor this machine, and for the next step that goes wrong; Stopped, with the run saved,
     when asked to.
     """
+    if fsdp and isinstance(config.model, DiffusionConfig) and isinstance(config.model.noise, MeanFlowNoise):
+        raise ValueError("--fsdp: noise of kind meanflow needs the weights whole; leave it away")
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
     tokenizer = Tokenizer.from_folder(config.tokenizer, accelerate.device)
     sides = tokenizer.image_size, _side(config, tokenizer)
     torch.manual_seed(config.seed)
     network = build(config, tokenizer).to(accelerate.device)  # first: it refuses what does not fit at once
-    if fsdp and isinstance(config.model, DiffusionConfig) and isinstance(config.model.noise, MeanFlowNoise):
-        raise ValueError("--fsdp: noise of kind meanflow needs the weights whole; leave it away")
     share = Share.of(accelerate)
     share.rows(config.batch_size)  # refused now where it cannot be shared out
     main = accelerate.is_main_process
