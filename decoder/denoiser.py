@@ -85,8 +85,8 @@ class Denoiser(nn.Module):
             }
         elif isinstance(self.config.denoiser, TransformerConfig):
             # PixArt's two sizes and aspect ratio: three embeddings beside the time's, here of the length
-            sizes, ratio = (None, None) if lengths is None else (lengths[:, None].expand(-1, 2), lengths)
-            said["added_cond_kwargs"] = {"resolution": sizes, "aspect_ratio": ratio}
+            twice = None if lengths is None else lengths[:, None].expand(-1, 2)
+            said["added_cond_kwargs"] = {"resolution": twice, "aspect_ratio": lengths}
         if lengths is not None and isinstance(self.config.denoiser, UNetConfig):
             said["class_labels"] = lengths  # embedded as times are, by class_embed_type
         seen = torch.cat(beside, dim=1)

@@ -15,6 +15,8 @@ from pictish.decoder.meanflow import SCALE, average_velocity, derivative, draw, 
 from pictish.decoder.objective import Batch, diffusion_losses
 from pictish.decoder.pixel import Decoder, Source
 from pictish.decoder.train import train
+from pictish.evaluation.decoder import STEPS, DecoderEvaluation
+from pictish.pipelines.reconstruct import Drawing
 from pictish.tokenizer.config import EncoderConfig
 from pictish.tokenizer.encoder import Encoder
 from tests.decoder.tiny import TRANSFORMER, UNET, config, decoder_of, told_of
@@ -205,6 +207,14 @@ def test_a_folder_has_no_scheduler_and_takes_none(tokenizer, tokens, settings, t
     assert torch.equal(again, decoder.decode(tokens[:1], seeded(0)))
     with pytest.raises(ValueError, match="DDIMScheduler: noise of kind meanflow is sampled without"):
         decoder.decode(tokens[:1], seeded(0), scheduler="DDIMScheduler")
+
+
+def test_an_evaluation_goes_through_steps_without_schedulers(tokenizer, settings):
+    decoder = Decoder(decoder_of(tokenizer, settings()), tokenizer, "0" * 12)
+    ways = DecoderEvaluation(decoder, None, None, Drawing(), seed=0).curve_ways()
+    assert list(ways) == [("meanflow", steps) for steps in STEPS]
+    with pytest.raises(ValueError, match="scheduler DDIMScheduler: noise of kind meanflow"):
+        DecoderEvaluation(decoder, None, None, Drawing(scheduler="DDIMScheduler"), seed=0)
 
 
 def test_what_does_not_fit_is_refused(tokenizer, tmp_path):
