@@ -8,7 +8,7 @@ Legend: B rows, L tokens, D width of the language model, M embedded features, F 
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -40,6 +40,7 @@ from pictish.data.model_folder import (
     whole_folder,
 )
 from pictish.lm.alignment import Alignment
+from pictish.lm.captions import CAPTIONS, to_bytes
 from pictish.lm.config import DefaultsConfig, NewModel, PretrainedModel
 from pictish.lm.packing import Packed, attention_mask, pack
 from pictish.lm.sequence import Document
@@ -181,8 +182,18 @@ class UnifiedModel(nn.Module):
             )
         return model.to(device=device).eval()
 
-    def save(self, folder: Path, *, dtype: torch.dtype = torch.float16, overwrite: bool = False) -> None:
-        """Write a model folder as a whole, weights as `dtype`; LoRA adapters become part of them."""
+    def save(
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype = torch.float16,
+        overwrite: bool = False,
+        captions: Sequence[str] = (),
+    ) -> None:
+        """Write a model folder as a whole, weights as `dtype`; LoRA adapters become part of them.
+
+        `captions` are those of the training data, as `known_captions` gives them.
+        """
         from safetensors.torch import save_file
 
         projector: bool | Literal["linear"] = self.projector is not None
@@ -197,6 +208,8 @@ class UnifiedModel(nn.Module):
                 plain.to(dtype).save_pretrained(temp, max_shard_size="1TB")
             self.text_tokenizer.save_pretrained(temp)
             (temp / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+            if captions:
+                (temp / CAPTIONS).write_bytes(to_bytes(captions))
             if self.projector is not None:
                 weights = {n: t.detach().cpu().contiguous() for n, t in self.projector.state_dict().items()}
                 save_file(weights, temp / PROJECTOR)
@@ -428,5 +441,5 @@ def _quietly() -> Iterator[None]:
 
 def _belongs(name: str) -> bool:
     """Whether a file is part of a saved language model."""
-    ours = {CONFIG, PROJECTOR, SHARDS, "config.json", "generation_config.json", "model.safetensors"}
+    ours = {CONFIG, PROJECTOR, CAPTIONS, SHARDS, "config.json", "generation_config.json", "model.safetensors"}
     return name in ours or name.startswith((*TEXT_FILES, "model-0"))

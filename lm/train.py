@@ -23,6 +23,7 @@ from torch import Tensor
 from pictish.data.files import one_line
 from pictish.data.interrupt import Stopped, asked, in_units
 from pictish.data.mixture import Mixture, Report
+from pictish.lm.captions import known_captions
 from pictish.lm.config import TrainConfig
 from pictish.lm.documents import Look, Maker, sources_of
 from pictish.lm.model import ImageTokens, Output, UnifiedModel, check_packing, codes_in_words
@@ -225,7 +226,8 @@ def train(
     with average.applied():
         finished = whole(model, skeleton, accelerate, "cpu")
         if finished is not None:
-            finished.save(run / "model", dtype=getattr(torch, config.stored_as), overwrite=True)
+            dtype, captions = getattr(torch, config.stored_as), _captions_or_warn(config, run)
+            finished.save(run / "model", dtype=dtype, overwrite=True, captions=captions)
     return run / "model"
 
 
@@ -277,6 +279,16 @@ def _show_or_warn(show: Show, model: UnifiedModel, step: int) -> None:
         logger.warning("no samples of step %d: %s", step, one_line(error))
     finally:
         model.train()
+
+
+def _captions_or_warn(config: TrainConfig, run: Path) -> list[str]:
+    """Captions that the model was trained to draw; none, with a warning, where they cannot be read again."""
+    drawn = {name: source for name, source in config.data.train.items() if source.caption < 1}
+    try:
+        return known_captions(sources_of(drawn, {}), config.seed, run / "cache")
+    except (ValueError, OSError) as error:
+        logger.warning("the model is saved without its training captions: %s", one_line(error))
+        return []
 
 
 @dataclass

@@ -7,7 +7,7 @@ import pytest
 
 from pictish.cli import COMMANDS, GROUPS
 from tests.test_help import ask
-from tests.tree import ROOT, modules
+from tests.tree import ROOT, ROOT_PARTS, modules
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ACKNOWLEDGEMENTS.md"]
 DOCUMENTS += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
@@ -103,10 +103,20 @@ def test_the_readme_is_short_and_names_what_matters():
     assert all((ROOT / file).is_file() for file in files)
 
 
-def test_the_tree_of_the_readme_is_the_tree():
-    block = text_of("README.md").split("## The tree")[1].split("```")[1]
+def tree_of(document: str) -> list[str]:
+    """Files and folders that the tree of a document names, all of which exist."""
+    block = text_of(document).split("## The tree")[1].split("```")[1]
     entries = [line.split()[0] for line in block.strip().splitlines()]
     assert [entry for entry in entries if not (ROOT / entry).exists()] == []
+    return entries
+
+
+def test_the_tree_of_the_readme_names_every_part():
+    assert {f"{part}/" for part in ROOT_PARTS} <= set(tree_of("README.md"))
+
+
+def test_the_tree_of_the_architecture_is_the_tree():
+    entries = tree_of("docs/architecture.md")
     files = [
         path.relative_to(ROOT).as_posix() for path in modules().values() if not path.name.startswith("__")
     ]

@@ -114,7 +114,9 @@ class Tokenizer:
                 f"{source}: trained on encoder weights {stored.config['encoder_sha256'][:12]}, "
                 f"found {network.encoder.sha256[:12]}; install the encoder package it names"
             )
-        load_strictly(network, stored.tensors, source)
+        # a head of training only, which tokenizers from before codes had cells still hold
+        tensors = {name: tensor for name, tensor in stored.tensors.items() if not name.startswith("alone.")}
+        load_strictly(network, tensors, source)
         tokenizer = cls(network, stored.fingerprint, device)
         beside = path.parent / UNDERSTANDING
         tokenizer._understanding = beside if (beside / CONFIG).is_file() else None

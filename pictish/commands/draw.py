@@ -141,6 +141,8 @@ def carry_out(
     models = _models(ctx.params["model"], reconstructor, drawing)
     if origin:
         _check_models(models, origin, first)
+    if drawer is not None and first.command == "generate" and not (first.pictures or files.quiet):
+        hint_at_far_prompts(drawer, [request.prompt for _, request in jobs if request.prompt is not None])
     drawn = []
     with in_units("batch"):
         for start in range(0, len(jobs), ctx.params["batch_size"]):
@@ -170,6 +172,23 @@ def carry_out(
             drawn += pictures if files.grid else []
     if files.grid:
         files.store_grid(drawn, ctx.params["count"])
+
+
+def hint_at_far_prompts(drawer: "TextToImage", prompts: "Sequence[str]") -> None:
+    """Print a line on stderr for each prompt that is far from all training captions; raises nothing."""
+    from pictish.data.files import one_line, printable
+
+    try:
+        found = drawer.nearest_captions(list(dict.fromkeys(prompts)))
+    except Exception as error:  # a hint is no reason not to draw
+        print(f"pictish: prompts are not compared with training captions: {one_line(error)}", file=sys.stderr)
+        return
+    for one in found:
+        if one.far:
+            names = ", ".join(f'"{near.caption}"' for near in one.captions)
+            are = "nearest is" if len(one.captions) == 1 else "nearest are"
+            line = f'No training caption is close to "{printable(one.prompt)}": the {are} {names}.'
+            print(line, file=sys.stderr)
 
 
 def _decoder_of(steps: int | None, lowres: bool) -> str:

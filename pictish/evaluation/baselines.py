@@ -33,7 +33,7 @@ def computed_cells(grid: tuple[int, int], number: int, pixels: np.ndarray) -> np
     rows, columns = grid
     assert 1 <= number <= rows * columns, (number, grid)
     patches = pixels.astype(np.float64) / 255
-    patches = patches.reshape(rows, len(pixels) // rows, columns, len(pixels) // columns, 3)
+    patches = patches.reshape(rows, pixels.shape[0] // rows, columns, pixels.shape[1] // columns, 3)
     means = patches.mean(axis=(1, 3))  # (G, G, 3)
     variances = patches.var(axis=(1, 3)).mean(axis=-1)
     around = np.pad(means, ((1, 1), (1, 1), (0, 0)), mode="edge")

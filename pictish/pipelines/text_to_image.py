@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from pictish.data.model_folder import locate_model
 from pictish.data.tokens import TokenizedImage
+from pictish.lm.captions import CAPTIONS, read_captions
 from pictish.lm.config import DrawingConfig
 from pictish.pipelines.language import Language, Precision, Said
 from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
@@ -18,13 +20,17 @@ if TYPE_CHECKING:
     from pictish.lm.autoregressive import Guidance, Prompt
     from pictish.lm.grammar import Piece
     from pictish.lm.sampling import Sampling
+    from pictish.pipelines.nearest import Nearest
 
 
 class TextToImage:
     """Draws what a prompt says: `TextToImage.from_folder("starter")("a red apple", generator=...)`."""
 
-    def __init__(self, language: Language, reconstructor: Reconstructor) -> None:
+    def __init__(
+        self, language: Language, reconstructor: Reconstructor, captions: Path | None = None
+    ) -> None:
         self.language, self.reconstructor = language, reconstructor
+        self.captions = captions  # captions.json of the language model; read when it is asked for
 
     @classmethod
     def from_folder(
@@ -45,7 +51,7 @@ class TextToImage:
         reconstructor = Reconstructor.from_folder(
             folder, device, language.tokenizer, steps=steps, lowres=lowres, precision=precision
         )
-        return cls(language, reconstructor)
+        return cls(language, reconstructor, locate_model(folder, "lm") / CAPTIONS)
 
     @property
     def usual(self) -> DrawingConfig:
@@ -66,6 +72,18 @@ class TextToImage:
         tokens = self.tokens([said], [generator])
         noise = torch.Generator().manual_seed(generator.initial_seed())
         return self.reconstructor(tokens, size, generators=[noise])[0]
+
+    def nearest_captions(self, prompts: Sequence[str], count: int = 3) -> "list[Nearest]":
+        """The training captions nearest to each prompt, with scores; `Nearest.far` says when none is near.
+
+        By meaning where `pictish[search]` is installed and no caption has all words of it; else by words.
+        Without a captions.json in the model's folder no prompt has any. ValueError for one that is damaged.
+        """
+        from pictish.pipelines.nearest import nearest_captions
+        from pictish.pipelines.sentences import embedded
+
+        known = [] if self.captions is None else read_captions(self.captions)
+        return nearest_captions(prompts, known, count, embedded)
 
     def tokens(
         self,

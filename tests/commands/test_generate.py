@@ -21,6 +21,7 @@ from pictish.decoder.config import PreviewConfig
 from pictish.decoder.diffusion import save_diffusion
 from pictish.decoder.preview import build_preview, save_preview
 from pictish.decoder.upscaler import save_upscaler
+from pictish.lm.captions import CAPTIONS, to_bytes
 from pictish.lm.config import DrawingConfig
 from pictish.lm.model import ImageTokens, UnifiedModel
 from pictish.lm.vocabulary import widen
@@ -39,8 +40,10 @@ def speaking_model(tokenizer: Tokenizer, seed: int = 0) -> UnifiedModel:
     """A tiny Llama that writes the codes of `tokenizer`."""
     text = tiny_tokenizer()
     language = tiny_model("llama", len(text), seed=seed, dtype=torch.float32)
-    widen(language, text, tokenizer.codebook_size, generator=torch.Generator().manual_seed(seed))
-    image_tokens = ImageTokens(tokenizer.fingerprint, tokenizer.codebook_size, tokenizer.cells, 32)
+    cells = tokenizer.cells if tokenizer.places_codes else None
+    chance = torch.Generator().manual_seed(seed)
+    widen(language, text, tokenizer.codebook_size, cells=cells, generator=chance)
+    image_tokens = ImageTokens(tokenizer.fingerprint, tokenizer.codebook_size, tokenizer.cells, 32, cells)
     return UnifiedModel(language, text, image_tokens, None)
 
 
@@ -173,6 +176,37 @@ def test_like_with_changed_options_draws_other_tokens(draw, tmp_path):
     assert only(tmp_path / "words").name == "the-sun-noto-style-4.png"
     assert draw("direct", PROMPTS[2], "--style", "noto", "--guidance", "3", "--seed", "4") == 0
     assert only(tmp_path / "direct").read_bytes() == only(tmp_path / "words").read_bytes()
+
+
+@pytest.fixture
+def known(model, monkeypatch):
+    """The model's folder with a captions.json, without the extra that knows meanings."""
+    from pictish.pipelines import sentences
+
+    monkeypatch.setattr(sentences, "installed", lambda: None)
+    path = model / "lm" / CAPTIONS
+    path.write_bytes(to_bytes(["a dog", "a red apple", "grinning cat", "two pears"]))
+    yield path
+    path.unlink()
+
+
+def test_a_prompt_far_from_all_training_captions_is_pointed_out(draw, known, tmp_path, source):
+    assert draw("out", "a quantum flux", "red apples", "--count", "2") == 0
+    (line,) = draw.err.splitlines()
+    assert line.startswith('No training caption is close to "a quantum flux": the nearest are "')
+    assert line.count('", "') == 2
+    path = tmp_path / "out" / "a-quantum-flux-0.png"
+    assert draw("quiet", "a quantum flux", "--quiet") == 0
+    assert draw.err == ""
+    assert draw("again", "--like", path) == 0  # nothing is asked of the words
+    assert draw.err == ""
+    assert draw("pictures", "a quantum flux", "--image", source) == 0
+    assert draw.err == ""
+    known.write_bytes(b"{}")
+    assert draw("damaged", "a quantum flux") == 0
+    assert draw.err.count("\n") == 1
+    assert f"{known}: damaged" in draw.err
+    assert only(tmp_path / "damaged").read_bytes() == only(tmp_path / "quiet").read_bytes()
 
 
 def test_a_style_is_said_behind_the_words(draw, tmp_path, refused):

@@ -132,11 +132,12 @@ def test_times_are_drawn_as_asked():
 )
 def test_an_objective_that_does_not_fit_the_noise_is_refused(kind, objective, refusal):
     from pictish.decoder.config import TrainConfig
-    from tests.decoder.tiny import config
+    from tests.decoder.tiny import TEACHER, config
 
     raw = {
         "model": config(noise={"kind": kind}).model_dump(mode="json"),
         "objective": objective,
+        "teacher": TEACHER,
         "data": {"train": ["a.tar"], "validation": ["b.tar"]},
         "steps": 1,
         "warmup": 0,

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from pictish.data.images import png_bytes
+from pictish.data.tokens import TokenizedImage
 from pictish.evaluation.codebook import CODES, EXAMPLES, CodeExamples, draw_codes, gather_codes
 from pictish.evaluation.drawing import (
     ACCENT,
@@ -136,13 +137,10 @@ def test_code_sheet_shows_patches_that_have_the_code(tmp_path):
 
 
 def test_code_examples_are_a_bounded_uniform_sample():
-    class Token:
-        tokenizer, codebook_size, size = "0123456789ab", 64, (4, 4)
-        ids, cells = np.array([7]), np.array([3])
-
+    token = TokenizedImage(np.array([7]), np.array([3]), (4, 4), (4, 4), "0123456789ab", 64)
     examples = CodeExamples(64, "0123456789ab", (4, 4))
     for index in range(5000):
-        examples.add(index, Token())
+        examples.add(index, token)
     assert examples.statistics.counts[7] == 5000
     (uses,) = examples.uses.values()
     assert len(uses) == len(set(uses)) == EXAMPLES

@@ -55,6 +55,7 @@ def spread_scores(network: DynamicTokenizer, pictures: torch.Tensor) -> None:
     outputs = network.selector.outputs(network.embed(pictures))
     last.weight.mul_(1.5 / outputs.std(dim=(0, 1))[:, None])
     last.bias.zero_()
+    last.bias.sub_(network.selector.outputs(network.embed(pictures)).mean(dim=(0, 1)))
     if isinstance(network.selector, ErrorSelector):
         last.weight[1].zero_()  # a kept patch has no error to speak of
         last.bias[1] = -6.0

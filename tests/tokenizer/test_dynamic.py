@@ -92,7 +92,7 @@ def test_codes_lie_at_their_cells_and_nothing_lies_on_dropped_ones(tokenizer, pi
     vectors, real = tokenizer.code_vectors(tokens)
     for token, row, kept in zip(tokens, vectors, real, strict=True):
         assert kept.nonzero().flatten().tolist() == token.cells.tolist()
-        assert torch.equal(row[kept], tokenizer.network.quantizer.decode(torch.from_numpy(token.ids)))
+        assert torch.equal(row[kept], tokenizer.network.quantizer.decode(torch.tensor(token.ids)))
     # what stands on a dropped cell is not read
     network = tokenizer.network
     noise = torch.where(real[..., None], vectors, torch.randn(vectors.shape))

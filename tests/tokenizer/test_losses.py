@@ -24,24 +24,34 @@ def teacher() -> Teacher:
 
 
 def test_a_teachers_features_are_standardised_by_what_it_was_fit_to(teacher):
-    seen = teacher(as_maps(random_pixels(40, 16)))
-    assert seen.features.shape == (40, 16, teacher.encoder.features)
-    channels = seen.features.flatten(0, 1)
+    features = teacher.features(as_maps(random_pixels(40, 16)))
+    assert features.shape == (40, 16, teacher.encoder.features)
+    assert not features.requires_grad
+    channels = features.flatten(0, 1)
     assert channels.mean(dim=0).abs().max() < 1e-3
     levels = channels.square().mean(dim=0).split(teacher.encoder.groups)
     shares = torch.stack([level.sum() for level in levels])
     assert torch.allclose(shares / shares.sum(), torch.tensor([0.5, 0.5]), atol=0.05)
-    assert len(seen.levels) > 2, "pictures are compared at every depth"
-    assert not seen.features.requires_grad
 
 
-def test_a_teachers_maps_pass_a_gradient_on_to_pictures_and_to_nothing_else(teacher):
-    pictures = as_maps(random_pixels(2, 16)).requires_grad_()
-    seen = teacher(pictures.detach().flip(0))
-    map_distances(teacher.levels(pictures), seen.levels).mean().backward()
+def test_a_teachers_distance_passes_a_gradient_on_to_pictures_and_to_nothing_else(teacher):
+    originals = as_maps(random_pixels(2, 16))
+    pictures = originals.flip(0).requires_grad_()
+    distance = teacher.distance(pictures, originals, (1, 3))
+    distance.backward()
     assert pictures.grad.abs().sum() > 0
+    assert originals.grad is None
     assert not list(teacher.encoder.parameters())
-    assert map_distances(seen.levels, seen.levels).abs().max() < 1e-5
+    assert float(teacher.distance(originals, originals, (2, 0))) < 1e-5
+    assert len(teacher.levels(originals)) > 2, "pictures are compared at every depth"
+
+
+def test_a_shifted_distance_is_that_of_shifted_pictures(teacher):
+    one, other = as_maps(random_pixels(2, 16)), as_maps(random_pixels(2, 16, seed=5))
+    moved = (each.roll((3, 1), dims=(2, 3)) for each in (one, other))
+    expected = map_distances(*(teacher.levels(each) for each in moved)).mean()
+    assert float(teacher.distance(one, other, (3, 1))) == pytest.approx(float(expected), rel=1e-5)
+    assert float(teacher.distance(one, other, (0, 0))) != pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25])
@@ -73,7 +83,7 @@ def test_a_teacher_adds_to_the_loss_by_its_weights(teacher):
     assert taught.features > 0.5
     assert taught.perceptual > 0
     added = teacher.config.features * taught.features + teacher.config.perceptual * taught.perceptual
-    assert float(taught.total) == pytest.approx(float(plain.total + added), rel=1e-4)
+    assert taught.total.item() == pytest.approx((plain.total + added).item(), rel=1e-4)
 
 
 def test_pixel_loss_of_known_pictures():

@@ -15,11 +15,10 @@ from pictish.tokenizer.conv import as_maps
 from pictish.tokenizer.dynamic import Tokenizer
 from pictish.tokenizer.train import code_numbers, train, with_flat
 from pictish.training.share import ALONE, Share
-from tests.shards import drawn_picture, write_shard
+from tests.shards import write_shard
 from tests.tokenizer.conftest import ORDERED, random_pixels
 
 QUIET = {"views": 1, "limit": None, "workers": 0, "seed": 0, "report": lambda done, count: None}
-FLAT = ((255, 0, 0), (250, 250, 250), (10, 20, 30), (0, 120, 255), (255, 220, 0), (90, 60, 40))
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +83,6 @@ def test_the_saved_model_keeps_its_rate_and_knows_what_codes_give(shards, tmp_pa
     asked = psnr(budget=4)
     assert psnr(quality=asked) == pytest.approx(asked, abs=1.5)
     assert sum(lengths(quality=asked + 1)) >= sum(lengths(quality=asked))
-
-
-def test_a_flat_picture_takes_fewer_codes_than_a_drawn_one(shards, tmp_path):
-    folder = train(config(shards, "data.flat=0.3", "model.selector.rate=0.4"), tmp_path, "cpu")
-    tokenizer = Tokenizer.from_folder(folder)
-    flat = [np.full((32, 32, 3), colour, np.uint8) for colour in FLAT]
-    drawn = [np.asarray(drawn_picture(seed).convert("RGB")) for seed in range(len(FLAT))]
-    target = 18.0
-    few, many = (sum(map(len, tokenizer.tokenize(each, quality=target))) for each in (flat, drawn))
-    assert few < many
 
 
 # 5: in the first phase; 6: checkpoint at the switch, k-means comes after it; 11: codes in use
