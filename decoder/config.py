@@ -205,7 +205,7 @@ class ObjectiveConfig(Config):
     weighting: Literal["none", "min_snr", "velocity", "adaptive"] = Field(
         "none",
         description="min_snr: arXiv 2303.09556; velocity: an x0 error as that of the velocity; adaptive: of "
-        "meanflow, each picture's error divided by itself",
+        "meanflow, each picture's error and distance divided by themselves",
     )
     gamma: float = Field(5.0, gt=0, description="of min_snr")
     times: Literal["uniform", "logit_normal"] = "uniform"
