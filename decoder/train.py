@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pictish.data.files import write_atomic
 from pictish.data.interrupt import Stopped, asked, in_units
-from pictish.decoder.config import DiffusionConfig, PreviewConfig, TrainConfig
+from pictish.decoder.config import DiffusionConfig, MeanFlowNoise, PreviewConfig, TrainConfig
 from pictish.decoder.diffusion import DiffusionDecoder, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures, preview_losses
 from pictish.decoder.preview import PreviewHead, build_preview, save_preview
@@ -53,6 +53,8 @@ def train(
     tokenizer, the data nor this machine, and for the next step that goes wrong; Stopped, with the run saved,
     when asked to.
     """
+    if fsdp and isinstance(config.model, DiffusionConfig) and isinstance(config.model.noise, MeanFlowNoise):
+        raise ValueError("--fsdp: noise of kind meanflow needs the weights whole; leave it away")
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
     tokenizer = Tokenizer.from_folder(config.tokenizer, accelerate.device)
