@@ -243,6 +243,9 @@ class TrainConfig(Config):
     data: DataConfig
     steps: int = Field(gt=0)
     batch_size: int = Field(48, gt=0)
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices and convolutions of the blocks; AdamW for the rest"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     warmup: int = Field(100, ge=0)
     weight_decay: float = Field(0.01, ge=0)

@@ -125,7 +125,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
     """About the nearest matrix with orthogonal rows or columns, by Newton and Schulz's iteration."""
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / wide.norm().clamp_min(1e-7)
+    x: Tensor = wide / wide.norm().clamp_min(1e-7)
     for _ in range(iterations):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
