@@ -7,7 +7,7 @@ cells.
 Legend: B pictures, S side in pixels, N cells, K kept, D width, C code dimension, F feature channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -35,7 +35,7 @@ from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.network import DynamicTokenizer
 from pictish.tokenizer.parallel import SideBySide, buckets, filled_groups
-from pictish.tokenizer.selector import ErrorSelector, choose, rank
+from pictish.tokenizer.selector import ErrorSelector, choose
 
 UNDERSTANDING = "understanding"  # the folder beside the tokenizer's, and its part
 
@@ -183,10 +183,16 @@ class Tokenizer:
 
     def _select(self, pixels: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """Hidden rows (B, N, D), and which are kept (B, N)."""
-        hidden, logits = self._encode(pixels)
-        keep, quality = choice.get("keep"), choice.get("quality")
+        selector, keep, quality = self.network.selector, choice.get("keep"), choice.get("quality")
         if keep is None and quality is not None:
-            keep = self._reaching(hidden, logits, quality)
+            if not isinstance(selector, ErrorSelector):
+                raise ValueError(
+                    "quality: this tokenizer does not predict its errors; give a budget or a threshold"
+                )
+            if not 0 < quality < 100:
+                raise ValueError(f"quality {quality} asked for; decibels between 0 and 100 fit")
+            return self._encode(pixels, partial(selector.reaching, quality=quality))
+        hidden, logits = self._encode(pixels, selector)
         if keep is None:
             threshold = choice.get("threshold")
             keep = choose(
@@ -197,18 +203,6 @@ class Tokenizer:
                 as_lavit=choice.get("as_lavit", False),
             )
         return hidden, keep.to(self.device)
-
-    def _reaching(self, hidden: Tensor, logits: Tensor, quality: float) -> Tensor:
-        """Which patches (B, N) are kept so that a picture is expected to reach `quality` dB."""
-        selector = self.network.selector
-        if not isinstance(selector, ErrorSelector):
-            raise ValueError(
-                "quality: this tokenizer does not predict its errors; give a budget or a threshold"
-            )
-        if not 0 < quality < 100:
-            raise ValueError(f"quality {quality} asked for; decibels between 0 and 100 fit")
-        number = (selector.predicted_psnr(hidden) < quality).sum(dim=1, keepdim=True) + 1  # (B, 1)
-        return rank(logits) < number
 
     def _merge(
         self, hidden: Tensor, keep: Tensor, merger: Merger, *, quantize: bool
@@ -252,7 +246,7 @@ class Tokenizer:
     @torch.inference_mode()
     def scores(self, pixels: Tensor) -> Tensor:
         """The selector's keep probabilities (B, N) of uint8 `pixels` (B, S, S, 3)."""
-        return torch.sigmoid(self._encode(pixels)[1])
+        return torch.sigmoid(self._encode(pixels, self.network.selector)[1])
 
     @torch.inference_mode()
     def reconstruct(self, tokens: Sequence[TokenizedImage]) -> Tensor:
@@ -324,18 +318,18 @@ class Tokenizer:
                 f"code {int(token.ids.max())} is unknown; this tokenizer has 0 to {self.codebook_size - 1}"
             )
 
-    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden rows (B, N, D) and logits (B, N) of uint8 pixels (B, S, S, 3)."""
+    def _encode(self, pixels: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Hidden rows (B, N, D) of uint8 pixels (B, S, S, 3), and what `score` makes of each group of them."""
 
         def encode(group: tuple[Tensor, int]) -> tuple[Tensor, Tensor]:
             rows = self.network.embed(group[0])
-            return rows[: group[1]], self.network.selector(rows)[: group[1]]
+            return rows[: group[1]], score(rows)[: group[1]]
 
-        hidden, logits = zip(
+        hidden, scores = zip(
             *self._side_by_side.map(encode, filled_groups(pixels.to(self.device), self.micro_batch)),
             strict=True,
         )
-        return torch.cat(hidden), torch.cat(logits)
+        return torch.cat(hidden), torch.cat(scores)
 
 
 def save_tokenizer(
