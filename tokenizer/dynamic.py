@@ -319,7 +319,7 @@ class Tokenizer:
             )
 
     def _encode(self, pixels: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Hidden rows (B, N, D) of uint8 pixels (B, S, S, 3), and what `score` makes of each group of them."""
+        """Hidden rows (B, N, D) of uint8 pixels (B, S, S, 3), and what `score` makes of a group of them."""
 
         def encode(group: tuple[Tensor, int]) -> tuple[Tensor, Tensor]:
             rows = self.network.embed(group[0])
