@@ -13,6 +13,7 @@ from PIL import Image
 
 from pictish import cli
 from pictish.commands.draw import even_grid
+from pictish.commands.train_lm import image_tokens_of
 from pictish.data.images import png_bytes
 from pictish.data.model_folder import fingerprint
 from pictish.data.provenance import digest_of, png_with_origin, read_origin
@@ -22,7 +23,7 @@ from pictish.decoder.diffusion import save_diffusion
 from pictish.decoder.preview import build_preview, save_preview
 from pictish.decoder.upscaler import save_upscaler
 from pictish.lm.config import DrawingConfig
-from pictish.lm.model import ImageTokens, UnifiedModel
+from pictish.lm.model import UnifiedModel
 from pictish.lm.vocabulary import widen
 from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
@@ -36,12 +37,13 @@ PROMPTS = ["a red apple", "two green pears on a table", "the sun", "a blue car"]
 
 
 def speaking_model(tokenizer: Tokenizer, seed: int = 0) -> UnifiedModel:
-    """A tiny Llama that writes the codes of `tokenizer`."""
+    """A tiny Llama that writes the codes of `tokenizer`, and their cells where it places them."""
     text = tiny_tokenizer()
     language = tiny_model("llama", len(text), seed=seed, dtype=torch.float32)
-    widen(language, text, tokenizer.codebook_size, generator=torch.Generator().manual_seed(seed))
-    image_tokens = ImageTokens(tokenizer.fingerprint, tokenizer.codebook_size, tokenizer.cells, 32)
-    return UnifiedModel(language, text, image_tokens, None)
+    tokens = image_tokens_of(tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    widen(language, text, tokenizer.codebook_size, cells=tokens.cells, generator=generator)
+    return UnifiedModel(language, text, tokens, None)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from pictish.evaluation.generation import (
 )
 from pictish.evaluation.judge import Judge, read_references
 from pictish.lm.config import DrawingConfig
-from pictish.pipelines.reconstruct import Drawing
+from pictish.pipelines.settings import Drawing
 from tests.evaluation.emoji import HELD_OUT, cheap_features, write_starter_data
 
 
