@@ -58,7 +58,8 @@ def write(
 ) -> list[list[int]]:
     """Text ids, without EOS, that follow each of `prompts` (L, D); at least `settings.least`.
 
-    Any id below the pictures' may be among them. `progress` and ValueError as `generate`, and for a model without EOS.
+    Any id below the pictures' may be among them. `progress` and ValueError as `generate`, and ValueError for
+    a model without EOS.
     """
     eos = vocabulary.eos
     if eos is None:

@@ -57,7 +57,8 @@ class Describe:
         What is left away is the model's own choice. A model that searches with beams, as LaVIT does, may end
         with an empty text; with `sampling` it draws instead. With `lemmas` answers have words in their basic
         form, as LaVIT's evaluation compares them, for which spaCy is needed. `progress` is called after
-        each id. Raises ValueError for an empty question, and where the model was not made for continuous features.
+        each id. Raises ValueError for an empty question, and where the model was not made for continuous
+        features.
         """
         defaults = self.language.model.defaults
         continuous = defaults.continuous if continuous is None else continuous

@@ -205,7 +205,7 @@ class Pipeline:
         cancel: Cancel | None = None,
         **settings: Unpack[Settings],
     ) -> Image.Image | list[Image.Image]:
-        """Generate what a prompt says: one image, or a list for a list of prompts or where `num_images` is given.
+        """Generate what a prompt says: one image, or a list for a list of prompts or with `num_images`.
 
         `images` go before the words of each prompt, which may then be None. Image n of a prompt has the seed
         `seed` + n, as in `pictish generate`, which gives the same pixels; prompts come one after the other.

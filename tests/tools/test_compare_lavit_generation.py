@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from pictish.pipelines.language import Language
+from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.commands.test_generate import speaking_model
@@ -68,10 +69,10 @@ def test_the_room_is_that_of_the_prompt_or_of_a_picture(language, picture, monke
         assert 1 <= len(drawn) <= CELLS
     assert limits == [(4, CELLS), (4, short), (4, short), (4, CELLS)]
     for quirks, said in ((False, [picture, LONG]), (True, [LONG])):  # words alone have no quirk
+        config = GenerationConfig(min_codes=4, max_codes=260)
         with pytest.raises(
             ValueError, match="4 to 260 tokens asked for; a picture of this model has 1 to 16"
         ):
-            config = GenerationConfig(min_codes=4, max_codes=260)
             drawer.tokens([said], torch.Generator(), config, official_quirks=quirks)
 
 
