@@ -15,12 +15,11 @@ from typing import TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pictish.configs import parse
 from pictish.data.budget import sized_like
-from pictish.data.images import fit_square
+from pictish.data.images import Picture, fit_square, load_image
 from pictish.data.model_folder import (
     CONFIG,
     load_strictly,
@@ -122,18 +121,17 @@ class Tokenizer:
         tokenizer._understanding = beside if (beside / CONFIG).is_file() else None
         return tokenizer
 
-    def squash(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """A picture as the encoder sees it: (S, S, 3) uint8."""
-        return fit_square(image.convert("RGB"), self.image_size, exact=self.exact_squash)
+    def squash(self, image: Picture) -> npt.NDArray[np.uint8]:
+        """A picture as the encoder sees it: (S, S, 3) uint8; ValueError and OSError as `load_image`."""
+        return fit_square(load_image(image), self.image_size, exact=self.exact_squash)
 
-    def tokenize(
-        self, images: Sequence[Image.Image | np.ndarray], **choice: Unpack[Choice]
-    ) -> list[TokenizedImage]:
-        """Tokens of RGB pictures: PIL images or uint8 arrays (height, width, 3) of any size and shape.
+    def tokenize(self, images: Sequence[Picture], **choice: Unpack[Choice]) -> list[TokenizedImage]:
+        """Tokens of pictures of any size and shape, each as `load_image` takes it: path, bytes, PIL, array.
 
-        `choice` says how many; ValueError for a setting out of range.
+        Transparent pixels are on white and EXIF's orientation is applied, as for files. `choice` says how
+        many tokens; ValueError for a setting out of range and for what is no picture.
         """
-        pictures = [image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images]
+        pictures = [load_image(image) for image in images]
         if not pictures:
             return []
         pixels = torch.from_numpy(np.stack([self.squash(image) for image in pictures]))
@@ -302,7 +300,7 @@ class Tokenizer:
         if token.tokenizer != self.fingerprint:
             raise ValueError(
                 f"tokens of tokenizer {token.tokenizer} cannot be decoded by tokenizer {self.fingerprint}; "
-                "give --model the folder that wrote them"
+                "load the model folder that wrote them"
             )
         if len(token.ids) > self.cells:
             raise ValueError(
