@@ -14,6 +14,7 @@ from PIL import Image
 
 from pictish import cli
 from pictish.commands.draw import even_grid
+from pictish.commands.train_lm import image_tokens_of
 from pictish.data.images import png_bytes
 from pictish.data.model_folder import fingerprint
 from pictish.data.provenance import digest_of, png_with_origin, read_origin
@@ -24,7 +25,7 @@ from pictish.decoder.preview import build_preview, save_preview
 from pictish.decoder.upscaler import save_upscaler
 from pictish.lm.captions import CAPTIONS, to_bytes
 from pictish.lm.config import DrawingConfig
-from pictish.lm.model import ImageTokens, UnifiedModel
+from pictish.lm.model import UnifiedModel
 from pictish.lm.vocabulary import widen
 from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
@@ -41,10 +42,9 @@ def speaking_model(tokenizer: Tokenizer, seed: int = 0) -> UnifiedModel:
     """A tiny Llama that writes the codes of `tokenizer`."""
     text = tiny_tokenizer()
     language = tiny_model("llama", len(text), seed=seed, dtype=torch.float32)
-    cells = tokenizer.cells if tokenizer.places_codes else None
+    image_tokens = image_tokens_of(tokenizer)
     chance = torch.Generator().manual_seed(seed)
-    widen(language, text, tokenizer.codebook_size, cells=cells, generator=chance)
-    image_tokens = ImageTokens(tokenizer.fingerprint, tokenizer.codebook_size, tokenizer.cells, 32, cells)
+    widen(language, text, image_tokens.codes, cells=image_tokens.cells, generator=chance)
     return UnifiedModel(language, text, image_tokens, None)
 
 
