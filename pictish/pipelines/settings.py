@@ -82,7 +82,7 @@ class GenerationConfig:
         self, name: str, least: float, most: float, fits: str, *, whole: bool = False, above: bool = False
     ) -> None:
         """ValueError unless the setting is None or a number in its range; `above`: not `least` itself."""
-        value = getattr(self, name)
+        value: Any = getattr(self, name)
         if value is None:
             return
         kind: type = numbers.Integral if whole else numbers.Real

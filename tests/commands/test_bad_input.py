@@ -43,7 +43,8 @@ def tokens(folder: Path, ids: list[int], codes: int = 64, fingerprint: str | Non
     """A token file of the model in `folder`, unless it is told to be another's."""
     tokenizer = Tokenizer.from_folder(folder)
     whose = fingerprint or tokenizer.fingerprint
-    return TokenizedImage(np.array(ids), None, tokenizer.grid, (48, 48), whose, codes).to_bytes()
+    cells = np.arange(len(ids))
+    return TokenizedImage(np.array(ids), cells, tokenizer.grid, (48, 48), whose, codes).to_bytes()
 
 
 def refused(capsys, *words: str | Path) -> str:

@@ -1,6 +1,7 @@
 """`pictish generate` and `pictish edit` on a tiny model of random weights: what they write, and `--like`."""
 
 import base64
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -198,7 +199,7 @@ def test_another_model_is_refused_by_the_part_that_differs(draw, refused, model,
     changed = origin.model_copy(update={part: "f" * 12})
     if part == "tokenizer":
         tokens = origin.image()
-        stranger = TokenizedImage(tokens.ids, None, tokens.grid, tokens.size, "f" * 12, tokens.codebook_size)
+        stranger = dataclasses.replace(tokens, tokenizer="f" * 12)
         blob = stranger.to_bytes()
         changed = changed.model_copy(update={"tokens": base64.b64encode(blob).decode()})
     (tmp_path / "other.png").write_bytes(png_with_origin(Image.new("RGB", (8, 8)), changed))
