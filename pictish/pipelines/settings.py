@@ -82,12 +82,14 @@ class GenerationConfig:
         self, name: str, least: float, most: float, fits: str, *, whole: bool = False, above: bool = False
     ) -> None:
         """ValueError unless the setting is None or a number in its range; `above`: not `least` itself."""
-        value: Any = getattr(self, name)
+        value = getattr(self, name)
         if value is None:
             return
         kind: type = numbers.Integral if whole else numbers.Real
-        right = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-        if not (right and least <= value <= most and not (above and value == least)):
+        number = isinstance(value, kind) and not isinstance(value, bool)
+        if not (
+            number and math.isfinite(value) and least <= value <= most and not (above and value == least)
+        ):
             raise ValueError(f"{name}: {value} asked for; {fits} fits")
 
     @property
