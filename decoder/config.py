@@ -148,10 +148,22 @@ class FlowNoise(Config):
     shift: float = Field(1.0, gt=0, description="above 1 sampling spends more of its steps on high noise")
 
 
+class MeanFlowNoise(Config):
+    """x_t = (1 - t) x_0 + t n, and its average velocity between two times (`decoder/meanflow.py`)."""
+
+    kind: Literal["meanflow"] = "meanflow"
+    predicts: Literal["x0"] = "x0"
+
+
+AnyNoise = DiffusionNoise | FlowNoise | MeanFlowNoise
+
+
 class SamplingConfig(Config):
     """How pictures are drawn unless the user says otherwise."""
 
-    scheduler: str = Field(description="class name of a diffusers scheduler")
+    scheduler: str | None = Field(
+        None, description="class name of a diffusers scheduler; noise of kind meanflow is sampled without"
+    )
     steps: int = Field(gt=0, le=1000)
     guidance: float = Field(ge=0, description="1 is none")
 
@@ -175,10 +187,12 @@ class DiffusionConfig(Config):
         "divided by this; none: the picture itself",
     )
     condition: AnyCondition = ConditionConfig()
-    noise: Annotated[DiffusionNoise | FlowNoise, Field(discriminator="kind")]
+    noise: Annotated[AnyNoise, Field(discriminator="kind")]
     sampling: SamplingConfig
     redraw: SamplingConfig | None = Field(
-        None, description="the same for codes of true pictures; none: no different"
+        None,
+        description="the same for codes of true pictures, of a tokenizer that does not place codes at their "
+        "cells; none: no different",
     )
     micro_batch: int = Field(
         4, gt=0, le=1024, description="pictures of one forward, so that shapes never vary"
@@ -188,13 +202,18 @@ class DiffusionConfig(Config):
 class ObjectiveConfig(Config):
     """What a diffusion decoder's training draws and weighs."""
 
-    weighting: Literal["none", "min_snr", "velocity"] = Field(
-        "none", description="min_snr: arXiv 2303.09556; velocity: an x0 error as that of the velocity"
+    weighting: Literal["none", "min_snr", "velocity", "adaptive"] = Field(
+        "none",
+        description="min_snr: arXiv 2303.09556; velocity: an x0 error as that of the velocity; adaptive: of "
+        "meanflow, each picture's error and distance divided by themselves",
     )
     gamma: float = Field(5.0, gt=0, description="of min_snr")
     times: Literal["uniform", "logit_normal"] = "uniform"
     mean: float = Field(0.0, description="of logit_normal (arXiv 2403.03206)")
     deviation: float = Field(1.0, gt=0, description="of logit_normal")
+    flow_matching: float = Field(
+        0.5, ge=0, le=1, description="of meanflow: fraction of pictures whose two times are equal"
+    )
     dropout: float = Field(0.1, ge=0, le=1, description="share of pictures that lose their condition")
     source: float = Field(0.2, ge=0, le=1, description="share that see parts of the picture, if it may")
     perceptual: float = Field(
@@ -202,6 +221,9 @@ class ObjectiveConfig(Config):
         ge=0,
         description="weight of the distance between the predicted x_0 and the picture in the feature maps of "
         "`teacher` (arXiv 2409.02529)",
+    )
+    perceptual_below: float = Field(
+        1.0, gt=0, le=1, description="time, 1 being noise, from which on pictures are not compared so"
     )
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the weights' average, which is what is saved")
 
@@ -221,6 +243,9 @@ class TrainConfig(Config):
     data: DataConfig
     steps: int = Field(gt=0)
     batch_size: int = Field(48, gt=0)
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: for the matrices and convolutions of the blocks; AdamW for the rest"
+    )
     learning_rate: float = Field(1e-3, gt=0)
     warmup: int = Field(100, ge=0)
     weight_decay: float = Field(0.01, ge=0)
@@ -248,10 +273,12 @@ class TrainConfig(Config):
                 )
             if self.objective.perceptual and self.teacher is None:
                 raise ValueError("objective.perceptual: needs a `teacher`, and none is given")
-            if weighting == "velocity" and noise.kind != "flow":
-                raise ValueError("objective.weighting: velocity is for noise of kind flow; use min_snr")
-            if weighting == "min_snr" and noise.kind != "diffusion":
-                raise ValueError("objective.weighting: min_snr is for noise of kind diffusion; use velocity")
+            own = {"diffusion": "min_snr", "flow": "velocity", "meanflow": "adaptive"}
+            for kind, name in own.items():
+                if weighting == name and noise.kind != kind:
+                    raise ValueError(
+                        f"objective.weighting: {name} is for noise of kind {kind}; use {own[noise.kind]}"
+                    )
         return self
 
     @model_validator(mode="after")

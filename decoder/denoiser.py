@@ -16,6 +16,7 @@ from pictish.decoder.condition import Conditions
 from pictish.decoder.config import (
     AutoencoderConfig,
     DiffusionConfig,
+    MeanFlowNoise,
     ShuffleConfig,
     TransformerConfig,
     UNetConfig,
@@ -47,11 +48,12 @@ class Denoiser(nn.Module):
         conditions: Conditions,
         prior: Tensor | None,
         source: tuple[Tensor, Tensor] | None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Prediction (B, C, H, W) for `noisy` of the same shape at `times` (B,).
 
         `prior` (B, C, H, W) is what a residual is about. `source` is what is seen of a source picture
-        (B, C, H, W) and where (B, 1, H, W); None: nothing is.
+        (B, C, H, W) and where (B, 1, H, W); None: nothing is. `lengths` (B,) of the steps are for MeanFlow.
         """
         beside = [noisy]
         if prior is not None:
@@ -82,7 +84,11 @@ class Denoiser(nn.Module):
                 "time_ids": sizes.to(kind).expand(len(noisy), -1),
             }
         elif isinstance(self.config.denoiser, TransformerConfig):
-            said["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
+            # PixArt's two sizes and aspect ratio: three embeddings beside the time's, here of the length
+            twice = None if lengths is None else lengths[:, None].expand(-1, 2)
+            said["added_cond_kwargs"] = {"resolution": twice, "aspect_ratio": lengths}
+        if lengths is not None and isinstance(self.config.denoiser, UNetConfig):
+            said["class_labels"] = lengths  # embedded as times are, by class_embed_type
         seen = torch.cat(beside, dim=1)
         predicted: Tensor = self.network(seen.to(kind) if half else seen, timestep=times, **said)[0]
         predicted = predicted.to(noisy.dtype) if half else predicted
@@ -108,6 +114,9 @@ def build_denoiser(config: DiffusionConfig, channels: int, sample_size: int) -> 
         each = config.denoiser.settings.get("addition_time_embed_dim", 256)
         ours |= {"addition_embed_type": "text_time", "addition_time_embed_dim": each}
         ours["projection_class_embeddings_input_dim"] = condition.pooled + 6 * each
+    two_times = isinstance(config.noise, MeanFlowNoise)
+    if two_times and isinstance(config.denoiser, UNetConfig):
+        ours["class_embed_type"] = "timestep"
     if isinstance(config.denoiser, TransformerConfig):
         settings = config.denoiser.settings
         inner = settings.get("num_attention_heads", 16) * settings.get("attention_head_dim", 72)
@@ -115,7 +124,12 @@ def build_denoiser(config: DiffusionConfig, channels: int, sample_size: int) -> 
             ours |= {"caption_channels": condition.width, "cross_attention_dim": inner}
         else:
             ours |= {"caption_channels": None, "cross_attention_dim": None}
-        ours |= {"use_additional_conditions": False, "interpolation_scale": 1}
+        if two_times and inner % 3:
+            raise ValueError(
+                f"denoiser.settings: num_attention_heads x attention_head_dim is {inner}; noise of kind "
+                "meanflow needs a multiple of 3"
+            )
+        ours |= {"use_additional_conditions": two_times, "interpolation_scale": 1}
     taken = sorted(set(ours) & set(config.denoiser.settings) - {"addition_time_embed_dim"})
     if taken:
         raise ValueError(
@@ -249,7 +263,9 @@ def _check_fits(network: "ModelMixin", config: DiffusionConfig, channels: int) -
             f"beside it {ours - channels}; set condition.channels, condition.source and residual to fit"
         )
     pooled = None
+    two_times = settings.get("class_embed_type") == "timestep"
     if isinstance(config.denoiser, TransformerConfig):
+        two_times = bool(network.use_additional_conditions)
         width = settings["caption_channels"]
     else:
         blocks = [*settings["down_block_types"], str(settings["mid_block_type"]), *settings["up_block_types"]]
@@ -258,6 +274,11 @@ def _check_fits(network: "ModelMixin", config: DiffusionConfig, channels: int) -
             pooled = (
                 settings["projection_class_embeddings_input_dim"] - 6 * settings["addition_time_embed_dim"]
             )
+    if isinstance(config.noise, MeanFlowNoise) and not two_times:
+        raise ValueError(
+            "noise: kind meanflow needs a denoiser that embeds two times (a UNet with class_embed_type: "
+            "timestep, a transformer with use_additional_conditions: true)"
+        )
     if condition.sequence and width is None:
         raise ValueError("condition.sequence: this denoiser has no cross-attention to read it; set it to []")
     if width is not None and not condition.sequence:

@@ -19,7 +19,7 @@ from pictish.decoder.condition import Condition, Told
 from pictish.decoder.config import AutoencoderConfig, ConditionConfig, DiffusionConfig
 from pictish.decoder.heads import HeadCondition
 from pictish.decoder.noise import Noise
-from pictish.decoder.schedulers import build_scheduler
+from pictish.decoder.schedulers import build_scheduler, check_scheduler
 from pictish.tokenizer.dynamic import Tokenizer
 
 DENOISER, AUTOENCODER, SCHEDULER = "denoiser", "autoencoder", "scheduler"  # its subfolders
@@ -32,7 +32,7 @@ class DiffusionDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.noise = Noise(config.noise)
-        build_scheduler(config.sampling.scheduler, config.noise)  # refuses one that does not fit
+        check_scheduler(config.sampling.scheduler, config.noise)
         self.latents = parts.build_latents(config.autoencoder) if config.autoencoder else None
         self.channels = self.latents.channels if self.latents else 3
         shrink = self.latents.shrink if self.latents else 1
@@ -46,6 +46,11 @@ class DiffusionDecoder(nn.Module):
         self.sample_size = config.side // shrink
         self.condition = _condition(config, tokenizer, self.sample_size // grid)
         network = tokenizer.network
+        if config.redraw is not None and network.config.places_codes:
+            raise ValueError(
+                "redraw: codes of this tokenizer always have cells, so those of true pictures cannot be told "
+                "from new ones; leave it away"
+            )
         if config.residual and (isinstance(self.latents, parts.Latents) or network.pixel_side is None):
             raise ValueError(
                 "residual: it is about the pixels that a tokenizer reconstructs; it needs them there, and "
@@ -61,13 +66,14 @@ class DiffusionDecoder(nn.Module):
         drop: Tensor,
         prior: Tensor | None = None,
         source: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Prediction (B, C, H, W) for `noisy` maps at `times` (B,); where `drop` (B,) codes are not told.
 
-        `prior` is what `self.prior` gives.
+        `prior` is what `self.prior` gives; `lengths` as for the denoiser.
         """
         conditions = self.condition(told, drop, (noisy.shape[-2], noisy.shape[-1]))
-        return self.denoiser(noisy, times, conditions, prior, source)
+        return self.denoiser(noisy, times, conditions, prior, source, lengths)
 
     def prior(self, told: Told, size: tuple[int, int] | None = None) -> Tensor | None:
         """What residuals are about: the pixels that codes tell as maps (B, C, H, W). None: no residuals here.
@@ -140,7 +146,8 @@ def save_diffusion(
         _save_part(model.denoiser.network, temp / DENOISER, half)
         if isinstance(model.latents, parts.Latents):
             _save_part(model.latents.autoencoder, temp / AUTOENCODER, half)
-        build_scheduler(config.sampling.scheduler, config.noise).save_pretrained(temp / SCHEDULER)
+        if config.sampling.scheduler is not None:
+            build_scheduler(config.sampling.scheduler, config.noise).save_pretrained(temp / SCHEDULER)
         (temp / CONFIG).write_text(to_yaml(folder_document(temp, config, tokenizer)), encoding="utf-8")
         weights = {
             name: (tensor.half() if half else tensor).detach().cpu().contiguous()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pictish.decoder.config import DiffusionNoise, FlowNoise, ObjectiveConfig
+from pictish.decoder.config import AnyNoise, DiffusionNoise, ObjectiveConfig
 from pictish.training.share import ALONE, Share
 
 TIMES = 1000  # what diffusers calls num_train_timesteps
@@ -22,11 +22,11 @@ FLOOR = 0.15  # of the noise level that an error of x_0 is divided by: cleaner p
 class Noise:
     """A noise process and what is predicted of it."""
 
-    config: DiffusionNoise | FlowNoise
+    config: AnyNoise
 
     def levels(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """Levels (a, b) of `times` in [0, 1000], each (B, 1, 1, 1), interpolated between whole times."""
-        if isinstance(self.config, FlowNoise):
+        if not isinstance(self.config, DiffusionNoise):
             b = times.float() / TIMES
             a = 1 - b
         else:
@@ -47,13 +47,8 @@ class Noise:
 
         They may be a process's `share` of a batch's.
         """
-        if objective.times == "logit_normal":
-            normal = share.drawn(torch.randn, (count,), generator)
-            part = torch.sigmoid(objective.mean + objective.deviation * normal)
-        else:
-            part = share.drawn(torch.rand, (count,), generator)
-        times = part * TIMES
-        return times if isinstance(self.config, FlowNoise) else times.floor()
+        times = draw_parts(count, objective, generator, share) * TIMES
+        return times.floor() if isinstance(self.config, DiffusionNoise) else times
 
     def mix(self, x: Tensor, n: Tensor, times: Tensor) -> Tensor:
         """Pictures at these times."""
@@ -89,7 +84,7 @@ class Noise:
     def for_scheduler(self, clean: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
         """What a scheduler made by `decoder/pixel.py` takes: epsilon, or the velocity of a flow."""
         a, b = self.levels(times)
-        if isinstance(self.config, FlowNoise):
+        if not isinstance(self.config, DiffusionNoise):
             return (noisy - clean) / b.clamp_min(1e-3)
         return (noisy - a * clean) / b
 
@@ -104,6 +99,16 @@ class Noise:
             by_name = {"epsilon": capped / ratio, "v": capped / (ratio + 1)}
             return by_name.get(self.config.predicts, capped)
         return torch.ones_like(b)
+
+
+def draw_parts(
+    count: int, objective: ObjectiveConfig, generator: torch.Generator, share: Share = ALONE
+) -> Tensor:
+    """Times (B,) from 0 to 1 by the distribution of `objective`, on the CPU."""
+    if objective.times == "logit_normal":
+        normal = share.drawn(torch.randn, (count,), generator)
+        return torch.sigmoid(objective.mean + objective.deviation * normal)
+    return share.drawn(torch.rand, (count,), generator)
 
 
 def alphas_cumprod(config: DiffusionNoise) -> Tensor:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from pictish.data.images import png_bytes
 from pictish.decoder.condition import Condition, Told, hide
-from pictish.decoder.config import ObjectiveConfig
+from pictish.decoder.config import MeanFlowNoise, ObjectiveConfig
 from pictish.decoder.diffusion import DiffusionDecoder
+from pictish.decoder.meanflow import draw_times, self_weighted, velocity_errors
+from pictish.decoder.noise import TIMES
 from pictish.decoder.pixel import sample
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.losses import map_distances
@@ -59,6 +61,8 @@ def diffusion_losses(
 ) -> dict[str, Tensor]:
     """The weighted squared error of the prediction, and that of x_0 (in its units) by quarters of the time.
 
+    Of MeanFlow it is that of the velocity; `velocity_error` is its mean before an adaptive weighting, and x_0
+    is predicted where the two times are equal.
     All draws come from `generator` on the CPU. `model` is `network`, perhaps wrapped for several processes;
     `encoder` is what `objective.perceptual` compares pictures by. `batch` may be a process's `share` of the
     step's: the mean of all processes' losses is then the batch's.
@@ -66,7 +70,13 @@ def diffusion_losses(
     prior = network.prior(batch.told)
     clean = network.encode(batch.target, prior)
     count, device = len(clean), clean.device
-    times = network.noise.draw_times(count, objective, generator, share).to(device)
+    average = isinstance(network.noise.config, MeanFlowNoise)
+    if average:
+        t, r = (times.to(device) for times in draw_times(count, objective, generator, share))
+        times, equal = t * TIMES, t == r
+    else:
+        times = network.noise.draw_times(count, objective, generator, share).to(device)
+        equal = torch.ones_like(times, dtype=torch.bool)
     n = share.drawn(torch.randn, clean.shape, generator).to(clean)
     drop = (share.drawn(torch.rand, (count,), generator) < objective.dropout).to(device)
     source = None
@@ -74,18 +84,31 @@ def diffusion_losses(
         assert isinstance(network.condition, Condition), "heads take no source"
         source = hide(clean, generator, objective.source, network.condition.grid, share)
     noisy = network.noise.mix(clean, n, times)
-    predicted = model(noisy, times, batch.told, drop, prior, source).float()
-    errors = (predicted - network.noise.target(clean, n, times)).square()
-    losses = {"loss": (errors * network.noise.weights(times, objective)).mean()}
-    found = network.noise.clean(predicted, noisy, times)
+    adaptive = objective.weighting == "adaptive"
+    if average:
+        seen = batch.told, drop, prior, source
+        found, errors = velocity_errors(model, network, noisy, t, r, n - clean, *seen)
+        losses = {"velocity_error": errors.mean()}
+        losses["loss"] = self_weighted(errors.sum((1, 2, 3))).mean() if adaptive else losses["velocity_error"]
+    else:
+        predicted = model(noisy, times, batch.told, drop, prior, source).float()
+        errors = (predicted - network.noise.target(clean, n, times)).square()
+        losses = {"loss": (errors * network.noise.weights(times, objective)).mean()}
+        found = network.noise.clean(predicted, noisy, times)
     if objective.perceptual:
         assert encoder is not None
         pictures = network.decode(found, prior).clamp(-1, 2)
-        losses["perceptual"] = _perceptual(encoder, pictures, batch.target)
-        losses["loss"] = losses["loss"] + objective.perceptual * losses["perceptual"]
+        near = times <= objective.perceptual_below * TIMES
+        distances = torch.zeros_like(times)  # (B,)
+        if near.any():
+            distances[near] = _perceptual(encoder, pictures[near], batch.target[near])
+        losses["perceptual"] = distances.mean()
+        weighed = self_weighted(distances).mean() if adaptive else losses["perceptual"]
+        losses["loss"] = losses["loss"] + objective.perceptual * weighed
     with torch.no_grad():
         by_picture = share.gathered((found.clamp(-10, 10) - clean).square().mean((1, 2, 3)))
-        quarter = (share.gathered(times) * QUARTERS / 1000).long().clamp_max(QUARTERS - 1)
+        quarter = (share.gathered(times) * QUARTERS / TIMES).long().clamp_max(QUARTERS - 1)
+        quarter[~share.gathered(equal)] = QUARTERS  # not of x_0
         for number in range(QUARTERS):
             if (quarter == number).any():
                 losses[f"x0_error_{number + 1}of{QUARTERS}"] = by_picture[quarter == number].mean()
@@ -93,11 +116,11 @@ def diffusion_losses(
 
 
 def _perceptual(encoder: Encoder, pictures: Tensor, targets: Tensor) -> Tensor:
-    """Mean distance of pictures (B, 3, S, S) from targets in the encoder's feature maps."""
+    """Distances (B,) of pictures (B, 3, S, S) from targets in the encoder's feature maps."""
     with torch.autocast(pictures.device.type, enabled=False):  # its depthwise convolutions are slow in bf16
         with torch.no_grad():
             theirs = encoder.levels(targets.float())
-        return map_distances(encoder.levels(pictures.float()), theirs).mean()
+        return map_distances(encoder.levels(pictures.float()), theirs)
 
 
 @torch.no_grad()

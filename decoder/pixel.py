@@ -14,10 +14,11 @@ from torch import Tensor
 
 from pictish.data.model_folder import find_decoder, fingerprint
 from pictish.data.tokens import TokenizedImage
+from pictish.decoder import meanflow
 from pictish.decoder.condition import Told
-from pictish.decoder.config import HeadsConfig, SamplingConfig
+from pictish.decoder.config import HeadsConfig, MeanFlowNoise, SamplingConfig
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion
-from pictish.decoder.schedulers import as_model_sees, begin, build_scheduler, take_step
+from pictish.decoder.schedulers import as_model_sees, begin, build_scheduler, check_scheduler, take_step
 from pictish.tokenizer.dynamic import Tokenizer
 
 Progress = Callable[[int, int], None]  # steps done, of how many
@@ -149,7 +150,7 @@ class Decoder:
             raise ValueError(f"steps: {steps} asked for; 1 to 1000 fit, and 0 for the preview")
         if guidance is not None and not 0 <= guidance <= 100:
             raise ValueError(f"guidance: {guidance} asked for; 0 to 100 fit, 1 is none")
-        build_scheduler(scheduler or self.model.config.sampling.scheduler, self.model.config.noise)
+        check_scheduler(scheduler or self.model.config.sampling.scheduler, self.model.config.noise)
 
     def _check(self, size: tuple[int, int], sources: Sequence[Source] | None, strength: float) -> None:
         if not 0 < strength <= 1:
@@ -180,7 +181,7 @@ def sample(
     *,
     steps: int,
     guidance: float,
-    scheduler: str,
+    scheduler: str | None,
     source: tuple[Tensor, Tensor] | None = None,
     strength: float = 1.0,
     progress: Progress | None = None,
@@ -191,7 +192,6 @@ def sample(
     (B, 3, S, S) in [0, 1] and where they stay (B, 1, H, W). With a `strength` below 1 the last of the steps
     are taken, from what is known with noise on top: the source, or, about a prior, what stays of it.
     """
-    schedule = build_scheduler(scheduler, model.config.noise)
     prior = model.prior(told, (noise.shape[-2], noise.shape[-1]))
     known, shown = None, None
     if source:
@@ -202,27 +202,37 @@ def sample(
     repeated = told.each(lambda tensor: torch.cat([tensor] * branches))
     conditions = model.condition(repeated, drop, (noise.shape[-2], noise.shape[-1]))
     start = shown[0] if shown and prior is not None else known  # no residual: what the new codes tell
-    times, x = begin(schedule, steps, strength, start if strength < 1 else None, noise)
+    start = start if strength < 1 else None
     beside = (torch.cat([shown[0]] * branches), torch.cat([shown[1]] * branches)) if shown else None
     about = None if prior is None else torch.cat([prior] * branches)
-    bounded = not model.free or model.noise.config.predicts not in ("epsilon", "velocity")
-    for done, time in enumerate(times, 1):
-        noisy = as_model_sees(schedule, x, time)
-        at = time.to(x.device).expand(len(x) * branches)
-        both = torch.cat([noisy] * branches)
-        predicted = model.denoiser(both, at, conditions, about, beside)
-        if bounded:
-            clean = guided(model.noise.clean(predicted, both, at), guidance, branches)
-            output = model.noise.for_scheduler(model.within(clean, prior), noisy, at[: len(x)])
-        else:  # no way round by x_0, which would lose digits
-            output = guided(predicted, guidance, branches)
-        x = take_step(schedule, output, time, x, generators)
-        if progress is not None:
-            progress(done, len(times))
+    if isinstance(model.config.noise, MeanFlowNoise):
+
+        def predict(z: Tensor, t: Tensor, length: Tensor) -> Tensor:
+            z, t, length = (torch.cat([tensor] * branches) for tensor in (z, t, length))
+            predicted = model.denoiser(z, t, conditions, about, beside, length)
+            return guided(predicted, guidance, branches)
+
+        x = meanflow.draw(predict, noise, steps, source=start, strength=strength, progress=progress)
+    else:
+        schedule = build_scheduler(scheduler, model.config.noise)
+        times, x = begin(schedule, steps, strength, start, noise)
+        bounded = not model.free or model.noise.config.predicts not in ("epsilon", "velocity")
+        for done, time in enumerate(times, 1):
+            noisy = as_model_sees(schedule, x, time)
+            at = time.to(x.device).expand(len(x) * branches)
+            both = torch.cat([noisy] * branches)
+            predicted = model.denoiser(both, at, conditions, about, beside)
+            if bounded:
+                clean = guided(model.noise.clean(predicted, both, at), guidance, branches)
+                output = model.noise.for_scheduler(model.within(clean, prior), noisy, at[: len(x)])
+            else:  # no way round by x_0, which would lose digits
+                output = guided(predicted, guidance, branches)
+            x = take_step(schedule, output, time, x, generators)
+            if progress is not None:
+                progress(done, len(times))
     if not x.isfinite().all():
-        raise ValueError(
-            f"{scheduler}: no finite numbers after {steps} steps; take others, or another scheduler"
-        )
+        name, other = (scheduler, ", or another scheduler") if scheduler else (model.config.noise.kind, "")
+        raise ValueError(f"{name}: no finite numbers after {steps} steps; take others{other}")
     if known is not None and shown is not None:
         x = torch.lerp(x, known, shown[1])
     return model.decode(x, prior).clamp(0, 1)

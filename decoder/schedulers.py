@@ -7,15 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pictish.decoder.config import DiffusionNoise, FlowNoise
+from pictish.decoder.config import AnyNoise, FlowNoise, MeanFlowNoise
 from pictish.decoder.noise import TIMES
 
 
-def build_scheduler(name: str, noise: DiffusionNoise | FlowNoise) -> Any:
+def check_scheduler(name: str | None, noise: AnyNoise) -> None:
+    """ValueError as of `build_scheduler`; MeanFlow needs none."""
+    if name is not None or not isinstance(noise, MeanFlowNoise):
+        build_scheduler(name, noise)
+
+
+def build_scheduler(name: str | None, noise: AnyNoise) -> Any:
     """diffusers' scheduler class `name` for this noise.
 
     Raises ValueError when there is none of that name, or when it is for another kind of noise.
     """
+    if isinstance(noise, MeanFlowNoise):
+        raise ValueError(f"scheduler {name}: noise of kind meanflow is sampled without one; leave it away")
+    if name is None:
+        raise ValueError(f"scheduler: none is given; try {_some(noise)}")
     import diffusers.schedulers
 
     try:
@@ -77,7 +87,7 @@ def take_step(
     return stepped
 
 
-def _settings(cls: type, noise: DiffusionNoise | FlowNoise) -> dict[str, Any] | None:
+def _settings(cls: type, noise: AnyNoise) -> dict[str, Any] | None:
     """What makes the class fit the noise; None when it cannot."""
     if "Inverse" in cls.__name__ or not hasattr(cls, "step"):  # from pictures to noise
         return None
@@ -97,7 +107,9 @@ def _settings(cls: type, noise: DiffusionNoise | FlowNoise) -> dict[str, Any] | 
                 "prediction_type": "flow_prediction",
             }
         return None
-    if not {"beta_schedule", "beta_start", "prediction_type"} <= set(accepted):
+    if isinstance(noise, MeanFlowNoise) or not {"beta_schedule", "beta_start", "prediction_type"} <= set(
+        accepted
+    ):
         return None
     wanted = {
         "num_train_timesteps": TIMES,
@@ -113,13 +125,15 @@ def _settings(cls: type, noise: DiffusionNoise | FlowNoise) -> dict[str, Any] | 
     return {name: value for name, value in wanted.items() if name in accepted}
 
 
-def fitting(noise: DiffusionNoise | FlowNoise) -> tuple[str, ...]:
-    """Names of some schedulers for this noise."""
+def fitting(noise: AnyNoise) -> tuple[str, ...]:
+    """Names of some schedulers for this noise; none for MeanFlow."""
+    if isinstance(noise, MeanFlowNoise):
+        return ()
     if isinstance(noise, FlowNoise):
         return ("FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler")
     return ("DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler")
 
 
-def _some(noise: DiffusionNoise | FlowNoise) -> str:
+def _some(noise: AnyNoise) -> str:
     *first, last = fitting(noise)
     return f"{', '.join(first)} or {last}"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pictish.data.files import write_atomic
 from pictish.data.interrupt import Stopped, asked, in_units
-from pictish.decoder.config import DiffusionConfig, PreviewConfig, TrainConfig
+from pictish.decoder.config import DiffusionConfig, MeanFlowNoise, PreviewConfig, TrainConfig
 from pictish.decoder.diffusion import DiffusionDecoder, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures, preview_losses
 from pictish.decoder.preview import PreviewHead, build_preview, save_preview
@@ -27,7 +27,7 @@ from pictish.tokenizer.selector import choose, draw_keep
 from pictish.training.average import Average
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.metrics import MetricsLog
-from pictish.training.optimizer import adamw
+from pictish.training.optimizer import adamw, muon
 from pictish.training.schedule import warmup_cosine
 from pictish.training.sharding import plain, prepare, shard, whole
 from pictish.training.share import ALONE, Share
@@ -53,6 +53,8 @@ def train(
     tokenizer, the data nor this machine, and for the next step that goes wrong; Stopped, with the run saved,
     when asked to.
     """
+    if fsdp and isinstance(config.model, DiffusionConfig) and isinstance(config.model.noise, MeanFlowNoise):
+        raise ValueError("--fsdp: noise of kind meanflow needs the weights whole; leave it away")
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
     tokenizer = Tokenizer.from_folder(config.tokenizer, accelerate.device)
@@ -65,7 +67,8 @@ def train(
     with accelerate.main_process_first():  # it fills the cache, which the others then find
         training, validation = training_caches(config.data, max(sides), run, config.seed)
     skeleton = shard(network, accelerate, frozen_whole=True) if fsdp else None
-    optimizer = adamw(network, config.learning_rate, config.weight_decay)
+    optimizer_of = partial(muon, matrices=block_matrices(network)) if config.optimizer == "muon" else adamw
+    optimizer = optimizer_of(network, config.learning_rate, config.weight_decay)
     names = [name for name, _ in network.named_parameters()]
     average = Average(network, config.objective.ema if isinstance(network, DiffusionDecoder) else 0.0)
     watch = Watch(run, accelerate, anomaly_skip)
@@ -138,6 +141,15 @@ def train(
         if finished is not None:
             save(run / "model", finished, config, tokenizer)
     return run / "model"
+
+
+BLOCKS = (".down_blocks.", ".mid_block.", ".up_blocks.", ".transformer_blocks.", "stages.")
+
+
+def block_matrices(network: nn.Module) -> set[str]:
+    """Names of the matrices and convolutions of blocks, for Muon; the first and last layers are none."""
+    named = [name for name, parameter in network.named_parameters() if parameter.ndim > 1]
+    return {name for name in named if any(part in name for part in BLOCKS)}
 
 
 def build(config: TrainConfig, tokenizer: Tokenizer) -> PreviewHead | DiffusionDecoder:

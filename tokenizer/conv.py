@@ -17,27 +17,16 @@ from pictish.tokenizer.config import ConvEncoderConfig, GridReconstructorConfig
 DETAILS = 8  # channels beside the colours of every pixel
 
 
-class Conv3x3(nn.Module):
-    """A 3 x 3 convolution whose weight is kept as a matrix (out, in * 9): what Muon updates."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(width, width * 9) * (width * 9) ** -0.5)
-        self.bias = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D, G, G) to the same shape."""
-        return F.conv2d(x, self.weight.unflatten(1, (-1, 3, 3)), self.bias, padding=1)
-
-
 class ConvBlock(nn.Module):
     """Two 3 x 3 convolutions beside the identity; the second starts at zero."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.GroupNorm(1, width)
-        self.first, self.second = Conv3x3(width), Conv3x3(width)
-        nn.init.zeros_(self.second.weight)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        for tensor in self.second.parameters():
+            nn.init.zeros_(tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, G, G) to the same shape."""

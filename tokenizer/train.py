@@ -166,8 +166,8 @@ NO_DECAY = ("position", "reconstructor.position", "reconstructor.dropped")
 
 
 def block_matrices(network: DynamicTokenizer) -> set[str]:
-    """Names of the matrices inside blocks, which Muon is made for; embeddings and heads are none."""
-    return {name for name, p in network.named_parameters() if p.ndim == 2 and ".blocks." in name}
+    """Names of matrices and convolutions inside blocks, for Muon; embeddings and heads are none."""
+    return {name for name, p in network.named_parameters() if p.ndim > 1 and ".blocks." in name}
 
 
 class Window:

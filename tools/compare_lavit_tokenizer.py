@@ -59,7 +59,7 @@ def selector(run: Run) -> Iterator[Row]:
 def merger(run: Run) -> Iterator[Row]:
     """Blocks and output of the merger for all rows, by every mask."""
     network = run.tokenizer.network
-    hidden = network.embed(network.encoder(run.pixels))
+    hidden = network.embed(run.pixels)
     yield tensors("merger.ln_vision", network.merger.norm_origin(hidden), run.expected["merger.ln_vision"])
     yield from _blocks(run, hidden)
     for name, mask in run.masks.items():
@@ -116,7 +116,7 @@ def sharp(run: Run) -> Iterator[Row]:
         return
     tokenizer = Tokenizer.from_folder(run.model(SHARP, ["tokenizer"]))
     network = tokenizer.network
-    hidden = network.embed(network.encoder(run.pixels))
+    hidden = network.embed(run.pixels)
     for name in run.expected.kinds("sharp.merger.out."):
         mask = run.masks[name]
         ours = network.merger(hidden, mask)
@@ -133,7 +133,7 @@ def sharp(run: Run) -> Iterator[Row]:
 def understanding(run: Run) -> Iterator[Row]:
     """The merger for understanding, for all rows and as `look` gives kept ones."""
     tokenizer = run.tokenizer
-    hidden = tokenizer.network.embed(tokenizer.network.encoder(run.pixels))
+    hidden = tokenizer.network.embed(run.pixels)
     other = tokenizer._merger_for_understanding()
     for name, mask in run.masks.items():
         theirs = run.expected[f"understanding.merger_out.{name}"]
@@ -144,7 +144,7 @@ def understanding(run: Run) -> Iterator[Row]:
 
 def _logits(run: Run) -> Tensor:
     network = run.tokenizer.network
-    return network.selector(network.embed(network.encoder(run.pixels)))
+    return network.selector(network.embed(run.pixels))
 
 
 def _seeded(seed: int) -> torch.Generator:

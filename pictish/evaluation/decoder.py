@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from pictish.decoder.schedulers import build_scheduler, fitting
+from pictish.decoder.schedulers import fitting
 from pictish.evaluation.distributions import frechet_distance, kernel_distance
 from pictish.evaluation.metrics import LEVEL, Better, FeatureDistance, gain, means, psnr, ssim
 from pictish.evaluation.pictures import BATCH, Broken, Picture, in_batches, prepare, seed_of, stacked
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pictish.decoder.pixel import Decoder
     from pictish.decoder.preview import Preview
     from pictish.decoder.upscaler import Upscaler
-    from pictish.pipelines.reconstruct import Drawing
+    from pictish.pipelines.settings import Drawing
 
 SCHEMA = 2
 METRICS: dict[str, Better] = {"psnr": "higher", "ssim": "higher", "feature_distance": "lower"}
@@ -107,7 +107,7 @@ class DecoderEvaluation:
         self.steps = drawing.steps or own.steps
         self.guidance = own.guidance if drawing.guidance is None else drawing.guidance
         self.scheduler = drawing.scheduler or own.scheduler
-        build_scheduler(self.scheduler, decoder.model.config.noise)  # better now than after an hour
+        decoder.check(self.steps, self.guidance, self.scheduler)  # better now than after an hour
         self.upscaler, self.upscale = upscaler, drawing.upscale or 1
         if self.upscaler is not None:
             self.upscaler.check(self.upscale)
@@ -151,11 +151,12 @@ class DecoderEvaluation:
         }
 
     def curve_ways(self) -> dict[tuple[str, int], Way]:
-        """The decoder at `STEPS` steps with its scheduler and the first other one that fits."""
-        other = next(name for name in fitting(self.decoder.model.config.noise) if name != self.scheduler)
+        """The decoder at `STEPS` steps with its scheduler and the first other one that fits, if any does."""
+        noise = self.decoder.model.config.noise
+        others = [name for name in fitting(noise) if name != self.scheduler]
         return {
-            (scheduler, steps): self._diffusion(scheduler, steps)
-            for scheduler in (self.scheduler, other)
+            (scheduler or noise.kind, steps): self._diffusion(scheduler, steps)
+            for scheduler in (self.scheduler, *others[:1])
             for steps in STEPS
         }
 
@@ -258,7 +259,7 @@ class DecoderEvaluation:
             "kid": measured.kid,
         }
 
-    def _diffusion(self, scheduler: str, steps: int) -> Way:
+    def _diffusion(self, scheduler: str | None, steps: int) -> Way:
         def draw(coded: Coded) -> np.ndarray:
             import torch
 

@@ -138,7 +138,7 @@ def _panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
 def _steps_panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
     points = measured["points"]
     schedulers = list(dict.fromkeys(point["scheduler"] for point in points))
-    for scheduler, colour, marker in zip(schedulers, (LEARNED, UNIFORM), "os", strict=True):
+    for scheduler, colour, marker in zip(schedulers, (LEARNED, UNIFORM), "os", strict=False):
         own = [point for point in points if point["scheduler"] == scheduler]
         steps = [point["steps"] for point in own]
         means, low, high = zip(*(_value(point[metric]) for point in own), strict=True)

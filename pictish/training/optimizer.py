@@ -1,12 +1,16 @@
-"""AdamW with decay on matrices only, and Muon for hidden matrices with AdamW for the rest."""
+"""AdamW with decay on matrices only, and Muon for hidden matrices and convolutions, AdamW for the rest."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from pictish.training.precision import has_bf16
+
+A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic iteration that Muon uses
 
 
 def adamw(
@@ -53,7 +57,7 @@ def muon(
     matrices: Collection[str],
     no_decay: Sequence[str] = (),
 ) -> torch.optim.Optimizer:
-    """Muon (torch.optim.Muon) over the trained parameters named in `matrices`, `adamw` over all others.
+    """`Muon` over the trained parameters named in `matrices`, `adamw` over all others.
 
     Its updates are scaled to the size of AdamW's (arXiv 2502.16982), so both take one learning rate and one
     weight decay. Only `adamw` where none of `matrices` is trained. ValueError for sharded parameters.
@@ -69,9 +73,63 @@ def muon(
     if rest or not hidden:
         parts.append(adamw(rest, lr, weight_decay, no_decay=no_decay))
     if hidden:
-        settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-        parts.append(torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **settings))
+        parts.append(Muon(hidden, lr, weight_decay))
     return parts[0] if len(parts) == 1 else Combined(parts)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal (kellerjordan.github.io/posts/muon), scaled as AdamW's updates are.
+
+    torch.optim.Muon does the same for matrices alone, and in bf16, which takes four times as long on a
+    processor without units for it. Here such a processor computes in float32, and the weights (out, in, h, w)
+    of a convolution are a matrix (out, in h w), as in timm.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[tuple[str, nn.Parameter]],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        iterations: int = 5,
+    ) -> None:
+        settings = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "iterations": iterations,
+        }
+        super().__init__(params, settings)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = parameter.grad.lerp(buffer, group["momentum"]).flatten(1)  # Nesterov's
+                dtype = torch.bfloat16 if has_bf16(parameter.device) else torch.float32
+                update = orthogonal(update.to(dtype), group["iterations"])
+                scale = 0.2 * max(update.shape) ** 0.5  # the root mean square of AdamW's (arXiv 2502.16982)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+        return loss
+
+
+def orthogonal(matrix: Tensor, iterations: int) -> Tensor:
+    """About the nearest matrix with orthogonal rows or columns, by Newton and Schulz's iteration."""
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x: Tensor = wide / wide.norm().clamp_min(1e-7)
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 class Combined(torch.optim.Optimizer):

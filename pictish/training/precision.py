@@ -19,11 +19,12 @@ def resolve_precision(name: str, device: "torch.device") -> Resolved:
     if name not in _CHOICES:
         raise ValueError(f"mixed_precision {name}: not known; give {', '.join(_CHOICES[:-1])} or fp16")
     if name == "auto":
-        return "bf16" if _has_bf16(device) else "no"
+        return "bf16" if has_bf16(device) else "no"
     return cast(Resolved, name)
 
 
-def _has_bf16(device: "torch.device") -> bool:
+def has_bf16(device: "torch.device") -> bool:
+    """Whether `device` has units for bf16."""
     import torch
 
     if device.type == "cuda":

@@ -69,7 +69,7 @@ def config(
         "denoiser": denoiser,
         "condition": {"channels": 2, "width": 16},
         "noise": noise,
-        "sampling": {"scheduler": SCHEDULERS[noise["kind"]], "steps": 2, "guidance": 1.5},
+        "sampling": {"scheduler": SCHEDULERS.get(noise["kind"]), "steps": 2, "guidance": 1.5},
     }
     return parse(DiffusionConfig, raw | changes, "test")
 

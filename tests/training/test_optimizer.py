@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from pictish.training.checkpoint import load_optimizer_tensors, optimizer_tensors
-from pictish.training.optimizer import adamw, muon, parameter_names
+from pictish.training.optimizer import Muon, adamw, muon, parameter_names
 
 
 class Part(nn.Module):
@@ -133,3 +133,27 @@ def test_muon_refuses_matrices_in_shards():
 def test_muon_without_matrices_is_adamw():
     optimizer = muon(Deep(), 1e-3, 0.1, matrices=())
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("shape", [(8, 20), (20, 8)])
+def test_muon_takes_the_steps_of_torch(shape):
+    generator = torch.Generator().manual_seed(0)
+    first, second = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    ours = Muon([("w", first)], 0.02, 0.1)
+    theirs = torch.optim.Muon([("w", second)], 0.02, 0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        first.grad = torch.randn(shape, generator=generator)
+        second.grad = first.grad.clone()
+        ours.step(), theirs.step()
+    assert (first - 1).abs().mean() > 0.01
+    assert torch.allclose(first, second, atol=2e-3)  # which computes in bf16
+
+
+def test_muon_takes_convolutions_as_matrices():
+    generator = torch.Generator().manual_seed(0)
+    kernel = nn.Parameter(torch.randn(6, 3, 3, 3, generator=generator))
+    matrix = nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn(kernel.shape, generator=generator)
+    matrix.grad = kernel.grad.flatten(1).clone()
+    Muon([("k", kernel)], 0.02, 0.1).step(), Muon([("m", matrix)], 0.02, 0.1).step()
+    assert torch.equal(kernel.detach().flatten(1), matrix)
