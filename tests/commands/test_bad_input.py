@@ -1,6 +1,7 @@
 """Bad input of the language model's commands: one line on stderr and exit code 2, never a traceback."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,14 @@ def test_a_shard_of_unknown_codes(speaking, tmp_path, capsys):
     line = refused(capsys, *training(speaking, tmp_path, "all.tar"))
     assert "source pictures: 3 samples, no other could be used" in line
     assert "codes 0 to 63 were asked for, found 99" in line
+
+
+def test_a_shard_of_codes_without_cells(speaking, tmp_path, capsys):
+    placed = TokenizedImage.from_bytes(tokens(speaking, [1, 2]))
+    write_tokens(tmp_path / "all.tar", [replace(placed, cells=None).to_bytes()] * 3)
+    line = refused(capsys, *training(speaking, tmp_path, "all.tar"))
+    assert "source pictures: 3 samples, no other could be used" in line
+    assert "codes without cells; this language model needs the cell of every code" in line
 
 
 def test_damage_is_named_once_and_the_exit_code_is_1(speaking, tmp_path, capsys, caplog):
