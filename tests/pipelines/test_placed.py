@@ -22,14 +22,15 @@ from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer
 from tests.lm.tiny import tiny_model, tiny_tokenizer
 from tests.shards import told_picture
-from tests.tokenizer.conftest import tiny_network
+from tests.tokenizer.conftest import ORDERED, tiny_network
 
 
 @pytest.fixture
-def tokenizer(monkeypatch) -> Tokenizer:
-    """A tiny tokenizer that says that it places codes."""
-    monkeypatch.setattr(Tokenizer, "places_codes", True)
-    return Tokenizer(tiny_network(), "0123456789ab")
+def tokenizer() -> Tokenizer:
+    """A tiny tokenizer that places codes."""
+    tokenizer = Tokenizer(tiny_network(), "0123456789ab")
+    assert tokenizer.places_codes
+    return tokenizer
 
 
 @pytest.fixture
@@ -82,8 +83,10 @@ def test_raw_pictures_are_seen_with_their_cells(tokenizer):
     assert len(seen.codes) == len(seen.cells) == len(seen.features)
 
 
-def test_parts_that_do_not_agree_on_cells_are_refused(tokenizer, monkeypatch):
-    model = speaking(tokenizer, tokenizer.cells)
-    monkeypatch.setattr(Tokenizer, "places_codes", False)
-    with pytest.raises(ValueError, match="only one reads where codes lie"):
-        Language(tokenizer, model)
+def test_parts_that_do_not_agree_on_cells_are_refused(tokenizer):
+    ordered = Tokenizer(tiny_network(**ORDERED), tokenizer.fingerprint)
+    assert not ordered.places_codes
+    for one, other in ((tokenizer, ordered), (ordered, tokenizer)):
+        Language(one, speaking(one, one.cells if one.places_codes else None))
+        with pytest.raises(ValueError, match="only one reads where codes lie"):
+            Language(one, speaking(other, other.cells if other.places_codes else None))

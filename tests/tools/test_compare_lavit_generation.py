@@ -13,7 +13,7 @@ from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.commands.test_generate import speaking_model
 from tests.shards import told_picture
-from tests.tokenizer.conftest import tiny_network
+from tests.tokenizer.conftest import ORDERED, tiny_network
 from tools.compare_lavit_generation import _image_ids
 
 CELLS = 16
@@ -23,7 +23,7 @@ LONG, SHORT = "a red apple on a table and two green pears in front of a small bl
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("speaking")
-    save_tokenizer(folder / "tokenizer", tiny_network())
+    save_tokenizer(folder / "tokenizer", tiny_network(**ORDERED))  # as LaVIT's own does
     speaking_model(Tokenizer.from_folder(folder)).save(folder / "lm", dtype=torch.float32)
     return folder
 
