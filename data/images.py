@@ -30,7 +30,11 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED_BY = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # keys of `Image.info`
 _pillow_settings = threading.Lock()
+
+Picture = str | Path | bytes | Image.Image | npt.NDArray[Any]
+"""A picture as a caller may hold it: a path, a file's bytes, a PIL image, or a uint8 array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +74,17 @@ def holds_images(folder: Path) -> bool:
     return next(_walk(folder), None) is not None
 
 
-def load_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture as RGB: upright by its EXIF, alpha over white, 16 bits as 8, an animation's first frame.
 
+    `source` is a path, the bytes of a file, a PIL image of any mode, or a uint8 array of shape
+    (height, width), (height, width, 3) as RGB or (height, width, 4) as RGBA; PIL images are not changed.
     The header is read first: more than `max_pixels` pixels are refused before anything is decoded.
     ValueError (one line) for everything that is not a whole picture, OSError when the file cannot be read.
     """
-    if isinstance(source, Path):
-        source = read_regular_file(source)
+    held = _held(source)
     try:
-        with _pillow_limit(max_pixels), Image.open(io.BytesIO(source), formats=_FORMATS) as image:
+        with _pillow_limit(max_pixels), _opened(held) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise Image.DecompressionBombError(f"({width * height} pixels)")
@@ -89,14 +94,48 @@ def load_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Imag
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
         came = f"{int(pixels[1]):,}" if pixels else "too many"
-        raise ValueError(f"{came} pixels; at most {max_pixels:,} are decoded (--max-pixels)") from None
+        raise ValueError(f"{came} pixels; at most {max_pixels:,} are decoded (max_pixels)") from None
     except Image.UnidentifiedImageError:
         raise ValueError(f"not a picture; known are {_known()}") from None
     except (
         Exception
     ) as error:  # decoders raise anything on broken bytes: IndexError, struct.error, SyntaxError ...
         raise ValueError(f"cannot be decoded: {one_line(error)}") from error
-    return upright.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else upright
+    if orientation in _UPRIGHT:
+        upright = upright.transpose(_UPRIGHT[orientation])
+    for key in _TURNED_BY:  # whoever reads this picture again must not turn it again
+        upright.info.pop(key, None)
+    return upright
+
+
+def _held(source: Picture) -> bytes | Image.Image:
+    """A file's bytes, or the picture itself where it is in memory."""
+    match source:
+        case Image.Image() | bytes():
+            return source
+        case str() | Path():
+            return read_regular_file(Path(source))
+        case np.ndarray():
+            shape = source.shape
+            fits = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
+            if source.dtype != np.uint8 or not fits or 0 in shape:
+                raise ValueError(
+                    f"an array of {source.dtype} with shape {shape} was given; uint8 arrays "
+                    "(height, width), (height, width, 3) or (height, width, 4) fit"
+                )
+            return Image.fromarray(np.ascontiguousarray(source))
+        case _:
+            raise ValueError(
+                f"{type(source).__name__} was given as a picture; a path, a file's bytes, a PIL image or "
+                "a uint8 array fits"
+            )
+
+
+def _opened(held: bytes | Image.Image) -> contextlib.AbstractContextManager[Image.Image]:
+    """The picture, closed at the end unless it is the caller's."""
+    if isinstance(held, Image.Image):
+        return contextlib.nullcontext(held)
+    return Image.open(io.BytesIO(held), formats=_FORMATS)
 
 
 def fit_square(image: Image.Image, side: int, *, exact: bool = False) -> npt.NDArray[np.uint8]:
@@ -149,6 +188,8 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_integers(image)
+    if image.mode == "La":  # premultiplied; Pillow converts it to nothing else
+        image = image.convert("LA")
     if image.mode == "F":
         raise ValueError("floating point pixels have no defined white")
     if not image.has_transparency_data:

@@ -317,9 +317,9 @@ def find_tokens(inputs: Sequence[Path]) -> list[ImageFile]:
     return [found[key] for key in sorted(found)]
 
 
-def read_tokens(path: Path, expect_tokenizer: str | None = None) -> TokenizedImage:
+def read_tokens(path: str | Path, expect_tokenizer: str | None = None) -> TokenizedImage:
     """One token file, see `TokenizedImage.from_bytes`."""
-    return TokenizedImage.from_bytes(read_regular_file(path, LARGEST), expect_tokenizer)
+    return TokenizedImage.from_bytes(read_regular_file(Path(path), LARGEST), expect_tokenizer)
 
 
 def sources_digest(sources: Sequence[tuple[str, str | None]]) -> str:

@@ -12,8 +12,9 @@ a prompt gets depends on the others of its batch by no more than the rounding of
 Legend: P prompts that go on, R rows, L tokens of a prompt, D width, V ids.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,7 @@ from pictish.lm.sampling import NEVER, Sampling, draw, draw_together
 from pictish.lm.vocabulary import Vocabulary
 
 CacheKind = Literal["dynamic", "static"]
+Progress = Callable[[int, int], None]  # ids done, of how many at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +106,13 @@ def generate(
     guidance: Guidance = UNGUIDED,
     generators: Sequence[torch.Generator] | torch.Generator | None = None,
     cache: CacheKind = "dynamic",
+    progress: Progress | None = None,
 ) -> list[list[Piece]]:
     """What a transformers causal LM in eval mode says to each prompt: its pieces in order, one at least.
 
     Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it. From a
-    single one, where one is given, all draw as `torch.multinomial` does for a batch.
+    single one, where one is given, all draw as `torch.multinomial` does for a batch. `progress` is called
+    after each id; what it raises ends the call.
     ValueError for a prompt longer than the model's context, for one that the request contradicts, and for a
     model that gives no numbers.
     """
@@ -130,7 +134,7 @@ def generate(
     rows = Rows(model, [branch for s in speakers for branch in s.branches], request.max_new_tokens, cache)
     legal = legal_ids(vocabulary, rows.logits.shape[1], request.strays, rows.logits.device)
     codes = vocabulary.is_code(torch.arange(rows.logits.shape[1], device=rows.logits.device))
-    while True:
+    for step in itertools.count(1):
         logits = _guided(speakers, rows.logits, guidance, codes)
         logits = logits.masked_fill(~legal.of([s.line for s in speakers]), NEVER)
         if not logits.amax(dim=1).isfinite().all():
@@ -142,6 +146,8 @@ def generate(
             ids = draw_together(logits, sampling, shared, places, len(lines)).tolist()
         for speaker, token in zip(speakers, ids, strict=True):
             speaker.line.take(token)
+        if progress is not None:
+            progress(step, request.max_new_tokens)
         # finished prompts leave with all their rows; the others read on
         owners = [s.line for s in speakers for _ in s.branches]  # R
         kept = [row for row, line in enumerate(owners) if line.state is not None]
@@ -151,6 +157,7 @@ def generate(
         if len(kept) < len(owners):
             rows.keep(kept)
         rows.step([owners[row].latest for row in kept])
+    raise AssertionError("every prompt ends")
 
 
 @dataclass(frozen=True, eq=False)

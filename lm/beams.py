@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pictish.lm.autoregressive import Rows
+from pictish.lm.autoregressive import Progress, Rows
 from pictish.lm.config import WritingConfig
 from pictish.lm.sampling import NEVER
 from pictish.lm.vocabulary import Vocabulary
@@ -49,11 +49,17 @@ class _Ended:
 
 @torch.inference_mode()
 def write(
-    model: PreTrainedModel, vocabulary: Vocabulary, prompts: Sequence[Tensor], settings: WritingConfig
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    prompts: Sequence[Tensor],
+    settings: WritingConfig,
+    *,
+    progress: Progress | None = None,
 ) -> list[list[int]]:
     """Text ids, without EOS, that follow each of `prompts` (L, D); at least `settings.least`.
 
-    Any id below the pictures' may be among them. ValueError as `generate`, and for a model without EOS.
+    Any id below the pictures' may be among them. `progress` and ValueError as `generate`, and ValueError for
+    a model without EOS.
     """
     eos = vocabulary.eos
     if eos is None:
@@ -92,6 +98,8 @@ def write(
         if length < settings.most:
             rows.keep([row for row, *_ in chosen])
             rows.step([token for _, token, _ in chosen])
+        if progress is not None:
+            progress(length, settings.most)
     for place, prompt in enumerate(going):
         for beam in range(beams):
             ended[prompt].add(written[place * beams + beam], scores[place, beam].item())

@@ -47,6 +47,16 @@ def tiny_models(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def whole_model(tmp_path_factory) -> Path:
+    """A model folder with tokenizer/, lm/, decoder/ and preview/, of tiny width and random weights."""
+    from tests.whole import save_whole_model
+
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    save_whole_model(folder)
+    return folder
+
+
 def save_tiny_models(folder: Path, seed: int) -> None:
     """Write folder/tokenizer and folder/decoder; another seed makes another tokenizer."""
     import torch

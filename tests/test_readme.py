@@ -88,7 +88,7 @@ def test_files_and_links_exist(name):
             titles = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), flags=re.MULTILINE)
             headings = [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles]
             assert anchor in headings, f"{name}: {link}"
-    roots = "configs|data|tokenizer|decoder|lm|pictish|tests|tools|docs"
+    roots = "configs|data|tokenizer|decoder|lm|pictish|tests|tools|docs|examples"
     for path in re.findall(rf"`((?:{roots})/[\w./-]*)`", text):
         assert (ROOT / path).exists() or not path.endswith((".py", ".md", "/")), f"{name}: {path}"
 

@@ -7,7 +7,7 @@ cells.
 Legend: B pictures, S side in pixels, N cells, K kept, D width, C code dimension, F feature channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -15,12 +15,11 @@ from typing import TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pictish.configs import parse
 from pictish.data.budget import sized_like
-from pictish.data.images import fit_square
+from pictish.data.images import Picture, fit_square, load_image
 from pictish.data.model_folder import (
     CONFIG,
     load_strictly,
@@ -35,7 +34,7 @@ from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.network import DynamicTokenizer
 from pictish.tokenizer.parallel import SideBySide, buckets, filled_groups
-from pictish.tokenizer.selector import ErrorSelector, choose, rank
+from pictish.tokenizer.selector import ErrorSelector, choose
 
 UNDERSTANDING = "understanding"  # the folder beside the tokenizer's, and its part
 
@@ -122,18 +121,17 @@ class Tokenizer:
         tokenizer._understanding = beside if (beside / CONFIG).is_file() else None
         return tokenizer
 
-    def squash(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """A picture as the encoder sees it: (S, S, 3) uint8."""
-        return fit_square(image.convert("RGB"), self.image_size, exact=self.exact_squash)
+    def squash(self, image: Picture) -> npt.NDArray[np.uint8]:
+        """A picture as the encoder sees it: (S, S, 3) uint8; ValueError and OSError as `load_image`."""
+        return fit_square(load_image(image), self.image_size, exact=self.exact_squash)
 
-    def tokenize(
-        self, images: Sequence[Image.Image | np.ndarray], **choice: Unpack[Choice]
-    ) -> list[TokenizedImage]:
-        """Tokens of RGB pictures: PIL images or uint8 arrays (height, width, 3) of any size and shape.
+    def tokenize(self, images: Sequence[Picture], **choice: Unpack[Choice]) -> list[TokenizedImage]:
+        """Tokens of pictures of any size and shape, each as `load_image` takes it: path, bytes, PIL, array.
 
-        `choice` says how many; ValueError for a setting out of range.
+        Transparent pixels are on white and EXIF's orientation is applied, as for files. `choice` says how
+        many tokens; ValueError for a setting out of range and for what is no picture.
         """
-        pictures = [image if isinstance(image, Image.Image) else Image.fromarray(image) for image in images]
+        pictures = [load_image(image) for image in images]
         if not pictures:
             return []
         pixels = torch.from_numpy(np.stack([self.squash(image) for image in pictures]))
@@ -183,10 +181,16 @@ class Tokenizer:
 
     def _select(self, pixels: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """Hidden rows (B, N, D), and which are kept (B, N)."""
-        hidden, logits = self._encode(pixels)
-        keep, quality = choice.get("keep"), choice.get("quality")
+        selector, keep, quality = self.network.selector, choice.get("keep"), choice.get("quality")
         if keep is None and quality is not None:
-            keep = self._reaching(hidden, logits, quality)
+            if not isinstance(selector, ErrorSelector):
+                raise ValueError(
+                    "quality: this tokenizer does not predict its errors; give a budget or a threshold"
+                )
+            if not 0 < quality < 100:
+                raise ValueError(f"quality {quality} asked for; decibels between 0 and 100 fit")
+            return self._encode(pixels, partial(selector.reaching, quality=quality))
+        hidden, logits = self._encode(pixels, selector)
         if keep is None:
             threshold = choice.get("threshold")
             keep = choose(
@@ -197,18 +201,6 @@ class Tokenizer:
                 as_lavit=choice.get("as_lavit", False),
             )
         return hidden, keep.to(self.device)
-
-    def _reaching(self, hidden: Tensor, logits: Tensor, quality: float) -> Tensor:
-        """Which patches (B, N) are kept so that a picture is expected to reach `quality` dB."""
-        selector = self.network.selector
-        if not isinstance(selector, ErrorSelector):
-            raise ValueError(
-                "quality: this tokenizer does not predict its errors; give a budget or a threshold"
-            )
-        if not 0 < quality < 100:
-            raise ValueError(f"quality {quality} asked for; decibels between 0 and 100 fit")
-        number = (selector.predicted_psnr(hidden) < quality).sum(dim=1, keepdim=True) + 1  # (B, 1)
-        return rank(logits) < number
 
     def _merge(
         self, hidden: Tensor, keep: Tensor, merger: Merger, *, quantize: bool
@@ -252,7 +244,7 @@ class Tokenizer:
     @torch.inference_mode()
     def scores(self, pixels: Tensor) -> Tensor:
         """The selector's keep probabilities (B, N) of uint8 `pixels` (B, S, S, 3)."""
-        return torch.sigmoid(self._encode(pixels)[1])
+        return torch.sigmoid(self._encode(pixels, self.network.selector)[1])
 
     @torch.inference_mode()
     def reconstruct(self, tokens: Sequence[TokenizedImage]) -> Tensor:
@@ -308,7 +300,7 @@ class Tokenizer:
         if token.tokenizer != self.fingerprint:
             raise ValueError(
                 f"tokens of tokenizer {token.tokenizer} cannot be decoded by tokenizer {self.fingerprint}; "
-                "give --model the folder that wrote them"
+                "load the model folder that wrote them"
             )
         if len(token.ids) > self.cells:
             raise ValueError(
@@ -324,18 +316,18 @@ class Tokenizer:
                 f"code {int(token.ids.max())} is unknown; this tokenizer has 0 to {self.codebook_size - 1}"
             )
 
-    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden rows (B, N, D) and logits (B, N) of uint8 pixels (B, S, S, 3)."""
+    def _encode(self, pixels: Tensor, score: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Hidden rows (B, N, D) of uint8 pixels (B, S, S, 3), and what `score` makes of a group of them."""
 
         def encode(group: tuple[Tensor, int]) -> tuple[Tensor, Tensor]:
             rows = self.network.embed(group[0])
-            return rows[: group[1]], self.network.selector(rows)[: group[1]]
+            return rows[: group[1]], score(rows)[: group[1]]
 
-        hidden, logits = zip(
+        hidden, scores = zip(
             *self._side_by_side.map(encode, filled_groups(pixels.to(self.device), self.micro_batch)),
             strict=True,
         )
-        return torch.cat(hidden), torch.cat(logits)
+        return torch.cat(hidden), torch.cat(scores)
 
 
 def save_tokenizer(

@@ -107,6 +107,11 @@ class ErrorSelector(PatchScores):
         mse = (dropped.sum(dim=1, keepdim=True) - gains).clamp_min(1e-8) / hidden.shape[1]
         return self.calibration[0] * -10 * mse.log10() + self.calibration[1]
 
+    def reaching(self, hidden: Tensor, quality: float) -> Tensor:
+        """Which patches (B, N) of `hidden` (B, N, D) are kept to be expected to reach `quality` dB, bool."""
+        number = (self.predicted_psnr(hidden) < quality).sum(dim=1, keepdim=True) + 1  # (B, 1)
+        return rank(self(hidden)) < number
+
 
 class Selector(PatchScores):
     """LaVIT's scores, or those of earlier pictish tokenizers, for inference.

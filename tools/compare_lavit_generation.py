@@ -14,14 +14,14 @@ from torch import Tensor
 
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.pixel import Decoder, sample
-from pictish.lm.autoregressive import Guidance, Rows, embed_ids
+from pictish.lm.autoregressive import Rows, embed_ids
 from pictish.lm.beams import write
 from pictish.lm.config import WritingConfig
-from pictish.lm.sampling import Sampling
 from pictish.lm.sequence import QUESTION, Codes, Features, Text
 from pictish.lm.vocabulary import text_ids
 from pictish.pipelines.describe import Describe
 from pictish.pipelines.language import Language
+from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage
 from tools.compare_lavit import Row, Run, Stage, same, tensors
 
@@ -343,18 +343,17 @@ def _image_ids(run: Run, name: str, said: list[list[Any]], recorded: dict[str, A
     seed = re.search(r"manual_seed\((\d+)\)", recorded.get("note", ""))
     generator = torch.Generator().manual_seed(int(seed[1]) if seed else 0)
     top_p = settings["top_p"] if settings["top_p"] < 1 else None
-    sampling = Sampling(0.0)
-    if settings["do_sample"]:
-        sampling = Sampling(settings["temperature"], settings["top_k"], top_p)
-    drawn = _drawer(run).tokens(
-        said,
-        generator,
-        sampling=sampling,
-        guidance=Guidance(settings["guidance_scale"], settings["guidance_scale"]),
-        min_tokens=settings["min_new_tokens"],
-        max_tokens=settings["max_new_tokens"],
-        official_quirks=quirks,
+    sampled = settings["do_sample"]
+    config = GenerationConfig(
+        guidance_scale=settings["guidance_scale"],
+        image_guidance_scale=settings["guidance_scale"],
+        temperature=settings["temperature"] if sampled else 0.0,
+        top_k=settings["top_k"] if sampled else None,
+        top_p=top_p if sampled else None,
+        min_codes=settings["min_new_tokens"],
+        max_codes=settings["max_new_tokens"],
     )
+    drawn = _drawer(run).tokens(said, generator, config, official_quirks=quirks)
     vocabulary = _language(run).model.vocabulary
     most = _language(run).model.image_tokens.most  # theirs may go on to the length of a longer prompt
     wanted = [row[vocabulary.is_code(row)][:most] for row in run.expected[f"llm.{name}.sequences"]]

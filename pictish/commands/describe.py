@@ -29,8 +29,7 @@ def run(
 ) -> None:
     """Print a caption of IMAGE, or the answer to QUESTION. Settings left away are the model's own."""
     picture = given_picture(image)
-    from pictish.pipelines.describe import Describe
-    from pictish.training.world import resolve_device
+    from pictish.pipelines.pipeline import Pipeline
 
-    describe = Describe.from_folder(model, resolve_device(device), precision.value)
-    print(describe.batch([picture], [question], continuous=features, most=most, lemmas=lemmas)[0])
+    pipe = Pipeline.from_pretrained(model, device=device, dtype=precision.value)
+    print(pipe.describe(picture, question, features=features, max_new_tokens=most, lemmas=lemmas))

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pictish.commands.report import Report
     from pictish.data.token_folder import OutputFolder
     from pictish.data.tokens import TokenizedImage
-    from pictish.pipelines.reconstruct import Drawing, Reconstructor
+    from pictish.pipelines.reconstruct import Reconstructor
+    from pictish.pipelines.settings import Drawing
 
 
 class Format(enum.StrEnum):
@@ -67,7 +68,8 @@ def run(
     """
     from pictish.commands.report import Report
     from pictish.data.token_folder import Header, OutputFolder
-    from pictish.pipelines.reconstruct import Drawing, Reconstructor
+    from pictish.pipelines.reconstruct import Reconstructor
+    from pictish.pipelines.settings import Drawing
     from pictish.training.world import resolve_device
 
     sources = find_sources(inputs, f".{format.value}")

@@ -25,11 +25,26 @@ if TYPE_CHECKING:
     from pictish.data.provenance import Origin, Request
     from pictish.data.tokens import TokenizedImage
     from pictish.pipelines.language import Said
-    from pictish.pipelines.reconstruct import Drawing, Reconstructor
+    from pictish.pipelines.reconstruct import Reconstructor
+    from pictish.pipelines.settings import Drawing, GenerationConfig
     from pictish.pipelines.text_to_image import TextToImage
 
-SAMPLED = ("guidance", "image_guidance", "temperature", "top_k", "top_p", "min_p")  # of `DrawingConfig`
-BASE = 256  # pixels of the longer side of a picture that is to have an aspect ratio, at least
+CONFIG = {  # setting of `GenerationConfig`: the same in a `Request`, and the option
+    "guidance_scale": "guidance",
+    "image_guidance_scale": "image_guidance",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "min_codes": "min_tokens",
+    "max_codes": "max_tokens",
+    "num_inference_steps": "steps",
+    "decoder_guidance_scale": "pixel_guidance",
+    "scheduler": "scheduler",
+    "upscale": "upscale",
+    "size": "size",
+}
+SAMPLED = ("guidance_scale", "image_guidance_scale", "temperature", "top_k", "top_p", "min_p")
 LONGEST = 80  # bytes of a file name that a prompt gives
 
 
@@ -125,19 +140,20 @@ def carry_out(
     """
     from pictish.data.interrupt import in_units, stop_here
     from pictish.data.provenance import Origin
-    from pictish.pipelines.reconstruct import Drawing
 
     first = jobs[0][1]
+    config = config_of(first)
     files = Files(**{field.name: ctx.params[field.name] for field in fields(Files)})
     files.check([name for name, _ in jobs])
     stored = origin.image() if origin and len(jobs) == 1 and first.same_tokens(origin) else None
     if first.pictures and not given and (stored is None or first.keep):
         raise ValueError("the file of --like was drawn from a picture, which is needed again; give it too")
     drawer, reconstructor = _load(ctx, first, speaking=stored is None)
-    drawing = reconstructor.settled(
-        Drawing(first.steps, first.pixel_guidance, first.scheduler, first.upscale)
-    )
-    sampled = {} if drawer is None else _sampled(drawer, first)
+    drawing = reconstructor.settled(config.drawing)
+    sampled: dict[str, Any] = {}
+    if drawer is not None:
+        settled = drawer.settled(config, pictures=bool(first.pictures))
+        sampled = {CONFIG[name]: getattr(settled, name) for name in SAMPLED}
     models = _models(ctx.params["model"], reconstructor, drawing)
     if origin:
         _check_models(models, origin, first)
@@ -152,7 +168,7 @@ def carry_out(
             )
             part = jobs[start : start + ctx.params["batch_size"]]
             requests = [request for _, request in part]
-            tokens = [stored] if stored is not None else _tokens(drawer, requests, given, sampled)
+            tokens = [stored] if stored is not None else _tokens(drawer, requests, given, config)
             kept = reconstructor.kept(given[0], tokens) if first.keep else None
             # noise of its own from the seed, not where the draws of tokens ended: tokens give the picture
             noise = generators([request.seed for request in requests])
@@ -218,27 +234,24 @@ def _load(
     return drawer, drawer.reconstructor
 
 
-def _sampled(drawer: "TextToImage", request: "Request") -> dict[str, Any]:
-    """How the tokens are drawn: what the request leaves open as the model is used to."""
-    from pictish.pipelines.text_to_image import text_scale_of
+def config_of(request: "Request") -> "GenerationConfig":
+    """How a request asks for its picture to be drawn; ValueError names the option that is out of range."""
+    from pictish.pipelines.settings import GenerationConfig
 
-    usual = drawer.usual
-    own = {name: getattr(usual, name) for name in SAMPLED}
-    own["guidance"] = text_scale_of(usual, bool(request.pictures))
-    asked = {name: getattr(request, name) for name in SAMPLED}
-    return {name: own[name] if value is None else value for name, value in asked.items()}
+    try:
+        return GenerationConfig(**{name: getattr(request, option) for name, option in CONFIG.items()})
+    except ValueError as error:
+        name, colon, rest = str(error).partition(":")
+        raise ValueError(f"--{CONFIG[name].replace('_', '-')}{colon}{rest}") from None
 
 
 def _tokens(
     drawer: "TextToImage | None",
     requests: "Sequence[Request]",
     given: "Sequence[Image.Image]",
-    how: dict[str, Any],
+    config: "GenerationConfig",
 ) -> "list[TokenizedImage]":
-    """Tokens of one picture a request, drawn as `_sampled` says; those of an edit in the shape of `given`."""
-    from pictish.lm.sampling import Sampling
-    from pictish.pipelines.text_to_image import guidance_of
-
+    """Tokens of one picture a request; those of an edit in the shape of `given`."""
     assert drawer is not None
     first = requests[0]
     said: list[list[Said]] = [
@@ -250,10 +263,7 @@ def _tokens(
     return drawer.tokens(
         said,
         generators([request.seed for request in requests]),
-        sampling=Sampling(how["temperature"], how["top_k"], how["top_p"], how["min_p"]),
-        guidance=guidance_of(drawer.usual, how["guidance"], how["image_guidance"]),
-        min_tokens=first.min_tokens,
-        max_tokens=first.max_tokens,
+        config,
         official_quirks=first.official_quirks,
         shapes=None if shape is None else [shape] * len(said),
     )
@@ -261,11 +271,9 @@ def _tokens(
 
 def _shape_of(aspect: str | None) -> tuple[int, int] | None:
     """(height, width) in pixels of a picture with this ratio of width to height; None: the usual square."""
-    if aspect is None:
-        return None
-    width, height = map(int, aspect.split(":"))
-    scale = -(-BASE // max(width, height))  # whole, so that the ratio stays exact
-    return height * scale, width * scale
+    from pictish.pipelines.text_to_image import shape_in
+
+    return None if aspect is None else shape_in(*map(int, aspect.split(":")))
 
 
 def _models(model: str, reconstructor: "Reconstructor", drawing: "Drawing") -> dict[str, str | None]:

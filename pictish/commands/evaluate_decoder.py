@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from pictish.evaluation.decoder import Coded, DecoderEvaluation
     from pictish.evaluation.pictures import FlatPictures, PictureSource
-    from pictish.pipelines.reconstruct import Drawing
+    from pictish.pipelines.settings import Drawing
 
 NUMBERS, SHEET = "decoder.json", "decoder-{}.png"
 CURVE_NUMBERS, CURVE_CHART = "decoder-curve.json", "decoder-curve.png"
@@ -63,7 +63,7 @@ def run(
     """Measure a decoder against its preview, thumbnails of as many bits as the codes, and a mean picture."""
     from rich.console import Console
 
-    from pictish.pipelines.reconstruct import Drawing
+    from pictish.pipelines.settings import Drawing
     from pictish.training.world import resolve_device
 
     if curve and steps is not None:

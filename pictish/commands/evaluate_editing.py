@@ -50,7 +50,7 @@ def run(
 
     from pictish.data.model_folder import fingerprint, locate_model
     from pictish.evaluation.editing import EditingEvaluation
-    from pictish.pipelines.reconstruct import Drawing
+    from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
     from pictish.training.world import resolve_device
 

@@ -53,7 +53,7 @@ def run(
 
     from pictish.data.model_folder import fingerprint, locate_model
     from pictish.evaluation.generation import GenerationEvaluation
-    from pictish.pipelines.reconstruct import Drawing
+    from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
     from pictish.training.world import resolve_device
 

@@ -124,7 +124,8 @@ def _picture(
     from pictish.data.files import one_line, printable, write_atomic
     from pictish.data.images import load_image, png_bytes
     from pictish.evaluation.drawing import Panels, four_panels
-    from pictish.pipelines.reconstruct import Drawing, Reconstructor
+    from pictish.pipelines.reconstruct import Reconstructor
+    from pictish.pipelines.settings import Drawing
     from pictish.training.world import resolve_device
 
     try:

@@ -87,7 +87,7 @@ def _show(
     from pictish.data.files import write_atomic
     from pictish.data.images import png_bytes
     from pictish.pipelines.language import Language
-    from pictish.pipelines.reconstruct import Drawing
+    from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
 
     drawer = TextToImage(Language(tokenizer, model), reconstructor)

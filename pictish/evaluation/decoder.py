@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pictish.decoder.pixel import Decoder
     from pictish.decoder.preview import Preview
     from pictish.decoder.upscaler import Upscaler
-    from pictish.pipelines.reconstruct import Drawing
+    from pictish.pipelines.settings import Drawing
 
 SCHEMA = 2
 METRICS: dict[str, Better] = {"psnr": "higher", "ssim": "higher", "feature_distance": "lower"}

@@ -16,7 +16,7 @@ from pictish.evaluation.pictures import seed_of
 if TYPE_CHECKING:
     import torch
 
-    from pictish.pipelines.reconstruct import Drawing
+    from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
 
 BATCH = 8

@@ -36,7 +36,7 @@ from pictish.evaluation.metrics import means
 
 if TYPE_CHECKING:
     from pictish.pipelines.language import Said
-    from pictish.pipelines.reconstruct import Drawing
+    from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
 
 SCHEMA = 1

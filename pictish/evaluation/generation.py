@@ -21,7 +21,7 @@ from pictish.evaluation.metrics import means
 from pictish.evaluation.pictures import seed_of
 
 if TYPE_CHECKING:
-    from pictish.pipelines.reconstruct import Drawing
+    from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
 
 SCHEMA = 1
@@ -114,12 +114,11 @@ class GenerationEvaluation:
         return Shown(pictures, self.judge.embed(pictures))
 
     def _generate(self, batch: Sequence[Asked], text_scale: float | None) -> list[Image.Image]:
-        from pictish.pipelines.text_to_image import guidance_of
+        from pictish.pipelines.settings import GenerationConfig
 
         seeded = generators(self.seed, (each.name for each in batch))
-        usual = self.drawer.usual
-        guidance = guidance_of(usual, usual.guidance if text_scale is None else text_scale)
-        tokens = self.drawer.tokens([[each.prompt] for each in batch], seeded, guidance=guidance)
+        config = GenerationConfig(guidance_scale=text_scale)
+        tokens = self.drawer.tokens([[each.prompt] for each in batch], seeded, config)
         return self._decode(tokens, batch)
 
     def _decode(self, tokens: Sequence[Any], batch: Sequence[Asked]) -> list[Image.Image]:

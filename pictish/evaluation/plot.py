@@ -54,7 +54,7 @@ def _chart(
     from matplotlib.figure import Figure
 
     sets = report["sets"]
-    figure = Figure(figsize=(3.75 * len(panels), 1.15 + 3.25 * len(sets)), dpi=110, facecolor="white")
+    figure = Figure(figsize=(3.75 * len(panels), 1.35 + 3.25 * len(sets)), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(sets), len(panels), squeeze=False)
     for axes, measured in zip(grid, sets, strict=True):
@@ -71,12 +71,12 @@ def _chart(
         axis.set_xlabel(across, fontsize=10, color=GREY)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="upper left", ncols=6, frameon=False, fontsize=10, bbox_to_anchor=(0.012, 0.995)
+        handles, labels, loc="upper left", ncols=3, frameon=False, fontsize=10, bbox_to_anchor=(0.012, 0.995)
     )
     figure.text(
         0.985, 1 - 0.235 / figure.get_figheight(), note, ha="right", va="center", fontsize=9, color=GREY
     )
-    figure.tight_layout(rect=(0.01, 0.01, 0.99, 1 - 0.42 / figure.get_figheight()), h_pad=2.2, w_pad=2.0)
+    figure.tight_layout(rect=(0.01, 0.01, 0.99, 1 - 0.62 / figure.get_figheight()), h_pad=2.2, w_pad=2.0)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -131,6 +131,11 @@ def _panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
             # All lie at one token count: the baselines stand aside, so that the bars can be told apart.
             transform=offset_copy(axis.transData, fig=axis.figure, x=aside, units="points"),
         )
+    # what stands aside does not count for the limits that matplotlib finds
+    points = [*budgets, *(point for point, *_ in others)]
+    low, high = (pick(point[metric][key] for point in points) for key, pick in (("low", min), ("high", max)))
+    if high > low:
+        axis.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axis.set_xscale("log", base=2)
     axis.set_xticks(marked, [str(each) for each in marked])
 

@@ -57,10 +57,10 @@ def contact_sheet_of(
 
     columns = ["original", "automatic", "thumbnail", *(f"{budget} tokens" for budget in evaluation.budgets)]
     subtitle = (
-        f"{len(measured.pictures):,} {measured.name} ranked by PSNR at the automatic length, beside it a "
+        f"{len(measured.pictures):,} pictures ranked by PSNR at the automatic length, beside it a "
         f"thumbnail of as many bits; PSNR at {evaluation.preview.side} px"
     )
-    return _sheet(f"Reconstructed {measured.name}", subtitle, columns, groups, row)
+    return _sheet(f"Reconstructions: {measured.name}", subtitle, columns, groups, row)
 
 
 def decoder_sheet_of(coded: "Coded", ways: "Mapping[str, Way]", measured: "Mapping[str, Measured]") -> bytes:

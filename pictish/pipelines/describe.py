@@ -11,7 +11,7 @@ from pictish.pipelines.language import Language, Precision, Said
 if TYPE_CHECKING:
     import torch
 
-    from pictish.lm.autoregressive import Prompt
+    from pictish.lm.autoregressive import Progress, Prompt
     from pictish.lm.config import WritingConfig
     from pictish.lm.sampling import Sampling
 
@@ -50,13 +50,15 @@ class Describe:
         lemmas: bool = False,
         sampling: "Sampling | None" = None,
         generators: "Sequence[torch.Generator] | None" = None,
+        progress: "Progress | None" = None,
     ) -> list[str]:
         """One text a picture, of at most `most` tokens; pictures enter as codes or as features.
 
         What is left away is the model's own choice. A model that searches with beams, as LaVIT does, may end
         with an empty text; with `sampling` it draws instead. With `lemmas` answers have words in their basic
-        form, as LaVIT's evaluation compares them, for which spaCy is needed. Raises ValueError for an empty
-        question, and where the model was not made for continuous features.
+        form, as LaVIT's evaluation compares them, for which spaCy is needed. `progress` is called after
+        each id. Raises ValueError for an empty question, and where the model was not made for continuous
+        features.
         """
         defaults = self.language.model.defaults
         continuous = defaults.continuous if continuous is None else continuous
@@ -67,9 +69,9 @@ class Describe:
             prompts = [self._prompt(images[place], questions[place], continuous) for place in mine]
             if way is None or sampling is not None:
                 own = None if generators is None else [generators[place] for place in mine]
-                written = self._draw(prompts, most or MOST, sampling, own)
+                written = self._draw(prompts, most or MOST, sampling, own, progress)
             else:
-                written = self._search(prompts, way if most is None else _shorter(way, most))
+                written = self._search(prompts, way if most is None else _shorter(way, most), progress)
             texts |= dict(zip(mine, written, strict=True))
         if lemmas:
             texts |= {
@@ -93,6 +95,7 @@ class Describe:
         most: int,
         sampling: "Sampling | None",
         generators: "Sequence[torch.Generator] | None",
+        progress: "Progress | None",
     ) -> list[str]:
         """Texts that are never empty, one id after the other."""
         from pictish.lm.autoregressive import generate
@@ -107,6 +110,7 @@ class Describe:
             Request(most),
             sampling=sampling or Sampling(temperature=0),
             generators=generators,
+            progress=progress,
         )
         result = []
         for pieces in written:
@@ -114,12 +118,15 @@ class Describe:
             result.append(str(model.text_tokenizer.decode(ids)).strip())
         return result
 
-    def _search(self, prompts: "Sequence[Prompt]", way: "WritingConfig") -> list[str]:
+    def _search(
+        self, prompts: "Sequence[Prompt]", way: "WritingConfig", progress: "Progress | None"
+    ) -> list[str]:
         """The likeliest texts by beam search, cut where the model is used to."""
         from pictish.lm.beams import write
 
         model = self.language.model
-        written = write(model.language, model.vocabulary, [prompt.full for prompt in prompts], way)
+        full = [prompt.full for prompt in prompts]
+        written = write(model.language, model.vocabulary, full, way, progress=progress)
         texts = [str(model.text_tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
         return [cut(text, way.cuts, lower=way.lower) for text in texts]
 

@@ -26,12 +26,12 @@ class Language:
         if model.image_tokens.fingerprint != tokenizer.fingerprint:
             raise ValueError(
                 f"the language model speaks codes of tokenizer {model.image_tokens.fingerprint}, "
-                f"not of {tokenizer.fingerprint}; give --model a folder whose parts belong together"
+                f"not of {tokenizer.fingerprint}; load a model folder whose parts belong together"
             )
         if model.image_tokens.cells != (tokenizer.cells if tokenizer.places_codes else None):
             raise ValueError(
                 "of tokenizer and language model only one reads where codes lie; "
-                "give --model a folder whose parts belong together"
+                "load a model folder whose parts belong together"
             )
         self.tokenizer, self.model = tokenizer, model
 

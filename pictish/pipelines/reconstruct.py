@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from PIL import Image
 from pictish.data.model_folder import find_decoder, find_upscaler, fingerprint
 from pictish.data.tokens import TokenizedImage
 from pictish.pipelines.language import Precision
+from pictish.pipelines.settings import Drawing, settle_pixels
 
 if TYPE_CHECKING:
     import torch
@@ -24,19 +24,6 @@ if TYPE_CHECKING:
 DEFAULT_SIZE = 256
 SAME_PIXELS = 0.06  # root mean square below which a cell counts as unchanged by an edit, pixels in [0, 1]
 ALIKE = 0.9  # the same for tokenizers that do not place codes: cosine of features above it
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How codes become pixels; what is left away is the decoder's own choice."""
-
-    steps: int | None = None
-    """Of the diffusion decoder; 0 is the preview."""
-    guidance: float | None = None
-    scheduler: str | None = None
-    """Class name of a diffusers scheduler."""
-    upscale: int | None = None
-    """Super-resolution factor; 1 is off, None the factor of the model's upscaler, if it has one."""
 
 
 class Reconstructor:
@@ -82,7 +69,7 @@ class Reconstructor:
         drawn = None if steps == 0 else find_decoder(folder, "diffusion", lowres=lowres)
         if lowres and drawn is None:
             raise ValueError(
-                f"{folder}: has no decoder of low resolution (decoder-lowres); leave --lowres away"
+                f"{folder}: has no decoder of low resolution (decoder-lowres), which lowres asks for"
             )
         plain = find_decoder(folder, "preview") if steps == 0 or drawn is None else None
         if drawn is None and plain is None:
@@ -91,7 +78,7 @@ class Reconstructor:
                 "looked in it and in its folders decoder and preview"
             )
         if drawn is None and steps:
-            raise ValueError(f"{folder}: has a preview alone, which takes no steps; leave --steps away")
+            raise ValueError(f"{folder}: has a preview alone, which takes no steps; leave steps away")
         if tokenizer is None:
             tokenizer = Tokenizer.from_folder(folder, device=device)
         decoder, preview, upscaler = None, None, None
@@ -142,13 +129,14 @@ class Reconstructor:
             drawn = [np.empty(0, dtype=np.uint8)] * len(tokens)
             ways = [(self._shape(token), self.decoder.settings(token)) for token in tokens]
             for way in dict.fromkeys(ways):
+                settled = settle_pixels(drawing, way[1], self.factor(drawing))
                 mine = [place for place, other in enumerate(ways) if other == way]
                 decoded = self.decoder.decode(
                     [tokens[place] for place in mine],
                     [generators[place] for place in mine],
-                    steps=drawing.steps,
-                    guidance=drawing.guidance,
-                    scheduler=drawing.scheduler,
+                    steps=settled.steps,
+                    guidance=settled.guidance,
+                    scheduler=settled.scheduler,
                     size=way[0],
                     sources=[sources[place] for place in mine] if sources else None,
                     strength=strength,
@@ -210,20 +198,13 @@ class Reconstructor:
         if self.decoder is not None:
             self.decoder.check(drawing.steps, drawing.guidance, drawing.scheduler)
         elif drawing.scheduler is not None or drawing.guidance is not None:
-            raise ValueError("the preview takes no scheduler and no guidance; leave --steps 0 or them away")
+            raise ValueError("the preview takes no scheduler and no guidance; leave steps 0 or them away")
 
     def settled(self, drawing: Drawing) -> Drawing:
         """The drawing with the decoder's own choices filled in; ValueError when it cannot be done."""
         self.check(drawing)
-        if self.decoder is None:
-            return Drawing(steps=0, upscale=self.factor(drawing))
-        own = self.decoder.model.config.sampling
-        return Drawing(
-            own.steps if drawing.steps is None else drawing.steps,
-            own.guidance if drawing.guidance is None else drawing.guidance,
-            drawing.scheduler or own.scheduler,
-            self.factor(drawing),
-        )
+        own = None if self.decoder is None else self.decoder.model.config.sampling
+        return settle_pixels(drawing, own, self.factor(drawing))
 
     def kept(self, picture: Image.Image, tokens: Sequence[TokenizedImage]) -> "list[Source] | None":
         """What of `picture` is to stay in each of the pictures that `tokens` will give, edits of it.
@@ -236,7 +217,7 @@ class Reconstructor:
         import torch
         import torch.nn.functional as F
 
-        from pictish.data.images import fit_square
+        from pictish.data.images import fit_square, load_image
         from pictish.decoder.pixel import Source
         from pictish.tokenizer.conv import cell_errors
 
@@ -249,7 +230,7 @@ class Reconstructor:
             stays = cell_errors(after, before, self.tokenizer.grid[0]).sqrt() < SAME_PIXELS  # (B, N)
         else:
             stays = F.cosine_similarity(new, own, dim=-1) > ALIKE
-        pixels = torch.from_numpy(fit_square(picture.convert("RGB"), self.decoder.side))
+        pixels = torch.from_numpy(fit_square(load_image(picture), self.decoder.side))
         return [Source(pixels, row) for row in stays.cpu()]
 
 

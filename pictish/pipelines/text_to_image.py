@@ -1,7 +1,7 @@
 """Words, or words and pictures, to a picture."""
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,16 @@ from pictish.lm.captions import CAPTIONS, read_captions
 from pictish.lm.config import DrawingConfig
 from pictish.pipelines.language import Language, Precision, Said
 from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
+from pictish.pipelines.settings import Drawing, GenerationConfig, settle_codes
 
 if TYPE_CHECKING:
     import torch
 
-    from pictish.lm.autoregressive import Guidance, Prompt
+    from pictish.lm.autoregressive import Progress, Prompt
     from pictish.lm.grammar import Piece
-    from pictish.lm.sampling import Sampling
     from pictish.pipelines.nearest import Nearest
+
+BASE = 256  # pixels of the longer side of a picture that is to have an aspect ratio, at least
 
 
 class TextToImage:
@@ -71,7 +73,12 @@ class TextToImage:
         said = [prompt] if isinstance(prompt, str) else prompt
         tokens = self.tokens([said], [generator])
         noise = torch.Generator().manual_seed(generator.initial_seed())
-        return self.reconstructor(tokens, size, generators=[noise])[0]
+        drawing = self.reconstructor.settled(Drawing())
+        return self.reconstructor(tokens, size, generators=[noise], drawing=drawing)[0]
+
+    def settled(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
+        """The config with the model's defaults for tokens, as `settle_codes`; `pictures`: any in prompts."""
+        return settle_codes(config, self.usual, self.language.model.image_tokens.most, pictures=pictures)
 
     def nearest_captions(self, prompts: Sequence[str], count: int = 3) -> "list[Nearest]":
         """The training captions nearest to each prompt, with scores; `Nearest.far` says when none is near.
@@ -89,22 +96,20 @@ class TextToImage:
         self,
         prompts: Sequence[Sequence[Said]],
         generators: "Sequence[torch.Generator] | torch.Generator",
+        config: GenerationConfig | None = None,
         *,
-        sampling: "Sampling | None" = None,
-        guidance: "Guidance | None" = None,
-        min_tokens: int | None = None,
-        max_tokens: int | None = None,
         shapes: Sequence[tuple[int, int]] | None = None,
         official_quirks: bool = False,
+        progress: "Progress | None" = None,
     ) -> list[TokenizedImage]:
         """Tokens of one picture a prompt, which `shapes` (height, width) gives a size, square by default.
 
-        They have cells if the tokenizer places codes. `min_tokens` and `max_tokens` count codes.
-        Settings left away are the model's. The same batch, generator seeds and weights give the same tokens;
-        another batch may round differently. With `official_quirks` a prompt that holds pictures is treated as
-        LaVIT's code does: no markers around its pictures, no other prompt beside it, and at most as many
-        tokens as it has itself, and as a picture has, whatever `max_tokens` says. Raises ValueError for an
-        empty prompt and for one that does not fit the model's context.
+        They have cells if the tokenizer places codes. What `config` leaves open is the model's choice.
+        The same batch, generator seeds and weights give the same tokens; another batch may round differently.
+        With `official_quirks` a prompt that holds pictures is treated as LaVIT's code does: no markers around
+        its pictures, no other prompt beside it, and at most as many tokens as it has itself, and as a picture
+        has, whatever `max_codes` says. `progress` is called after each id of a batch. Raises ValueError for
+        an empty prompt and for one that does not fit the model's context.
         """
         import numpy as np
         import torch
@@ -113,27 +118,31 @@ class TextToImage:
 
         language = self.language
         most = language.model.image_tokens.most
-        defaults = self.usual
-        quirks = official_quirks and any(map(_pictures, prompts))
-        if quirks and max_tokens is not None:
-            max_tokens = min(max_tokens, most)  # LaVIT's is the length of the prompt, cells or not
-        least = min(defaults.min_tokens, max_tokens or most) if min_tokens is None else min_tokens
-        allowed = min(defaults.max_tokens or most, most) if max_tokens is None else max_tokens
-        if not 1 <= least <= allowed <= most:
+        config = config or GenerationConfig()
+        pictures = any(map(_pictures, prompts))
+        quirks = official_quirks and pictures
+        if quirks and config.max_codes is not None:  # LaVIT's is the length of the prompt, cells or not
+            config = replace(config, max_codes=min(config.max_codes, most))
+        settled = self.settled(config, pictures=pictures)
+        assert settled.min_codes is not None
+        assert settled.max_codes is not None
+        if not 1 <= settled.min_codes <= settled.max_codes <= most:
             raise ValueError(
-                f"{least} to {allowed} tokens asked for; a picture of this model has 1 to {most}"
+                f"{settled.min_codes} to {settled.max_codes} tokens asked for; "
+                f"a picture of this model has 1 to {most}"
             )
-        draw = partial(self._draw, sampling=sampling, guidance=guidance)
         if not quirks:
-            drawn = draw(self._prompts(prompts), generators, least, allowed, _guidance(defaults, prompts))
+            drawn = self._draw(self._prompts(prompts), generators, settled, progress)
         else:
             drawn = []
             for number, said in enumerate(prompts):
                 own = generators if isinstance(generators, torch.Generator) else [generators[number]]
                 (prompt,) = self._prompts([said], bare=True)
                 # the [IMG] behind a prompt is not counted
-                room = min(len(prompt.full) - 1, most) if _pictures(said) else allowed
-                drawn += draw([prompt], own, min(least, room), room, _guidance(defaults, [said]))
+                room = min(len(prompt.full) - 1, most) if _pictures(said) else settled.max_codes
+                mine = self.settled(config, pictures=_pictures(said))
+                mine = replace(mine, min_codes=min(settled.min_codes, room), max_codes=room)
+                drawn += self._draw([prompt], own, mine, progress)
         result = []
         for number, pieces in enumerate(drawn):
             (piece,) = pieces
@@ -154,27 +163,24 @@ class TextToImage:
         self,
         prompts: "list[Prompt]",
         generators: "Sequence[torch.Generator] | torch.Generator",
-        least: int,
-        most: int,
-        usual: "Guidance",
-        *,
-        sampling: "Sampling | None",
-        guidance: "Guidance | None",
+        settled: GenerationConfig,
+        progress: "Progress | None",
     ) -> "list[list[Piece]]":
         from pictish.lm.autoregressive import generate
         from pictish.lm.grammar import one_image
-        from pictish.lm.sampling import Sampling
 
-        model = self.language.model
-        usually = self.usual
+        model, usual = self.language.model, self.usual
+        assert settled.min_codes is not None
+        assert settled.max_codes is not None
         return generate(
             model.language,
             model.vocabulary,
             prompts,
-            one_image(most, least, usually.strays, cells=model.vocabulary.cells),
-            sampling=sampling or Sampling(usually.temperature, usually.top_k, usually.top_p, usually.min_p),
-            guidance=guidance or usual,
+            one_image(settled.max_codes, settled.min_codes, usual.strays, cells=model.vocabulary.cells),
+            sampling=settled.sampling,
+            guidance=settled.guidance(usual),
             generators=generators,
+            progress=progress,
         )
 
     def _prompts(self, prompts: Sequence[Sequence[Said]], *, bare: bool = False) -> "list[Prompt]":
@@ -192,20 +198,7 @@ def _pictures(said: Sequence[Said]) -> bool:
     return any(isinstance(one, Image.Image) for one in said)
 
 
-def _guidance(defaults: DrawingConfig, prompts: Sequence[Sequence[Said]]) -> "Guidance":
-    """The model's own guidance for these prompts."""
-    return guidance_of(defaults, text_scale_of(defaults, any(map(_pictures, prompts))))
-
-
-def guidance_of(defaults: DrawingConfig, text_scale: float, image_scale: float | None = None) -> "Guidance":
-    """Guidance at these scales, the rest of it as the model is used to."""
-    from pictish.lm.autoregressive import Guidance
-
-    image_scale = defaults.image_guidance if image_scale is None else image_scale
-    return Guidance(text_scale, image_scale, defaults.guidance_ramp, defaults.guidance_rescale)
-
-
-def text_scale_of(defaults: DrawingConfig, pictures: bool) -> float:
-    """A model's own scale for words, which may be another where pictures are given too."""
-    among = defaults.among_pictures if pictures else None
-    return defaults.guidance if among is None else among
+def shape_in(width: int, height: int) -> tuple[int, int]:
+    """(height, width) in pixels of a picture with this aspect ratio, exactly, `BASE` pixels or more long."""
+    scale = -(-BASE // max(width, height))  # whole, so that the ratio stays exact
+    return height * scale, width * scale

@@ -37,7 +37,8 @@ def token_file(folder: Path, place: Path, count: int = 3, **changes) -> Path:
     tokenizer = Tokenizer.from_folder(folder)
     grid = changes.get("grid", tokenizer.grid)
     whose = changes.get("fingerprint", tokenizer.fingerprint)
-    place.write_bytes(TokenizedImage(np.arange(count), None, grid, (48, 48), whose, 64).to_bytes())
+    cells = changes.get("cells", np.arange(count))
+    place.write_bytes(TokenizedImage(np.arange(count), cells, grid, (48, 48), whose, 64).to_bytes())
     return place
 
 
@@ -68,6 +69,18 @@ def test_more_tokens_than_cells(drawing, tmp_path, capsys):
     assert "b.tokens: 17 tokens for one picture; this tokenizer writes 1 to 16" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [({"cells": None}, "no cells"), ({"grid": (5, 5)}, "those of a grid of 5 x 5")],
+)
+def test_codes_without_cells_of_this_grid(drawing, tmp_path, capsys, change, found):
+    file = token_file(drawing, tmp_path / "b.tokens", **change)
+    words = ["detokenize", file, tmp_path / "out", "--model", drawing, "--quiet"]
+    assert cli.main([str(word) for word in words]) == 1
+    line = f"b.tokens: this tokenizer decodes codes at their cells; these tokens have {found}"
+    assert line in capsys.readouterr().err
+
+
 def test_no_tokens(drawing, tmp_path, capsys):
     (tmp_path / "none").mkdir()
     (tmp_path / "b.tokens").write_bytes(b"")
@@ -94,7 +107,7 @@ def test_a_setting_the_decoder_cannot_take(drawing, tmp_path, capsys, options, l
 
 def test_steps_without_a_diffusion_decoder(tiny_models, tmp_path, capsys):
     line = refused(capsys, *detokenizing(tiny_models, tmp_path, "--steps", "5"))
-    assert "has a preview alone, which takes no steps; leave --steps away" in line
+    assert "has a preview alone, which takes no steps; leave steps away" in line
 
 
 def test_no_steps_without_a_preview(drawing, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Bad input of the language model's commands: one line on stderr and exit code 2, never a traceback."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,8 @@ def tokens(folder: Path, ids: list[int], codes: int = 64, fingerprint: str | Non
     """A token file of the model in `folder`, unless it is told to be another's."""
     tokenizer = Tokenizer.from_folder(folder)
     whose = fingerprint or tokenizer.fingerprint
-    return TokenizedImage(np.array(ids), None, tokenizer.grid, (48, 48), whose, codes).to_bytes()
+    cells = np.arange(len(ids))
+    return TokenizedImage(np.array(ids), cells, tokenizer.grid, (48, 48), whose, codes).to_bytes()
 
 
 def refused(capsys, *words: str | Path) -> str:
@@ -159,6 +161,14 @@ def test_a_shard_of_unknown_codes(speaking, tmp_path, capsys):
     line = refused(capsys, *training(speaking, tmp_path, "all.tar"))
     assert "source pictures: 3 samples, no other could be used" in line
     assert "codes 0 to 63 were asked for, found 99" in line
+
+
+def test_a_shard_of_codes_without_cells(speaking, tmp_path, capsys):
+    placed = TokenizedImage.from_bytes(tokens(speaking, [1, 2]))
+    write_tokens(tmp_path / "all.tar", [replace(placed, cells=None).to_bytes()] * 3)
+    line = refused(capsys, *training(speaking, tmp_path, "all.tar"))
+    assert "source pictures: 3 samples, no other could be used" in line
+    assert "codes without cells; this language model needs the cell of every code" in line
 
 
 def test_damage_is_named_once_and_the_exit_code_is_1(speaking, tmp_path, capsys, caplog):

@@ -1,6 +1,7 @@
 """`pictish generate` and `pictish edit` on a tiny model of random weights: what they write, and `--like`."""
 
 import base64
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -17,50 +18,22 @@ from pictish.data.images import png_bytes
 from pictish.data.model_folder import fingerprint
 from pictish.data.provenance import digest_of, png_with_origin, read_origin
 from pictish.data.tokens import TokenizedImage
-from pictish.decoder.config import PreviewConfig
-from pictish.decoder.diffusion import save_diffusion
-from pictish.decoder.preview import build_preview, save_preview
 from pictish.decoder.upscaler import save_upscaler
 from pictish.lm.captions import CAPTIONS, to_bytes
 from pictish.lm.config import DrawingConfig
-from pictish.lm.model import ImageTokens, UnifiedModel
-from pictish.lm.vocabulary import widen
 from pictish.pipelines.text_to_image import TextToImage
-from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
-from tests.decoder.tiny import config, decoder_of, tiny_upscaler
-from tests.lm.tiny import tiny_model, tiny_tokenizer
+from pictish.tokenizer.dynamic import Tokenizer
+from tests.decoder.tiny import tiny_upscaler
 from tests.shards import told_picture
-from tests.tokenizer.conftest import tiny_network
 from tests.tree import ROOT
+from tests.whole import speaking_model
 
 PROMPTS = ["a red apple", "two green pears on a table", "the sun", "a blue car"]
 
 
-def speaking_model(tokenizer: Tokenizer, seed: int = 0) -> UnifiedModel:
-    """A tiny Llama that writes the codes of `tokenizer`."""
-    text = tiny_tokenizer()
-    language = tiny_model("llama", len(text), seed=seed, dtype=torch.float32)
-    cells = tokenizer.cells if tokenizer.places_codes else None
-    chance = torch.Generator().manual_seed(seed)
-    widen(language, text, tokenizer.codebook_size, cells=cells, generator=chance)
-    image_tokens = ImageTokens(tokenizer.fingerprint, tokenizer.codebook_size, tokenizer.cells, 32, cells)
-    return UnifiedModel(language, text, image_tokens, None)
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """A whole model: both decoders, and the diffusion one may be shown parts of a picture."""
-    folder = tmp_path_factory.mktemp("whole") / "model"
-    save_tokenizer(folder / "tokenizer", tiny_network())
-    tokenizer = Tokenizer.from_folder(folder)
-    speaking_model(tokenizer).save(folder / "lm", dtype=torch.float32)
-    settings = config(condition={"channels": 2, "width": 16, "source": True})
-    save_diffusion(folder / "decoder", decoder_of(tokenizer, settings), tokenizer.fingerprint)
-    plain = PreviewConfig(width=16, blocks=1, smallest=8)
-    head = build_preview(plain, tokenizer)
-    torch.nn.init.normal_(head.leave[0].weight, std=0.05)
-    save_preview(folder / "preview", head, plain, tokenizer.fingerprint)
-    return folder
+def model(whole_model) -> Path:
+    return whole_model
 
 
 @pytest.fixture
@@ -226,7 +199,7 @@ def test_another_model_is_refused_by_the_part_that_differs(draw, refused, model,
     changed = origin.model_copy(update={part: "f" * 12})
     if part == "tokenizer":
         tokens = origin.image()
-        stranger = TokenizedImage(tokens.ids, None, tokens.grid, tokens.size, "f" * 12, tokens.codebook_size)
+        stranger = dataclasses.replace(tokens, tokenizer="f" * 12)
         blob = stranger.to_bytes()
         changed = changed.model_copy(update={"tokens": base64.b64encode(blob).decode()})
     (tmp_path / "other.png").write_bytes(png_with_origin(Image.new("RGB", (8, 8)), changed))

@@ -277,3 +277,76 @@ def test_find_images_says_what_is_wrong(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match=r"a\.txt: not a picture by its name"):
         find_images([tmp_path / "a.txt"])
+
+
+def mixed_rgba() -> Image.Image:
+    """8 x 6 pixels of all levels of red and alpha."""
+    array = np.zeros((6, 8, 4), np.uint8)
+    array[..., 0] = np.arange(48).reshape(6, 8) * 5
+    array[..., 3] = np.arange(48)[::-1].reshape(6, 8) * 5
+    return Image.fromarray(array)
+
+
+def test_whatever_holds_a_picture_gives_the_same_pixels(tmp_path):
+    image = mixed_rgba()
+    path = tmp_path / "x.png"
+    image.save(path)
+    expected = np.asarray(load_image(path))
+    assert expected[0, 0].tolist() != [0, 0, 0]
+    before = image.tobytes()
+    for held in (str(path), path.read_bytes(), Image.open(path), image, np.asarray(image)):
+        assert np.array_equal(np.asarray(load_image(held)), expected)
+    assert (image.tobytes(), image.mode) == (before, "RGBA"), "the caller's picture stays as it was"
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "I;16"],
+)
+def test_pillow_images_of_any_mode(mode):
+    grey = Image.new("L", (4, 3), 255)
+    source = grey.convert("LA").convert("La") if mode == "La" else grey
+    source = grey.convert("RGBA").convert("RGBa") if mode == "RGBa" else source
+    source = grey.convert("P").convert("PA") if mode == "PA" else source
+    if mode in ("I", "I;16"):
+        source = Image.fromarray(np.full((3, 4), 65_535, np.int32 if mode == "I" else np.uint16))
+    image = source if source.mode == mode else source.convert(mode)
+    assert image.mode == mode
+    loaded = load_image(image)
+    assert (loaded.mode, loaded.size) == ("RGB", (4, 3))
+    assert np.asarray(loaded).min() >= 254, "white is white"
+
+
+def test_premultiplied_and_plain_alpha_agree():
+    image = mixed_rgba()
+    plain = np.asarray(load_image(image), np.int16)
+    assert np.abs(plain - np.asarray(load_image(image.convert("RGBa")), np.int16)).max() <= 8
+
+
+def test_a_picture_is_turned_once():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 4)).save(buffer, "JPEG", exif=exif)
+    once = load_image(buffer.getvalue())
+    assert once.size == load_image(Image.open(io.BytesIO(buffer.getvalue()))).size == (4, 8)
+    assert load_image(once).size == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "an array of float32 with shape"),
+        (np.zeros((3, 4, 4), np.uint8)[:, :, :2], "with shape .3, 4, 2. was given; uint8 arrays"),
+        (np.zeros((0, 4, 3), np.uint8), "with shape .0, 4, 3."),
+        (None, "NoneType was given as a picture; a path"),
+    ],
+)
+def test_what_holds_no_picture_is_named(held, words):
+    with pytest.raises(ValueError, match=words):
+        load_image(held)
+
+
+def test_pictures_in_memory_are_bounded_too():
+    with pytest.raises(ValueError, match="12 pixels; at most 11 are decoded"):
+        load_image(Image.new("RGB", (4, 3)), max_pixels=11)

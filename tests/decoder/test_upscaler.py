@@ -15,7 +15,8 @@ from pictish.data.model_folder import find_upscaler, fingerprint
 from pictish.decoder.config import PreviewConfig, UpscalerConfig
 from pictish.decoder.preview import build_preview, save_preview
 from pictish.decoder.upscaler import LICENCE, CompactUpscaler, Upscaler, save_upscaler
-from pictish.pipelines.reconstruct import Drawing, Reconstructor
+from pictish.pipelines.reconstruct import Reconstructor
+from pictish.pipelines.settings import Drawing
 from tests.decoder.tiny import tiny_upscaler
 
 

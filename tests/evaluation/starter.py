@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
+from pictish.commands.train_lm import image_tokens_of
 from pictish.data.images import png_bytes
 from pictish.data.shards import ShardWriter
-from pictish.lm.model import ImageTokens, UnifiedModel
+from pictish.lm.model import UnifiedModel
 from pictish.lm.vocabulary import widen
 from pictish.tokenizer.dynamic import Tokenizer
 from tests.evaluation.emoji import HUES, TONES, facts_of, write_starter_data
@@ -64,9 +65,7 @@ def save_tiny_language(folder: Path, models: Path) -> Path:
     text = tiny_tokenizer()
     language = tiny_model("llama", len(text), dtype=torch.float32)
     language.config.max_position_embeddings = 256  # rotary: there is no table to grow
-    widen(language, text, tokenizer.codebook_size, generator=torch.Generator().manual_seed(0))
-    tokens = ImageTokens(
-        tokenizer.fingerprint, tokenizer.codebook_size, tokenizer.cells, tokenizer.network.config.width
-    )
+    tokens = image_tokens_of(tokenizer)
+    widen(language, text, tokens.codes, cells=tokens.cells, generator=torch.Generator().manual_seed(0))
     UnifiedModel(language, text, tokens, None).save(folder / "lm")
     return folder

@@ -25,7 +25,7 @@ from pictish.evaluation.editing import (
 from pictish.evaluation.judge import Judge, References, read_references
 from pictish.evaluation.metrics import rounded
 from pictish.lm.config import DrawingConfig
-from pictish.pipelines.reconstruct import Drawing
+from pictish.pipelines.settings import Drawing
 from tests.evaluation.emoji import HUES, cheap_features, facts_of
 from tests.evaluation.starter import boxed, write_held_out_data
 

@@ -21,7 +21,7 @@ from pictish.evaluation.generation import (
 )
 from pictish.evaluation.judge import Judge, read_references
 from pictish.lm.config import DrawingConfig
-from pictish.pipelines.reconstruct import Drawing
+from pictish.pipelines.settings import Drawing
 from tests.evaluation.emoji import HELD_OUT, cheap_features, write_starter_data
 
 
@@ -43,11 +43,12 @@ class Catalogue:
                 self.known[prompt] = index
         self.calls: list[tuple[list[str], list[int]]] = []
 
-    def tokens(self, said, generators, *, guidance):
+    def tokens(self, said, generators, config):
         assert len(said) <= BATCH
         told = [prompt for (prompt,) in said]
         self.calls.append((told, [generator.initial_seed() for generator in generators]))
-        wrong = guidance.text_scale < 2
+        scale = config.guidance_scale
+        wrong = scale is not None and scale < 2
         return [self._coded((self.known[prompt] + 7 * wrong) % len(self.pictures)) for prompt in told]
 
     def tokenize(self, pictures):

@@ -12,7 +12,7 @@ from pictish.lm.config import DrawingConfig, WritingConfig
 from pictish.lm.lavit import DEFAULTS
 from pictish.pipelines.describe import _shorter, cut, lemmatised
 from pictish.pipelines.reconstruct import Reconstructor
-from pictish.pipelines.text_to_image import text_scale_of
+from pictish.pipelines.settings import GenerationConfig, settle_codes
 
 SHAPES = ((1024, 1024), (896, 1152), (832, 1216), (768, 1344), (1216, 832), (1152, 896))
 
@@ -57,9 +57,12 @@ def test_fewer_ids_at_most_are_fewer_at_least():
 
 
 def test_prompts_with_pictures_may_have_a_scale_of_their_own():
-    assert text_scale_of(DEFAULTS.drawing, False) == 4
-    assert text_scale_of(DEFAULTS.drawing, True) == DEFAULTS.drawing.image_guidance == 5
-    assert text_scale_of(DrawingConfig(), True) == DrawingConfig().guidance
+    def scale(defaults: DrawingConfig, pictures: bool) -> float | None:
+        return settle_codes(GenerationConfig(), defaults, 256, pictures=pictures).guidance_scale
+
+    assert scale(DEFAULTS.drawing, False) == 4
+    assert scale(DEFAULTS.drawing, True) == DEFAULTS.drawing.image_guidance == 5
+    assert scale(DrawingConfig(), True) == DrawingConfig().guidance
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -17,6 +17,7 @@ from pictish.lm.sequence import picture_ids
 from pictish.lm.vocabulary import widen
 from pictish.pipelines.describe import Describe
 from pictish.pipelines.language import Language
+from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer
 from tests.lm.tiny import tiny_model, tiny_tokenizer
@@ -54,14 +55,15 @@ def test_drawn_pictures_have_cells(language):
     drawer = TextToImage(language, None)
     most = language.tokenizer.cells
     for least, allowed in ((None, None), (3, 3), (most, None), (1, 2)):
-        drawn = drawer.tokens([["a red apple"]] * 4, seeded(4), min_tokens=least, max_tokens=allowed)
+        config = GenerationConfig(min_codes=least, max_codes=allowed)
+        drawn = drawer.tokens([["a red apple"]] * 4, seeded(4), config)
         for tokens in drawn:
             assert tokens.cells is not None
             assert (least or 1) <= len(tokens) <= (allowed or most)
             assert all(a < b for a, b in itertools.pairwise((-1, *tokens.cells, most)))
             assert TokenizedImage.from_bytes(tokens.to_bytes()) == tokens
     with pytest.raises(ValueError, match=f"a picture of this model has 1 to {most}"):
-        drawer.tokens([["a"]], seeded(1), max_tokens=most + 1)
+        drawer.tokens([["a"]], seeded(1), GenerationConfig(max_codes=most + 1))
 
 
 def test_a_picture_in_a_prompt_says_where_its_codes_lie(language, monkeypatch):

@@ -7,9 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pictish.lm.autoregressive import Guidance
-from pictish.lm.sampling import Sampling
 from pictish.pipelines.language import Language
+from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.commands.test_generate import speaking_model
@@ -55,9 +54,9 @@ def test_the_room_is_that_of_the_prompt_or_of_a_picture(language, picture, monke
     limits = []
     original = TextToImage._draw
 
-    def noted(self, prompts, generators, least, most, usual, **how):
-        limits.append((least, most))
-        return original(self, prompts, generators, least, most, usual, **how)
+    def noted(self, prompts, generators, settled, progress):
+        limits.append((settled.min_codes, settled.max_codes))
+        return original(self, prompts, generators, settled, progress)
 
     monkeypatch.setattr(TextToImage, "_draw", noted)
     drawer = TextToImage(language, None)
@@ -65,29 +64,23 @@ def test_the_room_is_that_of_the_prompt_or_of_a_picture(language, picture, monke
     assert short < CELLS < length_of(language, [picture, LONG])
     for words, asked in ((LONG, 260), (SHORT, 260), (SHORT, None), (LONG, None)):
         said = [[picture, words]]
-        (drawn,) = drawer.tokens(
-            said, torch.Generator(), min_tokens=4, max_tokens=asked, official_quirks=True
-        )
+        config = GenerationConfig(min_codes=4, max_codes=asked)
+        (drawn,) = drawer.tokens(said, torch.Generator(), config, official_quirks=True)
         assert 1 <= len(drawn) <= CELLS
     assert limits == [(4, CELLS), (4, short), (4, short), (4, CELLS)]
     for quirks, said in ((False, [picture, LONG]), (True, [LONG])):  # words alone have no quirk
+        config = GenerationConfig(min_codes=4, max_codes=260)
         with pytest.raises(
             ValueError, match="4 to 260 tokens asked for; a picture of this model has 1 to 16"
         ):
-            drawer.tokens([said], torch.Generator(), min_tokens=4, max_tokens=260, official_quirks=quirks)
+            drawer.tokens([said], torch.Generator(), config, official_quirks=quirks)
 
 
 def test_the_tool_takes_such_a_recording(folder, language, picture):
     said = [picture, LONG]
     most = length_of(language, said)
-    (drawn,) = TextToImage(language, None).tokens(
-        [said],
-        torch.Generator(),
-        sampling=Sampling(0.0),
-        guidance=Guidance(5.0, 5.0),
-        min_tokens=4,
-        official_quirks=True,
-    )
+    config = GenerationConfig(guidance_scale=5, image_guidance_scale=5, temperature=0, min_codes=4)
+    (drawn,) = TextToImage(language, None).tokens([said], torch.Generator(), config, official_quirks=True)
     assert len(drawn) == CELLS, "it goes on as long as it may"
     vocabulary = language.model.vocabulary
     row = [vocabulary.begin, *vocabulary.ids_of(drawn.ids).tolist()]

@@ -1,0 +1,39 @@
+"""A whole model of tiny width and random weights: everything that commands and the API can do."""
+
+from pathlib import Path
+
+import torch
+
+from pictish.commands.train_lm import image_tokens_of
+from pictish.decoder.config import PreviewConfig
+from pictish.decoder.diffusion import save_diffusion
+from pictish.decoder.preview import build_preview, save_preview
+from pictish.lm.model import UnifiedModel
+from pictish.lm.vocabulary import widen
+from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
+from tests.decoder.tiny import config, decoder_of
+from tests.lm.tiny import tiny_model, tiny_tokenizer
+from tests.tokenizer.conftest import tiny_network
+
+
+def speaking_model(tokenizer: Tokenizer, seed: int = 0) -> UnifiedModel:
+    """A tiny Llama that writes the codes of `tokenizer`, and their cells where it places them."""
+    text = tiny_tokenizer()
+    language = tiny_model("llama", len(text), seed=seed, dtype=torch.float32)
+    tokens = image_tokens_of(tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    widen(language, text, tokenizer.codebook_size, cells=tokens.cells, generator=generator)
+    return UnifiedModel(language, text, tokens, None)
+
+
+def save_whole_model(folder: Path) -> None:
+    """Tokenizer, language model and both decoders; the diffusion one may be shown parts of a picture."""
+    save_tokenizer(folder / "tokenizer", tiny_network())
+    tokenizer = Tokenizer.from_folder(folder)
+    speaking_model(tokenizer).save(folder / "lm", dtype=torch.float32)
+    settings = config(condition={"channels": 2, "width": 16, "source": True})
+    save_diffusion(folder / "decoder", decoder_of(tokenizer, settings), tokenizer.fingerprint)
+    plain = PreviewConfig(width=16, blocks=1, smallest=8)
+    head = build_preview(plain, tokenizer)
+    torch.nn.init.normal_(head.leave[0].weight, std=0.05)
+    save_preview(folder / "preview", head, plain, tokenizer.fingerprint)
