@@ -63,7 +63,7 @@ def data(tmp_path_factory) -> list[str]:
 FEW_CODES = "model.quantizer.codes=16"
 PHASES = (
     "phases=[{name: a, steps: 6, quantize: false, learning_rate: 0.0003, warmup: 2},"
-    " {name: b, steps: 14, quantize: true, learning_rate: 0.003, warmup: 2}]"
+    " {name: b, steps: 14, quantize: true, learning_rate: 0.001, warmup: 2}]"
 )
 
 
