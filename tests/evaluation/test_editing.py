@@ -168,7 +168,8 @@ def test_kinds_of_edits_are_balanced_and_follow_from_the_seed(evaluation, judge)
     assert all(one.facts["split"] == "test" for each in everything for one in (each.before, each.after))
 
 
-def test_the_validation_split_helps_where_test_has_too_few():
+def test_the_validation_split_helps_where_test_has_too_few(monkeypatch):
+    monkeypatch.setitem(CAPS, "style", 4)  # of the six changes among three styles
     pictures = [emoji("red heart", style) for style in HUES]
     pictures += [emoji("blue heart", style, "validation") for style in HUES]
     pictures += [emoji("green heart", style, "train") for style in HUES]

@@ -389,7 +389,8 @@ def test_each_stage_trains_its_weights_on_its_sources(shards):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "sources_of", noting)
         train(config, shards / "run", IMAGE_TOKENS, "cpu", show=show)
-    assert drawn[-2:] == [["pictures"], ["more"]]
+    captions = ["more", "pictures"]  # which are collected of all sources, at the end
+    assert [sorted(names) for names in drawn[-3:]] == [["pictures"], ["more"], captions]
     for (before, after), layer in (((seen[0], seen[3]), "layers.0."), ((seen[3], seen[6]), "layers.1.")):
         changed = [name for name in before if not torch.equal(before[name], after[name])]
         assert changed
