@@ -1,11 +1,12 @@
-# make demo   installs, tries every command on the sample pictures, says where to look
-# make test   installs, then lint, types, fast tests, slow tests
+# make demo   installs the package, tries every command on the sample pictures, says where to look
+# make test   installs the developers' tools too, then lint, types, fast tests, slow tests
 # VENV=folder takes another environment than .venv, PYTHON=program another interpreter to make it with.
 
 VENV ?= .venv
 PYTHON ?= python3
 SAMPLES ?= docs/samples
 BIN := $(VENV)/bin
+PACKAGE := $(VENV)/.pictish-package
 STAMP := $(VENV)/.pictish-installed
 # A core a file of tests; many of them start processes of their own.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
@@ -13,7 +14,7 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfil
 .PHONY: demo test install lint types fast slow clean
 .DELETE_ON_ERROR:
 
-demo: $(STAMP)
+demo: $(PACKAGE)
 	rm -rf demo
 	$(BIN)/python -m tools.demo_page $(SAMPLES) demo
 
@@ -21,8 +22,12 @@ test: lint types fast slow
 
 install: $(STAMP)
 
-$(STAMP): setup.cfg
+$(PACKAGE): setup.cfg
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable .
+	touch $@
+
+$(STAMP): $(PACKAGE)
 	$(BIN)/python -m pip install --editable '.[dev,starter-data]'
 	touch $@
 

@@ -40,5 +40,5 @@ def test_every_public_name_is_what_it_says():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'pictish' has no attribute 'Pipelin'"):
-        pictish.Pipelin  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'pictish' has no attribute 'Pipes'"):
+        pictish.Pipes  # noqa: B018

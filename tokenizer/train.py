@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KMEANS_VECTORS = 16  # vectors a code before k-means places the codebook
+MOST_VECTORS = 1 << 16  # of them in all: k-means holds the distance of each from every code
 STATISTICS = 1024  # pictures from which a frozen network's features are standardised
 
 
@@ -329,7 +330,8 @@ def _start_codebook(
     """Place the codes by k-means among kept tokens of as many batches as that takes."""
     generator = seeded(config.seed + 1, step)
     vectors: list[Tensor] = []
-    while sum(map(len, vectors)) < KMEANS_VECTORS * network.quantizer.codes:
+    codes = network.quantizer.codes
+    while sum(map(len, vectors)) < max(codes, min(KMEANS_VECTORS * codes, MOST_VECTORS)):
         pictures = training.batch(step + len(vectors), config.batch_size, config.seed + 1, share)
         pixels = resized(pictures.to(network.device), config.model.encoder.image_size)
         vectors.append(network.code_vectors(pixels, generator, _noise(config, step), share))

@@ -39,7 +39,7 @@ class CodeExamples:
 
     def add(self, index: int, image: "TokenizedImage") -> None:
         """Count the picture with that index in its source."""
-        assert image.cells is not None, "a generated image has no cells"
+        assert image.cells is not None, "the tokenizer always says which cells it kept"
         before = self.statistics.counts.copy()
         self.statistics.add(image)
         for code, cell in zip(image.ids.tolist(), image.cells.tolist(), strict=True):

@@ -73,10 +73,9 @@ def _chart(
     figure.legend(
         handles, labels, loc="upper left", ncols=3, frameon=False, fontsize=10, bbox_to_anchor=(0.012, 0.995)
     )
-    figure.text(
-        0.985, 1 - 0.235 / figure.get_figheight(), note, ha="right", va="center", fontsize=9, color=GREY
-    )
-    figure.tight_layout(rect=(0.01, 0.01, 0.99, 1 - 0.62 / figure.get_figheight()), h_pad=2.2, w_pad=2.0)
+    height = figure.get_figheight()
+    figure.text(0.985, 0.14 / height, note, ha="right", va="center", fontsize=9, color=GREY)
+    figure.tight_layout(rect=(0.01, 0.24 / height, 0.99, 1 - 0.62 / height), h_pad=2.2, w_pad=2.0)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

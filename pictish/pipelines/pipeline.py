@@ -4,6 +4,7 @@ It joins the parts of a model folder, each loaded on first use, and calls the pi
 docs/python.md is the reference.
 """
 
+import operator
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pictish.tokenizer.dynamic import Tokenizer
 
 Dtype = Literal["float32", "bfloat16"]
-Result = TypeVar("Result")
+AnyPicture = TypeVar("AnyPicture", bound=Picture)
 
 
 class RunOptions(TypedDict, total=False):
@@ -215,6 +216,7 @@ class Pipeline:
         config = with_settings(config, settings)
         said, seeds = self._prompts(prompt, images, num_images, seed, generator)
         run = Run(len(said), callback, cancel)
+        self._decoder(config).check(config.drawing)
         drawn: list[Image.Image] = []
         for batch in _batches(len(said), batch_size, run):
             tokens = self._codes(said[batch], seeds[batch], config, aspect_ratio, run, batch.start)
@@ -301,8 +303,10 @@ class Pipeline:
         """
         config = with_settings(config, settings)
         source = load_image(image)
+        _check_words("instruction", instruction)
         said, seeds = self._prompts(instruction, [source], num_images, seed, generator)
         run = Run(len(said), callback, cancel)
+        self._decoder(config).check(config.drawing)
         drawn: list[Image.Image] = []
         for batch in _batches(len(said), batch_size, run):
             shape = (source.width, source.height)
@@ -314,7 +318,7 @@ class Pipeline:
     @overload
     def describe(
         self,
-        image: list[Picture] | tuple[Picture, ...],
+        image: list[AnyPicture] | tuple[AnyPicture, ...],
         question: str | None = None,
         **options: Unpack[DescribeOptions],
     ) -> list[str]: ...
@@ -326,7 +330,7 @@ class Pipeline:
 
     def describe(
         self,
-        image: Picture | list[Picture] | tuple[Picture, ...],
+        image: Picture | list[AnyPicture] | tuple[AnyPicture, ...],
         question: str | None = None,
         *,
         max_new_tokens: int | None = None,
@@ -376,7 +380,7 @@ class Pipeline:
 
     @overload
     def tokenize(
-        self, images: list[Picture] | tuple[Picture, ...], **options: Unpack[TokenizeOptions]
+        self, images: list[AnyPicture] | tuple[AnyPicture, ...], **options: Unpack[TokenizeOptions]
     ) -> list[TokenizedImage]: ...
 
     @overload
@@ -384,7 +388,7 @@ class Pipeline:
 
     def tokenize(
         self,
-        images: Picture | list[Picture] | tuple[Picture, ...],
+        images: Picture | list[AnyPicture] | tuple[AnyPicture, ...],
         *,
         budget: int | None = None,
         threshold: float | None = None,
@@ -460,7 +464,7 @@ class Pipeline:
         run = Run(len(listed), callback, cancel)
         drawn: list[Image.Image] = []
         for batch in _batches(len(listed), batch_size, run):
-            drawn += self.reconstructor(preview=config.num_inference_steps == 0)(
+            drawn += self._decoder(config)(
                 listed[batch],
                 config.size,
                 generators=_generators(seeds[batch]),
@@ -485,10 +489,9 @@ class Pipeline:
             raise ValueError(f"num_images: {num_images} asked for; 1 or more fits")
         shown: list[Said] = [load_image(image) for image in images]
         prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-        if any(one is not None and (not isinstance(one, str) or not one.strip()) for one in prompts) or (
-            None in prompts and not shown
-        ):
-            raise ValueError("prompt: empty, or not a str; say what to draw, or give images")
+        for one in prompts:
+            if one is not None or not shown:
+                _check_words("prompt", one)
         said = [[*shown, *([] if one is None else [one])] for one in prompts for _ in range(count)]
         if generator is not None:
             return said, _seeds(len(said), seed, generator)
@@ -521,6 +524,9 @@ class Pipeline:
             progress=run.steps("language_model", done),
         )
 
+    def _decoder(self, config: GenerationConfig) -> "Reconstructor":
+        return self.reconstructor(preview=config.num_inference_steps == 0)
+
     def _pixels(
         self,
         tokens: Sequence[TokenizedImage],
@@ -531,7 +537,7 @@ class Pipeline:
         kept: Image.Image | None = None,
     ) -> list[Image.Image]:
         """Images of a batch of new tokens, whose noise starts from the seeds afresh."""
-        reconstructor = self.reconstructor(preview=config.num_inference_steps == 0)
+        reconstructor = self._decoder(config)
         return reconstructor(
             tokens,
             config.size,
@@ -540,6 +546,12 @@ class Pipeline:
             sources=None if kept is None else reconstructor.kept(kept, tokens),
             progress=run.steps("decoder", done),
         )
+
+
+def _check_words(name: str, words: object) -> None:
+    """ValueError unless there are some."""
+    if not isinstance(words, str) or not words.strip():
+        raise ValueError(f"{name}: empty, or not a str; a few words fit")
 
 
 def _batches(count: int, batch_size: int, run: Run) -> Iterator[slice]:
@@ -559,7 +571,7 @@ def _seeds(count: int, seed: int | None, generator: "torch.Generator | None", st
         if seed is not None:
             raise ValueError("seed and generator were given; they exclude each other")
         return [int(n) for n in torch.randint(2**62, (count,), generator=generator, device=generator.device)]
-    first = 0 if seed is None else seed
+    first = 0 if seed is None else operator.index(seed)
     if not 0 <= first <= 2**64 - 1 - step * max(0, count - 1):
         raise ValueError(f"seed: {seed} asked for; 0 to 2**64 - 1 fit, of the last image too")
     return [first + step * number for number in range(count)]

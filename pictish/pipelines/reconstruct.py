@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pictish.data.model_folder import find_decoder, find_upscaler, fingerprint
+from pictish.data.model_folder import (
+    find_decoder,
+    find_upscaler,
+    fingerprint,
+    locate_model,
+    read_config,
+)
 from pictish.data.tokens import TokenizedImage
 from pictish.pipelines.language import Precision
 from pictish.pipelines.settings import Drawing, settle_pixels
@@ -60,6 +66,7 @@ class Reconstructor:
 
         A `tokenizer` that is loaded already is used as it is. One decoder is loaded: the preview when `steps`
         is 0 or where there is no other; the one of low resolution when `lowres`, or where it is the only one.
+        A tokenizer that places its codes reconstructs pixels itself, and needs no folder for its preview.
         `precision` is the denoiser's, and on a GPU the upscaler's too.
         """
         import torch
@@ -72,7 +79,8 @@ class Reconstructor:
                 f"{folder}: has no decoder of low resolution (decoder-lowres), which lowres asks for"
             )
         plain = find_decoder(folder, "preview") if steps == 0 or drawn is None else None
-        if drawn is None and plain is None:
+        own = reconstructs_pixels(folder) if tokenizer is None else tokenizer.places_codes
+        if drawn is None and plain is None and not own:
             raise ValueError(
                 f"no {'preview' if steps == 0 else 'decoder'} found for model {str(folder)!r}; "
                 "looked in it and in its folders decoder and preview"
@@ -89,15 +97,14 @@ class Reconstructor:
         else:
             from pictish.decoder.preview import Preview
 
-            assert plain is not None
-            preview = Preview.from_folder(plain, tokenizer, device=device)
+            preview = Preview.from_folder(plain or folder, tokenizer, device=device)
         if (beside := find_upscaler(folder)) is not None:
             from pictish.decoder.upscaler import Upscaler
 
             upscaler = Upscaler.from_folder(beside, device, getattr(torch, precision))
         path = drawn or plain
-        assert path is not None
-        return cls(tokenizer, preview, decoder, fingerprint(path), upscaler)
+        name = tokenizer.fingerprint if path is None else fingerprint(path)
+        return cls(tokenizer, preview, decoder, name, upscaler)
 
     def __call__(
         self,
@@ -232,6 +239,15 @@ class Reconstructor:
             stays = F.cosine_similarity(new, own, dim=-1) > ALIKE
         pixels = torch.from_numpy(fit_square(load_image(picture), self.decoder.side))
         return [Source(pixels, row) for row in stays.cpu()]
+
+
+def reconstructs_pixels(folder: str | Path) -> bool:
+    """Whether the tokenizer of a model folder places its codes, by its settings alone; False without one."""
+    try:
+        settings = read_config(locate_model(folder, "tokenizer"))["model"]["reconstructor"]
+        return bool(settings["kind"] == "grid")
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def shape_of(token: TokenizedImage, size: int) -> tuple[int, int]:

@@ -85,7 +85,7 @@ class GenerationConfig:
         value = getattr(self, name)
         if value is None:
             return
-        kind: type = numbers.Integral if whole else numbers.Real
+        kind: Any = numbers.Integral if whole else numbers.Real
         number = isinstance(value, kind) and not isinstance(value, bool)
         if not (
             number and math.isfinite(value) and least <= value <= most and not (above and value == least)

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pictish import cli
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.diffusion import save_diffusion
+from pictish.decoder.preview import Preview
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.decoder.tiny import config, decoder_of
 from tests.shards import write_shard
@@ -110,8 +112,22 @@ def test_steps_without_a_diffusion_decoder(tiny_models, tmp_path, capsys):
     assert "has a preview alone, which takes no steps; leave steps away" in line
 
 
-def test_no_steps_without_a_preview(drawing, tmp_path, capsys):
-    assert "no preview found for model" in refused(capsys, *detokenizing(drawing, tmp_path, "--steps", "0"))
+def test_no_steps_without_a_preview(drawing, tmp_path):
+    """A tokenizer that places its codes reconstructs pixels itself."""
+    words = detokenizing(drawing, tmp_path, "--steps", "0", "--size", "16")
+    assert cli.main([str(word) for word in words]) == 0
+    tokenizer = Tokenizer.from_folder(drawing)
+    token = TokenizedImage.from_bytes((tmp_path / "a.tokens").read_bytes())
+    (expected,) = Preview(None, tokenizer).decode([token])
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        assert np.array_equal(np.asarray(picture), expected.numpy())
+
+
+def test_no_steps_without_a_preview_where_codes_have_no_cells(copied, tmp_path, capsys):
+    words = detokenizing(copied, tmp_path, "--steps", "0")
+    config = copied / "tokenizer" / "config.yaml"
+    config.write_text(config.read_text().replace("kind: grid", "kind: sequence"))
+    assert "no preview found for model" in refused(capsys, *words)
 
 
 def test_no_steps_are_the_preview(drawing, tiny_models, tmp_path):

@@ -285,10 +285,16 @@ def test_a_decoder_of_another_tokenizer_is_refused_on_one_line(tmp_path, folder,
     shutil.copytree(tmp_path / "other" / "decoder", tmp_path / "mixed" / "decoder")
     assert detokenize(folder, tmp_path / "out", model=tmp_path / "mixed") == 2
     assert "decodes tokens of " in detokenize.err
-    shutil.rmtree(tmp_path / "mixed" / "decoder")
-    assert detokenize(folder, tmp_path / "out", model=tmp_path / "mixed") == 2
-    assert "no decoder found" in detokenize.err
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_decoder_the_tokenizer_reconstructs_the_picture(tmp_path, folder, detokenize, tiny_models):
+    shutil.copytree(tiny_models / "tokenizer", tmp_path / "alone" / "tokenizer")
+    assert detokenize(folder, tmp_path / "out", model=tmp_path / "alone") == 0
+    config = tmp_path / "alone" / "tokenizer" / "config.yaml"
+    config.write_text(config.read_text().replace("kind: grid", "kind: sequence"))
+    assert detokenize(folder, tmp_path / "other", model=tmp_path / "alone") == 2
+    assert "no decoder found" in detokenize.err
 
 
 def test_two_tokens_that_map_to_one_picture_are_named(tmp_path, folder, detokenize, images):

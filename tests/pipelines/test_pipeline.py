@@ -123,7 +123,7 @@ def test_transparent_pictures_have_the_tokens_of_their_file_however_they_are_hel
     for held in (str(path), path.read_bytes(), image, np.asarray(image)):
         assert pipe.tokenize(held) == expected
         assert pipe.tokenizer.tokenize([held]) == [expected]
-    assert pipe.tokenize(image.convert("RGB")) != expected, "on black it is another picture"
+    assert pipe.tokenize(image.convert("RGB")) != expected, "without its alpha it is another picture"
 
 
 def test_how_many_tokens_there_are(pipe, pictures):
@@ -219,7 +219,7 @@ def test_a_call_is_cancelled_between_two_steps(pipe, stage):
         (lambda pipe, path: pipe.generate("a", top_p=2), "top_p: 2 asked for"),
         (lambda pipe, path: pipe.generate("a", max_codes=99), "1 to 99 tokens asked for; a picture"),
         (lambda pipe, path: pipe.generate("a", upscale=2), "upscale: 2 asked for; this model has no"),
-        (lambda pipe, path: pipe.edit(path, ""), "prompt: empty"),
+        (lambda pipe, path: pipe.edit(path, ""), "instruction: empty"),
         (lambda pipe, path: pipe.describe(path, " "), "an empty question"),
         (lambda pipe, path: pipe.describe(path, max_new_tokens=0), "max_new_tokens: 0 asked for"),
         (lambda pipe, path: pipe.describe(path, temperature=-1), "temperature -1 asked for"),

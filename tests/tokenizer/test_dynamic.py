@@ -42,10 +42,10 @@ def test_ids_do_not_depend_on_the_batch(tokenizer, pixels, keywords):
 def test_hidden_rows_are_bit_equal_at_every_place_of_a_group(tokenizer, pixels):
     """Ids could agree by luck; the numbers they come from must be the same bits."""
     size = tokenizer.micro_batch
-    expected = tokenizer._encode(pixels[:1])[0][0]
+    expected = tokenizer._encode(pixels[:1], tokenizer.network.selector)[0][0]
     for place in range(size):
         group = torch.cat([pixels[1 : 1 + place], pixels[:1], pixels[5 : 5 + size - 1 - place]])
-        assert torch.equal(tokenizer._encode(group)[0][place], expected)
+        assert torch.equal(tokenizer._encode(group, tokenizer.network.selector)[0][place], expected)
 
 
 def test_a_draw_belongs_to_its_generator(tokenizer, pixels):
