@@ -5,6 +5,7 @@ Legend: B pictures, S side in pixels, N = grid x grid cells, F feature channels.
 
 import hashlib
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,11 @@ class Encoder(nn.Module):
 
     def fit_to(self, pixels: Tensor) -> None:
         """Set the statistics from uint8 `pixels` (B, S, S, 3)."""
-        raw = torch.cat([self.raw(part) for part in pixels.split(32)]).flatten(0, 1)
+        self.fit_to_raw(self.raw(part) for part in pixels.split(32))
+
+    def fit_to_raw(self, parts: Iterable[Tensor]) -> None:
+        """The same from raw features (b, N, F) of parts of the pictures."""
+        raw = torch.cat(list(parts)).flatten(0, 1)
         self.fit(raw.mean(dim=0), raw.std(dim=0))
 
     def fit(self, mean: Tensor, std: Tensor) -> None:

@@ -42,8 +42,7 @@ class Teacher:
 
     def fit(self, pictures: Tensor) -> None:
         """Take the statistics of its features from pictures (B, 3, S, S) in [0, 1]."""
-        raw = torch.cat([self._raw(part) for part in pictures.split(32)]).flatten(0, 1)
-        self.encoder.fit(raw.mean(dim=0), raw.std(dim=0))
+        self.encoder.fit_to_raw(self._raw(part) for part in pictures.split(32))
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> Tensor:
