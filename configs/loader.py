@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pictish.configs.plain_yaml import dump_yaml, parse_yaml, read_yaml
+from pictish.io.plain_yaml import parse_yaml, read_yaml
 
 SHIPPED = Path(__file__).parent
 
@@ -54,12 +54,6 @@ def parse(cls: type[ConfigT], raw: Mapping[str, Any], source: str) -> ConfigT:
         ]
     more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
     raise ValueError(f"{source}: {'; '.join(lines[:3])}{more}")
-
-
-def to_yaml(config: BaseModel | Mapping[str, Any]) -> str:
-    """Canonical YAML, sorted keys and block style: equal configurations give equal bytes; `load` reads it."""
-    plain = config.model_dump(mode="json") if isinstance(config, BaseModel) else _plain(config)
-    return dump_yaml(plain)
 
 
 # ---- files
@@ -123,16 +117,6 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value.as_posix() if isinstance(value, Path) else value
 
 
 # ---- errors

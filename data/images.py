@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from pictish.data.files import one_line, printable, read_regular_file
+from pictish.io.files import one_line, printable, read_regular_file
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 128_000_000

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pictish.data.files import sync, temp_path
-from pictish.data.torch_files import open_tensors
+from pictish.io.files import sync, temp_path
+from pictish.io.torch_files import open_tensors
 
 if TYPE_CHECKING:
     import torch

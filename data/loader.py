@@ -24,8 +24,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pictish.data.files import one_line, read_regular_file
 from pictish.data.images import MAX_PIXELS, ImageFile, fit_square, load_image
+from pictish.io.files import one_line, read_regular_file
 
 _FRAME = struct.Struct("<II")  # bytes of JSON, bytes after it
 _WAITING_BYTES = 256 << 20  # of ImageBytes sent ahead

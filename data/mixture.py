@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from pictish.data.files import one_line, printable, write_atomic
 from pictish.data.images import holds_images
 from pictish.data.samples import (
     DamagedSample,
@@ -35,6 +34,7 @@ from pictish.data.samples import (
     stamp_of,
 )
 from pictish.data.shards import find_shards
+from pictish.io.files import one_line, printable, write_atomic
 
 _BLOCK = 1024  # samples whose sources are drawn at once
 _HOPELESS = 1000  # samples of one source that cannot be used, none between: something is wrong with all

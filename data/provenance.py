@@ -17,9 +17,9 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import Field
 
 from pictish.configs import Config, parse
-from pictish.data.files import one_line, printable
 from pictish.data.images import png_bytes
 from pictish.data.tokens import TokenizedImage
+from pictish.io.files import one_line, printable
 
 FORMAT_VERSION: Final = 2  # tokens as token files of version 2
 KEY = "pictish"

@@ -14,12 +14,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pictish.data.files import one_line, printable, read_regular_file
 from pictish.data.images import SUFFIXES as FOLDER_PICTURES
 from pictish.data.loader import ImageBytes
 from pictish.data.shards import PICTURES, scan_shard
 from pictish.data.token_folder import MANIFEST
 from pictish.data.tokens import TokenizedImage
+from pictish.io.files import one_line, printable, read_regular_file
 
 Picture: TypeAlias = TokenizedImage | ImageBytes  # of a shard of tokens, of a raw one
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, TypeVar, cast
 
-from pictish.data.files import check_relative, one_line, printable, sync, temp_path
+from pictish.io.files import check_relative, one_line, printable, sync, temp_path
 
 SUFFIXES = frozenset({"tokens", "txt", "json", "png", "jpg", "jpeg", "webp"})
 PICTURES = ("png", "jpg", "jpeg", "webp")  # where a sample has several, the first of these counts

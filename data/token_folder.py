@@ -13,7 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from pictish.data.files import (
+from pictish.data.images import ImageFile
+from pictish.data.tokens import LARGEST, TokenizedImage
+from pictish.io.files import (
     check_relative,
     only_writer,
     printable,
@@ -23,8 +25,6 @@ from pictish.data.files import (
     shown,
     write_atomic,
 )
-from pictish.data.images import ImageFile
-from pictish.data.tokens import LARGEST, TokenizedImage
 
 FORMAT_VERSION = 2  # rises with that of token files, which version 1 held in theirs
 MANIFEST = "manifest.json"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from pictish.data.files import shown
+from pictish.io.files import shown
 
 FORMAT_VERSION = 2
 LARGEST = 1 << 24  # bytes of a token file: two million tokens

@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pictish.data.budget import sized_like
-from pictish.data.model_folder import refuse_foreign_code
 from pictish.decoder.condition import Conditions
 from pictish.decoder.config import (
     AutoencoderConfig,
@@ -21,6 +19,8 @@ from pictish.decoder.config import (
     TransformerConfig,
     UNetConfig,
 )
+from pictish.io.budget import sized_like
+from pictish.io.model_folder import refuse_foreign_code
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin

@@ -11,15 +11,16 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pictish.configs import parse, to_yaml
-from pictish.data.budget import sized_like
-from pictish.data.model_folder import CONFIG, WEIGHTS, load_strictly, need, read_model_folder, whole_folder
+from pictish.configs import parse
 from pictish.decoder import denoiser as parts
 from pictish.decoder.condition import Condition, Told
 from pictish.decoder.config import AutoencoderConfig, ConditionConfig, DiffusionConfig
 from pictish.decoder.heads import HeadCondition
 from pictish.decoder.noise import Noise
 from pictish.decoder.schedulers import build_scheduler, check_scheduler
+from pictish.io.budget import sized_like
+from pictish.io.model_folder import CONFIG, WEIGHTS, load_strictly, need, read_model_folder, whole_folder
+from pictish.io.plain_yaml import to_yaml
 from pictish.tokenizer.dynamic import Tokenizer
 
 DENOISER, AUTOENCODER, SCHEDULER = "denoiser", "autoencoder", "scheduler"  # its subfolders

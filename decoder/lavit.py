@@ -12,14 +12,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pictish.configs import parse, to_yaml
-from pictish.data.files import one_line, write_atomic
+from pictish.configs import parse
 from pictish.data.importing import Meta, Part, Piece, Shape, Source
-from pictish.data.model_folder import CONFIG, WEIGHTS
-from pictish.data.torch_files import SINGLE
 from pictish.decoder.config import DiffusionConfig
 from pictish.decoder.diffusion import AUTOENCODER, DENOISER, SCHEDULER, folder_document
 from pictish.decoder.schedulers import build_scheduler
+from pictish.io.files import one_line, write_atomic
+from pictish.io.model_folder import CONFIG, WEIGHTS
+from pictish.io.plain_yaml import to_yaml
+from pictish.io.torch_files import SINGLE
 from pictish.tokenizer.config import TokenizerConfig
 from pictish.tokenizer.lavit import HIGHRES, LOWRES, Heads, blocks, reconstructor_table, widest
 from pictish.tokenizer.quantizers.config import EuclideanConfig

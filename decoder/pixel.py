@@ -12,13 +12,13 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from pictish.data.model_folder import find_decoder, fingerprint
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder import meanflow
 from pictish.decoder.condition import Told
 from pictish.decoder.config import HeadsConfig, MeanFlowNoise, SamplingConfig
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion
 from pictish.decoder.schedulers import as_model_sees, begin, build_scheduler, check_scheduler, take_step
+from pictish.io.model_folder import find_decoder, fingerprint
 from pictish.tokenizer.dynamic import Tokenizer
 
 Progress = Callable[[int, int], None]  # steps done, of how many

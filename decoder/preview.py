@@ -14,16 +14,16 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pictish.configs import parse
-from pictish.data.budget import sized_like
-from pictish.data.model_folder import (
+from pictish.data.tokens import TokenizedImage
+from pictish.decoder.config import PreviewConfig
+from pictish.io.budget import sized_like
+from pictish.io.model_folder import (
     find_decoder,
     load_strictly,
     need,
     read_model_folder,
     write_model_folder,
 )
-from pictish.data.tokens import TokenizedImage
-from pictish.decoder.config import PreviewConfig
 from pictish.tokenizer.dynamic import Tokenizer
 
 

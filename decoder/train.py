@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pictish.data.files import write_atomic
-from pictish.data.interrupt import Stopped, asked, in_units
 from pictish.decoder.config import DiffusionConfig, MeanFlowNoise, PreviewConfig, TrainConfig
 from pictish.decoder.diffusion import DiffusionDecoder, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures, preview_losses
 from pictish.decoder.preview import PreviewHead, build_preview, save_preview
+from pictish.io.files import write_atomic
+from pictish.io.interrupt import Stopped, asked, in_units
 from pictish.tokenizer.cache import PictureCache, resized, training_caches
 from pictish.tokenizer.conv import as_maps
 from pictish.tokenizer.dynamic import Tokenizer

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pictish.configs import parse, to_yaml
-from pictish.data.budget import sized_like
-from pictish.data.model_folder import CONFIG, WEIGHTS, load_strictly, need, read_model_folder, whole_folder
+from pictish.configs import parse
 from pictish.decoder.config import UpscalerConfig
 from pictish.decoder.denoiser import check_finite
+from pictish.io.budget import sized_like
+from pictish.io.model_folder import CONFIG, WEIGHTS, load_strictly, need, read_model_folder, whole_folder
+from pictish.io.plain_yaml import to_yaml
 from pictish.tokenizer.parallel import SideBySide
 
 LICENCE = "LICENSE"  # of the weights, beside them

@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pictish.data.files import one_line, read_regular_file, shown
 from pictish.data.words import content_words
+from pictish.io.files import one_line, read_regular_file, shown
 
 if TYPE_CHECKING:
     from pictish.data.mixture import Source

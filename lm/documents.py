@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pictish.data import samples
-from pictish.data.files import matching
 from pictish.data.loader import ImageBytes
 from pictish.data.mixture import Mixture, Slot, Source
 from pictish.data.samples import DamagedSample, Picture, Sample
 from pictish.data.tokens import TokenizedImage
+from pictish.io.files import matching
 from pictish.lm import sequence
 from pictish.lm.config import DropoutConfig, SourceConfig
 from pictish.lm.packing import Position

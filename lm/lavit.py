@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from pictish.configs import to_yaml
-from pictish.data.files import one_line, write_atomic
 from pictish.data.importing import Meta, Part, Piece, Shape, Source
-from pictish.data.model_folder import CONFIG, SHARDS, WEIGHTS
+from pictish.io.files import one_line, write_atomic
+from pictish.io.model_folder import CONFIG, SHARDS, WEIGHTS
+from pictish.io.plain_yaml import to_yaml
 from pictish.lm.config import DefaultsConfig, DrawingConfig, WritingConfig
 from pictish.lm.model import PROJECTOR, FolderConfig, ImageTokens
 from pictish.lm.sentencepiece import Piece as TextPiece

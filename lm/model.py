@@ -28,10 +28,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pictish.configs import Config, parse, to_yaml
-from pictish.data.budget import sized_like
-from pictish.data.files import one_line
-from pictish.data.model_folder import (
+from pictish.configs import Config, parse
+from pictish.io.budget import sized_like
+from pictish.io.files import one_line
+from pictish.io.model_folder import (
     CONFIG,
     SHARDS,
     locate_model,
@@ -39,6 +39,7 @@ from pictish.data.model_folder import (
     refuse_foreign_code,
     whole_folder,
 )
+from pictish.io.plain_yaml import to_yaml
 from pictish.lm.alignment import Alignment
 from pictish.lm.captions import CAPTIONS, to_bytes
 from pictish.lm.config import DefaultsConfig, NewModel, PretrainedModel

@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pictish.data.files import shown
+from pictish.io.files import shown
 from pictish.lm.config import DropoutConfig
 from pictish.lm.vocabulary import Vocabulary
 

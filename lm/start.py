@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from pictish.data.files import matching, one_line
 from pictish.data.mixture import Mixture, Source
-from pictish.data.model_folder import whole_folder
+from pictish.io.files import matching, one_line
+from pictish.io.model_folder import whole_folder
 from pictish.lm.alignment import Alignment
 from pictish.lm.config import NewModel, TrainConfig
 from pictish.lm.documents import texts

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pictish.data.files import one_line
-from pictish.data.interrupt import Stopped, asked, in_units
 from pictish.data.mixture import Mixture, Report
+from pictish.io.files import one_line
+from pictish.io.interrupt import Stopped, asked, in_units
 from pictish.lm.captions import known_captions
 from pictish.lm.config import TrainConfig
 from pictish.lm.documents import Look, Maker, sources_of

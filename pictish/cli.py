@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
-from pictish.data.interrupt import Stopped, handled
+from pictish.io.interrupt import Stopped, StoppedAtFailure, handled
 
 # words -> (module:function, one line for `--help`). A module is imported only when its command is asked for.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -61,7 +61,7 @@ PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 done, 1 done in part, 2 a user's mistake, 130 stopped.
 
-    Ctrl-C and SIGTERM stop it (`pictish.data.interrupt`). A mistake (ValueError, OSError, a wrong option) is
+    Ctrl-C and SIGTERM stop it (`pictish.io.interrupt`). A mistake (ValueError, OSError, a wrong option) is
     one line on stderr; anything else is a bug and keeps its traceback, as mistakes do when PICTISH_TRACEBACK
     is set in the environment.
     """
@@ -79,6 +79,8 @@ def main(args: Sequence[str] | None = None) -> int:
         code, said = 130, str(stopped)
     except TyperException as error:
         return _mistake(error, _usage(error))
+    except StoppedAtFailure:
+        return 1
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

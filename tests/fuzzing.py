@@ -215,8 +215,8 @@ def _mend_tokens(blob: bytearray, chance: random.Random) -> bytes:
 
 
 def _read_manifest(blob: bytes, folder: Path) -> None:
-    from pictish.data.files import check_relative
     from pictish.data.token_folder import MANIFEST, PARTIAL, _read_partial, find_tokens, read_manifest
+    from pictish.io.files import check_relative
 
     both = blob.split(GAP, 1)
     (folder / MANIFEST).write_bytes(both[0])
@@ -255,9 +255,9 @@ def _manifests() -> list[bytes]:
 
 
 def _read_shard(blob: bytes, folder: Path) -> None:
-    from pictish.data.files import check_relative
     from pictish.data.samples import DamagedSample, index_shard
     from pictish.data.shards import read_shard, scan_shard
+    from pictish.io.files import check_relative
 
     path = folder / "a.tar"
     path.write_bytes(blob)
@@ -318,8 +318,9 @@ def _mend_shard(blob: bytearray, chance: random.Random) -> bytes:
 
 
 def _read_config(blob: bytes, folder: Path) -> None:
-    from pictish.configs import load, parse, to_yaml
+    from pictish.configs import load, parse
     from pictish.decoder.config import TrainConfig as Decoder
+    from pictish.io.plain_yaml import to_yaml
     from pictish.lm.config import TrainConfig as Language
     from pictish.tokenizer.config import TrainConfig as Tokens
 
@@ -339,7 +340,7 @@ def _configs() -> list[bytes]:
 
 
 def _read_model(blob: bytes, folder: Path) -> None:
-    from pictish.data.model_folder import CONFIG, WEIGHTS, read_config, read_model_folder
+    from pictish.io.model_folder import CONFIG, WEIGHTS, read_config, read_model_folder
 
     settings, _, weights = blob.partition(GAP)
     (folder / CONFIG).write_bytes(settings)
@@ -352,7 +353,8 @@ def _models() -> list[bytes]:
     import torch
     from safetensors.torch import save
 
-    from pictish.configs import load, to_yaml
+    from pictish.configs import load
+    from pictish.io.plain_yaml import to_yaml
 
     facts = {"part": "tokenizer", "format": 1, "encoder_sha256": "0" * 64}
     settings = to_yaml({**facts, "model": load("tiny/tokenizer")["model"]}).encode()

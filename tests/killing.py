@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pictish.data.files import temp_path
+from pictish.io.files import temp_path
 from tests.tree import ROOT
 
 LONGEST = 900  # seconds that a process may take on a busy machine
@@ -316,8 +316,8 @@ def _prepare(given: Path) -> None:
 def _drive(words: list[str]) -> int:
     """The program with a small catalogue that needs no npm."""
     from pictish import cli
-    from pictish.data.starter.build import build
-    from pictish.data.starter.catalogue import EmojiSet
+    from pictish.recipes.starter.build import build
+    from pictish.recipes.starter.catalogue import EmojiSet
     from tests.data.test_starter_build import Registry, a_catalogue, icon_set
 
     time.time = lambda: 0.0  # gzip writes it into the packages, which are pinned by their bytes

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pictish.configs import load
-from pictish.configs.plain_yaml import LARGEST, parse_yaml
-from pictish.data.files import only_writer
 from pictish.data.shards import ShardFile, read_shard
 from pictish.data.token_folder import read_manifest, read_tokens
 from pictish.data.tokens import TokenizedImage
+from pictish.io.files import only_writer
+from pictish.io.plain_yaml import LARGEST, parse_yaml
 from tests.fuzzing import TARGETS, Found, Target, changed, check
 
 CORPUS = Path(__file__).parent / "corpus"

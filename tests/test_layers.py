@@ -8,25 +8,29 @@ import pytest
 from tests.tree import ROOT, ROOT_PARTS, modules
 
 PARTS = {"configs", "data", "tokenizer", "lm", "decoder"}
-PARTS |= {"training", "pipelines", "evaluation", "commands", "starter"}
+PARTS |= {"io", "training", "pipelines", "bulk", "evaluation", "recipes", "commands", "starter"}
 EVERYTHING = PARTS | {""}
+LIBRARY = {"pipelines", "tokenizer", "lm", "decoder", "data", "configs", "training", "io"}
 ALLOWED = {
     "": EVERYTHING,  # pictish/cli.py and __main__.py
-    "configs": {"configs"},
-    "training": {"training"},
+    "io": {"io"},
+    "configs": {"configs", "io"},
+    "training": {"training", "io"},
     "starter": set(),
-    "data": {"data", "configs"},
-    "tokenizer": {"tokenizer", "configs", "data", "training"},
-    "lm": {"lm", "configs", "data", "training"},
-    "decoder": {"decoder", "configs", "data", "training", "tokenizer"},
-    "pipelines": {"pipelines", "tokenizer", "lm", "decoder", "data", "configs", "training"},
-    "commands": EVERYTHING,
-    "evaluation": EVERYTHING,
+    "data": {"data", "configs", "io"},
+    "tokenizer": {"tokenizer", "configs", "io", "data", "training"},
+    "lm": {"lm", "configs", "io", "data", "training"},
+    "decoder": {"decoder", "configs", "io", "data", "training", "tokenizer"},
+    "pipelines": LIBRARY,
+    "bulk": LIBRARY | {"bulk"},
+    "evaluation": LIBRARY | {"evaluation"},
+    "recipes": EVERYTHING - {"commands", ""},
+    "commands": EVERYTHING - {""},
 }
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 UNSAFE_CALLS = {"eval", "exec", "__import__"}
 UNSAFE_ATTRIBUTES = {("torch", "save"), ("yaml", "unsafe_load"), ("yaml", "full_load"), ("yaml", "load_all")}
-MAY_LOAD_PTH = "pictish.data.torch_files"  # other people's weights, with weights_only=True
+MAY_LOAD_PTH = "pictish.io.torch_files"  # other people's weights, with weights_only=True
 
 
 def part_of(module: str) -> str:
@@ -138,7 +142,7 @@ def test_no_pickle_and_no_eval():
     ],
 )
 def test_the_pickle_guard_sees_an_unsafe_use(source):
-    assert len(unsafe_uses("pictish.data.files", source)) == 1
+    assert len(unsafe_uses("pictish.io.files", source)) == 1
 
 
 def test_the_pickle_guard_allows_the_one_reader_and_a_model_in_eval_mode():

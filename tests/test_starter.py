@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pictish.data.images import load_image
-from pictish.data.model_folder import fingerprint, locate_model
+from pictish.io.model_folder import fingerprint, locate_model
 from pictish.pipelines.describe import Describe
 from pictish.pipelines.text_to_image import TextToImage
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pictish.configs import parse
-from pictish.data.model_folder import load_strictly, read_model_folder
+from pictish.io.model_folder import load_strictly, read_model_folder
 from pictish.tokenizer.config import EncoderConfig, SelectorConfig, TokenizerConfig
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.merger import Merger, kept_rows

@@ -19,9 +19,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pictish.data.files import matching, printable
 from pictish.data.shards import find_shards, read_shard
 from pictish.data.views import picture_views
+from pictish.io.files import matching, printable
 from pictish.tokenizer.config import DataConfig
 from pictish.training.share import ALONE, Share
 

@@ -300,6 +300,9 @@ class TrainConfig(Config):
 
     part: Literal["tokenizer"] = "tokenizer"
     model: TokenizerConfig
+    initial: str | None = Field(
+        None, description="model folder to start from, or `starter`: all weights but the codebook"
+    )
     teacher: TeacherConfig | None = None
     data: DataConfig
     phases: tuple[PhaseConfig, ...]

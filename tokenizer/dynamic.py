@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from pictish.configs import parse
-from pictish.data.budget import sized_like
 from pictish.data.images import Picture, fit_square, load_image
-from pictish.data.model_folder import (
+from pictish.data.tokens import TokenizedImage
+from pictish.io.budget import sized_like
+from pictish.io.model_folder import (
     CONFIG,
     load_strictly,
     locate_model,
@@ -28,7 +29,6 @@ from pictish.data.model_folder import (
     read_model_folder,
     write_model_folder,
 )
-from pictish.data.tokens import TokenizedImage
 from pictish.tokenizer.config import EncoderConfig, FolderWeights, TokenizerConfig
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.merger import Merger, kept_rows

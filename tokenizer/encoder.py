@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pictish.data.torch_files import open_tensors
+from pictish.io.torch_files import open_tensors
 from pictish.tokenizer.config import (
     EncoderConfig,
     FileWeights,

@@ -17,10 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pictish.configs import parse, to_yaml
-from pictish.data.files import write_atomic
+from pictish.configs import parse
 from pictish.data.importing import Meta, Part, Piece, Shape, Source
-from pictish.data.model_folder import CONFIG, WEIGHTS
+from pictish.io.files import write_atomic
+from pictish.io.model_folder import CONFIG, WEIGHTS
+from pictish.io.plain_yaml import to_yaml
 from pictish.tokenizer.config import TokenizerConfig
 from pictish.tokenizer.dynamic import UNDERSTANDING
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pictish.training.share import ALONE, Share
 
 LEVEL_STEP = 0.05  # weight of one batch in the running logit bias
-SMALL_GAIN = 1e-6  # of squared error: scores are linear in gains below it, logarithmic in those above
+SMALL_GAIN = 1e-4  # of a picture's error: scores are linear in gains below it, logarithmic in those above
+GOOD_ENOUGH = 5e-4  # mean squared error that needs no codes: 33 dB
 
 
 class PatchScores(nn.Module):
@@ -61,8 +62,8 @@ class PatchScores(nn.Module):
 class ErrorSelector(PatchScores):
     """Predicts each patch's reconstruction error where it is dropped and where it is kept.
 
-    Its score rises with the gain in squared error, so one threshold for all pictures spends codes where they
-    gain most. It learns from the errors of training pictures whose patches were kept and dropped
+    Its score rises with the gain relative to the picture's own error, so one threshold for all pictures spends
+    codes where they gain most decibels. It learns from the errors of training pictures whose patches were kept and dropped
     by its own scores and, for a fraction, at random; its gradient reaches no other part. A straight-through
     gradient alone ranked patches worse in a short training (docs/log.md).
     """
@@ -83,13 +84,15 @@ class ErrorSelector(PatchScores):
 
     @staticmethod
     def scores(errors: Tensor) -> Tensor:
-        """What keeping each patch gains in squared error, as its inverse hyperbolic sine, (B, N).
+        """What keeping each patch gains of the picture's squared error, as its inverse hyperbolic sine, (B, N).
 
-        `errors` are (B, N, 2). It is a logarithm that gains below zero have too, and no two that differ are
-        equal.
+        `errors` are (B, N, 2). The function is a logarithm that negative gains have too, and no two gains that
+        differ are equal. Relative to the error with no code at all, faint pictures count like strong ones: the
+        mean PSNR of a number of codes is higher than by absolute gains (docs/log.md).
         """
         dropped, kept = errors.detach().square().unbind(-1)
-        return ((dropped - kept) / SMALL_GAIN).asinh()
+        whole = dropped.sum(dim=1, keepdim=True) + GOOD_ENOUGH * dropped.shape[1]
+        return ((dropped - kept) / whole / SMALL_GAIN).asinh()
 
     def loss(self, errors: Tensor, observed: Tensor, keep: Tensor, share: Share = ALONE) -> Tensor:
         """How far predicted `errors` (B, N, 2) are from `observed` squared errors (B, N), a scalar.

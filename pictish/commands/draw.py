@@ -50,8 +50,8 @@ LONGEST = 80  # bytes of a file name that a prompt gives
 
 def given_picture(path: Path) -> "Image.Image":
     """The RGB picture a user named; ValueError says which file is none, OSError which cannot be read."""
-    from pictish.data.files import printable
     from pictish.data.images import load_image
+    from pictish.io.files import printable
 
     try:
         return load_image(path)
@@ -80,8 +80,8 @@ def origin_of(file: Path | None, command: Literal["generate", "edit"]) -> "Origi
     """How the picture of `--like` was drawn; ValueError when it was by the other command."""
     if file is None:
         return None
-    from pictish.data.files import printable
     from pictish.data.provenance import read_origin
+    from pictish.io.files import printable
 
     origin = read_origin(file)
     if origin.command != command:
@@ -138,8 +138,8 @@ def carry_out(
     The tokens in `origin` are drawn as they are where they are what is asked for. ValueError for names that
     are taken, for settings and models that do not fit, and where a given picture is needed again.
     """
-    from pictish.data.interrupt import in_units, stop_here
     from pictish.data.provenance import Origin
+    from pictish.io.interrupt import in_units, stop_here
 
     first = jobs[0][1]
     config = config_of(first)
@@ -192,7 +192,7 @@ def carry_out(
 
 def hint_at_far_prompts(drawer: "TextToImage", prompts: "Sequence[str]") -> None:
     """Print a line on stderr for each prompt that is far from all training captions; raises nothing."""
-    from pictish.data.files import one_line, printable
+    from pictish.io.files import one_line, printable
 
     try:
         found = drawer.nearest_captions(list(dict.fromkeys(prompts)))
@@ -279,7 +279,7 @@ def _shape_of(aspect: str | None) -> tuple[int, int] | None:
 def _models(model: str, reconstructor: "Reconstructor", drawing: "Drawing") -> dict[str, str | None]:
     """What the origin says of the program and the model."""
     from pictish import __version__
-    from pictish.data.model_folder import fingerprint, locate_model
+    from pictish.io.model_folder import fingerprint, locate_model
 
     return {
         "pictish": __version__,
@@ -343,8 +343,8 @@ class Files:
 
     def store(self, name: str, picture: "Image.Image", origin: "Origin") -> None:
         """Write a picture, and its tokens if they are wanted, each as a whole; say so and show it."""
-        from pictish.data.files import write_atomic
         from pictish.data.provenance import png_with_origin
+        from pictish.io.files import write_atomic
 
         write_atomic(self.out / f"{name}.png", png_with_origin(picture, origin))
         tokens = origin.image()
@@ -357,8 +357,8 @@ class Files:
 
     def store_grid(self, pictures: "Sequence[Image.Image]", count: int) -> None:
         """Write the sheet: a row for each prompt of several pictures, else as square as it gets."""
-        from pictish.data.files import write_atomic
         from pictish.data.images import png_bytes
+        from pictish.io.files import write_atomic
 
         assert self.grid is not None
         columns = count if 1 < count < len(pictures) else math.ceil(math.sqrt(len(pictures)))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from pictish.commands.report import Report
-    from pictish.evaluation.judge import Judge
     from pictish.evaluation.metrics import Better
     from pictish.evaluation.pictures import Broken, FlatPictures, Picture, PictureSource
+    from pictish.io.report import Report
+    from pictish.recipes.starter.evaluation.judge import Judge
 
 DIGITS = {"psnr": 2, "ssim": 4, "feature_distance": 4}
 LABELS = {
@@ -72,8 +72,8 @@ def check_free(out: Path, names: Sequence[str], overwrite: bool) -> None:
 
 def judge_of(data: Path, cache: Path | None, out: Path, device: Any, quiet: bool) -> "Judge":
     """The judge that starter data in `data` makes, kept in `cache` or in the folder of the evaluation."""
-    from pictish.commands.report import Report
-    from pictish.evaluation.judge import Judge
+    from pictish.io.report import Report
+    from pictish.recipes.starter.evaluation.judge import Judge
 
     with Report("what the judge knows", None, quiet=quiet, strict=False) as report:
         return Judge.from_data(data, cache or out / "judge.safetensors", device, report.done)
@@ -91,8 +91,8 @@ def told(pictures: "Iterable[Picture | Broken]", report: "Report") -> "Iterator[
 
 def write_numbers(path: Path, report: dict[str, Any]) -> None:
     """Write a report as JSON, the last file of an evaluation: where it is, the rest is there too."""
-    from pictish.data.files import write_atomic
     from pictish.evaluation.metrics import rounded
+    from pictish.io.files import write_atomic
 
     text = json.dumps(rounded(report), indent=2, sort_keys=True, allow_nan=False)
     write_atomic(path, f"{text}\n".encode())

@@ -87,12 +87,12 @@ def run(
 
 
 def _load(model: str, device: "torch.device", drawing: "Drawing", seed: int) -> "DecoderEvaluation":
-    from pictish.data.model_folder import find_decoder, find_upscaler
     from pictish.decoder.pixel import Decoder
     from pictish.decoder.preview import Preview
     from pictish.decoder.upscaler import Upscaler
     from pictish.evaluation.decoder import DecoderEvaluation
     from pictish.evaluation.metrics import FeatureDistance
+    from pictish.io.model_folder import find_decoder, find_upscaler
     from pictish.tokenizer.dynamic import Tokenizer
 
     tokenizer = Tokenizer.from_folder(model, device=device)
@@ -108,7 +108,7 @@ def _code(
     evaluation: "DecoderEvaluation", sources: "dict[str, PictureSource | FlatPictures]", quiet: bool
 ) -> "tuple[list[Coded], int]":
     """Every set as codes, and how many pictures could not be read."""
-    from pictish.commands.report import Report
+    from pictish.io.report import Report
 
     sets, failures = [], 0
     for name, source in sources.items():
@@ -120,9 +120,9 @@ def _code(
 
 def _measure(evaluation: "DecoderEvaluation", sets: "list[Coded]", out: Path, quiet: bool) -> list[Any]:
     """Write sheets and numbers; the tables and lines to show."""
-    from pictish.commands.report import Report
-    from pictish.data.files import write_atomic
     from pictish.evaluation.sheets import decoder_sheet_of
+    from pictish.io.files import write_atomic
+    from pictish.io.report import Report
 
     numbers = evaluation.header()
     for coded in sets:
@@ -143,9 +143,9 @@ def _measure(evaluation: "DecoderEvaluation", sets: "list[Coded]", out: Path, qu
 
 def _curve(evaluation: "DecoderEvaluation", sets: "list[Coded]", out: Path, quiet: bool) -> list[Any]:
     """Write the chart and the numbers; the tables to show."""
-    from pictish.commands.report import Report
-    from pictish.data.files import write_atomic
     from pictish.evaluation.plot import steps_chart
+    from pictish.io.files import write_atomic
+    from pictish.io.report import Report
 
     numbers = evaluation.header()
     for coded in sets:

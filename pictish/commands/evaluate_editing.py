@@ -21,7 +21,7 @@ from pictish.commands.evaluate import (
 from pictish.commands.options import Steps
 
 if TYPE_CHECKING:
-    from pictish.evaluation.editing import EditingEvaluation
+    from pictish.recipes.starter.evaluation.editing import EditingEvaluation
 
 NUMBERS, CHART, SHEET, PROMPTS = "editing.json", "editing.png", "editing-edits.png", "editing-prompts.png"
 SHORT = {"edited": "edited", "true codes": "codes", "real": "real", "source": "source"}
@@ -48,10 +48,10 @@ def run(
     """Edit held-out pictures and have a judge say whether what was asked changed, and nothing else."""
     from rich.console import Console
 
-    from pictish.data.model_folder import fingerprint, locate_model
-    from pictish.evaluation.editing import EditingEvaluation
+    from pictish.io.model_folder import fingerprint, locate_model
     from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
+    from pictish.recipes.starter.evaluation.editing import EditingEvaluation
     from pictish.training.world import resolve_device
 
     names = [NUMBERS, CHART, SHEET, PROMPTS]
@@ -77,10 +77,10 @@ def _edits(
     evaluation: "EditingEvaluation", limit: int, header: Mapping[str, Any], out: Path, quiet: bool
 ) -> dict[str, Any]:
     """Draw the edits in every way, write chart and sheet; their numbers."""
-    from pictish.commands.report import Report
-    from pictish.data.files import write_atomic
-    from pictish.evaluation.editing import WAYS
-    from pictish.evaluation.editing_views import editing_chart, editing_sheet
+    from pictish.io.files import write_atomic
+    from pictish.io.report import Report
+    from pictish.recipes.starter.evaluation.editing import WAYS
+    from pictish.recipes.starter.evaluation.editing_views import editing_chart, editing_sheet
 
     edits = evaluation.edits(limit)
     with Report("edits", len(edits) * len(WAYS), quiet=quiet, strict=False) as report:
@@ -94,10 +94,10 @@ def _edits(
 
 def _mixed(evaluation: "EditingEvaluation", limit: int, out: Path, quiet: bool) -> dict[str, Any]:
     """Draw the prompts with pictures, write their sheet; their numbers, None where there are none."""
-    from pictish.commands.report import Report
-    from pictish.data.files import write_atomic
-    from pictish.evaluation.editing import WITH_IMAGE, WITH_TEXT
-    from pictish.evaluation.editing_views import mixed_sheet
+    from pictish.io.files import write_atomic
+    from pictish.io.report import Report
+    from pictish.recipes.starter.evaluation.editing import WITH_IMAGE, WITH_TEXT
+    from pictish.recipes.starter.evaluation.editing_views import mixed_sheet
 
     texts, images = evaluation.texts(limit), evaluation.images(limit)
     with Report("prompts with pictures", len(texts) + len(images), quiet=quiet, strict=False) as report:
@@ -121,7 +121,7 @@ def _mixed(evaluation: "EditingEvaluation", limit: int, out: Path, quiet: bool) 
 
 def _tables(numbers: dict[str, Any]) -> list[Any]:
     """Tables of at most 80 columns, in per cent, and what their words mean."""
-    from pictish.evaluation.editing import EDITED, MEASURES, WAYS, WITH_IMAGE, WITH_TEXT
+    from pictish.recipes.starter.evaluation.editing import EDITED, MEASURES, WAYS, WITH_IMAGE, WITH_TEXT
 
     shown: list[Any] = []
     for name in ("changes", "controls"):

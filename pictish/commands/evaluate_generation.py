@@ -21,8 +21,8 @@ from pictish.commands.evaluate import (
 from pictish.commands.options import Steps
 
 if TYPE_CHECKING:
-    from pictish.evaluation.drawn import Shown
-    from pictish.evaluation.generation import Asked, GenerationEvaluation
+    from pictish.recipes.starter.evaluation.drawn import Shown
+    from pictish.recipes.starter.evaluation.generation import Asked, GenerationEvaluation
 
 NUMBERS, CHART, SHEET = "generation.json", "generation.png", "generation-pictures.png"
 NOTES = """\
@@ -51,10 +51,10 @@ def run(
     """Draw seen captions and held-out compositions, and have a judge say what the pictures show."""
     from rich.console import Console
 
-    from pictish.data.model_folder import fingerprint, locate_model
-    from pictish.evaluation.generation import GenerationEvaluation
+    from pictish.io.model_folder import fingerprint, locate_model
     from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
+    from pictish.recipes.starter.evaluation.generation import GenerationEvaluation
     from pictish.training.world import resolve_device
 
     names = [NUMBERS, CHART, SHEET]
@@ -80,9 +80,9 @@ def _measure(
     evaluation: "GenerationEvaluation", limit: int, curve: bool, out: Path, quiet: bool
 ) -> dict[str, Any]:
     """Draw everything, write sheet and chart; the numbers by measure."""
-    from pictish.data.files import write_atomic
-    from pictish.evaluation.generation import REAL, curve_size
-    from pictish.evaluation.generation_views import generation_chart, generation_sheet
+    from pictish.io.files import write_atomic
+    from pictish.recipes.starter.evaluation.generation import REAL, curve_size
+    from pictish.recipes.starter.evaluation.generation_views import generation_chart, generation_sheet
 
     seen, held_out = evaluation.seen(limit), evaluation.held_out(limit)
     shown = _draw(evaluation, "seen captions", seen, quiet)
@@ -101,16 +101,16 @@ def _measure(
 def _draw(
     evaluation: "GenerationEvaluation", name: str, asked: "Sequence[Asked]", quiet: bool
 ) -> "dict[str, Shown]":
-    from pictish.commands.report import Report
-    from pictish.evaluation.generation import WAYS
+    from pictish.io.report import Report
+    from pictish.recipes.starter.evaluation.generation import WAYS
 
     with Report(name, len(asked) * len(WAYS), quiet=quiet, strict=False) as report:
         return {way: evaluation.draw(way, asked, report.done) for way in WAYS}
 
 
 def _curve(evaluation: "GenerationEvaluation", asked: "Sequence[Asked]", quiet: bool) -> dict[str, Any]:
-    from pictish.commands.report import Report
-    from pictish.evaluation.generation import SCALES
+    from pictish.io.report import Report
+    from pictish.recipes.starter.evaluation.generation import SCALES
 
     with Report("guidance", len(asked) * len(SCALES), quiet=quiet, strict=False) as report:
         return evaluation.curve(asked, report.done)
@@ -118,7 +118,7 @@ def _curve(evaluation: "GenerationEvaluation", asked: "Sequence[Asked]", quiet: 
 
 def _tables(numbers: dict[str, Any]) -> list[Any]:
     """Tables of at most 80 columns, in per cent, and what their words mean."""
-    from pictish.evaluation.generation import COMPOSED, CONCEPT, STYLED
+    from pictish.recipes.starter.evaluation.generation import COMPOSED, CONCEPT, STYLED
 
     seen, held_out, curve = numbers["seen"], numbers["held_out"], numbers["curve"]
     columns = {name: name for name in (*CONCEPT, *STYLED)}
@@ -141,7 +141,7 @@ def _tables(numbers: dict[str, Any]) -> list[Any]:
 
 def _ways(name: str, measured: dict[str, Any], columns: Mapping[str, str]) -> Any:
     """What is generated, its interval, its ceilings, and the share of the true codes that it reaches."""
-    from pictish.evaluation.generation import GENERATED, WAYS
+    from pictish.recipes.starter.evaluation.generation import GENERATED, WAYS
 
     drawn = table({"name": name, "pictures": measured["prompts"]}, "in %", list(columns.values()))
     for way in WAYS:

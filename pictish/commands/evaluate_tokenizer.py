@@ -48,10 +48,10 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Measure a tokenizer: quality against token count, its selection against simpler ones."""
-    from pictish.commands.report import Report
-    from pictish.data.files import write_atomic
     from pictish.evaluation.plot import quality_chart
     from pictish.evaluation.sheets import contact_sheet_of
+    from pictish.io.files import write_atomic
+    from pictish.io.report import Report
 
     sources = sources_of(inputs, photographs, limit, flat)
     names = [NUMBERS, CHART, *(SHEET.format(name) for name in sources)]

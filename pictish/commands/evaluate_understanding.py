@@ -9,7 +9,7 @@ import typer
 from pictish.commands.evaluate import Device, Model, Overwrite, Quiet, check_free, say_files, write_numbers
 
 if TYPE_CHECKING:
-    from pictish.evaluation.understanding import Described
+    from pictish.recipes.starter.evaluation.understanding import Described
 
 NUMBERS, CHART, SHEET = "understanding.json", "understanding.png", "understanding-sheet.png"
 SHOWN = 4  # pictures of each kind on the sheet
@@ -35,12 +35,12 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Measure captions and answers about pictures of seen and of unseen concepts."""
-    from pictish.commands.report import Report
-    from pictish.data.files import sha256_file, write_atomic
-    from pictish.data.model_folder import fingerprint, locate_model
-    from pictish.evaluation import understanding
-    from pictish.evaluation.emoji import read_emoji
+    from pictish.io.files import sha256_file, write_atomic
+    from pictish.io.model_folder import fingerprint, locate_model
+    from pictish.io.report import Report
     from pictish.pipelines.describe import Describe
+    from pictish.recipes.starter.evaluation import understanding
+    from pictish.recipes.starter.evaluation.emoji import read_emoji
     from pictish.training.world import resolve_device
 
     names = [NUMBERS, CHART, SHEET]
@@ -94,7 +94,7 @@ def _kinds(numbers: dict[str, Any]) -> list[str]:
 def _sheet(described: "dict[str, list[Described]]") -> bytes:
     """PNG of the first pictures with a right and with a wrong caption."""
     from pictish.data.images import png_bytes
-    from pictish.evaluation.answer_sheet import answer_sheet
+    from pictish.recipes.starter.evaluation.answer_sheet import answer_sheet
 
     columns = {}
     for title, all_of_it in described.items():
@@ -112,8 +112,8 @@ def _sheet(described: "dict[str, list[Described]]") -> bytes:
 
 
 def _shown(described: "Sequence[Described]") -> list[Any]:
-    from pictish.evaluation.answer_sheet import Said
-    from pictish.evaluation.emoji import image_of
+    from pictish.recipes.starter.evaluation.answer_sheet import Said
+    from pictish.recipes.starter.evaluation.emoji import image_of
 
     shown = []
     for each in described:

@@ -11,9 +11,9 @@ import typer
 from pictish.commands.options import Steps, Upscale
 
 if TYPE_CHECKING:
-    from pictish.commands.report import Report
     from pictish.data.tokens import TokenizedImage
     from pictish.evaluation.pictures import Broken
+    from pictish.io.report import Report
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
     ] = False,
 ) -> None:
     """Draw what is kept of a picture, or patches that share a code; or print statistics of tokens."""
-    from pictish.commands.report import Report
+    from pictish.io.report import Report
 
     settings = {"budget": budget, "threshold": threshold, "quality": quality}
     given = [f"--{name} {value}" for name, value in settings.items() if value is not None]
@@ -85,8 +85,8 @@ def run(
 
 def _is_picture(inputs: list[Path]) -> bool:
     """Whether one picture is asked for; ValueError for several, or for a folder without tokens."""
-    from pictish.data.files import printable
     from pictish.data.images import SUFFIXES
+    from pictish.io.files import printable
 
     pictures = [entry for entry in inputs if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
     if pictures and len(inputs) > 1:
@@ -121,9 +121,9 @@ def _picture(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Tokenize one picture, write its drawing, return its facts."""
-    from pictish.data.files import one_line, printable, write_atomic
     from pictish.data.images import load_image, png_bytes
     from pictish.evaluation.drawing import Panels, four_panels
+    from pictish.io.files import one_line, printable, write_atomic
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.settings import Drawing
     from pictish.training.world import resolve_device
@@ -192,9 +192,9 @@ def _codebook(
 ) -> dict[str, Any]:
     """Tokenize all pictures, draw the code sheet, return the codes' statistics."""
     from pictish.commands.evaluate import told
-    from pictish.data.files import printable, write_atomic
     from pictish.evaluation.codebook import draw_codes, gather_codes
     from pictish.evaluation.pictures import PictureSource
+    from pictish.io.files import printable, write_atomic
     from pictish.tokenizer.dynamic import Tokenizer
     from pictish.training.world import resolve_device
 
@@ -234,11 +234,11 @@ def _tokens(inputs: list[Path], report: "Report") -> dict[str, Any]:
 
 
 def _read_tokens(inputs: list[Path]) -> "Iterator[TokenizedImage | Broken]":
-    from pictish.data.files import one_line
     from pictish.data.shards import find_shards, read_shard
     from pictish.data.token_folder import find_tokens, read_tokens
     from pictish.data.tokens import TokenizedImage
     from pictish.evaluation.pictures import Broken, has_tar
+    from pictish.io.files import one_line
 
     shards = [entry for entry in inputs if entry.suffix == ".tar" or (entry.is_dir() and has_tar(entry))]
     others = [entry for entry in inputs if entry not in shards]

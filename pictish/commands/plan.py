@@ -119,7 +119,7 @@ def worked_out(tokens: float, codes: int, carried: int) -> dict[str, Any]:
 
 def measured_shards(place: str) -> dict[str, Any]:
     """The same, and samples a shard, as finished shards have them; ValueError where there is none."""
-    from pictish.data.shard_stats import read_stats
+    from pictish.bulk.stats import read_stats
 
     found = read_stats(place)
     header = found[0][0]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pictish.commands.tokenize_machine import MachineSettings
+    from pictish.bulk.batch_tokenizer import MachineSettings
 
 logger = logging.getLogger(__name__)
 
@@ -103,24 +103,22 @@ def run(
     may share the work. Run again, it goes on where it stopped. Broken pictures are named and left out, the
     exit code is then 1.
     """
-    from pictish.commands.tokenize_jobs import hold_shards
-    from pictish.commands.tokenize_machine import MachineSettings, Selection
+    from pictish.bulk.batch_tokenizer import MachineSettings, Selection
+    from pictish.bulk.pictures import hold_shards
 
     selection = Selection.of(budget, threshold, sample, seed, gumbel, quality)
     decoders = min(4, os.cpu_count() or 1) if workers is None else workers
     machine = MachineSettings(model, device, selection, decoders, batch_size, max_pixels)
     if hold_shards(inputs):
-        from pictish.commands import tokenize_bulk
+        from pictish.bulk import run as bulk
 
         if format is Format.folder:
             raise ValueError(f"{inputs[0]}: raw shards become shards; --format folder is for pictures")
         if samples_per_shard is not None:
             logger.warning("--samples-per-shard does nothing for raw shards")
         many, again = processes or 1, 2 if retries is None else retries
-        failures = tokenize_bulk.run(
-            tokenize_bulk.Plan(
-                inputs, out, machine, engine.value, many, again, overwrite, verify, strict, report
-            ),
+        failures = bulk.run(
+            bulk.Plan(inputs, out, machine, engine.value, many, again, overwrite, verify, strict, report),
             quiet,
         )
     else:
@@ -146,11 +144,11 @@ def _tokenize_pictures(
     quiet: bool,
 ) -> int:
     """To a folder of tokens, or to shards of so many samples; the number of failures."""
-    from pictish.commands.report import Report
-    from pictish.commands.tokenize_jobs import Totals, Work, plan
-    from pictish.commands.tokenize_machine import open_machine
-    from pictish.data.storage import is_remote
+    from pictish.bulk.batch_tokenizer import open_machine
+    from pictish.bulk.pictures import Totals, Work, plan
     from pictish.data.token_folder import Header, OutputFolder
+    from pictish.io.report import Report
+    from pictish.io.storage import is_remote
 
     if is_remote(out):
         raise ValueError(f"{out}: pictures become tokens on this machine; raw shards may go to a URL")

@@ -117,8 +117,9 @@ def _begun(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
     import logging
     import os
 
-    from pictish.configs import load, to_yaml
-    from pictish.data.files import only_writer, write_atomic
+    from pictish.configs import load
+    from pictish.io.files import only_writer, write_atomic
+    from pictish.io.plain_yaml import to_yaml
 
     logging.getLogger("pictish").setLevel(logging.WARNING if quiet else logging.INFO)
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one writes

@@ -84,8 +84,8 @@ def _show(
     from PIL import Image
 
     from pictish.commands.draw import generators
-    from pictish.data.files import write_atomic
     from pictish.data.images import png_bytes
+    from pictish.io.files import write_atomic
     from pictish.pipelines.language import Language
     from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage

@@ -84,8 +84,8 @@ class PictureSource:
 
     def decode(self, wanted: Collection[int] | None = None) -> Iterator[Picture | Broken]:
         """Every picture, or those whose index is wanted."""
-        from pictish.data.files import one_line
         from pictish.data.images import load_image
+        from pictish.io.files import one_line
 
         last = max(wanted) if wanted else None
         for index, (name, source) in enumerate(self._sources()):

@@ -94,7 +94,7 @@ def _sheet(
     groups: Mapping[str, Sequence[int]],
     row: Callable[[int], tuple[str, tuple[int, int], Tiles]],
 ) -> bytes:
-    from pictish.data.files import printable
+    from pictish.io.files import printable
 
     rows = []
     for group, members in groups.items():

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pictish.data.files import only_writer, temp_path, write_atomic
 from pictish.data.importing import Part, Source, digest, free_bytes, write_pieces
-from pictish.data.interrupt import in_units, stop_here
-from pictish.data.model_folder import fingerprint
+from pictish.io.files import only_writer, temp_path, write_atomic
+from pictish.io.interrupt import in_units, stop_here
+from pictish.io.model_folder import fingerprint
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from pictish.data.images import MAX_PIXELS, Picture, load_image
-from pictish.data.model_folder import locate_model
 from pictish.data.tokens import TokenizedImage
+from pictish.io.model_folder import locate_model
 from pictish.pipelines.language import Precision, Said
 from pictish.pipelines.progress import Callback, Cancel, Run
 from pictish.pipelines.settings import GenerationConfig, Settings, with_settings

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from pictish.data.model_folder import (
+from pictish.data.tokens import TokenizedImage
+from pictish.io.model_folder import (
     find_decoder,
     find_upscaler,
     fingerprint,
     locate_model,
     read_config,
 )
-from pictish.data.tokens import TokenizedImage
 from pictish.pipelines.language import Precision
 from pictish.pipelines.settings import Drawing, settle_pixels
 

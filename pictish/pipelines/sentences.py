@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pictish.data.files import one_line, write_atomic
+from pictish.io.files import one_line, write_atomic
 from pictish.pipelines.nearest import Embed
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from pictish.data.model_folder import locate_model
 from pictish.data.tokens import TokenizedImage
+from pictish.io.model_folder import locate_model
 from pictish.lm.captions import CAPTIONS, read_captions
 from pictish.lm.config import DrawingConfig
 from pictish.pipelines.language import Language, Precision, Said

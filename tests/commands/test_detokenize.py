@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from pictish.cli import main
-from pictish.data.model_folder import fingerprint
 from pictish.data.shards import ShardFile, read_shard
 from pictish.data.token_folder import find_tokens, read_manifest, read_tokens
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.preview import Preview
 from pictish.decoder.upscaler import save_upscaler
+from pictish.io.model_folder import fingerprint
 from pictish.pipelines.reconstruct import Reconstructor, shape_of
 from pictish.tokenizer.dynamic import Tokenizer
 from tests.conftest import save_tiny_models

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from pictish.cli import main
-from pictish.data.model_folder import fingerprint
 from pictish.decoder.upscaler import save_upscaler
 from pictish.evaluation import decoder as decoder_evaluation
+from pictish.io.model_folder import fingerprint
 from tests.commands.test_evaluate import picture
 from tests.decoder.tiny import tiny_upscaler
 from tests.evaluation.tiny_decoder import save_tiny_decoder

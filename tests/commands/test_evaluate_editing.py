@@ -23,7 +23,9 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _cheap(monkeypatch):
-    monkeypatch.setattr("pictish.evaluation.judge.network_features", lambda device: cheap_features)
+    monkeypatch.setattr(
+        "pictish.recipes.starter.evaluation.judge.network_features", lambda device: cheap_features
+    )
 
 
 def evaluate(model: Path, *words: object) -> int:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from pictish.cli import main
-from pictish.evaluation import generation
+from pictish.recipes.starter.evaluation import generation
 from tests.evaluation.emoji import cheap_features, write_starter_data
 from tests.evaluation.starter import save_tiny_language
 
@@ -24,7 +24,9 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def evaluate(model, data, monkeypatch):
-    monkeypatch.setattr("pictish.evaluation.judge.network_features", lambda device: cheap_features)
+    monkeypatch.setattr(
+        "pictish.recipes.starter.evaluation.judge.network_features", lambda device: cheap_features
+    )
     monkeypatch.setattr(generation, "SCALES", (1.0, 2.5))
     monkeypatch.setattr(generation, "LEAST_OF_CURVE", 2)
     words = ("--data", data, "--model", model, "--device", "cpu")

@@ -15,10 +15,10 @@ from PIL import Image
 from pictish import cli
 from pictish.commands.draw import even_grid
 from pictish.data.images import png_bytes
-from pictish.data.model_folder import fingerprint
 from pictish.data.provenance import digest_of, png_with_origin, read_origin
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.upscaler import save_upscaler
+from pictish.io.model_folder import fingerprint
 from pictish.lm.captions import CAPTIONS, to_bytes
 from pictish.lm.config import DrawingConfig
 from pictish.pipelines.text_to_image import TextToImage

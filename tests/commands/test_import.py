@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from pictish.cli import main
-from pictish.data.files import temp_path
 from pictish.data.tokens import TokenizedImage
+from pictish.io.files import temp_path
 from pictish.pipelines import import_lavit as pipeline
 from tests import lavit
 
@@ -102,7 +102,7 @@ def test_large_pictures_are_squashed_in_one_step(model, pictures, tmp_path):
 
 
 def test_gather_is_a_mode_with_other_codes_and_another_fingerprint(checkpoint, model, tmp_path):
-    from pictish.data.model_folder import fingerprint, read_config
+    from pictish.io.model_folder import fingerprint, read_config
 
     more = ("--part", "tokenizer", "--merger", "gather", "--quiet")
     assert run(checkpoint, tmp_path / "g", *more) == 0

@@ -4,7 +4,7 @@ import pytest
 
 from pictish.cli import main
 from pictish.commands.plan import estimate, worked_out
-from tests.bulk import raw_shards
+from tests.bulk_runs import raw_shards
 
 
 def plan(capsys, *words):

@@ -150,7 +150,7 @@ import os, random, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from pictish.cli import main
-import pictish.commands.tokenize_jobs, pictish.tokenizer.dynamic, timm, torch
+import pictish.bulk.pictures, pictish.tokenizer.dynamic, timm, torch
 torch.set_num_threads(1)
 inputs, out, reference, model = sys.argv[2:]
 

@@ -7,11 +7,11 @@ import time
 import psutil
 import pytest
 
+from pictish.bulk.stats import BulkFolder
 from pictish.cli import main
-from pictish.data.shard_stats import BulkFolder
 from pictish.data.shards import ShardFile, read_shard
 from pictish.tokenizer.dynamic import Tokenizer
-from tests.bulk import content, noise_png, pictish, raw_shards
+from tests.bulk_runs import content, noise_png, pictish, raw_shards
 from tests.conftest import save_tiny_models
 
 
@@ -242,7 +242,7 @@ def kill_when(found, seconds=120):
 
 
 def is_worker(process):
-    return "bulk_local" in " ".join(process.cmdline())
+    return "pictish.bulk.local" in " ".join(process.cmdline())
 
 
 @pytest.mark.slow

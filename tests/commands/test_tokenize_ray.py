@@ -10,13 +10,13 @@ import types
 import psutil
 import pytest
 
+from pictish.bulk.batch_tokenizer import MachineSettings, Selection
+from pictish.bulk.engine import WorkerDied
+from pictish.bulk.ray_engine import RayWorker
+from pictish.bulk.shard import Bulk, Outcome
 from pictish.cli import main
-from pictish.commands.bulk_engine import WorkerDied
-from pictish.commands.bulk_ray import RayWorker
-from pictish.commands.tokenize_machine import MachineSettings, Selection
-from pictish.commands.tokenize_shard import Bulk, Outcome
-from pictish.data.storage import Stored
-from tests.bulk import content, pictish, raw_shards
+from pictish.io.storage import Stored
+from tests.bulk_runs import content, pictish, raw_shards
 
 ray = pytest.importorskip("ray")
 

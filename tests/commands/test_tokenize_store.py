@@ -5,9 +5,9 @@ import json
 import pytest
 
 from pictish.cli import main
-from pictish.data import storage
-from pictish.data.storage import list_folder, read_bytes, upload
-from tests.bulk import content, raw_shards
+from pictish.io import storage
+from pictish.io.storage import list_folder, read_bytes, upload
+from tests.bulk_runs import content, raw_shards
 from tests.store import misbehaving_store
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from pictish.commands.train import UNDECIDING, _begun
 from pictish.configs import load, parse
-from pictish.data.files import only_writer
 from pictish.decoder.config import TrainConfig as DecoderConfig
+from pictish.io.files import only_writer
 from pictish.lm.config import TrainConfig
 from pictish.tokenizer.config import TrainConfig as TokenizerConfig
 

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pictish.configs import Config, load, parse, shipped_names, to_yaml
+from pictish.configs import Config, load, parse, shipped_names
+from pictish.io.plain_yaml import to_yaml
 
 
 class Vq(Config):

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pictish.data.budget import Refused
-from pictish.data.model_folder import find_upscaler, fingerprint
 from pictish.decoder.config import PreviewConfig, UpscalerConfig
 from pictish.decoder.preview import build_preview, save_preview
 from pictish.decoder.upscaler import LICENCE, CompactUpscaler, Upscaler, save_upscaler
+from pictish.io.budget import Refused
+from pictish.io.model_folder import find_upscaler, fingerprint
 from pictish.pipelines.reconstruct import Reconstructor
 from pictish.pipelines.settings import Drawing
 from tests.decoder.tiny import tiny_upscaler

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pictish.data.importing import Part, Source, write_pieces
-from pictish.data.model_folder import SHARDS, fingerprint
+from pictish.io.model_folder import SHARDS, fingerprint
 from pictish.lm.lavit import plan_language
 from pictish.lm.model import PROJECTOR, UnifiedModel
 from tests.lm.test_sentencepiece import pieces, written

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pictish.data.model_folder import read_model_folder, write_model_folder
 from pictish.data.tokens import TokenizedImage
+from pictish.io.model_folder import read_model_folder, write_model_folder
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from pictish.tokenizer.network import DynamicTokenizer
 from tests.tokenizer.conftest import ORDERED, tiny_config, tiny_network

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pictish.data.importing import Source, write_pieces
-from pictish.data.model_folder import fingerprint
+from pictish.io.model_folder import fingerprint
 from pictish.tokenizer.dynamic import Tokenizer
 from pictish.tokenizer.lavit import Heads, plan_tokenizer, plan_understanding
 from tests import lavit

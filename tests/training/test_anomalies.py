@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from pictish.configs import load, parse
-from pictish.data.interrupt import Stopped, handled
 from pictish.decoder import config as decoder_config
 from pictish.decoder import train as decoder_loop
+from pictish.io.interrupt import Stopped, handled
 from pictish.lm import config as lm_config
 from pictish.lm import train as lm_loop
 from pictish.lm.model import ImageTokens

@@ -1,0 +1,1 @@
+"""Pictures or raw shards to tokens, by one process, many, or a Ray cluster."""

@@ -1,0 +1,201 @@
+"""One raw shard to one shard of tokens: the unit of bulk work, the same bytes whoever does it."""
+
+import contextlib
+import errno
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pictish.bulk.batch_tokenizer import Machine, MachineSettings
+from pictish.bulk.stats import BulkFolder, ShardStats
+from pictish.data.loader import Decoded, ImageBytes
+from pictish.data.shards import PICTURES, ShardFile, read_shard
+from pictish.data.token_folder import Header
+from pictish.data.tokens import TokenizedImage
+from pictish.io.files import one_line, printable, sha256_file
+from pictish.io.storage import Stored, download, is_remote, join, upload
+
+CARRIED = ("txt", "json")  # members of a raw sample that go into the tokens' shard
+_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # of the output: every other shard would fail alike
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """All that a process needs to take part in a run; plain JSON by `dataclasses.asdict`."""
+
+    machine: MachineSettings
+    out: str
+    header: Mapping[str, Any]
+    overwrite: bool
+    strict: bool  # a shard with a broken sample is lost as a whole
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> "Bulk":
+        """Undo `dataclasses.asdict`."""
+        return cls(**{**facts, "machine": MachineSettings.from_json(facts["machine"])})
+
+    def folder(self) -> BulkFolder:
+        """Where the shards go."""
+        return BulkFolder(self.out, Header.from_json(dict(self.header)), self.overwrite)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a shard: `done` with stats, `lost` for ever, `again` worth a try, or `stop` the run."""
+
+    kind: str
+    stats: Mapping[str, Any] | None = None
+    reason: str = ""
+    attempts: int = 1
+
+    def shard_stats(self) -> ShardStats:
+        """Of a shard that is done."""
+        assert self.stats is not None
+        return ShardStats.from_json(self.stats)
+
+
+def attempt(
+    machine: Machine, bulk: Bulk, source: Stored, done: Callable[[int], None] = lambda count: None
+) -> Outcome:
+    """Tokenize one shard and commit it; nothing is raised, a bug leaves its traceback on stderr."""
+    try:
+        return Outcome("done", asdict(tokenize_shard(machine, bulk, source, done)))
+    except ValueError as error:
+        return Outcome("lost", reason=one_line(error).removeprefix(f"{printable(source.name)}: "))
+    except OSError as error:
+        named = error.filename is not None and error.strerror
+        reason = f"{error.filename}: {error.strerror}" if named else one_line(error)
+        return Outcome("stop" if error.errno in _HOPELESS else "again", reason=reason)
+    except Exception as error:
+        traceback.print_exc()
+        return Outcome("lost", reason=f"a bug, {type(error).__name__}: {one_line(error)}")
+
+
+def tokenize_shard(
+    machine: Machine, bulk: Bulk, source: Stored, done: Callable[[int], None] = lambda count: None
+) -> ShardStats:
+    """The shard of tokens of a raw shard, written and committed; `done` hears of pictures as they are done.
+
+    ValueError for a damaged shard, or a place taken by something else; OSError for trouble with files.
+    """
+    folder = bulk.folder()
+    with folder.claim(source.name), contextlib.ExitStack() as stack:
+        local, target = Path(source.place), Path(join(bulk.out, source.name))
+        if is_remote(source.place):
+            local = _scratch(stack) / source.name
+            download(source.place, local)
+        if remote := is_remote(bulk.out):
+            target = _scratch(stack) / source.name
+        builder = _Builder(source.name, bulk.strict, done)
+        source_sha256 = sha256_file(local)
+
+        def approve(written: Path) -> None:
+            builder.sha256 = sha256_file(written)
+            folder.may_write(source.name, written, builder.sha256)
+            folder.withdraw(source.name)
+
+        with ShardFile(target, approve=approve) as shard:
+            pictures = _pictures(local, builder.leave_out)
+            with contextlib.closing(machine.tokenize(pictures)) as tokenized:
+                for decoded, image in tokenized:
+                    builder.add(shard, decoded, image)
+        if remote:
+            upload(target, join(bulk.out, source.name))
+        stats = builder.stats(shard.samples, target.stat().st_size, local.stat().st_size, source_sha256)
+        folder.commit(source.name, stats)
+        return stats
+
+
+def _scratch(stack: contextlib.ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pictish-")))
+
+
+@dataclass(frozen=True)
+class SamplePicture(ImageBytes):
+    """One of the pictures of a raw shard's sample; `name` is the sample's key."""
+
+    member: str  # what its tokens are called: `tokens`, or `source.tokens` for `source.png`
+    last: bool  # of its sample
+    others: dict[str, bytes]  # what goes with the sample, the same for all of its pictures
+
+
+def _pictures(path: Path, leave_out: Callable[[str, str], None]) -> Iterator[SamplePicture]:
+    """Pictures of a raw shard; samples without one are told to `leave_out`.
+
+    A sample has one picture, or several with names, as edits and documents have.
+    """
+    for sample in read_shard(path):
+        key = sample["__key__"]
+        named = sorted(s for s in sample if "." in s and s.rsplit(".", 1)[1] in PICTURES)
+        found = {f"{s.rsplit('.', 1)[0]}.tokens": sample[s] for s in named}
+        plain = next((suffix for suffix in PICTURES if suffix in sample), None)
+        if plain is not None:
+            found["tokens"] = sample[plain]
+        if not found:
+            leave_out(key, f"holds no picture; known are {' '.join(PICTURES)}")
+            continue
+        others = {name: sample[name] for name in CARRIED if name in sample}
+        last = max(found)
+        for member in sorted(found):
+            yield SamplePicture(found[member], key, member, member == last, others)
+
+
+class _Builder:
+    """Puts the pictures of a sample together again, and counts."""
+
+    def __init__(self, source: str, strict: bool, done: Callable[[int], None]) -> None:
+        self._source, self._strict, self._done = source, strict, done
+        self.sha256 = ""
+        self._pictures = self._pixels = self._tokens = 0
+        self._bits = 0.0
+        self._left_out: dict[str, str] = {}
+        self._members: dict[str, bytes] = {}  # tokens of the sample under way
+        self._images: list[TokenizedImage] = []
+        self._broken: str | None = None  # why that sample has no tokens
+
+    def add(self, shard: ShardFile, decoded: Decoded, image: TokenizedImage | None) -> None:
+        """Take in one picture; the last one of a sample writes it, or leaves it out."""
+        picture = decoded.file
+        assert isinstance(picture, SamplePicture)
+        if image is None:
+            self._broken = self._broken or decoded.error or "no tokens"
+        else:
+            self._images.append(image)
+            self._members[picture.member] = image.to_bytes()
+        if not picture.last:
+            return
+        if self._broken is not None:
+            self.leave_out(picture.name, self._broken)
+        else:
+            shard.write(picture.name, {**self._members, **picture.others})
+            self._pictures += len(self._images)
+            self._tokens += sum(map(len, self._images))
+            self._bits += sum(one.bits for one in self._images)
+            self._pixels += sum(one.size[0] * one.size[1] for one in self._images)
+            self._done(len(self._images))
+        self._members, self._images, self._broken = {}, [], None
+
+    def leave_out(self, key: str, reason: str) -> None:
+        """Note a sample that has no tokens; ValueError under --strict."""
+        if self._strict:
+            raise ValueError(f"{printable(key)}: {reason}")
+        self._left_out[key] = reason
+
+    def stats(self, samples: int, size: int, source_bytes: int, source_sha256: str) -> ShardStats:
+        """What became of the shard."""
+        return ShardStats(
+            source=self._source,
+            source_bytes=source_bytes,
+            source_sha256=source_sha256,
+            bytes=size,
+            sha256=self.sha256,
+            samples=samples,
+            pictures=self._pictures,
+            pixels=self._pixels,
+            tokens=self._tokens,
+            bits=round(self._bits),
+            left_out=dict(sorted(self._left_out.items())),
+        )

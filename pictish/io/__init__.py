@@ -1,0 +1,1 @@
+"""Whole writes, locks, interruption, storage, model folders. Imports nothing of pictish."""

@@ -1,0 +1,95 @@
+"""What `tokenize` and `detokenize` tell while they work, and the thread that writes their files."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from pictish.io.files import one_line, printable
+from pictish.io.interrupt import StoppedAtFailure
+
+
+class Report:
+    """A progress bar on stderr, and a line there for everything that could not be done."""
+
+    def __init__(self, task: str, total: int | None, *, quiet: bool, strict: bool) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        console = Console(stderr=True)
+        hidden = quiet or not console.is_terminal
+        self._bar = Progress(*columns, console=console, disable=hidden, transient=True)
+        self._task = self._bar.add_task(task, total=total)
+        self._strict = strict
+        self._started = time.perf_counter()
+        self.failures = 0
+
+    def __enter__(self) -> "Report":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def done(self, count: int = 1) -> None:
+        """Move the bar on."""
+        self._bar.advance(self._task, count)
+
+    def failed(self, name: str, error: str) -> None:
+        """Say that `name` could not be done and why; under --strict, raise StoppedAtFailure."""
+        self.failures += 1
+        self._bar.console.print(Text(f"pictish: {printable(name)}: {printable(error)}"), soft_wrap=True)
+        self._bar.advance(self._task)
+        if self._strict:
+            raise StoppedAtFailure
+
+    @property
+    def seconds(self) -> float:
+        """Since the report began."""
+        return time.perf_counter() - self._started
+
+
+class Writer:
+    """Does the writing in a thread of its own, in order, so that the model does not wait for the disk."""
+
+    def __init__(self, report: Report, waiting: int = 256) -> None:
+        self._report, self._limit = report, waiting
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pictish-write")
+        self._waiting: deque[tuple[str, Future[None]]] = deque()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._collect(0)
+        finally:
+            self._thread.shutdown(wait=True)
+
+    def put(self, name: str, job: Callable[[], None]) -> None:
+        """Have `job` done; its ValueError counts as a failure of `name`, any other error ends the work."""
+        self._waiting.append((name, self._thread.submit(job)))
+        self._collect(self._limit)
+
+    def _collect(self, limit: int) -> None:
+        while self._waiting and (len(self._waiting) > limit or self._waiting[0][1].done()):
+            name, job = self._waiting.popleft()
+            try:
+                job.result()
+            except ValueError as error:
+                self._report.failed(name, one_line(error))
+            else:
+                self._report.done()

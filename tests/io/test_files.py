@@ -1,0 +1,96 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pictish.io import files
+from pictish.io.files import (
+    check_relative,
+    one_line,
+    only_writer,
+    printable,
+    remove_leftovers,
+    temp_path,
+    write_atomic,
+)
+
+
+def test_write_atomic_writes_and_replaces(tmp_path):
+    path = tmp_path / "sub" / "a.bin"
+    write_atomic(path, b"one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.bin"]
+
+
+def test_a_failed_write_leaves_the_old_bytes_and_no_temp(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    write_atomic(path, b"old")
+
+    def full_disk(descriptor):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(files, "sync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    path = tmp_path / ("ü" * 127)
+    write_atomic(path, b"x")
+    assert path.read_bytes() == b"x"
+    assert temp_path(path).name != temp_path(tmp_path / ("ü" * 126 + "a")).name
+
+
+def test_remove_leftovers_takes_only_ours(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("keep.png", "sub/keep.tokens", ".a.tokens.pictish-tmp", "sub/.b.tar.pictish-tmp"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / ".model.pictish-tmp").mkdir()
+    (tmp_path / ".model.pictish-tmp" / "config.yaml").write_text("x")
+    assert remove_leftovers(tmp_path) == 3
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == ["keep.png", "sub", "sub/keep.tokens"]
+
+
+def test_one_folder_has_one_writer_and_a_dead_one_does_not_count(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from pictish.io.files import only_writer\n"
+        "with only_writer(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_env()) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="another process is writing"), only_writer(tmp_path):
+            pass
+        other.kill()
+    with only_writer(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def _env():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.mark.parametrize(
+    "name", ["../a", "/etc/passwd", "a/../b", "a//b", "", ".", "a/.", "a\\b", "a\0b", "a/"]
+)
+def test_names_that_lead_elsewhere_are_refused(name):
+    with pytest.raises(ValueError, match="plain relative name"):
+        check_relative(name)
+
+
+def test_ordinary_names_are_fine():
+    for name in ("a", "sub/a.tokens", "ü 名/a b", "..a/b..", "a..b"):
+        check_relative(name)
+
+
+def test_messages_fit_on_one_line_of_any_terminal():
+    assert one_line(ValueError("a\n b")) == "a b"
+    assert one_line(KeyError()) == "KeyError"
+    assert printable("a\nb\x1b[31m ü 名") == "a\\nb\\x1b[31m ü 名"
+    assert printable(os.fsdecode(b"\xff.png")).encode("utf-8") == b"\\udcff.png"
