@@ -62,10 +62,10 @@ class PatchScores(nn.Module):
 class ErrorSelector(PatchScores):
     """Predicts each patch's reconstruction error where it is dropped and where it is kept.
 
-    Its score rises with the gain relative to the picture's own error, so one threshold for all pictures spends
-    codes where they gain most decibels. It learns from the errors of training pictures whose patches were kept and dropped
-    by its own scores and, for a fraction, at random; its gradient reaches no other part. A straight-through
-    gradient alone ranked patches worse in a short training (docs/log.md).
+    Its score rises with the gain relative to the picture's own error, so one threshold for all pictures
+    spends codes where they gain most decibels. It learns from the errors of training pictures whose patches
+    were kept and dropped by its own scores and, for a fraction, at random; its gradient reaches no other
+    part. A straight-through gradient alone ranked patches worse in a short training (docs/log.md).
     """
 
     calibration: Tensor
@@ -84,11 +84,11 @@ class ErrorSelector(PatchScores):
 
     @staticmethod
     def scores(errors: Tensor) -> Tensor:
-        """What keeping each patch gains of the picture's squared error, as its inverse hyperbolic sine, (B, N).
+        """Logarithm of what keeping each patch gains of its picture's squared error, (B, N).
 
-        `errors` are (B, N, 2). The function is a logarithm that negative gains have too, and no two gains that
-        differ are equal. Relative to the error with no code at all, faint pictures count like strong ones: the
-        mean PSNR of a number of codes is higher than by absolute gains (docs/log.md).
+        `errors` are (B, N, 2). It is an inverse hyperbolic sine, which negative gains have too, and no two gains
+        that differ are equal. Relative to the error with no code at all, faint pictures count like strong ones:
+        the mean PSNR of a number of codes is higher than by absolute gains (docs/log.md).
         """
         dropped, kept = errors.detach().square().unbind(-1)
         whole = dropped.sum(dim=1, keepdim=True) + GOOD_ENOUGH * dropped.shape[1]
