@@ -7,17 +7,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from pictish.io.plain_yaml import parse_yaml, read_yaml
 
 SHIPPED = Path(__file__).parent
+LARGEST_FLOAT = 3.4028234663852886e38  # of float32
 
 
 class Config(BaseModel):
     """Base of every configuration: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _no_overflow(cls, value: Any) -> Any:
+        """Numbers that torch or numpy would refuse later, without the key's name."""
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise ValueError("a whole number of at most 64 bits fits")
+        if isinstance(value, float) and abs(value) > LARGEST_FLOAT:
+            raise ValueError(f"a number of at most {LARGEST_FLOAT:.1e} fits")
+        return value
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)

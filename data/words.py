@@ -2,6 +2,9 @@
 
 import functools
 import re
+import unicodedata
+
+from pictish.io.files import printable
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)?")
 # Function words, and the words of a request that say nothing about what is to be drawn.
@@ -24,8 +27,23 @@ _IRREGULAR = {
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, in their order."""
-    return _WORD.findall(text.lower())
+    """The words of a text in lower case, in their order; marks are part of the letter they stand on."""
+    text = text.lower()
+    shapes = text if text.isascii() else "".join("x" if is_mark(char) else char for char in text)
+    return [text[slice(*found.span())] for found in _WORD.finditer(shapes)]
+
+
+def is_mark(char: str) -> bool:
+    """Whether a character is a combining one: an accent, or a vowel sign of Devanagari, Thai, Arabic, ..."""
+    return unicodedata.category(char).startswith("M")
+
+
+def check_text(name: str, text: str) -> None:
+    """ValueError naming a text that was made of bytes that are no UTF-8, as command lines may hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f'{name}: "{printable(text)[:60]}" is not valid UTF-8') from None
 
 
 def content_words(text: str) -> list[str]:

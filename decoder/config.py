@@ -165,7 +165,7 @@ class SamplingConfig(Config):
         None, description="class name of a diffusers scheduler; noise of kind meanflow is sampled without"
     )
     steps: int = Field(gt=0, le=1000)
-    guidance: float = Field(ge=0, description="1 is none")
+    guidance: float = Field(ge=0, le=100, description="1 is none")
 
 
 class DiffusionConfig(Config):
@@ -251,7 +251,7 @@ class TrainConfig(Config):
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     budgets: float = Field(0.2, ge=0, le=1, description="share of pictures whose number of tokens is drawn")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     log_every: int = Field(20, gt=0)
     validate_every: int = Field(500, gt=0)
     sample_every: int = Field(0, ge=0, description="steps between grids of pictures; 0: none")

@@ -8,6 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,7 +20,15 @@ from pictish.decoder.heads import HeadCondition
 from pictish.decoder.noise import Noise
 from pictish.decoder.schedulers import build_scheduler, check_scheduler
 from pictish.io.budget import sized_like
-from pictish.io.model_folder import CONFIG, WEIGHTS, load_strictly, need, read_model_folder, whole_folder
+from pictish.io.model_folder import (
+    CONFIG,
+    WEIGHTS,
+    load_strictly,
+    need,
+    read_model_folder,
+    storage_dtype,
+    whole_folder,
+)
 from pictish.io.plain_yaml import to_yaml
 from pictish.tokenizer.dynamic import Tokenizer
 
@@ -138,11 +147,13 @@ def save_diffusion(
 ) -> None:
     """Write a model folder whose `denoiser`, `autoencoder` and `scheduler` are plain diffusers folders.
 
-    `half` stores the weights in fp16; `tokenizer` is the fingerprint of whose codes are decoded.
+    `half` stores the weights in fp16, parts with values beyond its range in fp32; `tokenizer` is the
+    fingerprint of whose codes are decoded. ValueError for weights that are no finite numbers.
     """
     from safetensors.torch import save_file
 
     config = model.config
+    parts.check_finite(model, str(folder))
     with whole_folder(folder, overwrite, _belongs) as temp:
         _save_part(model.denoiser.network, temp / DENOISER, half)
         if isinstance(model.latents, parts.Latents):
@@ -151,7 +162,10 @@ def save_diffusion(
             build_scheduler(config.sampling.scheduler, config.noise).save_pretrained(temp / SCHEDULER)
         (temp / CONFIG).write_text(to_yaml(folder_document(temp, config, tokenizer)), encoding="utf-8")
         weights = {
-            name: (tensor.half() if half else tensor).detach().cpu().contiguous()
+            name: (tensor.to(storage_dtype([tensor], torch.float16)) if half else tensor)
+            .detach()
+            .cpu()
+            .contiguous()
             for name, tensor in model.condition.state_dict().items()
         }
         save_file(weights, temp / WEIGHTS)
@@ -212,7 +226,10 @@ def _at_home(config: DiffusionConfig, folder: Path | None) -> DiffusionConfig:
 
 def _save_part(network: Any, folder: Path, half: bool) -> None:
     plain = copy.deepcopy(network).to("cpu")
-    (plain.half() if half else plain).save_pretrained(folder, safe_serialization=True)
+    if half:
+        plain = plain.to(storage_dtype(plain.parameters(), torch.float16))
+    plain.register_to_config(_name_or_path="")  # where it was read from, which another machine has not
+    plain.save_pretrained(folder, safe_serialization=True)
 
 
 def _digest(folder: Path) -> str:

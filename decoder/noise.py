@@ -7,6 +7,7 @@ Legend: B pictures, T entries of a table; x, n, predictions are (B, C, H, W), ti
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -111,8 +112,10 @@ def draw_parts(
     return share.drawn(torch.rand, (count,), generator)
 
 
+@lru_cache(maxsize=16)
 def alphas_cumprod(config: DiffusionNoise) -> Tensor:
-    """Squared signal levels (T,) of the betas, as diffusers computes them."""
+    """Squared signal levels (T,) of the betas, as diffusers computes them; on the CPU, not to be changed."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    return DDPMScheduler(TIMES, config.beta_start, config.beta_end, config.beta_schedule).alphas_cumprod
+    with torch.inference_mode(False):  # the first caller may draw, the next one train
+        return DDPMScheduler(TIMES, config.beta_start, config.beta_end, config.beta_schedule).alphas_cumprod

@@ -95,6 +95,8 @@ class Decoder:
         height, width = size or (self.side, self.side)
         self.check(steps, guidance, scheduler)
         self._check((height, width), sources, strength)
+        if strength < 1:
+            check_scheduler(scheduler, self.model.config.noise, steps, strength)
         assert len(generators) == len(tokens), (len(generators), len(tokens))
         told = self.told(tokens)
         group = self.model.config.micro_batch
@@ -150,7 +152,7 @@ class Decoder:
             raise ValueError(f"steps: {steps} asked for; 1 to 1000 fit, and 0 for the preview")
         if guidance is not None and not 0 <= guidance <= 100:
             raise ValueError(f"guidance: {guidance} asked for; 0 to 100 fit, 1 is none")
-        check_scheduler(scheduler or self.model.config.sampling.scheduler, self.model.config.noise)
+        check_scheduler(scheduler or self.model.config.sampling.scheduler, self.model.config.noise, steps)
 
     def _check(self, size: tuple[int, int], sources: Sequence[Source] | None, strength: float) -> None:
         if not 0 < strength <= 1:

@@ -22,6 +22,7 @@ from pictish.io.model_folder import (
     load_strictly,
     need,
     read_model_folder,
+    storage_dtype,
     write_model_folder,
 )
 from pictish.tokenizer.dynamic import Tokenizer
@@ -148,8 +149,10 @@ def build_preview(config: PreviewConfig, tokenizer: Tokenizer) -> PreviewHead:
 def save_preview(
     folder: Path, head: PreviewHead, config: PreviewConfig, tokenizer: str, *, overwrite: bool = False
 ) -> None:
-    """Write a model folder in fp16; `tokenizer` is the fingerprint of the weights whose codes it decodes."""
-    tensors = {name: tensor.half() for name, tensor in head.state_dict().items()}
+    """Write a model folder in fp16, what lies beyond it in fp32; `tokenizer` is the fingerprint of the weights whose codes it decodes."""
+    tensors = {
+        name: tensor.to(storage_dtype([tensor], torch.float16)) for name, tensor in head.state_dict().items()
+    }
     document = {"part": "decoder", "kind": "preview", "format": 1, "tokenizer": tokenizer}
     write_model_folder(
         folder, {**document, "model": config.model_dump(mode="json")}, tensors, overwrite=overwrite

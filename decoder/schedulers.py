@@ -1,27 +1,59 @@
-"""Any diffusers scheduler by name, set up for a decoder's noise; their differences end here."""
+"""Any diffusers scheduler by name, set up for a decoder's noise; their differences end here.
+
+A scheduler is accepted by what it draws: it must take noise to a known x_0, and show the network maps that are
+as noisy as their time says.
+"""
 
 import inspect
+import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pictish.decoder.config import AnyNoise, FlowNoise, MeanFlowNoise
-from pictish.decoder.noise import TIMES
+from pictish.decoder.config import AnyNoise, DiffusionNoise, FlowNoise, MeanFlowNoise
+from pictish.decoder.noise import TIMES, Noise
+from pictish.io.files import one_line
+
+TRIAL_STEPS = (1, 2, 4, 20)  # in each of which a scheduler must reach x_0
+LARGEST_MISS = 0.05  # root mean square of what is left between x_0, which lies in [-1, 1], and what was drawn
+TRIAL_ERROR = 0.05  # standard deviation of the error of x_0 as a network predicts it, in a trial
+LARGEST_EXCESS = 3.0  # factor by which maps may be noisier than the network is trained on at their time
 
 
-def check_scheduler(name: str | None, noise: AnyNoise) -> None:
-    """ValueError as of `build_scheduler`; MeanFlow needs none."""
-    if name is not None or not isinstance(noise, MeanFlowNoise):
-        build_scheduler(name, noise)
+def check_scheduler(name: str | None, noise: AnyNoise, steps: int | None = None, strength: float = 1) -> None:
+    """ValueError as of `build_scheduler`, and where so many `steps` are not for it; MeanFlow needs none."""
+    if isinstance(noise, MeanFlowNoise) and name is None:
+        return
+    build_scheduler(name, noise)
+    assert name is not None
+    if steps is not None and (reason := _shortcoming(name, noise, steps, strength)) is not None:
+        source = "" if strength == 1 else f" at strength {strength}"
+        raise ValueError(
+            f"scheduler {name}: not for {_steps(steps)}{source} ({reason}); take more, or {_some(noise)}"
+        )
 
 
 def build_scheduler(name: str | None, noise: AnyNoise) -> Any:
     """diffusers' scheduler class `name` for this noise.
 
-    Raises ValueError when there is none of that name, or when it is for another kind of noise.
+    Raises ValueError when there is none of that name, when it is for another kind of noise, and when it misses
+    a known x_0 in any of `TRIAL_STEPS`.
     """
+    cls, settings = _class_for(name, noise)
+    assert name is not None
+    reason = _unfit(name, noise)
+    if reason is not None:
+        raise ValueError(
+            f"scheduler {name}: not for noise of kind {noise.kind} ({reason}); try {_some(noise)}"
+        )
+    return cls(**settings)
+
+
+def _class_for(name: str | None, noise: AnyNoise) -> tuple[Any, dict[str, Any]]:
+    """The class and its arguments, by its signature alone; ValueError as of `build_scheduler`."""
     if isinstance(noise, MeanFlowNoise):
         raise ValueError(f"scheduler {name}: noise of kind meanflow is sampled without one; leave it away")
     if name is None:
@@ -38,7 +70,75 @@ def build_scheduler(name: str | None, noise: AnyNoise) -> Any:
     settings = _settings(cls, noise)
     if settings is None:
         raise ValueError(f"scheduler {name}: not for noise of kind {noise.kind}; try {_some(noise)}")
-    return cls(**settings)
+    return cls, settings
+
+
+@lru_cache(maxsize=256)
+def _unfit(name: str, noise: AnyNoise) -> str | None:
+    """Why a scheduler is refused whatever the number of steps; None when it is not."""
+    # spaced as in Stable Diffusion, one step is taken at time 1, where no noise is: no scheduler's fault
+    leading = isinstance(noise, DiffusionNoise) and noise.spacing == "leading"
+    for steps in TRIAL_STEPS[1:] if leading else TRIAL_STEPS:
+        miss = _trial(name, noise, steps, 1.0, error=0.0)
+        if isinstance(miss, str):
+            return miss
+        if not miss[0] <= LARGEST_MISS:
+            return f"with the true x_0 known it ends {miss[0]:.2g} away from it in {_steps(steps)}"
+    return _shortcoming(name, noise, TRIAL_STEPS[-1], 1.0)
+
+
+@lru_cache(maxsize=256)
+def _shortcoming(name: str, noise: AnyNoise, steps: int, strength: float) -> str | None:
+    """Why a scheduler is refused for this number of steps; None when it is not."""
+    exact = _trial(name, noise, steps, strength, error=0.0)
+    if isinstance(exact, str):
+        return exact
+    if not exact[0] <= LARGEST_MISS:
+        return f"with the true x_0 known it ends {exact[0]:.2g} away from it"
+    blurred = _trial(name, noise, steps, strength, error=TRIAL_ERROR)
+    if isinstance(blurred, str):
+        return blurred
+    if not blurred[1] <= LARGEST_EXCESS:
+        return f"it shows the network maps {blurred[1]:.1f} times as noisy as their time says"
+    return None
+
+
+def _trial(
+    name: str, noise: AnyNoise, steps: int, strength: float, *, error: float
+) -> tuple[float, float] | str:
+    """What a scheduler makes of a known x_0, predicted with independent errors of this standard deviation.
+
+    (root mean square of what it ends away from x_0, the largest ratio of the noise in what the network is shown
+    to the noise of its time); a text when diffusers raises.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 3, 32, 32)
+
+    def normal() -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+    clean = torch.rand(shape, generator=generator, dtype=torch.float32) * 2 - 1
+    cls, settings = _class_for(name, noise)
+    scheduler, process = cls(**settings), Noise(noise)
+    excess = 1.0
+    try:
+        times, x = begin(scheduler, steps, strength, clean if strength < 1 else None, normal())
+        signal, level = process.levels(times)  # each (T, 1, 1, 1)
+        usual = (level**2 + (signal * error) ** 2).sqrt()
+        for place, time in enumerate(times):
+            shown = as_model_sees(scheduler, x, time)
+            excess = max(excess, float((shown - signal[place] * clean).std() / usual[place]))
+            predicted = clean + error * normal()
+            output = process.for_scheduler(predicted, shown, time.expand(1))
+            x = take_step(scheduler, output, time, x, [generator])
+    except Exception as raised:  # diffusers' schedulers index beyond their tables, divide by zero, ...
+        return f"it raises {type(raised).__name__}: {one_line(raised)[:100]}"
+    miss = float((x - clean).square().mean().sqrt())
+    return miss, excess if math.isfinite(miss) else math.inf
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def begin(
@@ -118,7 +218,8 @@ def _settings(cls: type, noise: AnyNoise) -> dict[str, Any] | None:
         "beta_end": noise.beta_end,
         "prediction_type": "epsilon",
         "clip_sample": False,
-        "set_alpha_to_one": False,
+        # Stable Diffusion ends at the noise of time 0, 1 to 3 % of x_0's range; here the last step is x_0
+        "set_alpha_to_one": noise.spacing == "trailing",
         "timestep_spacing": noise.spacing,
         "steps_offset": 1 if noise.spacing == "leading" else 0,
     }

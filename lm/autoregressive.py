@@ -12,6 +12,7 @@ a prompt gets depends on the others of its batch by no more than the rounding of
 Legend: P prompts that go on, R rows, L tokens of a prompt, D width, V ids.
 """
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -138,6 +139,11 @@ def generate(
         logits = _guided(speakers, rows.logits, guidance, codes)
         logits = logits.masked_fill(~legal.of([s.line for s in speakers]), NEVER)
         if not logits.amax(dim=1).isfinite().all():
+            if rows.logits.amax(dim=1).isfinite().all():
+                raise ValueError(
+                    f"guidance scales {guidance.text_scale} and {guidance.image_scale}: guided logits are "
+                    "not finite numbers; smaller scales would fit"
+                )
             raise ValueError("the model's logits are not finite numbers; its weights may have diverged")
         if shared is None:
             ids = draw(logits, sampling, [s.generator for s in speakers]).tolist()
@@ -229,6 +235,7 @@ class Rows:
                 f"{limit} in all fit the model's context"
             )
         self.model = model
+        self.cache_argument = _cache_argument(model)
         self.seen = 0
         embedded = pad_sequence(list(prompts), batch_first=True, padding_side="left")  # (R, L, D)
         self.length = torch.tensor(lengths, device=embedded.device)  # (R,) without padding
@@ -262,9 +269,15 @@ class Rows:
             inputs_embeds=embedded,
             attention_mask=self.mask[:, : self.seen],  # a static cache fills it up to its own length
             position_ids=positions,
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self.cache_argument: self.cache},
         )
         logits = output.logits[:, -1]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """What the model's forward calls its cache: `cache` from transformers 5.24 on."""
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft hides the signature
+    return "cache" if "cache" in inspect.signature(plain.forward).parameters else "past_key_values"

@@ -42,18 +42,22 @@ class LanguageModelConfig(Config):
 class DrawingConfig(Config):
     """How tokens of pictures are drawn unless the user says otherwise."""
 
-    guidance: float = Field(2.0, description="how strictly words are followed; 1 adds nothing")
-    among_pictures: float | None = Field(
-        None, description="the same where pictures are given too; none: no different"
+    guidance: float = Field(
+        2.0, ge=-100, le=100, description="how strictly words are followed; 1 adds nothing"
     )
-    image_guidance: float = Field(1.5, description="how strictly pictures are followed that are given")
+    among_pictures: float | None = Field(
+        None, ge=-100, le=100, description="the same where pictures are given too; none: no different"
+    )
+    image_guidance: float = Field(
+        1.5, ge=-100, le=100, description="how strictly pictures are followed that are given"
+    )
     guidance_ramp: float = Field(
         0.0, ge=0, description="power of the cosine ramp that guidance rises by over a picture; 0: none"
     )
     guidance_rescale: float = Field(
         0.0, ge=0, le=1, description="how far guided logits get back their unguided standard deviation"
     )
-    temperature: float = Field(0.5, ge=0)
+    temperature: float = Field(0.5, ge=0, le=1000)
     top_k: int | None = Field(None, gt=0)
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
@@ -209,7 +213,7 @@ class TrainConfig(Config):
         0.0, ge=0, lt=1, description="decay of the weights' average, which is what is saved; 0: no average"
     )
     checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     log_every: int = Field(20, gt=0)
     validate_every: int = Field(500, gt=0)
     sample_every: int = Field(0, ge=0, description="steps between drawn sample pictures; 0 for none")

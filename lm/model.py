@@ -8,6 +8,8 @@ Legend: B rows, L tokens, D width of the language model, M embedded features, F 
 
 import contextlib
 import copy
+import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +25,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -37,6 +40,7 @@ from pictish.io.model_folder import (
     locate_model,
     read_config,
     refuse_foreign_code,
+    storage_dtype,
     whole_folder,
 )
 from pictish.io.plain_yaml import to_yaml
@@ -47,6 +51,7 @@ from pictish.lm.packing import Packed, attention_mask, pack
 from pictish.lm.sequence import Document
 from pictish.lm.vocabulary import Vocabulary, vocabulary_of, widen
 
+_LOG = logging.getLogger(__name__)
 PROJECTOR = "projector.safetensors"
 TEXT_FILES = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template")
 
@@ -193,7 +198,9 @@ class UnifiedModel(nn.Module):
     ) -> None:
         """Write a model folder as a whole, weights as `dtype`; LoRA adapters become part of them.
 
-        `captions` are those of the training data, as `known_captions` gives them.
+        Where a weight lies beyond the range of `dtype`, all are written in float32, and the log says so.
+        `captions` are those of the training data, as `known_captions` gives them. ValueError for weights that
+        are no finite numbers.
         """
         from safetensors.torch import save_file
 
@@ -205,9 +212,15 @@ class UnifiedModel(nn.Module):
             plain = _on_the_cpu(self.language)
             if hasattr(plain, "merge_and_unload"):  # of peft's LoRA
                 plain = plain.merge_and_unload()
+            _check_finite(plain, folder)
+            stored = storage_dtype(plain.parameters(), dtype)
+            if stored != dtype:
+                _LOG.warning("%s: weights lie beyond the range of %s; stored as %s", folder, dtype, stored)
             with _quietly():
-                plain.to(dtype).save_pretrained(temp, max_shard_size="1TB")
+                plain.generation_config = _sound_generation_config(plain)
+                plain.to(stored).save_pretrained(temp, max_shard_size="1TB")
             self.text_tokenizer.save_pretrained(temp)
+            _forget_paths(temp / "tokenizer_config.json")
             (temp / CONFIG).write_text(to_yaml(config), encoding="utf-8")
             if captions:
                 (temp / CAPTIONS).write_bytes(to_bytes(captions))
@@ -300,7 +313,7 @@ def new_model(
             language, text_tokenizer = ours.language, ours.text_tokenizer
             projector, defaults = ours.projector, ours.defaults
         elif isinstance(base, PretrainedModel):
-            language, text_tokenizer = read_pretrained(Path(base.folder), torch.float32)
+            language, text_tokenizer = read_pretrained(Path(base.folder).expanduser(), torch.float32)
         else:
             assert text_tokenizer is not None
             language = _random_model(base, len(text_tokenizer), text_tokenizer.eos_token_id)
@@ -393,7 +406,45 @@ def read_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
         counts = ", ".join(f"{len(keys)} {kind} {sorted(map(str, keys))[:2]}" for kind, keys in wrong.items())
         raise ValueError(f"{folder}: weights do not fit config.json: {counts}")
     _check_finite(language, folder)
+    _settle_tying(language)
     return language, text_tokenizer
+
+
+def _settle_tying(language: PreTrainedModel) -> None:
+    """Have the config say of the head what the weights do.
+
+    transformers reads a separate head beside a config that says tied, and would tie the two when it widens.
+    """
+    head, embedding = language.get_output_embeddings(), language.get_input_embeddings()
+    if head is None or getattr(head, "weight", None) is embedding.get_parameter("weight"):
+        return
+    for config in (language.config, language.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+
+
+def _sound_generation_config(language: PreTrainedModel) -> GenerationConfig:
+    """Its settings of `generate`, or those by its config where they contradict each other.
+
+    transformers reads contradictions but refuses to write them.
+    """
+    settings = language.generation_config
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        return GenerationConfig.from_model_config(language.config)
+    return settings
+
+
+def _forget_paths(file: Path) -> None:
+    """Leave out of a tokenizer's settings where its files lay when it was read; they lie beside it now."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in settings.items() if not _is_place(name)}
+    file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _is_place(name: str) -> bool:
+    return name.endswith(("_file", "name_or_path")) or name in ("is_local", "local_files_only")
 
 
 def _check_finite(module: nn.Module, source: Path) -> None:

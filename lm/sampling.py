@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 NEVER = float("-inf")
+LARGEST_TEMPERATURE = 1000
+_SMALLEST = 1e-37  # temperatures below are no numbers, or zero, in float32
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,10 @@ class Sampling:
     min_p: float | None = None  # of those at least this share as likely as the likeliest
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature {self.temperature} asked for; 0 (greedy) or above would fit")
+        if not 0 <= self.temperature <= LARGEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature {self.temperature} asked for; 0 (greedy) to {LARGEST_TEMPERATURE} would fit"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k {self.top_k} asked for; 1 or more would fit")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -86,7 +90,7 @@ def draw_together(
 def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities (B, V) at the temperature, 0 for what the filters leave out."""
     # from 0 downwards, so that no temperature, however small, overflows
-    logits = (logits - logits.amax(dim=1, keepdim=True)) / sampling.temperature
+    logits = (logits - logits.amax(dim=1, keepdim=True)) / max(sampling.temperature, _SMALLEST)
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p is not None:

@@ -1,12 +1,20 @@
-"""The starter's text tokenizer: byte-level BPE, trained on the captions it will read."""
+"""Ids to text, and the starter's text tokenizer: byte-level BPE, trained on the captions it will read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 EOS = "<|end|>"
 PAD = "<|pad|>"
+
+
+def decode_text(
+    tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], *, skip_special_tokens: bool = False
+) -> str:
+    """The text of ids, without the rest of a letter of several bytes that was cut at its end."""
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+    return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def train_text_tokenizer(texts: Iterable[str], pieces: int) -> PreTrainedTokenizerFast:

@@ -1,6 +1,7 @@
 """The `pictish` command: which function answers which words, and how errors reach the user."""
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -65,7 +66,10 @@ def main(args: Sequence[str] | None = None) -> int:
     one line on stderr; anything else is a bug and keeps its traceback, as mistakes do when PICTISH_TRACEBACK
     is set in the environment.
     """
-    args = list(sys.argv[1:] if args is None else args) or ["--help"]
+    args = [_expanded(arg) for arg in (sys.argv[1:] if args is None else args)] or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is escaped
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format="pictish: %(message)s")
     logging.getLogger("pictish").setLevel(logging.INFO)
     said = "interrupted"
@@ -92,6 +96,14 @@ def main(args: Sequence[str] | None = None) -> int:
     if code == 130:
         print(f"pictish: {said}", file=sys.stderr)
     return code or 0
+
+
+def _expanded(arg: str) -> str:
+    """`--option=~/folder` with the user's home in it, which shells leave to the program."""
+    option, equals, value = arg.partition("=")
+    if option.startswith("--") and value.startswith("~"):
+        return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111  (it may be no path)
+    return arg
 
 
 def build(args: Sequence[str]) -> typer.Typer:

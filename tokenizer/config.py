@@ -37,7 +37,7 @@ class RandomWeights(Config):
     """Untrained weights drawn from a seed: for tests and for showing shapes."""
 
     kind: Literal["random"] = "random"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class FolderWeights(Config):
@@ -312,7 +312,7 @@ class TrainConfig(Config):
     )
     weight_decay: float = Field(0.05, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     log_every: int = Field(20, gt=0)
     validate_every: int = Field(500, gt=0)
     checkpoint_every: int = Field(500, gt=0)

@@ -27,9 +27,10 @@ from pictish.io.model_folder import (
     locate_model,
     need,
     read_model_folder,
+    storage_dtype,
     write_model_folder,
 )
-from pictish.tokenizer.config import EncoderConfig, FolderWeights, TokenizerConfig
+from pictish.tokenizer.config import EncoderConfig, FileWeights, FolderWeights, TokenizerConfig
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.network import DynamicTokenizer
@@ -102,7 +103,7 @@ class Tokenizer:
         need(stored.config, ("model",), source)
         with sized_like(path, source):
             network = DynamicTokenizer(parse(TokenizerConfig, stored.config["model"], source))
-        elsewhere = _encoder_elsewhere(network)
+        elsewhere = _encoder_elsewhere(network.config)
         need(stored.config, ("encoder_sha256",) if elsewhere else (), source)
         if (
             isinstance(network.encoder, Encoder)
@@ -333,23 +334,36 @@ class Tokenizer:
 def save_tokenizer(
     folder: Path, network: DynamicTokenizer, *, half: bool = True, overwrite: bool = False
 ) -> None:
-    """Write a model folder; `half` stores the network in fp16, codebook and statistics stay in fp32."""
+    """Write a model folder; `half` stores the network in fp16, codebook and statistics stay in fp32.
+
+    So does a tensor with values beyond fp16's range. An encoder that was read from a file lies in the folder
+    too, which can then be moved.
+    """
+    encoder, settings = network.encoder, network.config
+    weights = dict(network.state_dict())
+    if isinstance(encoder, Encoder) and isinstance(encoder.config.weights, FileWeights):
+        settings = settings.model_copy(
+            update={"encoder": encoder.config.model_copy(update={"weights": FolderWeights()})}
+        )
+        weights |= {f"encoder.backbone.{name}": tensor for name, tensor in encoder.weights().items()}
     exact = ("quantizer.", "selector.", *(["encoder."] if isinstance(network.encoder, Encoder) else []))
     tensors = {
-        name: tensor.half() if half and tensor.is_floating_point() and not name.startswith(exact) else tensor
-        for name, tensor in network.state_dict().items()
+        name: tensor.to(storage_dtype([tensor], torch.float16))
+        if half and tensor.is_floating_point() and not name.startswith(exact)
+        else tensor
+        for name, tensor in weights.items()
         if not name.startswith("to_teacher.")  # of training only
     }
-    config = {"part": "tokenizer", "format": 1, "model": network.config.model_dump(mode="json")}
-    if isinstance(network.encoder, Encoder) and _encoder_elsewhere(network):
-        config["encoder_sha256"] = network.encoder.sha256
+    config = {"part": "tokenizer", "format": 1, "model": settings.model_dump(mode="json")}
+    if isinstance(encoder, Encoder) and _encoder_elsewhere(settings):
+        config["encoder_sha256"] = encoder.sha256
     write_model_folder(folder, config, tensors, overwrite=overwrite)
 
 
-def _encoder_elsewhere(network: DynamicTokenizer) -> bool:
+def _encoder_elsewhere(config: TokenizerConfig) -> bool:
     """Whether the encoder's weights lie outside the model folder."""
-    config = network.config.encoder
-    return isinstance(config, EncoderConfig) and not isinstance(config.weights, FolderWeights)
+    encoder = config.encoder
+    return isinstance(encoder, EncoderConfig) and not isinstance(encoder.weights, FolderWeights)
 
 
 def read_understanding(folder: Path, config: TokenizerConfig, fingerprint: str) -> Merger:

@@ -63,15 +63,18 @@ class Encoder(nn.Module):
             self._backbone[0]._apply(fn)
         return super()._apply(fn, recurse)
 
+    def weights(self) -> dict[str, Tensor]:
+        """The frozen backbone's weights by their names in it."""
+        return {} if self._backbone[0] is None else dict(self._backbone[0].state_dict())
+
     @property
     def sha256(self) -> str:
         """Digest of the backbone's weights: where they lie elsewhere a model folder holds it, and loading
         checks it."""
         digest = hashlib.sha256()
-        if self._backbone[0] is not None:
-            for name, tensor in sorted(self._backbone[0].state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        for name, tensor in sorted(self.weights().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     @torch.no_grad()
@@ -205,7 +208,7 @@ def _read_weights(path: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return load_file(Path(path).expanduser())
     except (OSError, SafetensorError) as error:
         raise ValueError(f"encoder.weights: {path} is no safetensors file, or damaged ({error})") from None
 

@@ -7,6 +7,7 @@ import typer
 
 from pictish.commands.draw import given_picture
 from pictish.commands.options import Device, Digits, Model, Precision
+from pictish.data.words import check_text
 
 
 def run(
@@ -28,6 +29,8 @@ def run(
     device: Device = "auto",
 ) -> None:
     """Print a caption of IMAGE, or the answer to QUESTION. Settings left away are the model's own."""
+    if question is not None:
+        check_text("question", question)
     picture = given_picture(image)
     from pictish.pipelines.pipeline import Pipeline
 

@@ -8,7 +8,10 @@ import base64
 import hashlib
 import math
 import os
+import re
 import sys
+import unicodedata
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -45,6 +48,7 @@ CONFIG = {  # setting of `GenerationConfig`: the same in a `Request`, and the op
     "size": "size",
 }
 SAMPLED = ("guidance_scale", "image_guidance_scale", "temperature", "top_k", "top_p", "min_p")
+LARGEST_COUNT = 100_000  # pictures of a prompt
 LONGEST = 80  # bytes of a file name that a prompt gives
 
 
@@ -67,13 +71,35 @@ def generators(seeds: "Sequence[int]"):
 
 
 def slug(text: str) -> str:
-    """A file name from a prompt: its letters and digits in lower case, words joined by dashes."""
-    words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
-    whole = "-".join(words)
-    # file systems count bytes, and two long prompts that begin alike are two pictures
-    short = whole.encode()[:LONGEST].decode(errors="ignore").strip("-")
-    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return (short if short == whole else f"{short}-{digest}") or "picture"
+    """A file name from a prompt: its letters, marks and digits in lower case, words joined by dashes.
+
+    It ends with a digest of the prompt where it is cut, or where more was left out than single spaces, dashes,
+    underscores and a comma before a space: prompts that differ in punctuation are different pictures.
+    """
+    from pictish.data.words import is_mark
+
+    lower = unicodedata.normalize("NFC", text).lower()
+    words = "".join(c if c.isalnum() or is_mark(c) else " " for c in lower).split()
+    whole = "-".join(word for word in words if any(map(str.isalnum, word)))
+    short = whole.encode()[:LONGEST].decode(errors="ignore").strip("-")  # file systems count bytes
+    if short == whole and re.sub(", |[ _-]", "-", lower) == whole:
+        return whole or "picture"
+    return f"{short or 'picture'}-{_digest(text)}"
+
+
+def names_of(texts: Sequence[str]) -> list[str]:
+    """A file name for each prompt of one command; different prompts have different names."""
+    sharing: defaultdict[str, set[str]] = defaultdict(set)
+    for text in texts:
+        sharing[slug(text)].add(text)
+    return [
+        f"{name}-{_digest(text)}" if len(sharing[name]) > 1 else name
+        for name, text in zip(map(slug, texts), texts, strict=True)
+    ]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def origin_of(file: Path | None, command: Literal["generate", "edit"]) -> "Origin | None":
@@ -98,6 +124,7 @@ def asked(
     """
     from pictish.configs import parse
     from pictish.data.provenance import Request, digest_of
+    from pictish.data.words import check_text
 
     options: dict[str, Any] = {
         name: value.value if isinstance(value, Precision) else value
@@ -116,6 +143,9 @@ def asked(
                 "another picture was given than the file of --like was drawn from; give the same"
             )
         pictures = pictures or origin.pictures
+    for name, text in (("prompt", prompt), ("style", options.get("style"))):
+        if text is not None:
+            check_text(name, text)
     if options.get("style") is not None and not (prompt or "").strip():
         raise ValueError("--style is said behind the words of a PROMPT; give one")
     options |= {"command": ctx.info_name, "prompt": prompt, "pictures": pictures}
@@ -123,7 +153,11 @@ def asked(
 
 
 def with_seeds(request: "Request", count: int) -> "list[Request]":
-    """The request again and again, each with the next seed."""
+    """The request again and again, each with the next seed; ValueError for too many, or too large a seed."""
+    if count > LARGEST_COUNT:
+        raise ValueError(f"--count {count}: 1 to {LARGEST_COUNT} fit")
+    if request.seed + count > 2**64:
+        raise ValueError(f"--seed {request.seed}: 0 to 2**64 - 1 fit, for the last of {count} pictures too")
     return [request.model_copy(update={"seed": request.seed + number}) for number in range(count)]
 
 

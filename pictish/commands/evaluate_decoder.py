@@ -78,7 +78,7 @@ def run(
     sets, failures = _code(evaluation, sources, quiet)
     tables = (_curve if curve else _measure)(evaluation, sets, out, quiet)
     if not quiet:
-        console = Console(soft_wrap=True, highlight=False)
+        console = Console(soft_wrap=True, highlight=False, markup=False)
         for each in tables:
             console.print(each)
         say_files(console, [out / name for name in names])

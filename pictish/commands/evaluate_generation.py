@@ -70,7 +70,7 @@ def run(
     numbers |= _measure(evaluation, limit, curve, out, quiet)
     write_numbers(out / NUMBERS, numbers)
     if not quiet:
-        console = Console(soft_wrap=True, highlight=False)
+        console = Console(soft_wrap=True, highlight=False, markup=False)
         for each in _tables(numbers):
             console.print(each)
         say_files(console, [out / name for name in names])

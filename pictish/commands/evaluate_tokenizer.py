@@ -89,7 +89,7 @@ def _load(model: str, device: str, seed: int) -> "Evaluation":
 def _say(report: dict[str, Any], files: list[Path]) -> None:
     from rich.console import Console
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     heading = "learned selection against others of the same lengths, and a thumbnail of as many bits"
     shown = {metric: report["better"][metric] for metric in ("psnr", "feature_distance")}
     for measured in report["sets"]:

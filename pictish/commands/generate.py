@@ -73,9 +73,10 @@ def run(
     if not (requests[0].prompt is not None or requests[0].pictures):
         raise ValueError("nothing to draw: give a PROMPT, an --image, or both")
     stems = " ".join(path.stem for path in image or [])
+    names = draw.names_of([request.words or stems for request in requests])
     jobs = [
-        (f"{draw.slug(request.words or stems)}-{each.seed}", each)
-        for request in requests
+        (f"{name}-{each.seed}", each)
+        for name, request in zip(names, requests, strict=True)
         for each in draw.with_seeds(request, count)
     ]
     draw.carry_out(ctx, jobs, given, origin)

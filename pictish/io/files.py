@@ -107,10 +107,15 @@ def sha256_file(path: Path) -> str:
 
 
 def matching(patterns: Sequence[str]) -> list[Path]:
-    """Paths of glob patterns, or the paths themselves, sorted by pattern; ValueError when one has none."""
+    """Paths of glob patterns, or the paths themselves, sorted by pattern; ValueError when one has none.
+
+    `~` is the user's home.
+    """
     found: list[Path] = []
     for pattern in patterns:
-        paths = sorted(glob(pattern))  # noqa: PTH207  (absolute patterns too)
+        at_home = os.path.expanduser(pattern)  # noqa: PTH111  (a pattern is no path yet)
+        # a file that is there may have brackets in its name
+        paths = [at_home] if Path(at_home).exists() else sorted(glob(at_home))  # noqa: PTH207
         if not paths:
             raise ValueError(
                 f"data: nothing matches {pattern!r}; make the starter's shards with: pictish data starter OUT"

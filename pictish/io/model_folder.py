@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pictish.io.files import one_line, read_regular_file, shown, sync, temp_path
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 CONFIG = "config.yaml"
@@ -21,6 +22,7 @@ WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"  # where a language model's weights lie in several files
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LARGEST_SETTINGS = 1 << 22  # bytes of a config.json
+_LARGEST_INDEX = 1 << 26  # bytes of an index of weights
 Part = Literal["tokenizer", "lm", "decoder", "preview", "decoder-lowres", "upscaler"]
 
 
@@ -92,6 +94,19 @@ def whole_folder(folder: Path, overwrite: bool, belongs: Callable[[str], bool]) 
         temp.rename(folder)
 
 
+def storage_dtype(tensors: "Iterable[Tensor]", dtype: "torch.dtype") -> "torch.dtype":
+    """`dtype`, or float32 where a value lies beyond its range: bfloat16 reaches further than float16."""
+    import torch
+
+    largest = torch.finfo(dtype).max
+    fits = all(
+        float(tensor.detach().abs().max()) <= largest
+        for tensor in tensors
+        if tensor.is_floating_point() and tensor.numel()
+    )
+    return dtype if fits else torch.float32
+
+
 def read_model_folder(folder: Path) -> ModelFolder:
     """Read a model folder, tensors on the CPU; ValueError when it is not one, or is damaged."""
     from safetensors.torch import load_file
@@ -154,7 +169,8 @@ def locate_model(name_or_path: str | Path, part: Part) -> Path:
 
         candidates = [Path(pictish.__file__).parent / "starter" / part]
     else:
-        candidates = [Path(name_or_path), Path(name_or_path) / part]
+        given = Path(name_or_path).expanduser()
+        candidates = [given, given / part]
     for candidate in candidates:
         if (candidate / CONFIG).is_file():
             return candidate
@@ -186,7 +202,9 @@ def find_upscaler(name_or_path: str | Path) -> Path | None:
         folder = locate_model(name_or_path, "upscaler")
     except ValueError:
         return None
-    return None if folder == Path(name_or_path) else folder  # the folder of one part has nothing beside it
+    return (
+        None if folder == Path(name_or_path).expanduser() else folder
+    )  # the folder of one part has nothing beside it
 
 
 def refuse_foreign_code(folder: Path) -> None:
@@ -204,6 +222,12 @@ def refuse_foreign_code(folder: Path) -> None:
             raise ValueError(f"config.json has {name}, which asks for code of others")
         if "implementation" in name and "/" in str(value):
             raise ValueError(f"config.json has {name} {shown(value)}, which would be downloaded and run")
+    for index in sorted(folder.glob("*.index.json")):
+        listed = json.loads(read_regular_file(index, _LARGEST_INDEX))
+        places = listed.get("weight_map") if isinstance(listed, dict) else None
+        for file in sorted(set(map(str, places.values()))) if isinstance(places, dict) else []:
+            if Path(file).name != file:
+                raise ValueError(f"{index.name} names {shown(file)}, which does not lie beside it")
 
 
 def load_strictly(module: "nn.Module", tensors: "dict[str, Tensor]", source: str) -> None:

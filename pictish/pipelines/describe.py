@@ -97,10 +97,11 @@ class Describe:
         generators: "Sequence[torch.Generator] | None",
         progress: "Progress | None",
     ) -> list[str]:
-        """Texts that are never empty, one id after the other."""
+        """Texts, one id after the other; empty only where `most` ids are less than a letter."""
         from pictish.lm.autoregressive import generate
         from pictish.lm.grammar import Request, TextPiece
         from pictish.lm.sampling import Sampling
+        from pictish.lm.text import decode_text
 
         model = self.language.model
         written = generate(
@@ -115,7 +116,7 @@ class Describe:
         result = []
         for pieces in written:
             ids = [token for piece in pieces if isinstance(piece, TextPiece) for token in piece.ids]
-            result.append(str(model.text_tokenizer.decode(ids)).strip())
+            result.append(decode_text(model.text_tokenizer, ids).strip())
         return result
 
     def _search(
@@ -123,11 +124,12 @@ class Describe:
     ) -> list[str]:
         """The likeliest texts by beam search, cut where the model is used to."""
         from pictish.lm.beams import write
+        from pictish.lm.text import decode_text
 
         model = self.language.model
         full = [prompt.full for prompt in prompts]
         written = write(model.language, model.vocabulary, full, way, progress=progress)
-        texts = [str(model.text_tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+        texts = [decode_text(model.text_tokenizer, ids, skip_special_tokens=True) for ids in written]
         return [cut(text, way.cuts, lower=way.lower) for text in texts]
 
 

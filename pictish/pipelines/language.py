@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
+from pictish.data.words import check_text
+
 if TYPE_CHECKING:
     import torch
 
@@ -88,6 +90,9 @@ class Language:
 
         if not said or any(isinstance(one, str) and not one.strip() for one in said):
             raise ValueError("an empty prompt; say what to draw or to describe")
+        for one in said:
+            if isinstance(one, str):
+                check_text("prompt", one)
         parts = self.parts(said, continuous=continuous)
         if not draw:
             return Prompt(self.embed(parts, draw))

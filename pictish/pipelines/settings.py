@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pictish.lm.sampling import Sampling
 
 LARGEST_SIZE = 16_384  # pixels
+LARGEST_SCALE = 100  # of guidance
+LARGEST_TEMPERATURE = 1000
+LARGEST_COUNT = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,11 @@ class GenerationConfig:
     """Settings of generation and decoding; None uses the model's default. ValueError if out of range."""
 
     guidance_scale: float | None = None
-    """Text classifier-free guidance scale of the language model (1 disables it)."""
+    """Text classifier-free guidance scale of the language model, -100 to 100 (1 disables it)."""
     image_guidance_scale: float | None = None
     """The same for images in the prompt (1 disables it)."""
     temperature: float | None = None
-    """Sampling temperature; 0 always takes the most likely code."""
+    """Sampling temperature, 0 to 1000; 0 always takes the most likely code."""
     top_k: int | None = None
     """Samples from the k most likely codes."""
     top_p: float | None = None
@@ -64,13 +67,13 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         for name in ("guidance_scale", "image_guidance_scale"):
-            self._check(name, -math.inf, math.inf, "a finite number")
-        self._check("temperature", 0, math.inf, "0 (greedy) or more")
+            self._check(name, -LARGEST_SCALE, LARGEST_SCALE, f"{-LARGEST_SCALE} to {LARGEST_SCALE}")
+        self._check("temperature", 0, LARGEST_TEMPERATURE, f"0 (greedy) to {LARGEST_TEMPERATURE}")
         self._check("top_p", 0, 1, "above 0, up to 1", above=True)
         self._check("min_p", 0, 1, "0 to 1")
-        self._check("decoder_guidance_scale", 0, 100, "0 to 100")
+        self._check("decoder_guidance_scale", 0, LARGEST_SCALE, f"0 to {LARGEST_SCALE}")
         for name in ("top_k", "min_codes", "max_codes"):
-            self._check(name, 1, math.inf, "1 or more", whole=True)
+            self._check(name, 1, LARGEST_COUNT, f"1 to {LARGEST_COUNT}", whole=True)
         self._check("num_inference_steps", 0, 1000, "0 to 1000", whole=True)
         self._check("size", 1, LARGEST_SIZE, f"1 to {LARGEST_SIZE}", whole=True)
         if self.upscale not in (None, 1, 2, 4):

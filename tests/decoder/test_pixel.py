@@ -18,11 +18,9 @@ FOR_DIFFUSION = [
     "EulerAncestralDiscreteScheduler",
     "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler",
-    "HeunDiscreteScheduler",
 ]
 FOR_FLOW = [
     "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
     "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler",
 ]

@@ -7,6 +7,7 @@ import pytest
 from pictish.io import files
 from pictish.io.files import (
     check_relative,
+    matching,
     one_line,
     only_writer,
     printable,
@@ -87,6 +88,19 @@ def test_names_that_lead_elsewhere_are_refused(name):
 def test_ordinary_names_are_fine():
     for name in ("a", "sub/a.tokens", "ü 名/a b", "..a/b..", "a..b"):
         check_relative(name)
+
+
+def test_patterns_find_brackets_and_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a[1].tar", "a1.tar", "b[x]/c.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert matching([str(tmp_path / "a[1].tar")]) == [tmp_path / "a[1].tar"]
+    assert matching([str(tmp_path / "b[x]")]) == [tmp_path / "b[x]"]
+    assert matching([str(tmp_path / "a[0-9].tar")]) == [tmp_path / "a1.tar"]
+    assert matching(["~/a*.tar"]) == [tmp_path / "a1.tar", tmp_path / "a[1].tar"]
+    with pytest.raises(ValueError, match="nothing matches '~/c"):
+        matching(["~/c*"])
 
 
 def test_messages_fit_on_one_line_of_any_terminal():

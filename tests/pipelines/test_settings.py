@@ -58,11 +58,15 @@ def test_pixels_are_drawn_as_asked_for_and_else_as_the_decoder_is_used_to():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"guidance_scale": float("nan")}, "guidance_scale: nan asked for; a finite number"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: nan asked for; -100 to 100"),
         ({"image_guidance_scale": float("inf")}, "image_guidance_scale: inf"),
-        ({"temperature": -1}, "temperature: -1 asked for; 0 .greedy. or more"),
+        ({"temperature": -1}, "temperature: -1 asked for; 0 .greedy. to 1000"),
+        ({"guidance_scale": 1e39}, "guidance_scale: 1e\\+39 asked for; -100 to 100"),
+        ({"temperature": 1e300}, "temperature: 1e\\+300 asked for; 0 .greedy. to 1000"),
+        ({"max_codes": 10**30}, "max_codes: 10{30} asked for"),
+        ({"decoder_guidance_scale": -1e-9}, "decoder_guidance_scale: -1e-09"),
         ({"temperature": "hot"}, "temperature: hot"),
-        ({"top_k": 0}, "top_k: 0 asked for; 1 or more"),
+        ({"top_k": 0}, "top_k: 0 asked for; 1 to 2147483647"),
         ({"top_k": 1.5}, "top_k: 1.5"),
         ({"top_k": True}, "top_k: True"),
         ({"top_p": 0}, "top_p: 0 asked for; above 0, up to 1"),

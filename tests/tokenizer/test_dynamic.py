@@ -1,17 +1,20 @@
 """The tokenizer as users hold it: same ids whatever the batch, back to features, strict loading."""
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from pictish.data.tokens import TokenizedImage
 from pictish.io.model_folder import read_model_folder, write_model_folder
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from pictish.tokenizer.network import DynamicTokenizer
-from tests.tokenizer.conftest import ORDERED, tiny_config, tiny_network
+from tests.tokenizer.conftest import ORDERED, random_pixels, tiny_config, tiny_network
 
 
 def run(tokenizer, pixels, **keywords):
@@ -283,3 +286,29 @@ def test_any_frozen_encoder_can_stand_before_codes_at_their_cells(pixels):
     tokens = run(tokenizer, pixels, budget=5)
     assert tokenizer.places_codes
     assert tokenizer.pixels_in(tokenizer.reconstruct(tokens)).shape == (11, 3, 16, 16)
+
+
+def test_an_encoder_from_a_file_lies_in_the_saved_folder(tmp_path):
+    """So that the folder can be moved, and no path of the machine it was trained on is in it."""
+    weights = {k: t.contiguous() for k, t in timm.create_model("test_efficientnet").state_dict().items()}
+    save_file(weights, tmp_path / "encoder.safetensors")
+    from_file = {"kind": "file", "path": str(tmp_path / "encoder.safetensors")}
+    network = tiny_network(**{**ORDERED, "encoder": {**ORDERED["encoder"], "weights": from_file}}).eval()
+    save_tokenizer(tmp_path / "model", network)
+    (tmp_path / "encoder.safetensors").unlink()
+    moved = (tmp_path / "model").rename(tmp_path / "moved")
+    assert str(tmp_path) not in (moved / "config.yaml").read_text()
+    pixels = random_pixels(2, 32)
+    loaded = Tokenizer.from_folder(moved)
+    assert torch.equal(loaded.network.encoder.raw(pixels), network.encoder.raw(pixels))
+    again = loaded.tokenize_pixels(pixels, [(32, 32)] * 2)
+    assert all(len(token) for token in again)
+
+
+def test_values_beyond_the_range_of_fp16_come_back(network, tmp_path):
+    network = copy.deepcopy(network)
+    name, parameter = next((n, p) for n, p in network.named_parameters() if n.startswith("merger."))
+    with torch.no_grad():
+        parameter.view(-1)[0] = 1e5
+    save_tokenizer(tmp_path / "model", network)
+    assert Tokenizer.from_folder(tmp_path / "model").network.state_dict()[name].view(-1)[0] == 1e5
