@@ -149,7 +149,10 @@ def build_preview(config: PreviewConfig, tokenizer: Tokenizer) -> PreviewHead:
 def save_preview(
     folder: Path, head: PreviewHead, config: PreviewConfig, tokenizer: str, *, overwrite: bool = False
 ) -> None:
-    """Write a model folder in fp16, what lies beyond it in fp32; `tokenizer` is the fingerprint of the weights whose codes it decodes."""
+    """Write a model folder in fp16, tensors beyond its range in fp32.
+
+    `tokenizer` is the fingerprint of the weights whose codes it decodes.
+    """
     tensors = {
         name: tensor.to(storage_dtype([tensor], torch.float16)) for name, tensor in head.state_dict().items()
     }

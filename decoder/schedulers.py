@@ -1,7 +1,7 @@
 """Any diffusers scheduler by name, set up for a decoder's noise; their differences end here.
 
-A scheduler is accepted by what it draws: it must take noise to a known x_0, and show the network maps that are
-as noisy as their time says.
+A scheduler is accepted by what it draws: it must take noise to a known x_0, and show the network maps that
+are as noisy as their time says.
 """
 
 import inspect
@@ -39,8 +39,8 @@ def check_scheduler(name: str | None, noise: AnyNoise, steps: int | None = None,
 def build_scheduler(name: str | None, noise: AnyNoise) -> Any:
     """diffusers' scheduler class `name` for this noise.
 
-    Raises ValueError when there is none of that name, when it is for another kind of noise, and when it misses
-    a known x_0 in any of `TRIAL_STEPS`.
+    Raises ValueError when there is none of that name, when it is for another kind of noise, and when it
+    misses a known x_0 in any of `TRIAL_STEPS`.
     """
     cls, settings = _class_for(name, noise)
     assert name is not None
@@ -108,8 +108,8 @@ def _trial(
 ) -> tuple[float, float] | str:
     """What a scheduler makes of a known x_0, predicted with independent errors of this standard deviation.
 
-    (root mean square of what it ends away from x_0, the largest ratio of the noise in what the network is shown
-    to the noise of its time); a text when diffusers raises.
+    (root mean square of what it ends away from x_0, the largest ratio of the noise in what the network is
+    shown to the noise of its time); a text when diffusers raises.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (1, 3, 32, 32)

@@ -73,8 +73,8 @@ def generators(seeds: "Sequence[int]"):
 def slug(text: str) -> str:
     """A file name from a prompt: its letters, marks and digits in lower case, words joined by dashes.
 
-    It ends with a digest of the prompt where it is cut, or where more was left out than single spaces, dashes,
-    underscores and a comma before a space: prompts that differ in punctuation are different pictures.
+    It ends with a digest of the prompt where it is cut, or where more was left out than single spaces,
+    dashes, underscores and a comma before a space: prompts that differ in punctuation are different pictures.
     """
     from pictish.data.words import is_mark
 

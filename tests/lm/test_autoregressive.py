@@ -242,11 +242,11 @@ def test_a_prompt_may_fill_the_context_but_not_more():
 
 
 def test_guidance_that_overflows_is_named_and_not_the_weights():
-    model = tiny_model("llama", VOCABULARY.size, dtype=torch.float32)
+    model = tiny_model("llama", ROWS, dtype=torch.float32)
     full, nothing = (embed_ids(model, ids) for ids in ([5, 6, VOCABULARY.begin], [VOCABULARY.begin]))
     prompt = Prompt(full, nothing=nothing, inside=True)
-    with pytest.raises(ValueError, match=r"guidance scales 1e\+38 and 1.0: guided logits are not finite"):
-        generate(model, VOCABULARY, [prompt], one_image(4), sampling=GREEDY, guidance=Guidance(1e38))
+    with pytest.raises(ValueError, match=r"guidance scales 3e\+38 and 1.0: guided logits are not finite"):
+        generate(model, VOCABULARY, [prompt], one_image(4), sampling=GREEDY, guidance=Guidance(3e38))
 
 
 def test_a_diverged_model_is_named():

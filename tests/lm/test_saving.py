@@ -135,5 +135,5 @@ def test_shards_of_a_base_are_not_looked_for_elsewhere(tmp_path):
     save_file(tensors, tmp_path / "outside.safetensors", {"format": "pt"})
     index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, "../outside.safetensors")}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="outside.safetensors"):
+    with pytest.raises(ValueError, match=r"outside\.safetensors"):
         widened(base)
