@@ -217,7 +217,11 @@ class UnifiedModel(nn.Module):
             if stored != dtype:
                 _LOG.warning("%s: weights lie beyond the range of %s; stored as %s", folder, dtype, stored)
             with _quietly():
-                plain.generation_config = _sound_generation_config(plain)
+                try:
+                    plain.generation_config.save_pretrained(temp)
+                except ValueError as error:  # transformers reads contradictions but refuses to write them
+                    _LOG.warning("%s: settings of generate() are left out: %s", folder, one_line(error)[:200])
+                    plain.generation_config = GenerationConfig.from_model_config(plain.config)
                 plain.to(stored).save_pretrained(temp, max_shard_size="1TB")
             self.text_tokenizer.save_pretrained(temp)
             _forget_paths(temp / "tokenizer_config.json")
@@ -421,19 +425,6 @@ def _settle_tying(language: PreTrainedModel) -> None:
     for config in (language.config, language.config.get_text_config()):
         if getattr(config, "tie_word_embeddings", False):
             config.tie_word_embeddings = False
-
-
-def _sound_generation_config(language: PreTrainedModel) -> GenerationConfig:
-    """Its settings of `generate`, or those by its config where they contradict each other.
-
-    transformers reads contradictions but refuses to write them.
-    """
-    settings = language.generation_config
-    try:
-        settings.validate(strict=True)
-    except ValueError:
-        return GenerationConfig.from_model_config(language.config)
-    return settings
 
 
 def _forget_paths(file: Path) -> None:

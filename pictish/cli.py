@@ -99,9 +99,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _expanded(arg: str) -> str:
-    """`--option=~/folder` with the user's home in it, which shells leave to the program."""
-    option, equals, value = arg.partition("=")
-    if option.startswith("--") and value.startswith("~"):
+    """`~/folder` and `--option=~/folder` with the user's home in it, where no shell has put it."""
+    option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    if value.startswith("~/"):
         return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111  (it may be no path)
     return arg
 

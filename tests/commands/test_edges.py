@@ -76,4 +76,5 @@ def test_home_is_found_behind_an_equals_sign(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert main(["generate", "a cat", "--model=~/no-model"]) == 2
     assert f"{tmp_path}/no-model" in capsys.readouterr().err
-    assert main(["generate", "~", "--model=~/no-model"]) == 2  # words stay words
+    assert main(["generate", "a cat", "--model", "~/no-model"]) == 2  # as of a program without a shell
+    assert f"{tmp_path}/no-model" in capsys.readouterr().err
