@@ -76,9 +76,10 @@ def train(
 
     `image_tokens` says whose codes are learned, `encode_images` encodes raw pictures, `show` also draws
     before the first step; soft targets and alignment need the `code_vectors` (C, W) of the image tokenizer.
-    What could not be used of the data in the whole run is logged at the end, whatever ends it, and added to `report`; of
-    several processes each tells of the others up to the last checkpoint. `anomaly_skip` steps that go wrong
-    are passed over. With `fsdp` the processes share the weights out among them; else each has all. Raises
+    What could not be used of the data in the whole run is logged at the end, whatever ends it, and added to
+    `report`; of several processes each tells of the others up to the last checkpoint. `anomaly_skip` steps
+    that go wrong are passed over. With `fsdp` the processes share the weights out among them; else each has
+    all. Raises
     ValueError for settings that fit neither the data, nor the run's last checkpoint, nor this machine, and
     for the next step that goes wrong; Stopped, with the run saved, when asked to.
     """

@@ -267,8 +267,7 @@ def _loaded(folder: Path) -> Language:
 
 def _drawer(run: Run) -> TextToImage:
     """Without a decoder, which it does not need for tokens."""
-    nothing: Any = None
-    return TextToImage(_language(run), nothing)
+    return TextToImage(_language(run))
 
 
 def _codes(run: Run, mask: str) -> list[list[int]]:

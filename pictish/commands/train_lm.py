@@ -75,7 +75,7 @@ def showing(config: "TrainConfig", tokenizer: "Tokenizer", run: Path) -> "Show |
 
 
 def _show(
-    config: "TrainConfig",
+    settings: "TrainConfig",
     tokenizer: "Tokenizer",
     reconstructor: "Reconstructor",
     run: Path,
@@ -85,17 +85,17 @@ def _show(
     """Write `run/samples/step-00001000.png`: one picture a text, side by side."""
     from PIL import Image
 
-    from pictish.commands.draw import generators
     from pictish.data.images import png_bytes
     from pictish.io.files import write_atomic
+    from pictish.pipelines.drawing import generate
     from pictish.pipelines.language import Language
-    from pictish.pipelines.settings import Drawing
+    from pictish.pipelines.settings import GenerationConfig
     from pictish.pipelines.text_to_image import TextToImage
 
     drawer = TextToImage(Language(tokenizer, model), reconstructor)
-    texts = [[text] for text in config.samples]
-    tokens = drawer.tokens(texts, generators(range(len(texts))))
-    pictures = reconstructor(tokens, 128, drawing=Drawing(upscale=1))
+    config = GenerationConfig(size=128, upscale=1)
+    drawn = generate(drawer, [[text] for text in settings.samples], range(len(settings.samples)), config)
+    pictures = [one.image for one in drawn]
     sheet = Image.new("RGB", (128 * len(pictures), 128), "white")
     for number, picture in enumerate(pictures):
         sheet.paste(picture, (128 * number, 0))

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,13 @@ import pytest
 from PIL import Image
 
 from pictish.cli import main
+from pictish.decoder.pixel import Decoder
 from pictish.decoder.upscaler import save_upscaler
 from pictish.evaluation import decoder as decoder_evaluation
-from pictish.io.model_folder import fingerprint
+from pictish.io.model_folder import fingerprint, read_config
+from pictish.io.plain_yaml import to_yaml
+from pictish.pipelines.pipeline import Pipeline
+from pictish.pipelines.settings import Drawing
 from tests.commands.test_evaluate import picture
 from tests.decoder.tiny import tiny_upscaler
 from tests.evaluation.tiny_decoder import save_tiny_decoder
@@ -132,7 +137,7 @@ def test_settings_that_do_not_fit_are_a_users_mistake(words, said, pictures, mod
 
 def test_a_model_with_a_preview_alone_is_a_users_mistake(pictures, tiny_models, tmp_path, capsys):
     assert evaluate(tiny_models, pictures, "--out", tmp_path / "out") == 2
-    assert "a diffusion decoder was asked for" in capsys.readouterr().err
+    assert "has no diffusion decoder to evaluate" in capsys.readouterr().err
 
 
 def test_figures_before_and_after_the_upscaler(pictures, model, tmp_path, capsys):
@@ -161,3 +166,28 @@ def test_figures_before_and_after_the_upscaler(pictures, model, tmp_path, capsys
     text = capsys.readouterr().out.split("written:")[0]
     assert "…" not in text, "the table does not fit into 80 columns"
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_it_measures_what_detokenize_draws(pictures, model, tmp_path, monkeypatch):
+    """Of a decoder with other defaults for reconstruction than for generation."""
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    config = read_config(folder / "decoder")
+    sampling = config["model"]["sampling"]
+    config["model"]["redraw"] = {**sampling, "steps": 3, "guidance": 2.0}
+    (folder / "decoder" / "config.yaml").write_text(to_yaml(config))
+    drawn = []
+    original = Decoder.decode
+
+    def noted(self, tokens, generators, **settings):
+        drawn.append((settings["steps"], settings["guidance"]))
+        return original(self, tokens, generators, **settings)
+
+    monkeypatch.setattr(Decoder, "decode", noted)
+    assert evaluate(folder, pictures, "--out", tmp_path / "out", "--limit", 2, "--quiet") == 0
+    numbers = json.loads((tmp_path / "out" / "decoder.json").read_bytes())
+    assert (numbers["steps"], numbers["guidance"]) == (3, 2.0)
+    pipe = Pipeline.from_pretrained(folder, device="cpu")
+    pipe.detokenize(pipe.tokenize(picture(0)))
+    assert set(drawn) == {(3, 2.0)}
+    settled = pipe.reconstructor().settled(Drawing(), generated=True)
+    assert (settled.steps, settled.guidance) == (sampling["steps"], sampling["guidance"])

@@ -52,7 +52,7 @@ def seeded(count: int) -> list[torch.Generator]:
 
 
 def test_drawn_pictures_have_cells(language):
-    drawer = TextToImage(language, None)
+    drawer = TextToImage(language)
     most = language.tokenizer.cells
     for least, allowed in ((None, None), (3, 3), (most, None), (1, 2)):
         config = GenerationConfig(min_codes=least, max_codes=allowed)
