@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pictish.configs import parse
 from pictish.data.images import Picture, fit_square, load_image
 from pictish.data.tokens import EncodedImage, TokenizedImage
 from pictish.io.budget import sized_like
@@ -29,7 +28,12 @@ from pictish.io.model_folder import (
     read_model_folder,
     write_model_folder,
 )
-from pictish.tokenizer.config import EncoderConfig, FolderWeights, TokenizerConfig
+from pictish.tokenizer.config import (
+    EncoderConfig,
+    FolderWeights,
+    TokenizerConfig,
+    parse_tokenizer_config,
+)
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.network import DynamicTokenizer
@@ -86,7 +90,7 @@ class Tokenizer:
     @property
     def predicts_errors(self) -> bool:
         """Whether the number of codes can be chosen by `quality`."""
-        return isinstance(self.network.selector, ErrorSelector)
+        return self.network.config.predicts_errors
 
     @classmethod
     def from_folder(cls, folder: str | Path = "starter", device: str | torch.device = "cpu") -> "Tokenizer":
@@ -98,13 +102,8 @@ class Tokenizer:
         path = locate_model(folder, "tokenizer")
         stored = read_model_folder(path)
         source = str(folder)
-        if stored.config.get("part") != "tokenizer":
-            raise ValueError(
-                f"{source}: a tokenizer was asked for, this folder holds part {stored.config.get('part')!r}"
-            )
-        need(stored.config, ("model",), source)
         with sized_like(path, source):
-            network = DynamicTokenizer(parse(TokenizerConfig, stored.config["model"], source))
+            network = DynamicTokenizer(parse_tokenizer_config(stored.config, source))
         elsewhere = _encoder_elsewhere(network)
         need(stored.config, ("encoder_sha256",) if elsewhere else (), source)
         if (

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from pictish.decoder.schedulers import fitting
 from pictish.evaluation.distributions import frechet_distance, kernel_distance
 from pictish.evaluation.metrics import LEVEL, Better, FeatureDistance, gain, means, psnr, ssim
-from pictish.evaluation.pictures import BATCH, Broken, Picture, in_batches, prepare, seed_of, stacked
+from pictish.evaluation.pictures import BATCH, Broken, Picture, in_batches, prepare, resized, seed_of, stacked
 from pictish.evaluation.thumbnails import thumbnail
 
 if TYPE_CHECKING:
@@ -272,17 +271,6 @@ class DecoderEvaluation:
             return {}
         decode = self.preview.decode
         return {PREVIEW: lambda coded: resized(decode(coded.tokens).numpy(), self.side)}
-
-
-def resized(pictures: Iterable[np.ndarray], side: int) -> np.ndarray:
-    """Pictures (height, width, 3) uint8 at one side, (P, S, S, 3), by bicubic interpolation if need be."""
-    return np.stack([_resized(one, side) for one in pictures])
-
-
-def _resized(picture: np.ndarray, side: int) -> np.ndarray:
-    if picture.shape[:2] == (side, side):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def as_thumbnails(coded: Coded) -> np.ndarray:

@@ -5,25 +5,23 @@ Legend: B pictures of a batch, P of a set, S the tokenizer's side in pixels, N c
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from pictish.evaluation.baselines import computed_cells, random_cells, uniform_cells
 from pictish.evaluation.metrics import LEVEL, Better, CodeStatistics, FeatureDistance, gain, means, psnr, ssim
-from pictish.evaluation.pictures import Broken, Picture, Prepared, in_batches, prepare, stacked
+from pictish.evaluation.pictures import Broken, Picture, Prepared, in_batches, prepare, resized, stacked
 from pictish.evaluation.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     import torch
 
     from pictish.data.tokens import TokenizedImage
-    from pictish.decoder.preview import Preview
+    from pictish.pipelines.reconstruct import Reconstructor
     from pictish.tokenizer.dynamic import Tokenizer
 
-SCHEMA = 2
-BUDGETS = (4, 8, 16, 27, 32, 64, 96, 128, 256)
-"""Those are measured that a grid has cells for. 27 codes are what the first starter took of an emoji."""
+SCHEMA = 3
 Selection = Literal["budget", "automatic", "computed", "random", "uniform", "thumbnail"]
 SELECTIONS: tuple[Selection, ...] = ("computed", "random", "uniform")
 """Baselines: as many cells of each picture as the learned selection keeps, chosen otherwise."""
@@ -65,18 +63,63 @@ class PictureSet:
     broken: list[Broken] = field(default_factory=list)
 
 
+class Renderer(Protocol):
+    """What turns codes back into pictures of `side` pixels: a `Preview`, or `Detokenized`."""
+
+    side: int
+
+    def decode(self, tokens: "Sequence[TokenizedImage]") -> "torch.Tensor":
+        """Pictures as uint8 (B, side, side, 3), squashed as the tokenizer encodes them."""
+
+
+class Detokenized:
+    """The pictures that `pictish detokenize` draws with a diffusion decoder, as squares, not upscaled."""
+
+    def __init__(self, reconstructor: "Reconstructor") -> None:
+        from pictish.pipelines.settings import Drawing
+
+        assert reconstructor.decoder is not None
+        self.reconstructor, self.side = reconstructor, reconstructor.decoder.side
+        self.drawing = reconstructor.settled(Drawing(upscale=1))
+
+    def decode(self, tokens: "Sequence[TokenizedImage]") -> "torch.Tensor":
+        """Pictures as uint8 (B, side, side, 3), from noise of seed 0 each."""
+        import torch
+
+        from pictish.pipelines.drawing import generators
+
+        drawn = self.reconstructor.pixels(tokens, self.drawing, generators([0] * len(tokens)))
+        return torch.from_numpy(resized(drawn, self.side))
+
+
+def renderer_of(model: str, tokenizer: "Tokenizer", device: "str | torch.device") -> Renderer:
+    """The preview of a model folder, or its diffusion decoder; ValueError for a model that has neither."""
+    from pictish.decoder.preview import Preview
+    from pictish.io.model_folder import find_decoder
+    from pictish.pipelines.reconstruct import Reconstructor
+
+    if tokenizer.places_codes or find_decoder(model, "preview") is not None:
+        return Preview.from_folder(model, tokenizer, device)
+    return Detokenized(Reconstructor.from_folder(model, device, tokenizer))
+
+
+def budgets_of(cells: int) -> tuple[int, ...]:
+    """Numbers of codes to measure in a grid of so many cells: powers of two from 4, and 27, 96 and all."""
+    powers = (2**power for power in range(2, cells.bit_length()))
+    return tuple(sorted({*(budget for budget in (*powers, 27, 96) if budget <= cells), cells}))
+
+
 class Evaluation:
-    """Measures sets of pictures with one tokenizer, its reconstruction and a feature distance."""
+    """Measures sets of pictures with one tokenizer, what renders its codes, and a feature distance."""
 
     def __init__(
-        self, tokenizer: "Tokenizer", preview: "Preview", distance: FeatureDistance, *, seed: int
+        self, tokenizer: "Tokenizer", renderer: Renderer, distance: FeatureDistance, *, seed: int
     ) -> None:
         self.tokenizer = tokenizer
-        self.preview = preview
+        self.renderer = renderer
         self.distance = distance
         self.seed = seed
-        cells = tokenizer.grid[0] * tokenizer.grid[1]
-        self.budgets = tuple(budget for budget in BUDGETS if budget <= cells)
+        self.budgets = budgets_of(tokenizer.grid[0] * tokenizer.grid[1])
 
     def measure(
         self,
@@ -106,8 +149,8 @@ class Evaluation:
         return [dict(zip(ways, images, strict=True)) for images in zip(*ways.values(), strict=True)]
 
     def prepare(self, picture: Picture) -> Prepared:
-        """Squash a picture to the sides that the tokenizer and the preview work at."""
-        return prepare(picture, self.tokenizer.squash, self.preview.side)
+        """Squash a picture to the sides that the tokenizer and the renderer work at."""
+        return prepare(picture, self.tokenizer.squash, self.renderer.side)
 
     def report(self, sets: Sequence[PictureSet]) -> dict[str, Any]:
         """Everything measured, JSON-ready; without time, path or device, so a second run gives the same."""
@@ -116,7 +159,7 @@ class Evaluation:
             "tokenizer": self.tokenizer.fingerprint,
             "codebook_size": self.tokenizer.codebook_size,
             "grid": list(self.tokenizer.grid),
-            "preview_side": self.preview.side,
+            "side": self.renderer.side,
             "feature_network": FeatureDistance.NETWORK,
             "seed": self.seed,
             "confidence": LEVEL,
@@ -177,7 +220,7 @@ class Evaluation:
         return torch.from_numpy(np.stack(masks))
 
     def _decode(self, tokens: "Sequence[TokenizedImage]") -> np.ndarray:
-        return self.preview.decode(tokens).cpu().numpy()
+        return self.renderer.decode(tokens).cpu().numpy()
 
     def _report_set(self, measured: PictureSet) -> dict[str, Any]:
         points = measured.points

@@ -77,8 +77,8 @@ def hints(found: Iterable[Nearest]) -> list[str]:
     for one in found:
         if one.far:
             names = ", ".join(f'"{near.caption}"' for near in one.captions)
-            are = "nearest is" if len(one.captions) == 1 else "nearest are"
-            lines.append(f'No training caption is close to "{printable(one.prompt)}": the {are} {names}.')
+            are = "closest is" if len(one.captions) == 1 else "closest are"
+            lines.append(f'No training caption is close to "{printable(one.prompt)}"; the {are} {names}.')
     return lines
 
 

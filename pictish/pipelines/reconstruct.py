@@ -14,8 +14,6 @@ from pictish.io.model_folder import (
     find_decoder,
     find_upscaler,
     fingerprint,
-    locate_model,
-    read_config,
 )
 from pictish.pipelines.language import Precision
 from pictish.pipelines.settings import Drawing, settle_pixels
@@ -278,10 +276,11 @@ class Reconstructor:
 
 def reconstructs_pixels(folder: str | Path) -> bool:
     """Whether the tokenizer of a model folder places its codes, by its settings alone; False without one."""
+    from pictish.tokenizer.config import read_tokenizer_config
+
     try:
-        settings = read_config(locate_model(folder, "tokenizer"))["model"]["reconstructor"]
-        return bool(settings["kind"] == "grid")
-    except (ValueError, KeyError, TypeError):
+        return read_tokenizer_config(folder)[0].places_codes
+    except ValueError:
         return False
 
 

@@ -94,7 +94,7 @@ class TextToImage:
         try:
             return hints(self.nearest_captions(list(dict.fromkeys(prompts))))
         except Exception as error:  # a hint is no reason not to generate
-            return [f"prompts are not compared with training captions: {one_line(error)}"]
+            return [f"cannot compare prompts with training captions: {one_line(error)}"]
 
     def tokens(
         self,

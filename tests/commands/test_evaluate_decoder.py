@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from pictish.cli import main
+from pictish.decoder.diffusion import save_diffusion
 from pictish.decoder.pixel import Decoder
 from pictish.decoder.upscaler import save_upscaler
 from pictish.evaluation import decoder as decoder_evaluation
@@ -14,9 +15,11 @@ from pictish.io.model_folder import fingerprint, read_config
 from pictish.io.plain_yaml import to_yaml
 from pictish.pipelines.pipeline import Pipeline
 from pictish.pipelines.settings import Drawing
+from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.commands.test_evaluate import picture
-from tests.decoder.tiny import tiny_upscaler
+from tests.decoder.tiny import config, decoder_of, tiny_upscaler
 from tests.evaluation.tiny_decoder import save_tiny_decoder
+from tests.tokenizer.conftest import ORDERED, tiny_network
 
 METRICS = {"psnr", "ssim", "feature_distance", "fid_small", "kid"}
 
@@ -191,3 +194,23 @@ def test_it_measures_what_detokenize_draws(pictures, model, tmp_path, monkeypatc
     assert set(drawn) == {(3, 2.0)}
     settled = pipe.reconstructor().settled(Drawing(), generated=True)
     assert (settled.steps, settled.guidance) == (sampling["steps"], sampling["guidance"])
+
+
+def test_a_model_that_is_unlike_the_starter(pictures, tmp_path):
+    """Features hold no pixels, as LaVIT's, so there is no preview; 3 x 3 cells, and images of 24 pixels."""
+    encoder = {**ORDERED["encoder"], "image_size": 48, "grid": 3, "pixels": 0}
+    save_tokenizer(tmp_path / "model" / "tokenizer", tiny_network(**{**ORDERED, "encoder": encoder}))
+    tokenizer = Tokenizer.from_folder(tmp_path / "model")
+    network = decoder_of(tokenizer, config(side=24))
+    save_diffusion(tmp_path / "model" / "decoder", network, tokenizer.fingerprint)
+    assert evaluate(tmp_path / "model", pictures, "--out", tmp_path / "out", "--quiet") == 0
+    numbers = json.loads((tmp_path / "out" / "decoder.json").read_bytes())
+    assert (numbers["side"], set(numbers["sets"][0]["ways"])) == (
+        24,
+        {"decoder", "thumbnail", "mean picture"},
+    )
+    words = ["evaluate", "tokenizer", pictures, "--out", tmp_path / "out", "--model", tmp_path / "model"]
+    assert main([*map(str, words), "--device", "cpu", "--quiet"]) == 0
+    numbers = json.loads((tmp_path / "out" / "tokenizer.json").read_bytes())
+    assert (numbers["side"], numbers["grid"]) == (24, [3, 3])
+    assert [point["budget"] for point in numbers["sets"][0]["budgets"]] == [4, 8, 9]

@@ -168,7 +168,7 @@ def known(model, monkeypatch):
 def test_a_prompt_far_from_all_training_captions_is_pointed_out(draw, known, tmp_path, source):
     assert draw("out", "a quantum flux", "red apples", "--count", "2") == 0
     (line,) = draw.err.splitlines()
-    assert line.startswith('No training caption is close to "a quantum flux": the nearest are "')
+    assert line.startswith('No training caption is close to "a quantum flux"; the closest are "')
     assert line.count('", "') == 2
     path = tmp_path / "out" / "a-quantum-flux-0.png"
     assert draw("quiet", "a quantum flux", "--quiet") == 0
