@@ -162,10 +162,8 @@ def _deciding(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_progress(work, quiet: bool) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from pictish.io.report import Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=quiet) as bar:
-        task = bar.add_task("training", total=None)
-        folder = work(lambda done, total: bar.update(task, completed=done, total=total))
+    with Bar("training", quiet=quiet) as bar:
+        folder = work(bar.update)
     typer.echo(f"model folder: {folder}")
