@@ -138,8 +138,12 @@ def find_sources(inputs: Sequence[Path], suffix: str) -> list[Source]:
     from pictish.data.shards import find_shards, name_of, read_shard
     from pictish.data.token_folder import SUFFIX, find_tokens
     from pictish.io.files import one_line, printable
+    from pictish.io.storage import holds_shards
 
-    shards = [entry for entry in inputs if entry.suffix == ".tar" or _holds_only_shards(entry)]
+    def holds_tokens(folder: Path) -> bool:
+        return next(folder.rglob(f"*{SUFFIX}"), None) is not None
+
+    shards = [entry for entry in inputs if holds_shards(entry, unless=holds_tokens)]
     others = [entry for entry in inputs if entry not in shards]
     sources = []
     for file in find_tokens(others) if others else []:
@@ -273,10 +277,3 @@ class Work:
 def _readable(source: Source) -> "Iterator[tuple[str, str, bytes | Exception]]":
     """What a source gives before its damage, if it has any."""
     yield from itertools.islice(source.read(), len(source.outputs))
-
-
-def _holds_only_shards(entry: Path) -> bool:
-    """A folder with tar files and no token files."""
-    if not entry.is_dir():
-        return False
-    return next(entry.rglob("*.tar"), None) is not None and next(entry.rglob("*.tokens"), None) is None
