@@ -87,17 +87,16 @@ def run(
 
 
 def _load(model: str, device: "torch.device", drawing: "Drawing", seed: int) -> "DecoderEvaluation":
-    from pictish.decoder.preview import Preview
     from pictish.evaluation.decoder import DecoderEvaluation
     from pictish.evaluation.metrics import FeatureDistance
+    from pictish.evaluation.renderers import preview_of
     from pictish.io.model_folder import find_decoder
     from pictish.pipelines.reconstruct import Reconstructor
 
     if find_decoder(model, "diffusion") is None:
         raise ValueError(f"{model}: has no diffusion decoder to evaluate")
     reconstructor = Reconstructor.from_folder(model, device)
-    head = find_decoder(model, "preview")
-    preview = None if head is None else Preview.from_folder(head, reconstructor.tokenizer, device)
+    preview = preview_of(model, reconstructor.tokenizer, device)
     return DecoderEvaluation(reconstructor, preview, FeatureDistance(device), drawing, seed=seed)
 
 

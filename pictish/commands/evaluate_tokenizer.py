@@ -75,7 +75,8 @@ def run(
 
 def _load(model: str, device: str, seed: int) -> "Evaluation":
     from pictish.evaluation.metrics import FeatureDistance
-    from pictish.evaluation.tokenizer import Evaluation, renderer_of
+    from pictish.evaluation.renderers import renderer_of
+    from pictish.evaluation.tokenizer import Evaluation
     from pictish.tokenizer.dynamic import Tokenizer
     from pictish.training.world import resolve_device
 

@@ -6,6 +6,7 @@ upscaler comes behind it, M metrics, F features of the network.
 
 import functools
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ class Coded:
     names: list[str]
     tokens: "list[TokenizedImage]"
     originals: np.ndarray
-    """(P, S, S, 3) uint8; kept for the whole set, 12 kB a picture of 64 px."""
+    """(P, S, S, 3) uint8; of a whole set in a temporary file, mapped into memory."""
     broken: list[Broken]
 
     def part(self, places: Sequence[int]) -> "Coded":
@@ -122,15 +123,17 @@ class DecoderEvaluation:
         tokenizer = self.reconstructor.tokenizer
         names: list[str] = []
         tokens: list[TokenizedImage] = []
-        originals: list[np.ndarray] = []
         broken: list[Broken] = []
         fit = functools.partial(prepare, squash=tokenizer.squash, decoder_side=self.side)
-        for batch in in_batches(name, pictures, broken, fit):
-            tokens += tokenizer.tokenize_pixels(stacked(batch), [each.size for each in batch])
-            names += [each.name for each in batch]
-            originals += [each.original for each in batch]
-            advance(len(batch))
-        return Coded(name, names, tokens, np.stack(originals), broken)
+        with tempfile.TemporaryFile() as file:  # memory does not grow with the set
+            for batch in in_batches(name, pictures, broken, fit):
+                tokens += tokenizer.tokenize_pixels(stacked(batch), [each.size for each in batch])
+                names += [each.name for each in batch]
+                file.write(np.stack([each.original for each in batch]).tobytes())
+                advance(len(batch))
+            file.flush()
+            originals = np.memmap(file, np.uint8, "r", shape=(len(names), self.side, self.side, 3))
+        return Coded(name, names, tokens, originals, broken)
 
     def ways(self, coded: Coded) -> dict[str, Way]:
         """The preview, the baselines and the decoder itself, in the order they are shown."""

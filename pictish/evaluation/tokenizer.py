@@ -5,20 +5,20 @@ Legend: B pictures of a batch, P of a set, S the tokenizer's side in pixels, N c
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pictish.evaluation.baselines import computed_cells, random_cells, uniform_cells
 from pictish.evaluation.metrics import LEVEL, Better, CodeStatistics, FeatureDistance, gain, means, psnr, ssim
-from pictish.evaluation.pictures import Broken, Picture, Prepared, in_batches, prepare, resized, stacked
+from pictish.evaluation.pictures import Broken, Picture, Prepared, in_batches, prepare, stacked
+from pictish.evaluation.renderers import Renderer
 from pictish.evaluation.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     import torch
 
     from pictish.data.tokens import TokenizedImage
-    from pictish.pipelines.reconstruct import Reconstructor
     from pictish.tokenizer.dynamic import Tokenizer
 
 SCHEMA = 3
@@ -61,46 +61,6 @@ class PictureSet:
     pictures: list[tuple[int, str]] = field(default_factory=list)
     """(index in the source, name) of each measured picture."""
     broken: list[Broken] = field(default_factory=list)
-
-
-class Renderer(Protocol):
-    """What turns codes back into pictures of `side` pixels: a `Preview`, or `Detokenized`."""
-
-    side: int
-
-    def decode(self, tokens: "Sequence[TokenizedImage]") -> "torch.Tensor":
-        """Pictures as uint8 (B, side, side, 3), squashed as the tokenizer encodes them."""
-
-
-class Detokenized:
-    """The pictures that `pictish detokenize` draws with a diffusion decoder, as squares, not upscaled."""
-
-    def __init__(self, reconstructor: "Reconstructor") -> None:
-        from pictish.pipelines.settings import Drawing
-
-        assert reconstructor.decoder is not None
-        self.reconstructor, self.side = reconstructor, reconstructor.decoder.side
-        self.drawing = reconstructor.settled(Drawing(upscale=1))
-
-    def decode(self, tokens: "Sequence[TokenizedImage]") -> "torch.Tensor":
-        """Pictures as uint8 (B, side, side, 3), from noise of seed 0 each."""
-        import torch
-
-        from pictish.pipelines.drawing import generators
-
-        drawn = self.reconstructor.pixels(tokens, self.drawing, generators([0] * len(tokens)))
-        return torch.from_numpy(resized(drawn, self.side))
-
-
-def renderer_of(model: str, tokenizer: "Tokenizer", device: "str | torch.device") -> Renderer:
-    """The preview of a model folder, or its diffusion decoder; ValueError for a model that has neither."""
-    from pictish.decoder.preview import Preview
-    from pictish.io.model_folder import find_decoder
-    from pictish.pipelines.reconstruct import Reconstructor
-
-    if tokenizer.places_codes or find_decoder(model, "preview") is not None:
-        return Preview.from_folder(model, tokenizer, device)
-    return Detokenized(Reconstructor.from_folder(model, device, tokenizer))
 
 
 def budgets_of(cells: int) -> tuple[int, ...]:
