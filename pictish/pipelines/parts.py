@@ -29,7 +29,6 @@ class ModelParts:
         self._tokenizer: Tokenizer | None = None
         self._language: Language | None = None
         self._reconstructors: dict[bool, Reconstructor] = {}
-        self.compared: set[str] = set()  # prompts that were compared with the training captions
 
     @classmethod
     def from_pretrained(

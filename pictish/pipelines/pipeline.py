@@ -5,6 +5,7 @@ It joins the parts of a model folder and calls the pipelines beside it. docs/pyt
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, Unpack, overload
 
 from PIL import Image
@@ -28,7 +29,7 @@ from pictish.pipelines.arguments import (
     shape_of,
     tokens_asked_for,
 )
-from pictish.pipelines.language import Said
+from pictish.pipelines.language import Precision, Said
 from pictish.pipelines.parts import ModelParts
 from pictish.pipelines.progress import Callback, Cancel, Run
 from pictish.pipelines.settings import GenerationConfig, Settings, with_settings
@@ -59,6 +60,10 @@ class Pipeline(ModelParts):
     ValueError, in one line, is raised for arguments out of range, images that cannot be decoded and model
     folders that are damaged or lack a part; OSError for files that cannot be read.
     """
+
+    def __init__(self, model: str | Path, device: "torch.device", precision: Precision) -> None:
+        super().__init__(model, device, precision)
+        self._compared: set[str] = set()  # prompts that were compared with the training captions
 
     @overload
     def generate(
@@ -384,8 +389,8 @@ class Pipeline(ModelParts):
 
     def _hint_at_far_prompts(self, drawer: "TextToImage", prompts: Sequence[Sequence[Said]]) -> None:
         """Warn, once for each prompt of words alone, where no training caption is close to it."""
-        alone = [said[0] for said in prompts if len(said) == 1]
-        new = {words for words in alone if isinstance(words, str)} - self.compared
-        self.compared |= new
-        for line in drawer.far_prompt_hints(sorted(new)) if new else ():
+        alone = dict.fromkeys(said[0] for said in prompts if len(said) == 1)
+        new = [words for words in alone if isinstance(words, str) and words not in self._compared]
+        self._compared.update(new)
+        for line in drawer.far_prompt_hints(new) if new else ():
             logger.warning("%s", line)

@@ -5,7 +5,7 @@ Legend: P pictures, E numbers of an embedding.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +13,7 @@ from PIL import Image
 from pictish.evaluation.metrics import LEVEL
 from pictish.evaluation.pictures import seed_of
 from pictish.pipelines.drawing import generators
-from pictish.pipelines.settings import GenerationConfig, Settings
+from pictish.pipelines.settings import GenerationConfig
 from pictish.recipes.starter.evaluation.judge import SIDE
 
 if TYPE_CHECKING:
@@ -38,15 +38,15 @@ def seeds(seed: int, names: Iterable[str]) -> list[int]:
     return [seed_of(seed, name) for name in names]
 
 
-def config_of(drawing: "Drawing", **settings: Unpack[Settings]) -> GenerationConfig:
+def config_of(drawing: "Drawing", guidance_scale: float | None = None) -> GenerationConfig:
     """Settings of images of the judge's size whose pixels are drawn by `drawing`."""
     return GenerationConfig(
+        guidance_scale=guidance_scale,
         size=SIDE,
         num_inference_steps=drawing.steps,
         decoder_guidance_scale=drawing.guidance,
         scheduler=drawing.scheduler,
         upscale=drawing.upscale,
-        **settings,
     )
 
 

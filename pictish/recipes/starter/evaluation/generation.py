@@ -115,7 +115,7 @@ class GenerationEvaluation:
         return Shown(pictures, self.judge.embed(pictures))
 
     def _generate(self, batch: Sequence[Asked], text_scale: float | None) -> list[Image.Image]:
-        config = config_of(self.drawing, guidance_scale=text_scale)
+        config = config_of(self.drawing, text_scale)
         prompts = [[each.prompt] for each in batch]
         drawn = generate(self.drawer, prompts, seeds(self.seed, (each.name for each in batch)), config)
         return [one.image for one in drawn]
