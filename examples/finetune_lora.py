@@ -3,8 +3,8 @@
     pictish tokenize RAW_SHARDS TOKENS             # samples NAME.png, NAME.txt become NAME.tokens, NAME.txt
     python examples/finetune_lora.py TOKENS OUT [MODEL] [STEPS]
 
-OUT becomes a whole model: `pictish generate "..." --model OUT`. `pictish train lm` adds schedules, validation,
-exact resuming and several processes.
+OUT becomes a whole model: `pictish generate "..." --model OUT`. `pictish train lm` adds
+schedules, validation, exact resuming and several processes.
 """
 
 import shutil

@@ -18,8 +18,8 @@ from pictish.tokenizer.train import train
 def main(shards: str, run: str, model: str, weights: str, config="starter/tokenizer", *changes: str) -> None:
     source = "{kind: random}" if weights == "random" else f"{{kind: file, path: {weights}}}"
     settings = [
-        # `levels` are timm's out_indices. Their maps are resampled to the grid, whose cells become tokens. The
-        # raw pixels of a cell stand beside the features, which know little of colour.
+        # `levels` are timm's out_indices. Their maps are resampled to the grid, whose cells become tokens.
+        # The raw pixels of a cell stand beside the features, which know little of colour.
         f"model.encoder={{kind: timm, model: {model}, weights: {source}, image_size: 128, grid: 8}}",
         "model.encoder={levels: [2, 3], level_weights: [1, 1], pixels: 8}",
         "model.reconstructor.patch=8",  # pixels along each side of a cell: images of 64 x 64

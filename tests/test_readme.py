@@ -36,7 +36,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def make_targets() -> set[str]:
-    return set(re.findall(r"^([a-z]+):", text_of("Makefile"), flags=re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", text_of("Makefile"), flags=re.MULTILINE))
 
 
 @pytest.fixture(scope="module")

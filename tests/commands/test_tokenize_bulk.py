@@ -245,7 +245,7 @@ def is_worker(process):
     return "pictish.bulk.local" in " ".join(process.cmdline())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_worker_that_is_killed_loses_nothing(tmp_path, tokenize, tiny_models):
     raw_shards(tmp_path / "raw", 6, samples=40)
     tokenize(tmp_path / "raw", tmp_path / "fresh")
@@ -260,7 +260,7 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path, tokenize, tiny_models):
     assert content(out) == content(tmp_path / "fresh")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_parent_that_is_killed_takes_its_workers_along_and_can_be_run_again(
     tmp_path, tokenize, tiny_models
 ):
