@@ -7,7 +7,6 @@ so that an option that both have is handled once.
 import base64
 import hashlib
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from pictish.commands import terminal
 from pictish.commands.options import Precision
 
 if TYPE_CHECKING:
@@ -288,20 +286,16 @@ def _check_models(models: dict[str, str | None], origin: "Origin", request: "Req
 
 @dataclass(frozen=True)
 class Files:
-    """What a call writes and shows; the fields are options."""
+    """What a call writes; the fields are options."""
 
     out: Path
     grid: Path | None
     save_tokens: bool
-    show: bool
     overwrite: bool
     quiet: bool
 
     def check(self, names: "Sequence[str]") -> None:
-        """Refuse, with ValueError, names that come twice, and files that are there unless `overwrite`.
-
-        Says on stderr why pictures cannot be shown.
-        """
+        """Refuse, with ValueError, names that come twice, and files that are there unless `overwrite`."""
         twice = sorted({name for name in names if list(names).count(name) > 1})
         if twice:
             raise ValueError(f"two pictures would be called {twice[0]}.png; ask for them one after the other")
@@ -316,12 +310,9 @@ class Files:
         there = [path for path in paths if path.exists()]
         if there and not self.overwrite:
             raise ValueError(f"{there[0]} is there already; choose another --out, or --overwrite")
-        reason = terminal.refused(sys.stdout, os.environ) if self.show and not self.quiet else None
-        if reason:
-            print(f"pictish: --show shows nothing: {reason}", file=sys.stderr)
 
     def store(self, name: str, picture: "Image.Image", origin: "Origin") -> None:
-        """Write a picture, and its tokens if they are wanted, each as a whole; say so and show it."""
+        """Write a picture, and its tokens if they are wanted, each as a whole; say so."""
         from pictish.data.provenance import png_with_origin
         from pictish.io.files import write_atomic
 
@@ -331,8 +322,6 @@ class Files:
             write_atomic(self.out / f"{name}.tokens", tokens.to_bytes())
         if not self.quiet:
             print(f"{self.out / name}.png  {len(tokens)} tokens  seed {origin.seed}")
-        if self.show and terminal.refused(sys.stdout, os.environ) is None:
-            terminal.show(picture, sys.stdout)
 
     def store_grid(self, pictures: "Sequence[Image.Image]", count: int) -> None:
         """Write the sheet: a row for each prompt of several pictures, else as square as it gets."""

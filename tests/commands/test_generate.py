@@ -311,20 +311,6 @@ def test_a_grid_is_even():
     assert sheet.getpixel((2 + 66 + 32, 2 + 66 + 32)) == (255, 255, 255), "the last cell stays empty"
 
 
-def test_show_says_why_it_shows_nothing(draw):
-    assert draw("out", PROMPTS[0], "--show") == 0
-    assert draw.err == "pictish: --show shows nothing: the output is no terminal\n"
-    assert "▀" not in draw.out
-    assert draw("quiet", PROMPTS[0], "--show", "--quiet") == 0
-    assert draw.err == ""
-
-
-def test_show_shows_where_it_can(draw, monkeypatch):
-    monkeypatch.setattr("pictish.commands.terminal.refused", lambda stream, environment: None)
-    assert draw("out", PROMPTS[0], "--show", "--size", "64") == 0
-    assert draw.out.count("▀") == 32 * 16
-
-
 def test_the_pipeline_gives_the_picture_of_the_command(draw, model, tmp_path):
     draw("out", PROMPTS[0], "--seed", "6", "--image-guidance", "1")
     (drawn,) = generate(TextToImage.from_folder(model), [[PROMPTS[0]]], [6], GenerationConfig(size=32))
