@@ -42,6 +42,7 @@ class Found:
     reading: Reading
     digests: list[str | None] = field(default_factory=list)  # sha256 of a picture's file
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width) of each usable picture
+    with_captions: set[str] = field(default_factory=set)  # digests
     captioned: int = 0
     captions: int = 0
     said_in: Counter[str] = field(default_factory=Counter)  # where captions stand -> pictures
@@ -104,6 +105,7 @@ def look(
         found.captions += len(item.captions)
         if item.captions:
             found.captioned += 1
+            found.with_captions.add(decoded.sha256)
             found.said_in[item.said_in or "captions"] += 1
         progress(len(found.digests))
     if not found.pictures:
@@ -188,12 +190,7 @@ def _held_out(found: Found, fraction: float) -> frozenset[str]:
     """Digests of the pictures to hold out."""
     if not 0 < fraction < 1:
         raise ValueError(f"validation: {fraction} asked for; a fraction above 0 and below 1 fits")
-    captioned = {
-        digest
-        for item, digest in zip(read_source(found.source, Reading(found.reading.caption_key)), found.digests)
-        if digest and item.captions
-    }
-    distinct = sorted(captioned or {digest for digest in found.digests if digest})
+    distinct = sorted(found.with_captions or {digest for digest in found.digests if digest})
     if len(distinct) < 2:
         raise ValueError(
             f"{found.source}: holds {len(distinct)} different picture, and one more is needed to validate on"
