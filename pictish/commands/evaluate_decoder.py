@@ -56,7 +56,7 @@ def run(
         bool, typer.Option("--curve", help="Instead: 1 to 50 steps with two schedulers, as a chart.")
     ] = False,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of the noise and of the intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise and of the intervals.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

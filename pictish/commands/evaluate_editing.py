@@ -41,7 +41,9 @@ def run(
     steps: Steps = None,
     cache: Cache = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of the choice of edits, of pictures and intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the choice of edits, of pictures and intervals.")
+    ] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

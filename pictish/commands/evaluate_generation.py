@@ -44,7 +44,7 @@ def run(
     curve: Annotated[bool, typer.Option(help="Also go through guidance scales.")] = True,
     cache: Cache = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of prompts, pictures and intervals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of prompts, pictures and intervals.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

@@ -43,7 +43,9 @@ def run(
     ] = False,
     limit: Limit = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of the random selection and of the intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the random selection and of the intervals.")
+    ] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

@@ -29,7 +29,9 @@ def run(
     limit: Annotated[
         int, typer.Option(min=1, help="Pictures of each split, shared by the emoji sets.")
     ] = 200,
-    seed: Annotated[int, typer.Option(help="Of the choice of pictures and of the intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the choice of pictures and of the intervals.")
+    ] = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
     quiet: Quiet = False,

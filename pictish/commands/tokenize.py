@@ -52,7 +52,7 @@ Gumbel = Annotated[
     bool,
     typer.Option("--gumbel", help="Draw as LaVIT's code does for a picture alone, seeded before each."),
 ]
-Seed = Annotated[int | None, typer.Option(help="Of --sample and --gumbel (default 0).")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of --sample and --gumbel (default 0).")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; 0: this one does.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")]
 PerShard = Annotated[int | None, typer.Option(min=1, help="Of --format shards, for pictures (default 1000).")]
