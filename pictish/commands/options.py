@@ -61,7 +61,8 @@ Steps = Annotated[
     int | None, typer.Option(min=0, max=1000, help="Steps of the diffusion decoder; 0 is the preview.")
 ]
 PixelGuidance = Annotated[
-    float | None, typer.Option(min=0, help="How strictly the decoder follows the tokens; 1 adds nothing.")
+    float | None,
+    typer.Option(min=0, max=100, help="How strictly the decoder follows the tokens; 1 adds nothing."),
 ]
 Scheduler = Annotated[
     str | None, typer.Option(help="Class name of a diffusers scheduler, such as DDIMScheduler.")

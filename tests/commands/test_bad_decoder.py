@@ -97,7 +97,7 @@ def test_no_tokens(drawing, tmp_path, capsys):
     [
         (["--scheduler", "FooScheduler"], "scheduler FooScheduler: diffusers has none of that name"),
         (["--scheduler", "DDIMScheduler"], "scheduler DDIMScheduler: not for noise of kind flow"),
-        (["--pixel-guidance", "101"], "guidance: 101.0 asked for; 0 to 100 fit"),
+        (["--pixel-guidance", "101"], "--pixel-guidance': 101.0 is not in the range"),
     ],
 )
 def test_a_setting_the_decoder_cannot_take(drawing, tmp_path, capsys, options, line):

@@ -129,7 +129,7 @@ def test_a_model_without_a_preview_head_and_a_broken_picture(pictures, model, tm
         (("--curve", "--steps", 4), "leave --steps away"),
         (("--curve", "--upscale", 4), "leave --upscale 4 away"),
         (("--steps", 0), "--steps"),
-        (("--pixel-guidance", 1000), "0 to 100 fit"),
+        (("--pixel-guidance", 1000), "--pixel-guidance': 1000.0 is not in the range"),
     ],
 )
 def test_settings_that_do_not_fit_are_a_users_mistake(words, said, pictures, model, tmp_path, capsys):
