@@ -17,7 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -279,5 +279,6 @@ class Rows:
 
 def _cache_argument(model: PreTrainedModel) -> str:
     """What the model's forward calls its cache: `cache` from transformers 5.24 on."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft hides the signature
+    whole: Any = model
+    plain = whole.get_base_model() if hasattr(whole, "get_base_model") else whole  # peft hides the signature
     return "cache" if "cache" in inspect.signature(plain.forward).parameters else "past_key_values"

@@ -15,7 +15,6 @@ STABLE_DIFFUSION = DiffusionNoise(
 )
 NOISES = {
     "cosine": COSINE,
-    "scaled linear": SCALED,
     "leading": STABLE_DIFFUSION,
     "flow": FlowNoise(),
     "shifted flow": FlowNoise(shift=3.0),
