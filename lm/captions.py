@@ -49,13 +49,15 @@ def known_captions(sources: "Iterable[Source]", seed: int = 0, cache: Path | Non
 def select(captions: Iterable[str]) -> list[str]:
     """Those of `captions`, the most telling first, that a file keeps: sorted.
 
-    One for each set of content words; of more than `MOST` those that bring a new word come first.
+    One for each set of content words; of more than `MOST` those that bring a new word come first. Joiners and
+    other characters that no terminal should print are left out of them.
     """
     seen: set[frozenset[str]] = set()
     words: set[str] = set()
     news: list[str] = []
     others: list[str] = []
-    for caption in captions:
+    for given in captions:
+        caption = "".join(filter(str.isprintable, given))
         content = frozenset(content_words(caption))
         if content and content not in seen and len(caption) <= LONGEST:
             seen.add(content)

@@ -20,7 +20,7 @@ def run(
         bool | None,
         typer.Option("--features/--codes", help="Look at continuous features, or at codes."),
     ] = None,
-    most: Annotated[int | None, typer.Option(min=1, help="Text tokens at most.")] = None,
+    most: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="Text tokens at most.")] = None,
     model: Model = "starter",
     lemmas: Annotated[
         bool, typer.Option("--lemmas", help="Nouns and verbs of an answer in their basic form; needs spaCy.")

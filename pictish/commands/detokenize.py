@@ -58,7 +58,7 @@ def run(
     seed: Annotated[
         int, typer.Option(min=0, max=2**63 - 1, help="Of the noise that each picture starts from.")
     ] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Pictures a step of the model.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first damaged token file.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")] = False,

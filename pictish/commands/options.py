@@ -54,7 +54,7 @@ Grid = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write all pictures as one sheet, a PNG, too.")
 ]
 SaveTokens = Annotated[bool, typer.Option("--save-tokens", help="Write the tokens beside each picture.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=65_536, help="Pictures a step of the model.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")]
 Steps = Annotated[

@@ -54,7 +54,7 @@ Gumbel = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Of --sample and --gumbel (default 0).")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; 0: this one does.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=65_536, help="Pictures a step of the model.")]
 PerShard = Annotated[int | None, typer.Option(min=1, help="Of --format shards, for pictures (default 1000).")]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Larger pictures are refused before decoding.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace tokens that are there.")]

@@ -45,6 +45,7 @@ def refused(monkeypatch, capsys, tmp_path):
         (("--temperature", "1e39"), "temperature: got 1e+39"),
         (("--pixel-guidance", "1e4"), "--pixel-guidance': 10000.0 is not in the range 0<=x<=100"),
         (("--top-k", 2**70), "top_k"),
+        (("--batch-size", 10**30), "--batch-size"),
         (("--max-tokens", 2**40), "--max-tokens: 1099511627776 asked for; 1 to 2147483647"),
     ],
 )

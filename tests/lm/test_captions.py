@@ -104,3 +104,11 @@ def test_training_writes_the_captions_of_what_it_learned_to_draw(tmp_path):
     assert len(found) == 12
     assert "a quince" not in found
     UnifiedModel.from_folder(tmp_path / "run" / "model").save(tmp_path / "run" / "model", overwrite=True)
+
+
+def test_what_is_written_can_be_read(tmp_path):
+    captions = ["لامپ می\u200cدرخشد", "a family \U0001f468\u200d\U0001f469", "a \x07bell", "red\ud800 moon"]
+    (tmp_path / CAPTIONS).write_bytes(to_bytes(select(captions)))
+    found = read_captions(tmp_path / CAPTIONS)
+    assert len(found) == 4
+    assert {"a bell", "red moon"} < set(found)
