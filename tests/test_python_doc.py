@@ -103,7 +103,8 @@ def test_the_example_of_edits(run, whole_model, pictures, tmp_path):
 def test_the_example_of_a_generation_loop(run, whole_model, tmp_path):
     printed = run("generation_loop.py", "a red disc", tmp_path / "disc.png", whole_model)
     assert int(re.findall(r": (\d+) codes\n", printed)[0]) >= 1
-    assert pictish.load_image(tmp_path / "disc.png").size == (512, 512)
+    width, height = pictish.load_image(tmp_path / "disc.png").size
+    assert width == height
 
 
 def test_the_example_of_lora(run, whole_model, tmp_path):
