@@ -61,6 +61,17 @@ def test_the_number_of_processes_does_not_show(tmp_path, tokenize, tiny_models):
     assert str(tmp_path) not in json.dumps(stats)
 
 
+def test_the_parent_of_processes_loads_no_tokenizer(tmp_path, tokenize, monkeypatch):
+    """It needs two facts of the model, which its folder tells."""
+    raw_shards(tmp_path / "raw", 2)
+    assert tokenize(tmp_path / "raw", tmp_path / "one") == 0
+    monkeypatch.setattr(Tokenizer, "from_folder", None)
+    assert tokenize(tmp_path / "raw", tmp_path / "two", "--processes", "2") == 0
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert tokenize(tmp_path / "raw", tmp_path / "three", "--processes", "2", "--budget", "65") == 2
+    assert "a picture of this model has 1 to 64 tokens" in tokenize.err
+
+
 def test_only_what_is_missing_is_made(tmp_path, tokenize, seen):
     raw_shards(tmp_path / "raw", 3)
     tokenize(tmp_path / "raw", tmp_path / "out")
