@@ -1,11 +1,11 @@
-"""`pictish plan`: what a large run would take, from what a small one was measured to (docs/scale.md)."""
+"""`pictish plan`: the cost of a large run, extrapolated from a measured one (docs/scale.md)."""
 
 import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from pictish.commands.options import files, runtime
 
 _BLOCK = 512  # bytes: every header and content of a tar is padded to a multiple
 _END = 1024 + 10_240 // 2  # of a tar: two empty blocks and, on average, half of what fills it up to 10,240
@@ -13,42 +13,48 @@ _CARRIED = 2 * _BLOCK  # bytes of a caption or JSON of up to 512 bytes
 
 
 def tokenize(
-    images: Annotated[float, typer.Option(min=1, help="Pictures in all, such as 1e9.")],
+    images: Annotated[float, files(metavar="N", min=1, help="Total number of images, such as 1e9.")],
     rate: Annotated[
-        float | None, typer.Option(help="Pictures a second of one process, where no report tells them.")
+        float | None, runtime(metavar="R", help="Images per second of one process (or use --report).")
     ] = None,
     tokens: Annotated[
-        float | None, typer.Option(min=1, help="Tokens a picture, where no shards tell them.")
+        float | None, files(metavar="N", min=1, help="Mean number of tokens per image (or use --like).")
     ] = None,
-    codes: Annotated[int | None, typer.Option(min=2, help="Codes of the tokenizer (default 65536).")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="How many work at once, one a GPU.")] = 1,
+    codes: Annotated[int | None, files(metavar="N", min=2, help="Codebook size (default: 65536).")] = None,
+    processes: Annotated[
+        int, runtime(metavar="N", min=1, help="Number of parallel processes, one per GPU.")
+    ] = 1,
     per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Samples a shard (default 10000, or as --like has them).")
+        int | None, files(metavar="N", min=1, help="Samples per shard (default: 10000, or as in --like).")
     ] = None,
     carried: Annotated[
-        int | None, typer.Option(min=0, help="Captions and JSON a sample, of up to 512 bytes (default 1).")
+        int | None,
+        files(
+            metavar="N", min=0, help="Caption and JSON members per sample, up to 512 bytes each (default: 1)."
+        ),
     ] = None,
     like: Annotated[
-        str | None, typer.Option(metavar="OUT", help="Measured shards: what pictish tokenize made of shards.")
+        str | None, files(metavar="OUT", help="Take sizes from token shards that pictish tokenize wrote.")
     ] = None,
     report: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Measured rate: of pictish tokenize --report; repeat for ranks."),
+        runtime(metavar="FILE", help="Take the rate from pictish tokenize --report; repeat for each rank."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[bool, files("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Say what it takes to tokenize so many pictures: hours, bytes and shards.
+    """Estimate the hours, bytes and shards of a large tokenize run.
 
-    Sizes are worked out, or those of measured shards; so is the rate, or that of a report.
+    Sizes are computed from the token count, or measured on finished shards (--like); the rate is given, or
+    measured by an earlier run (--report).
     """
     if (rate is None) == (not report):
-        raise ValueError("the rate comes from --rate or from --report; give one of them")
+        raise ValueError("give either --rate or --report")
     if (tokens is None) == (like is None):
-        raise ValueError("sizes come from --tokens or from --like; give one of them")
+        raise ValueError("give either --tokens or --like")
     if like is not None and (codes is not None or carried is not None):
-        raise ValueError("--like says what --codes and --carried would; leave them away")
+        raise ValueError("--like already determines --codes and --carried; do not give them")
     if rate is not None and not (math.isfinite(rate) and rate > 0):
-        raise ValueError(f"--rate {rate:g}: must be more than 0")
+        raise ValueError(f"--rate {rate:g}: must be positive")
     speed = measured_rate(report) if report else rate
     assert speed is not None
     if like is not None:
@@ -125,11 +131,11 @@ def measured_shards(place: str) -> dict[str, Any]:
     header = found[0][0]
     different = next(filter(None, (one.difference(header) for one, _ in found)), None)
     if different is not None:
-        raise ValueError(f"{place}: {different} in another shard; measure shards of one run")
+        raise ValueError(f"{place}: {different} differs between shards; give shards of a single run")
     stats = [one for _, one in found]
     pictures = sum(one.pictures for one in stats)
     if not pictures:
-        raise ValueError(f"{place}: its shards hold no pictures")
+        raise ValueError(f"{place}: the shards contain no images")
     return {
         "tokens": sum(one.tokens for one in stats) / pictures,
         "id_bytes": 2 if header.codebook_size <= 1 << 16 else 4,
@@ -152,27 +158,27 @@ def measured_rate(reports: list[Path]) -> float:
         except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
             raise ValueError(f"{path}: not a report of pictish tokenize") from None
     if pictures == 0 or busy <= 0:
-        raise ValueError("no picture was tokenized in these runs; measure the rate with a fresh OUT")
+        raise ValueError("no image was tokenized in these runs; measure the rate with an empty OUT")
     return pictures / busy
 
 
 def table(facts: dict[str, Any]) -> str:
-    """The numbers for people."""
+    """The estimate as a table."""
     rows = [
-        ("pictures", f"{facts['images']:,}"),
-        ("tokens", f"{facts['tokens']:,} ({facts['tokens_per_picture']:.1f} a picture)"),
+        ("images", f"{facts['images']:,}"),
+        ("tokens", f"{facts['tokens']:,} ({facts['tokens_per_picture']:.1f} per image)"),
         (
             "process-hours",
-            f"{facts['process_hours']:,.1f} ({facts['rate_per_process']:,.1f} pictures/s each)",
+            f"{facts['process_hours']:,.1f} ({facts['rate_per_process']:,.1f} images/s each)",
         ),
-        ("wall clock", f"{facts['wall_hours']:,.1f} h with {facts['processes']:,} at once"),
-        ("ids alone", size(facts["id_bytes"])),
+        ("wall clock", f"{facts['wall_hours']:,.1f} h with {facts['processes']:,} processes"),
+        ("token ids", size(facts["id_bytes"])),
         ("shards", f"{size(facts['shard_bytes'])} in {facts['shards']:,} shards, {facts['files']:,} files"),
-        ("a picture", f"{facts['bytes_per_picture']:,.0f} bytes in a shard"),
+        ("per image", f"{facts['bytes_per_picture']:,.0f} bytes in a shard"),
     ]
     if "source_bytes" in facts:
         each = size(facts["read_bytes_per_second"])
-        rows.append(("raw shards", f"{size(facts['source_bytes'])}, read at {each}/s in all"))
+        rows.append(("input shards", f"{size(facts['source_bytes'])}, read at {each}/s in total"))
     return "\n".join(f"{name:<14} {text}" for name, text in rows)
 
 

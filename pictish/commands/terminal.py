@@ -13,13 +13,13 @@ COLUMNS = 32
 def refused(stream: TextIO, environment: Mapping[str, str]) -> str | None:
     """Why no pictures can be shown on `stream`, or None when they can."""
     if not stream.isatty():
-        return "the output is no terminal"
+        return "the output is not a terminal"
     if environment.get("NO_COLOR"):
         return "NO_COLOR is set"
     if environment.get("TERM") == "dumb":
         return "TERM is dumb"
     if not (stream.encoding or "").lower().startswith("utf"):
-        return f"the terminal's encoding is {stream.encoding}, which has no half blocks"
+        return f"the terminal's encoding, {stream.encoding}, has no half blocks"
     return None
 
 
