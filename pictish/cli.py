@@ -32,11 +32,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train decoder": ("pictish.commands.train:decoder", "Train a decoder that turns tokens into pixels."),
     "evaluate tokenizer": (
         "pictish.commands.evaluate_tokenizer:run",
-        "Measure reconstruction quality as a function of token count.",
+        "Measure reconstruction quality vs. token count.",
     ),
     "evaluate decoder": (
         "pictish.commands.evaluate_decoder:run",
-        "Measure decoded images, or quality as a function of denoising steps.",
+        "Measure decoded images, or quality vs. denoising steps.",
     ),
     "evaluate generation": (
         "pictish.commands.evaluate_generation:run",

@@ -164,7 +164,7 @@ def carry_out(
         for start in range(0, len(jobs), ctx.params["batch_size"]):
             stop_here(
                 f"interrupted; {start} of {len(jobs)} images are in {files.out}; "
-                "rerun with --overwrite to generate all of them"
+                "the same command with --overwrite generates all of them"
             )
             part = jobs[start : start + ctx.params["batch_size"]]
             requests = [request for _, request in part]

@@ -131,7 +131,7 @@ def measured_shards(place: str) -> dict[str, Any]:
     header = found[0][0]
     different = next(filter(None, (one.difference(header) for one, _ in found)), None)
     if different is not None:
-        raise ValueError(f"{place}: {different} differs between shards; give shards of a single run")
+        raise ValueError(f"{place}: shards of different runs ({different}); give shards of a single run")
     stats = [one for _, one in found]
     pictures = sum(one.pictures for one in stats)
     if not pictures:

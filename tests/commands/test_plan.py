@@ -25,7 +25,7 @@ def test_a_thousand_million_pictures(capsys):
     assert code == 0
     assert "512 GB" in out
     assert "138.9" in out
-    assert "17.4 h with 8 at once" in out
+    assert "17.4 h with 8 processes" in out
 
 
 def test_everything_is_linear_in_the_number_of_pictures():
@@ -38,13 +38,16 @@ def test_everything_is_linear_in_the_number_of_pictures():
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--images", "10", "--tokens", "9"], "--rate or from --report"),
-        (["--images", "10", "--rate", "9"], "--tokens or from --like"),
-        (["--images", "10", "--rate", "-1", "--tokens", "9"], "more than 0"),
-        (["--images", "10", "--rate", "nan", "--tokens", "9"], "more than 0"),
+        (["--images", "10", "--tokens", "9"], "--rate or --report"),
+        (["--images", "10", "--rate", "9"], "--tokens or --like"),
+        (["--images", "10", "--rate", "-1", "--tokens", "9"], "must be positive"),
+        (["--images", "10", "--rate", "nan", "--tokens", "9"], "must be positive"),
         (["--images", "0", "--rate", "1", "--tokens", "9"], "--images"),
         (["--images", "10", "--rate", "1", "--like", "/nowhere"], "has no *_stats.json"),
-        (["--images", "10", "--rate", "1", "--like", "/nowhere", "--codes", "9"], "leave them away"),
+        (
+            ["--images", "10", "--rate", "1", "--like", "/nowhere", "--codes", "9"],
+            "--like already determines --codes",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(capsys, words, complaint):

@@ -27,7 +27,7 @@ class Stream(io.StringIO):
     [
         (Stream(), {"TERM": "xterm"}, None),
         (Stream(), {"NO_COLOR": ""}, None),
-        (Stream(terminal=False), {}, "the output is no terminal"),
+        (Stream(terminal=False), {}, "the output is not a terminal"),
         (Stream(), {"NO_COLOR": "1"}, "NO_COLOR is set"),
         (Stream(), {"TERM": "dumb"}, "TERM is dumb"),
         (Stream(encoding="ascii"), {}, "the terminal's encoding is ascii, which has no half blocks"),
