@@ -128,7 +128,6 @@ def _begun(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
     import logging
     import os
 
-    from pictish.configs import load
     from pictish.io.files import only_writer, write_atomic
     from pictish.io.plain_yaml import to_yaml
 
@@ -138,7 +137,7 @@ def _begun(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
         return
     with only_writer(run):
         resolved = run / "config.yaml"
-        if resolved.exists() and _deciding(load(resolved)) != _deciding(settings.model_dump(mode="json")):
+        if resolved.exists() and _deciding(_stored(resolved, type(settings))) != _deciding(settings):
             raise ValueError(
                 f"{run}: contains a run with a different config; "
                 "give another --run, or the overrides that run was started with"
@@ -163,9 +162,21 @@ UNDECIDING = (
 )
 
 
-def _deciding(config: dict[str, Any]) -> dict[str, Any]:
+def _stored(path: Path, cls: "type[BaseModel]") -> "BaseModel | None":
+    """The config of a run as this version reads it; None when it cannot."""
+    from pictish.configs import load, parse
+
+    try:
+        return parse(cls, load(path), str(path))
+    except ValueError:
+        return None
+
+
+def _deciding(config: "BaseModel | None") -> dict[str, Any] | None:
     """A config, as plain data, without the settings that do not affect the weights."""
-    kept = {name: value for name, value in config.items() if name not in UNDECIDING}
+    if config is None:
+        return None
+    kept = {name: value for name, value in config.model_dump(mode="json").items() if name not in UNDECIDING}
     if "data" in kept:
         data = kept["data"].items()
         kept["data"] = {name: value for name, value in data if f"data.{name}" not in UNDECIDING}
