@@ -275,7 +275,7 @@ def test_tokens_of_another_tokenizer_are_refused_on_one_line(tmp_path, folder, d
     assert detokenize(source, tmp_path / "out", model=tmp_path / "other") == 2
     theirs = read_tokens(find_tokens([folder])[0].path).tokenizer
     assert len(detokenize.err.splitlines()) == 1
-    assert f"tokens of tokenizer {theirs}" in detokenize.err
+    assert f"written by tokenizer {theirs}" in detokenize.err
     assert not (tmp_path / "out").exists()
 
 

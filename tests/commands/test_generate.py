@@ -257,7 +257,7 @@ def test_an_edit_keeps_the_shape_and_is_repeated(draw, refused, source, tmp_path
         True,
         (30, 60),
     )
-    assert "drawn by pictish edit, whose --like repeats it" in refused("--like", path)
+    assert "made by pictish edit; use its --like" in refused("--like", path)
     assert "which is needed again" in refused("--like", path, command="edit")
     assert draw("again", "--like", path, source, command="edit") == 0
     assert only(tmp_path / "again").read_bytes() == path.read_bytes()
@@ -265,7 +265,7 @@ def test_an_edit_keeps_the_shape_and_is_repeated(draw, refused, source, tmp_path
     assert only(tmp_path / "new").name == "disc-make-it-blue-0.png"
     told_picture("blue", "bar").save(tmp_path / "bar.png")
     assert "the input image differs" in refused("--like", path, tmp_path / "bar.png", command="edit")
-    assert "an IMAGE and an INSTRUCTION are needed" in refused(source, command="edit")
+    assert "give an IMAGE and an INSTRUCTION" in refused(source, command="edit")
 
 
 def test_an_edit_that_kept_no_pixels_is_repeated_without_its_source(draw, refused, source, tmp_path):
@@ -285,7 +285,7 @@ def test_an_edit_that_kept_no_pixels_is_repeated_without_its_source(draw, refuse
 def test_the_grid_shows_all_pictures(draw, refused, tmp_path):
     grid = tmp_path / "sheets" / "grid.png"
     assert draw("out", *PROMPTS[:2], "--count", "3", "--grid", grid, "--batch-size", "4") == 0
-    assert f"{grid}  6 pictures\n" in draw.out
+    assert f"{grid}  6 images\n" in draw.out
     with Image.open(grid) as sheet:
         assert sheet.size == (3 * 33 + 1, 2 * 33 + 1)
         for number in range(6):
@@ -296,7 +296,7 @@ def test_the_grid_shows_all_pictures(draw, refused, tmp_path):
     assert "already exists" in refused(*PROMPTS[:2], "--grid", grid)
     assert "expected a .png name" in refused("a", "--grid", tmp_path / "grid.jpg")
     own = tmp_path / "refused" / "a-0.png"
-    assert "not that of a picture" in refused("a", "--grid", own)
+    assert "that no generated image has" in refused("a", "--grid", own)
 
 
 def test_a_grid_is_even():
