@@ -30,7 +30,7 @@ class Stream(io.StringIO):
         (Stream(terminal=False), {}, "the output is not a terminal"),
         (Stream(), {"NO_COLOR": "1"}, "NO_COLOR is set"),
         (Stream(), {"TERM": "dumb"}, "TERM is dumb"),
-        (Stream(encoding="ascii"), {}, "the terminal's encoding is ascii, which has no half blocks"),
+        (Stream(encoding="ascii"), {}, "the terminal's encoding, ascii, has no half blocks"),
     ],
 )
 def test_why_nothing_is_shown(stream, environment, reason):
