@@ -51,10 +51,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Measure image editing and multimodal prompts.",
     ),
     "data starter": ("pictish.commands.data:starter", "Build the starter data set as WebDataset shards."),
-    "plan tokenize": (
-        "pictish.commands.plan:tokenize",
-        "Estimate time, storage and shards of a large tokenize run.",
-    ),
     "data tasks": (
         "pictish.commands.data:tasks",
         "Build language-model training samples from tokenized starter data.",
@@ -69,7 +65,6 @@ GROUPS = {
     "evaluate": "Evaluate a model and write a report.",
     "data": "Build a data set.",
     "import": "Import third-party checkpoints.",
-    "plan": "Estimate the cost of a large run.",
 }
 PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
 

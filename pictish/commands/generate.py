@@ -25,7 +25,6 @@ def run(
     like: options.Like = None,
     grid: options.Grid = None,
     save_tokens: options.SaveTokens = False,
-    show: options.Show = False,
     model: options.Model = "starter",
     overwrite: options.Overwrite = False,
     style: Annotated[

@@ -110,7 +110,6 @@ Like = Annotated[
 ]
 Grid = Annotated[Path | None, files(metavar="FILE", help="Also write all images as one grid (PNG).")]
 SaveTokens = Annotated[bool, files("--save-tokens", help="Also write the tokens of each image.")]
-Show = Annotated[bool, files("--show", help="Preview each image in the terminal.")]
 BatchSize = Annotated[int, runtime(metavar="N", min=1, help="Number of images per batch.")]
 Overwrite = Annotated[bool, files("--overwrite", help="Replace existing files.")]
 Quiet = Annotated[bool, runtime("--quiet", help="Print errors only.")]
