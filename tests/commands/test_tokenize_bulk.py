@@ -204,8 +204,8 @@ def test_a_shard_that_another_run_writes_is_left_to_it(tmp_path, tokenize):
 def test_flags_of_raw_shards_are_said_to_do_nothing_for_pictures(tmp_path, tokenize, caplog):
     (tmp_path / "one.png").write_bytes(noise_png(0))
     assert tokenize(tmp_path / "one.png", tmp_path / "out", "--processes", "2", "--verify") == 0
-    assert "--processes does nothing for pictures" in caplog.text
-    assert "--verify does nothing for pictures" in caplog.text
+    assert "--processes is ignored: it applies to input shards only" in caplog.text
+    assert "--verify is ignored" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_flags_of_raw_shards_are_said_to_do_nothing_for_pictures(tmp_path, token
     [
         (["ftp://host/x", "OUT"], "s3://"),
         (["pipe:cat x", "OUT"], "no such file"),
-        (["RAW", "OUT", "--format", "folder"], "raw shards become shards"),
+        (["RAW", "OUT", "--format", "folder"], "--format folder is for images"),
         (["RAW", "OUT", "--device", "tpu", "--processes", "2"], "tpu"),
         (["RAW", "OUT", "--processes", "0"], "--processes"),
         (["RAW", "OUT", "--engine", "spark"], "--engine"),
