@@ -111,54 +111,50 @@ def decoder(
 def _begun(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
     """Hold the run for this process, its resolved config written.
 
-    ValueError when another process holds it, or when the run there was made with a config that decides other
-    weights.
+    ValueError when another process holds it, or when a step of it was trained with settings that decide other
+    weights; a run without a step takes any.
     """
     import logging
     import os
 
-    from pictish.configs import load
     from pictish.io.files import only_writer, write_atomic
     from pictish.io.plain_yaml import to_yaml
 
-    logging.getLogger("pictish").setLevel(logging.WARNING if quiet else logging.INFO)
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one writes
-        yield
+    logger = logging.getLogger("pictish")
+    level = logger.level
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        if os.environ.get("RANK", "0") != "0":  # of several processes the first one writes
+            yield
+            return
+        with only_writer(run):
+            if (run / "config.yaml").exists():
+                _may_replace(run, settings)
+            write_atomic(run / "config.yaml", to_yaml(settings).encode())
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _may_replace(run: Path, settings: "BaseModel") -> None:
+    """ValueError unless the run may take these settings; what earlier ones made before a step is removed."""
+    import shutil
+
+    from pictish.configs import load, parse
+    from pictish.training.checkpoint import latest_checkpoint
+    from pictish.training.resume import differences, in_one_line
+
+    written, now = run / "config.yaml", settings.model_dump(mode="json")
+    latest = latest_checkpoint(run)
+    if latest is None:
+        shutil.rmtree(run / "text_tokenizer", ignore_errors=True)
         return
-    with only_writer(run):
-        resolved = run / "config.yaml"
-        if resolved.exists() and _deciding(load(resolved)) != _deciding(settings.model_dump(mode="json")):
-            raise ValueError(
-                f"{run}: holds a run with another config; "
-                "give another --run, or the overrides it was made with"
-            )
-        write_atomic(resolved, to_yaml(settings).encode())
-        yield
-
-
-# What may be another when a run goes on: how it reports, keeps checkpoints and reads, not what it learns.
-UNDECIDING = (
-    "log_every",
-    "validate_every",
-    "sample_every",
-    "samples",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "tensorboard",
-    "usage_alarm",
-    "data.strict",
-    "data.workers",
-    "data.read_ahead",
-)
-
-
-def _deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """A config, as plain data, without what decides nothing about the weights."""
-    kept = {name: value for name, value in config.items() if name not in UNDECIDING}
-    if "data" in kept:
-        data = kept["data"].items()
-        kept["data"] = {name: value for name, value in data if f"data.{name}" not in UNDECIDING}
-    return kept
+    before = parse(type(settings), load(written), str(written)).model_dump(mode="json")
+    if changed := differences(before, now):
+        raise ValueError(
+            f"{run}: {latest.name} was trained with other settings: {in_one_line(changed)}; "
+            "give those it was trained with, or another --run"
+        )
 
 
 def _with_progress(work, quiet: bool) -> None:

@@ -18,6 +18,7 @@ from pictish.io.model_folder import (
 )
 from pictish.pipelines.language import Precision
 from pictish.pipelines.settings import Drawing, settle_pixels
+from pictish.training.isolation import inference, loading
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ class Reconstructor:
         self.upscaler = upscaler
 
     @classmethod
+    @loading
     def from_folder(
         cls,
         folder: str | Path = "starter",
@@ -106,6 +108,7 @@ class Reconstructor:
         name = tokenizer.fingerprint if path is None else fingerprint(path)
         return cls(tokenizer, preview, decoder, name, upscaler)
 
+    @inference
     def __call__(
         self,
         tokens: Sequence[TokenizedImage],
@@ -213,6 +216,7 @@ class Reconstructor:
         own = None if self.decoder is None else self.decoder.model.config.sampling
         return settle_pixels(drawing, own, self.factor(drawing))
 
+    @inference
     def kept(self, picture: Image.Image, tokens: Sequence[TokenizedImage]) -> "list[Source] | None":
         """What of `picture` is to stay in each of the pictures that `tokens` will give, edits of it.
 
