@@ -89,7 +89,7 @@ def test_a_run_resumes_with_moved_inputs(part, change, tmp_path):
         ("preview", "steps=99", "steps was"),
         ("preview", "data.views=7", "data.views was"),
         ("tokenizer", "seed=1", "seed was 0, 1 now"),
-        ("tokenizer", "phases=[{name: a, steps: 7, quantize: true}]", "phases[0].steps was"),
+        ("tokenizer", "phases=[{name: a, steps: 7, warmup: 2, quantize: true}]", "phases[0].steps was"),
     ],
 )
 def test_other_settings_are_named_with_both_values(part, change, said, tmp_path):

@@ -27,7 +27,7 @@ def test_the_others_are_named_with_both_values():
         "data": {"train": {"x": {"weight": 1.0}}},
         "samples": ["a"],
     }
-    now = {"stages": [{"name": "a", "steps": 8}], "data": {"train": {"y": {"weight": 1.0}}}, "samples": []}
+    now = {"stages": [{"name": "a", "steps": 8}], "data": {"train": {"y": {"weight": 1.0}}}}
     assert differences(before, now) == [
         "stages[0].steps was 4, 8 now",
         "data.train.x.weight was 1.0, not set now",
