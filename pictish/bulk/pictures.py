@@ -19,7 +19,7 @@ from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line, printable, read_regular_file, sha256_file
 from pictish.io.interrupt import in_units, stop_here
 from pictish.io.report import Report, Writer
-from pictish.io.storage import is_remote
+from pictish.io.storage import holds_shards, is_remote
 
 _GO_ON = "interrupted; what was tokenized is kept, and the same command goes on from there"
 
@@ -88,17 +88,10 @@ def plan(inputs: Sequence[Path], shards: bool, samples_per_shard: int) -> Job:
 
 def hold_shards(inputs: Sequence[str]) -> bool:
     """Whether the inputs are raw shards; ValueError where some are and others are not."""
-    raw = [entry for entry in inputs if is_remote(entry) or _holds_shards(Path(entry))]
+    raw = [entry for entry in inputs if is_remote(entry) or holds_shards(Path(entry), unless=holds_images)]
     if raw and len(raw) < len(inputs):
         raise ValueError(f"{printable(raw[0])} is shards, other inputs are not; tokenize them apart")
     return bool(raw)
-
-
-def _holds_shards(entry: Path) -> bool:
-    """A tar file, or a folder with tar files and no pictures."""
-    if not entry.is_dir():
-        return entry.suffix == ".tar"
-    return next(entry.rglob("*.tar"), None) is not None and not holds_images(entry)
 
 
 def _fill_folder(work: Work, images: Sequence[ImageFile], outputs: Sequence[str]) -> None:
@@ -160,6 +153,7 @@ class ShardBuilder:
         self._tokens = 0
         self._sha256 = ""
         self._left_out: list[str] = []
+        self._unread: list[str] = []
         self.source_sha256 = ""
         self.sources: list[tuple[str, str | None]] = []
 
@@ -173,6 +167,8 @@ class ShardBuilder:
         self.sources.append((name, decoded.sha256))
         if image is None:
             self._left_out.append(name)
+            if decoded.transient:
+                self._unread.append(name)
             self._work.report.failed(name, decoded.error or "no tokens")
             return
         self._file.write(key_of(name), {"tokens": image.to_bytes()})
@@ -189,8 +185,8 @@ class ShardBuilder:
             self._work.report.failed(self._name, one_line(refused))
             return
         if kind is None:
-            left_out = tuple(sorted(self._left_out))
-            facts = None, self.source_sha256, self._sha256, self._tokens, self._file.samples, left_out
+            names = tuple(sorted(self._left_out)), tuple(sorted(self._unread))
+            facts = None, self.source_sha256, self._sha256, self._tokens, self._file.samples, *names
             self._work.output.note(self._name, Entry(*facts))
 
     def _approve(self, written: Path) -> None:
@@ -201,8 +197,8 @@ class ShardBuilder:
 
 def _readable_now(entry: Entry, sources: Sequence[tuple[str, str | None]]) -> bool:
     """Whether a finished shard lacks pictures that could not be read when it was made, and can be now."""
-    left_out = [(name, None if name in entry.left_out else sha256) for name, sha256 in sources]
-    return left_out != sources and sources_digest(left_out) == entry.source_sha256
+    before = [(name, None if name in entry.unread else sha256) for name, sha256 in sources]
+    return before != list(sources) and sources_digest(before) == entry.source_sha256
 
 
 def _reuse(work: Work, name: str, entry: Entry, unchanged: bool) -> None:
