@@ -174,7 +174,7 @@ class Mixture:
     @property
     def digests(self) -> dict[str, str]:
         """Of each source: 12 hex digits over the names of its samples, wherever they lie."""
-        return {name: pool.facts["digest"] for name, pool in self._pools.items()}
+        return {name: str(pool.facts["digest"]) for name, pool in self._pools.items()}
 
     @property
     def position(self) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def own_accelerate(device: "torch.device", mixed_precision: str, fsdp: bool) -> 
     check_environment(os.environ, device, mixed_precision, fsdp)
     shared = [kind._shared_state for kind in (AcceleratorState, PartialState, GradientState)]
     states, variables = [dict(state) for state in shared], _variables()
-    current = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    begun: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    current = torch.cuda.current_device() if begun else None
     for name in variables:
         del os.environ[name]
     for state in shared:

@@ -111,8 +111,8 @@ def own_random_stream() -> Iterator[None]:
     """Inside, torch's global generators may be seeded and drawn from; then they go on as if they had not."""
     import torch
 
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(devices)):
+    begun: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if begun else []):
         yield
 
 
@@ -158,8 +158,9 @@ class _ProcessWide:
 
 def _precisions() -> list[Any]:
     """Where torch keeps how it multiplies float32; convolutions by cuDNN are its own choice, TF32."""
-    from torch import backends
+    import torch
 
+    backends: Any = torch.backends
     return [backends.cuda.matmul, backends.mkldnn.matmul, backends.mkldnn.conv]
 
 
