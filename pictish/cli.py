@@ -1,10 +1,11 @@
 """The `pictish` command: which function answers which words, and how errors reach the user."""
 
+import contextlib
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import typer
@@ -104,8 +105,26 @@ def main(args: Sequence[str] | None = None) -> int:
     is set in the environment.
     """
     args = list(sys.argv[1:] if args is None else args) or ["--help"]
+    with _logging():
+        return _run(args)
+
+
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Log to stderr; whoever calls `main` from Python gets their own settings back."""
+    root, ours = logging.getLogger(), logging.getLogger("pictish")
+    handlers, level = list(root.handlers), ours.level
     logging.basicConfig(format="pictish: %(message)s")
-    logging.getLogger("pictish").setLevel(logging.INFO)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        for handler in set(root.handlers) - set(handlers):
+            root.removeHandler(handler)
+
+
+def _run(args: list[str]) -> int:
     said = "interrupted"
     try:
         with handled():
