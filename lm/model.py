@@ -50,6 +50,7 @@ from pictish.lm.config import DefaultsConfig, NewModel, PretrainedModel
 from pictish.lm.packing import Packed, attention_mask, pack
 from pictish.lm.sequence import Document
 from pictish.lm.vocabulary import Vocabulary, vocabulary_of, widen
+from pictish.training.isolation import loading
 
 _LOG = logging.getLogger(__name__)
 PROJECTOR = "projector.safetensors"
@@ -166,6 +167,7 @@ class UnifiedModel(nn.Module):
         return Output(output.logits, heads(embedded, output.hidden_states[heads.depth], packed))
 
     @classmethod
+    @loading
     def from_folder(
         cls,
         folder: str | Path = "starter",

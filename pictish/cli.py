@@ -1,11 +1,12 @@
 """The `pictish` command: which function answers which words, and how errors reach the user."""
 
+import contextlib
 import importlib
 import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import typer
@@ -105,11 +106,41 @@ def main(args: Sequence[str] | None = None) -> int:
     is set in the environment.
     """
     args = [_expanded(arg) for arg in (sys.argv[1:] if args is None else args)] or ["--help"]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is escaped
-            stream.reconfigure(errors="backslashreplace")
+    with _logging(), _escaping():
+        return _run(args)
+
+
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Log to stderr; whoever calls `main` from Python gets their own settings back."""
+    root, ours = logging.getLogger(), logging.getLogger("pictish")
+    handlers, level = list(root.handlers), ours.level
     logging.basicConfig(format="pictish: %(message)s")
-    logging.getLogger("pictish").setLevel(logging.INFO)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        for handler in set(root.handlers) - set(handlers):
+            root.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def _escaping() -> Iterator[None]:
+    """Escape what a terminal cannot encode, in place of an error."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with contextlib.suppress(OSError, ValueError):  # closed by its reader
+                stream.reconfigure(errors=errors)
+
+
+def _run(args: list[str]) -> int:
     said = "interrupted"
     try:
         with handled():
