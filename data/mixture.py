@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from pictish.data.images import holds_images
 from pictish.data.samples import (
     DamagedSample,
     Sample,
@@ -33,12 +32,12 @@ from pictish.data.samples import (
     sample_name,
     stamp_of,
 )
-from pictish.data.shards import find_shards
 from pictish.io.files import one_line, printable, write_atomic
+from pictish.io.finding import Found, find
 
 _BLOCK = 1024  # samples whose sources are drawn at once
 _HOPELESS = 1000  # samples of one source that cannot be used, none between: something is wrong with all
-_CACHE_FORMAT = "pictish-index-1"
+_CACHE_FORMAT = "pictish-index-2"
 _ARRAYS = ("names", "name_ends", "member_ends", "kinds", "offsets", "sizes")
 
 
@@ -62,6 +61,7 @@ class Report:
     """How many samples were used, and the names of those that could not be, by reason."""
 
     used: int = 0
+    hidden: int = 0  # files of the sources that are left out by their names
     skipped: dict[str, list[str]] = field(default_factory=dict)
     _known: set[tuple[str, str]] = field(default_factory=set, init=False, repr=False, compare=False)
 
@@ -88,6 +88,8 @@ class Report:
         for reason, names in sorted(self.skipped.items()):
             more = f" and {len(names) - most:,} more" if len(names) > most else ""
             found.append(f"{len(names):,} skipped, {reason}: {', '.join(names[:most])}{more}")
+        if self.hidden:
+            found.append(f"{self.hidden:,} hidden files ignored")
         return found
 
 
@@ -120,6 +122,7 @@ class Mixture:
     Samples that cannot be used are left out, which moves no other, and named in `report`; `strict` makes the
     first of them a ValueError. `cache`: folder for the indices, so that shards are scanned once; with
     `shared` somebody else writes there, and it is only read. `tokenizer`: fingerprint of token files.
+    `caption_keys`: where captions stand in the JSON, see `captions_of`.
     """
 
     def __init__(
@@ -134,6 +137,7 @@ class Mixture:
         strict: bool = False,
         cache: Path | None = None,
         shared: bool = False,
+        caption_keys: Sequence[str] = (),
     ) -> None:
         if not sources or len({source.name for source in sources}) < len(sources):
             names = ", ".join(source.name for source in sources) or "none"
@@ -142,6 +146,7 @@ class Mixture:
             raise ValueError(f"seed must be 0 to 2**63 - 1, not {seed}")
         assert 0 <= lane < lanes
         self.seed, self.lane, self.lanes, self.tokenizer, self.strict = seed, lane, lanes, tokenizer, strict
+        self.caption_keys = tuple(caption_keys)
         self.report = Report()
         sources = sorted(sources, key=lambda source: source.name)  # their order in a config means nothing
         own_cache = None if shared else cache  # two may not write one file
@@ -208,7 +213,7 @@ class Mixture:
         Whoever calls this hands the outcome to `use` or `skip`, in the order of the slots.
         """
         index, row = self._pools[slot.source].place(slot.row)
-        return index.read(row, self.tokenizer)
+        return index.read(row, self.tokenizer, self.caption_keys)
 
     def use(self, slot: Slot) -> None:
         """Count a sample as used."""
@@ -247,8 +252,16 @@ class Mixture:
 
     def _indices(self, source: Source, cache: Path | None, own_cache: Path | None) -> list[SampleIndex]:
         """The shards and folders of a source; damage is reported, or a ValueError when strict."""
-        indices = _load(source, cache, own_cache)
+        indices, found = _load(source, cache, own_cache)
+        self.report.hidden += len(found.hidden)
+        for name, reason in found.problems:
+            if self.strict:
+                raise ValueError(f"{printable(name)}: {reason}")
+            self.report.skip(printable(name), reason)
         for index in indices:
+            self.report.hidden += index.hidden
+            for name, reason in index.ignored.items():
+                self.report.skip(sample_name(index.source, name), reason)
             if index.damage is not None:
                 if self.strict:
                     raise ValueError(f"{index.source}: {index.damage}")
@@ -343,10 +356,13 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _load(source: Source, cache: Path | None, own_cache: Path | None) -> list[SampleIndex]:
-    """Indices of a source's shards and folders: unchanged shards from `cache`, the others scanned."""
+def _load(source: Source, cache: Path | None, own_cache: Path | None) -> tuple[list[SampleIndex], Found]:
+    """Indices of a source's shards and folders: unchanged shards from `cache`, the others scanned.
+
+    And what the search for shards found beside them.
+    """
     try:
-        shards, folders = _places(source)
+        shards, folders, found = _places(source)
         known, fresh = _from_cache(cache / f"{source.name}.safetensors") if cache else {}, 0
         indices = []
         for shard in shards:
@@ -355,26 +371,29 @@ def _load(source: Source, cache: Path | None, own_cache: Path | None) -> list[Sa
             indices.append(dataclasses.replace(index, path=shard) if index else index_shard(shard))
         if own_cache and (fresh or known):
             write_atomic(own_cache / f"{source.name}.safetensors", _to_cache(indices))
-        return indices + [index_folder(folder) for folder in folders]
+        return indices + [index_folder(folder) for folder in folders], found
     except OSError as error:
         raise ValueError(f"source {source.name}: {one_line(error)}") from error
     except ValueError as error:
         raise ValueError(f"source {source.name}: {error}") from error
 
 
-def _places(source: Source) -> tuple[list[Path], list[Path]]:
-    """Shards and picture folders of a source."""
-    shards, folders = [], {}
+def _places(source: Source) -> tuple[list[Path], list[Path], Found]:
+    """Shards and picture folders of a source, and what else lies beside the shards."""
+    shards: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
+    beside = Found()
     for entry in source.paths:
-        if not entry.is_dir():
-            shards.append(entry)
-        elif next(entry.rglob("*.tar"), None) is None:
+        found = find([entry])
+        if entry.is_dir() and not found.shards:
             folders[os.path.realpath(entry)] = entry
-        elif holds_images(entry):
+            continue
+        if found.images:
             raise ValueError(f"{printable(entry)} holds shards and pictures; name the ones or the others")
-        else:
-            shards.append(entry)
-    return (find_shards(shards) if shards else []), list(folders.values())
+        shards |= {os.path.realpath(shard.path): shard.path for shard in found.shards}
+        beside.hidden += found.hidden
+        beside.problems += found.problems
+    return sorted(shards.values(), key=lambda path: (path.name, str(path))), list(folders.values()), beside
 
 
 def _to_cache(indices: Sequence[SampleIndex]) -> bytes:
@@ -384,6 +403,8 @@ def _to_cache(indices: Sequence[SampleIndex]) -> bytes:
             "path": os.path.realpath(index.path),
             "stamp": index.stamp,
             "damage": index.damage,
+            "ignored": dict(index.ignored),
+            "hidden": index.hidden,
             "suffixes": index.suffixes,
         }
         for index in indices
@@ -400,7 +421,8 @@ def _from_cache(path: Path) -> dict[tuple[str, tuple[int, int]], SampleIndex]:
         found = {}
         for number, facts in enumerate(json.loads(header["__metadata__"][_CACHE_FORMAT])):
             stamp, parts = (facts["stamp"][0], facts["stamp"][1]), [arrays[f"{number}.{n}"] for n in _ARRAYS]
-            index = SampleIndex(Path(facts["path"]), stamp, facts["damage"], tuple(facts["suffixes"]), *parts)
+            said = facts["damage"], dict(facts["ignored"]), int(facts["hidden"]), tuple(facts["suffixes"])
+            index = SampleIndex(Path(facts["path"]), stamp, *said, *parts)
             found[facts["path"], stamp] = index
         return found
     except Exception:  # whatever a damaged cache makes the readers raise: the shards are there to be scanned

@@ -108,7 +108,10 @@ DAMAGED = [
     ({"png": b"P", "json": b"[" * 100_000}, "its .json is no JSON$"),
     ({"png": b"P", "json": b"[1]"}, "no JSON object"),
     ({"png": b"P", "json": dump({"caption": 3})}, "a caption is missing or no text"),
-    ({"png": b"P", "json": dump({"captions": "x"})}, "captions in its JSON is no list"),
+    ({"png": b"P", "json": dump({"captions": ["x", 3]})}, "a caption is missing or no text"),
+    ({"png": b"P", "json": dump({"title": "x"})}, "has no caption: .* in its JSON, which has title"),
+    ({"png": b"P", "jsonl": b"{"}, "its .jsonl is not lines of JSON"),
+    ({"jpg": b"P", "cls": b"281"}, "has no caption"),
     ({"png": b"P", "json": b'{"caption": "\\ud83d"}'}, "half of a character"),
     ({"json": dump({"caption": "x"})}, "has no picture"),
     ({"txt": b"x", "json": dump({"style": "noto"})}, "has no picture"),
@@ -250,11 +253,18 @@ def test_named_pictures_go_through_a_shard_but_no_named_text_or_pickle(tmp_path)
     with pytest.raises(ValueError, match="has members"), ShardFile(tmp_path / "a.tar") as shard:
         shard.write("a", {"x.source.png": b"x"})
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name in ("a.Source.PNG", "a.more.source.png", "a.source.txt", "a.png.txt"):
+        for name in ("a.json", "a.Source.PNG", "b.more.source.png", "b.source.txt", "b.png.txt"):
             info = tarfile.TarInfo(name)
             info.size = 1
             tar.addfile(info, io.BytesIO(b"x"))
-    assert list(read_shard(tmp_path / "a.tar")) == [{"__key__": "a", "source.png": b"x"}]
+    assert list(read_shard(tmp_path / "a.tar")) == [
+        {"__key__": "a", "json": b"x", "source.png": b"x"},
+        *(
+            {"__key__": f"b%2E{name}", kind: b"x"}
+            for name, kind in (("more%2Esource", "png"), ("source", "txt"))
+        ),
+        {"__key__": "b%2Epng", "txt": b"x"},
+    ]
     with tarfile.open(tmp_path / "b.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("a.source.png"))
         tar.addfile(tarfile.TarInfo("a.source.pickle"))

@@ -1,0 +1,80 @@
+"""Which files are members of which sample, by their names alone: in shards and in image folders alike.
+
+A sample is files of one name but for the suffix. A file with another part in its name (`KEY.source.png`,
+`KEY.caption.txt`) belongs to the sample KEY where that needs it, else it begins a sample of its own.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from pictish.io.finding import IMAGES, split_name
+
+CAPTIONS = ("txt", "caption", "text")  # suffixes of text that is a caption as it stands
+TEXTS = (*CAPTIONS, "json", "jsonl", "cls")
+CAPTION_KEYS = (
+    *("caption", "captions", "text", "texts", "prompt", "prompts", "description", "descriptions"),
+    *("alt_text", "alt", "short_caption", "long_caption", "recaption", "re_caption"),
+)
+"""Names that captions have in the JSON and the members of known data sets, in lower case."""
+_PART = re.compile(r"[a-z0-9_-]+")
+
+
+def is_image(suffix: str) -> bool:
+    """Whether a member of this suffix, or this name (`source.png`), is an image or the tokens of one."""
+    return suffix.rpartition(".")[2] in (*IMAGES, "tokens")
+
+
+def is_member(suffix: str) -> bool:
+    """Whether a sample may have a member `KEY.suffix`: its kind is known, and its part has a plain name."""
+    part, _, kind = suffix.rpartition(".")
+    if not part:
+        return kind in TEXTS or is_image(kind)
+    return _PART.fullmatch(part) is not None and (is_image(kind) or is_named_caption(suffix))
+
+
+def is_named_caption(suffix: str) -> bool:
+    """Whether a member is text by the name of a caption, such as `caption.txt`."""
+    part, _, kind = suffix.rpartition(".")
+    return kind == "txt" and part in CAPTION_KEYS
+
+
+def image_members(members: Iterable[str]) -> dict[str, list[str]]:
+    """The images of a sample by name (`""` has none), each with its members: the first counts."""
+    order = {suffix: place for place, suffix in enumerate(("tokens", *IMAGES))}
+    found: dict[str, list[str]] = {}
+    for suffix in sorted(filter(is_image, members), key=lambda s: order[s.rpartition(".")[2]]):
+        found.setdefault(suffix.rpartition(".")[0], []).append(suffix)
+    return found
+
+
+def owners(folder: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """The sample that each name without suffix belongs to, of the suffixes that each name in a folder has.
+
+    `v1.0` is a sample, `0003.source` belongs to `0003` with its JSON, `07.caption` to `07`, and so does
+    `07.input`. In a folder of one image, `caption` belongs to it.
+    """
+    images = {stem for stem, suffixes in folder.items() if any(map(is_image, suffixes))}
+    texts = {stem for stem, suffixes in folder.items() if any(s in TEXTS for s in suffixes)}
+    found = {stem: stem for stem in folder}
+    captions: set[str] = set()  # samples whose caption has a name
+    for stem in texts - images:
+        parent, _, part = stem.rpartition(".")
+        if parent and part.lower() in CAPTION_KEYS:
+            found[stem] = parent
+            captions.add(parent)
+    for stem in images - texts:
+        parent, _, part = stem.rpartition(".")
+        waits = parent in captions or (parent in texts and (parent not in images or "json" in folder[parent]))
+        if parent and waits and _PART.fullmatch(part.lower()):
+            found[stem] = parent
+    if len(images) == 1 and not images & texts:
+        (only,) = images
+        if found[only] == only and only not in captions:
+            found |= {stem: only for stem in texts - images if stem.lower() in CAPTION_KEYS}
+    return found
+
+
+def split_member(name: str) -> tuple[str, str, str]:
+    """Folder (with its `/`), name without suffix, and suffix of a member."""
+    folder, slash, base = name.rpartition("/")
+    return (folder + slash, *split_name(base))
