@@ -59,7 +59,7 @@ def images_of(found: Found, inputs: Sequence[Path]) -> list[ImageFile]:
             name, reason = found.problems[0]
             raise ValueError(f"{printable(name)}: {reason}")
         places = ", ".join(printable(entry) for entry in inputs) or "nothing was given"
-        raise ValueError(f"no images found ({places}); looked for {supported()}")
+        raise ValueError(f"no pictures found ({places}); looked for {supported()}")
     return [ImageFile(file.path, file.name) for file in found.images]
 
 

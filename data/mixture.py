@@ -48,6 +48,7 @@ class Source:
     name: str
     paths: tuple[Path, ...]
     weight: float = 1.0  # share of the stream's samples, relative to the other sources'
+    caption_keys: tuple[str, ...] = ()  # where captions stand in the JSON, see `captions_of`
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
@@ -122,7 +123,6 @@ class Mixture:
     Samples that cannot be used are left out, which moves no other, and named in `report`; `strict` makes the
     first of them a ValueError. `cache`: folder for the indices, so that shards are scanned once; with
     `shared` somebody else writes there, and it is only read. `tokenizer`: fingerprint of token files.
-    `caption_keys`: where captions stand in the JSON, see `captions_of`.
     """
 
     def __init__(
@@ -137,7 +137,6 @@ class Mixture:
         strict: bool = False,
         cache: Path | None = None,
         shared: bool = False,
-        caption_keys: Sequence[str] = (),
     ) -> None:
         if not sources or len({source.name for source in sources}) < len(sources):
             names = ", ".join(source.name for source in sources) or "none"
@@ -146,7 +145,6 @@ class Mixture:
             raise ValueError(f"seed must be 0 to 2**63 - 1, not {seed}")
         assert 0 <= lane < lanes
         self.seed, self.lane, self.lanes, self.tokenizer, self.strict = seed, lane, lanes, tokenizer, strict
-        self.caption_keys = tuple(caption_keys)
         self.report = Report()
         sources = sorted(sources, key=lambda source: source.name)  # their order in a config means nothing
         own_cache = None if shared else cache  # two may not write one file
@@ -212,8 +210,9 @@ class Mixture:
 
         Whoever calls this hands the outcome to `use` or `skip`, in the order of the slots.
         """
-        index, row = self._pools[slot.source].place(slot.row)
-        return index.read(row, self.tokenizer, self.caption_keys)
+        pool = self._pools[slot.source]
+        index, row = pool.place(slot.row)
+        return index.read(row, self.tokenizer, pool.caption_keys)
 
     def use(self, slot: Slot) -> None:
         """Count a sample as used."""
@@ -302,7 +301,7 @@ class _Pool:
     """All samples of one source, and their order in an epoch."""
 
     def __init__(self, source: Source, seed: int, indices: Sequence[SampleIndex]) -> None:
-        self._seed, self._name = seed, source.name
+        self._seed, self._name, self.caption_keys = seed, source.name, source.caption_keys
         self._indices = indices
         self._ends = np.cumsum([len(index) for index in indices])
         self.size = int(self._ends[-1])

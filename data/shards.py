@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from pictish.data.members import is_member, owners, split_member
+from pictish.data.members import is_image, is_member, owners, split_member
 from pictish.data.tar import LARGEST_MEMBER, contents_of, open_tar
 from pictish.io.files import check_relative, printable, sync, temp_path
 from pictish.io.finding import SHARDS, find, image_kind, kind_of, unsupported
@@ -127,16 +127,20 @@ class Shard:
     damage: str | None  # why the samples behind these are lost
     file: IO[bytes]  # the uncompressed tar, while the shard is open
 
-    def read(self, key: str) -> dict[str, bytes]:
-        """The bytes of a sample's members by suffix; ValueError when they have more than 1 GiB together."""
+    def read(self, key: str, *, images: bool = True) -> dict[str, bytes]:
+        """The bytes of a sample's members by suffix, those of `images` empty when they are not wanted.
+
+        ValueError when they have more than 1 GiB together.
+        """
         members = self.samples[key]
         total = sum(size for _, size in members.values())
         if total > LARGEST_MEMBER:
             raise ValueError(f"{total:,} bytes; at most {LARGEST_MEMBER:,} are read")
         blobs = {}
         for suffix, (offset, size) in members.items():
+            wanted = images or suffix.endswith("tokens") or not is_image(suffix)
             self.file.seek(offset)
-            blobs[suffix] = self.file.read(size)
+            blobs[suffix] = self.file.read(size if wanted else 0)
         return blobs
 
 

@@ -1,5 +1,6 @@
 """`pictish inspect`: what is kept of a picture, which patches share a code, statistics of tokens."""
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -41,6 +42,12 @@ def run(
         float | None,
         typer.Option(metavar="DB", help="Keep as few patches as are expected to reach this PSNR, in dB."),
     ] = None,
+    caption_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="Read captions of shards from this key of the JSON alone; may be repeated."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing drawing.")] = False,
     quiet: Annotated[
@@ -71,7 +78,7 @@ def run(
             for name, setting in options.items():
                 if setting is not None:
                     raise ValueError(f"--{name} is for pictures; of tokens, given here, numbers are printed")
-            facts = _tokens(inputs, report)
+            facts = _tokens(inputs, caption_key or [], report)
             lines = []
     if as_json:
         print(json.dumps(facts, indent=2, sort_keys=True))
@@ -85,16 +92,19 @@ def run(
 
 def _is_picture(inputs: list[Path]) -> bool:
     """Whether one picture is asked for; ValueError for several, or for a folder without tokens."""
-    from pictish.data.images import SUFFIXES
     from pictish.io.files import printable
+    from pictish.io.finding import find, kind_of
 
-    pictures = [entry for entry in inputs if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
+    pictures = [entry for entry in inputs if kind_of(entry.name) == "image" and not entry.is_dir()]
     if pictures and len(inputs) > 1:
         raise ValueError(
             f"one picture is drawn at a time, {len(inputs)} inputs came; --codebook takes many pictures"
         )
     for entry in inputs:
-        if entry.is_dir() and not any(any(entry.rglob(pattern)) for pattern in ("*.tokens", "*.tar")):
+        if not entry.is_dir():
+            continue
+        found = find([entry])
+        if not found.shards and not any(name.endswith(".tokens") for name in found.others):
             raise ValueError(
                 f"{printable(entry)}: no tokens in this folder (*.tokens, *.tar); "
                 "give one picture to draw, or pictures with --codebook"
@@ -213,13 +223,19 @@ def _code_lines(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _tokens(inputs: list[Path], report: "Report") -> dict[str, Any]:
-    """Statistics of token files, token folders and shards; damaged ones are told, not counted."""
+def _tokens(inputs: list[Path], caption_keys: list[str], report: "Report") -> dict[str, Any]:
+    """Statistics of token files, token folders and shards; damaged ones are told, not counted.
+
+    Of shards also how they are understood, which is all there is of raw ones.
+    """
+    from pictish.commands.inspect_shards import inspect_shards
     from pictish.evaluation.metrics import CodeStatistics
     from pictish.evaluation.pictures import Broken
 
+    shards, others = _sorted(inputs)
+    understood = {"shards": inspect_shards(shards, caption_keys, report)} if shards else {}
     statistics: CodeStatistics | None = None
-    for each in _read_tokens(inputs):
+    for each in _read_tokens(shards, others):
         if isinstance(each, Broken):
             report.failed(each.name, each.error)
             continue
@@ -227,42 +243,65 @@ def _tokens(inputs: list[Path], report: "Report") -> dict[str, Any]:
             statistics = CodeStatistics(each.codebook_size, each.tokenizer)
         statistics.add(each)
         report.done()
+    if statistics is None and understood:
+        return understood
     if statistics is None:
         raise ValueError("no statistics: no readable tokens")
     lengths = {str(length): number for length, number in statistics.length_histogram().items()}
-    return {**statistics.summary(), "tokenizer": statistics.tokenizer, "lengths": lengths}
+    return {**statistics.summary(), "tokenizer": statistics.tokenizer, "lengths": lengths, **understood}
 
 
-def _read_tokens(inputs: list[Path]) -> "Iterator[TokenizedImage | Broken]":
-    from pictish.data.shards import find_shards, read_shard
+def _sorted(inputs: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The shards among the inputs and in their folders, and the inputs without any."""
+    from pictish.data.shards import find_shards
+    from pictish.io.finding import find, shard_suffix
+
+    holders = [
+        entry
+        for entry in inputs
+        if (find([entry]).shards if entry.is_dir() else shard_suffix(entry.name) is not None)
+    ]
+    return (find_shards(holders) if holders else []), [entry for entry in inputs if entry not in holders]
+
+
+def _read_tokens(shards: list[Path], others: list[Path]) -> "Iterator[TokenizedImage | Broken]":
+    """Tokens of token files and of the samples of shards that have any."""
+    from pictish.data.shards import open_shard
     from pictish.data.token_folder import find_tokens, read_tokens
     from pictish.data.tokens import TokenizedImage
-    from pictish.evaluation.pictures import Broken, has_tar
+    from pictish.evaluation.pictures import Broken
     from pictish.io.files import one_line
 
-    shards = [entry for entry in inputs if entry.suffix == ".tar" or (entry.is_dir() and has_tar(entry))]
-    others = [entry for entry in inputs if entry not in shards]
     for file in find_tokens(others) if others else []:
         try:
             yield read_tokens(file.path)
         except (ValueError, OSError) as error:
             yield Broken(file.name, one_line(error))
-    for shard in find_shards(shards) if shards else []:
-        for sample in read_shard(shard):
-            if "tokens" not in sample:
-                yield Broken(f"{shard.name}/{sample['__key__']}", "this sample has no tokens")
-                continue
-            try:
-                yield TokenizedImage.from_bytes(sample["tokens"])
-            except ValueError as error:
-                yield Broken(f"{shard.name}/{sample['__key__']}", one_line(error))
+    for path in shards:
+        with contextlib.suppress(ValueError, OSError), open_shard(path) as shard:  # told by inspect_shards
+            tokenized = {key for key, members in shard.samples.items() if "tokens" in members}
+            for key in shard.samples if tokenized else []:
+                if key not in tokenized:
+                    yield Broken(f"{path.name}/{key}", "this sample has no tokens")
+                    continue
+                try:
+                    yield TokenizedImage.from_bytes(shard.read(key, images=False)["tokens"])
+                except ValueError as error:
+                    yield Broken(f"{path.name}/{key}", one_line(error))
 
 
 def _print_statistics(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pictish.commands.inspect_shards import shard_lines
+
     console = Console()
+    for shard in facts.get("shards", []):
+        for line in shard_lines(shard):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if "tokens" not in facts:
+        return
     tokens = facts["tokens"]
     rows = [
         ("pictures", f"{facts['pictures']:,}"),

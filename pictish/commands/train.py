@@ -55,6 +55,10 @@ def lm(
     run: Run = Path("runs/lm"),
     device: Device = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first damaged sample.")] = False,
+    caption_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Read captions from this key of the JSON alone; may be repeated."),
+    ] = None,
     anomaly_skip: AnomalySkip = 0,
     fsdp: Fsdp = False,
     quiet: Quiet = False,
@@ -72,7 +76,11 @@ def lm(
     from pictish.training.world import resolve_device
 
     changes = [*(overrides or []), *(["data.strict=true"] if strict else [])]
-    settings = parse(TrainConfig, load(config, changes), config)
+    asked = load(config, changes)
+    for source in ("train", "validation") if caption_key else ():
+        for each in asked.get("data", {}).get(source, {}).values():
+            each["caption_keys"] = caption_key
+    settings = parse(TrainConfig, asked, config)
     tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
     report = Report()
     with _begun(run, settings, quiet):

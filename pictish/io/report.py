@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from pictish.io.files import one_line, printable
+from pictish.io.finding import Found
 from pictish.io.interrupt import StoppedAtFailure
 
 
@@ -28,7 +29,7 @@ class Report:
         hidden = quiet or not console.is_terminal
         self._bar = Progress(*columns, console=console, disable=hidden, transient=True)
         self._task = self._bar.add_task(task, total=total)
-        self._strict = strict
+        self._strict, self._quiet = strict, quiet
         self._started = time.perf_counter()
         self.failures = 0
 
@@ -52,6 +53,18 @@ class Report:
         self._bar.advance(self._task)
         if self._strict:
             raise StoppedAtFailure
+
+    def tell(self, found: Found) -> None:
+        """Say what a search for inputs could not use, as failures, and what it ignored, as a note."""
+        if note := found.note():
+            self.note(note)
+        for name, reason in found.problems:
+            self.failed(name, reason)
+
+    def note(self, text: str) -> None:
+        """Say something that is no failure; nothing when quiet."""
+        if not self._quiet:
+            self._bar.console.print(Text(f"pictish: {printable(text)}"), soft_wrap=True)
 
     @property
     def seconds(self) -> float:
