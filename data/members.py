@@ -38,11 +38,15 @@ def is_named_caption(suffix: str) -> bool:
     return kind == "txt" and part in CAPTION_KEYS
 
 
-def image_members(members: Iterable[str]) -> dict[str, list[str]]:
-    """The images of a sample by name (`""` has none), each with its members: the first counts."""
+def image_members(members: Iterable[str], *, tokens: bool = False) -> dict[str, list[str]]:
+    """The images of a sample by name (`""` has none), each with its members: the first counts.
+
+    Raw images alone, or with `tokens` also those that are tokenized, which come before them.
+    """
     order = {suffix: place for place, suffix in enumerate(("tokens", *IMAGES))}
     found: dict[str, list[str]] = {}
-    for suffix in sorted(filter(is_image, members), key=lambda s: order[s.rpartition(".")[2]]):
+    asked = (s for s in members if is_image(s) and (tokens or not s.endswith("tokens")))
+    for suffix in sorted(asked, key=lambda s: order[s.rpartition(".")[2]]):
         found.setdefault(suffix.rpartition(".")[0], []).append(suffix)
     return found
 

@@ -165,7 +165,7 @@ def _parse(
 
 def _picture_suffix(members: Mapping[str, bytes], name: str | None) -> str:
     """The member that is the sample's picture, or that its JSON means by `name`."""
-    images = image_members(members)
+    images = image_members(members, tokens=True)
     if name is None:
         if "" in images:
             return images[""][0]

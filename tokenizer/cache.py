@@ -150,7 +150,7 @@ def _read_pictures(shards: Sequence[str]) -> list[tuple[str, str, bytes]]:
         with open_shard(path) as shard:
             for key in shard.samples:
                 members = shard.read(key)
-                images = image_members([suffix for suffix in members if not suffix.endswith("tokens")])
+                images = image_members(members)
                 if "" in images:
                     blobs.append((path.name, key, members[images[""][0]]))
             for name, reason in shard.ignored.items():

@@ -141,7 +141,7 @@ def _pictures(path: Path, builder: "_Builder") -> Iterator[SamplePicture]:
             except ValueError as error:
                 builder.leave_out(key, one_line(error))
                 continue
-            images = image_members([suffix for suffix in sample if not suffix.endswith("tokens")])
+            images = image_members(sample)
             if not images:
                 builder.leave_out(key, f"holds no picture; known are {supported()}")
                 continue

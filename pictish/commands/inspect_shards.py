@@ -36,10 +36,10 @@ def _inspect(path: Path, caption_keys: Sequence[str], report: "Report") -> dict[
     captions = images = 0
     unusable: dict[str, list[str]] = {}
     with open_shard(path) as shard:
-        with_images = any(image_members(one) for one in shard.samples.values())
+        with_images = any(image_members(one, tokens=True) for one in shard.samples.values())
         for key, places in shard.samples.items():
             members.update(places)
-            images += len(image_members(places))
+            images += len(image_members(places, tokens=True))
             for used, *more in image_members(places).values():
                 for other in more:
                     report.failed(f"{path.name}/{key}.{other}", f"its sample has .{used} too, which is read")

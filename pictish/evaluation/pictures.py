@@ -132,9 +132,7 @@ class PictureSource:
                         yield f"{path.name}/{name}", ValueError(reason)
                     for key in shard.samples:
                         members = shard.read(key)
-                        images = image_members(
-                            [suffix for suffix in members if not suffix.endswith("tokens")]
-                        )
+                        images = image_members(members)
                         for used, *more in images.values():
                             pictures += 1
                             yield f"{path.name}/{key}.{used}", members[used]

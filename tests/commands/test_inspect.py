@@ -136,6 +136,12 @@ def test_token_files_and_shards_give_the_same_statistics(token_folder, tmp_path,
     for words in ([token_folder], files, [tmp_path / "shards"], sorted((tmp_path / "shards").iterdir())):
         assert inspect(*words, "--json") == 0
         answers.append(facts(capsys))
+    shards = [answer.pop("shards", []) for answer in answers]
+    assert [[(each["samples"], each["images"]) for each in one] for one in shards] == [
+        [],
+        [],
+        *2 * [[(2, 2), (1, 1)]],
+    ]
     assert all(answer == answers[0] for answer in answers)
 
 
