@@ -61,7 +61,7 @@ class Found:
         if self.others:
             suffixes = Counter(f".{split_name(name)[1]}".rstrip(".") for name in self.others)
             kinds = [f"{number:,} {suffix or 'without suffix'}" for suffix, number in suffixes.most_common()]
-            parts.append(f"{_count(self.others, 'file')} that are not images ({_some(kinds)})")
+            parts.append(f"{_count(self.others, 'non-image file')} ({_some(kinds)})")
         return f"ignored {'; '.join(parts)}" if parts else None
 
 

@@ -29,7 +29,7 @@ def test_each_file_is_an_image_a_shard_a_problem_or_something_else(tmp_path):
     assert names(found.shards) == sorted(shards)
     assert [name for name, _ in found.problems] == sorted(problems)
     assert found.others == sorted(others)
-    assert found.note() == "ignored 3 files that are not images (1 .tokens, 1 .txt, 1 without suffix)"
+    assert found.note() == "ignored 3 non-image files (1 .tokens, 1 .txt, 1 without suffix)"
 
 
 def test_a_file_whose_name_says_nothing_is_an_image_by_its_first_bytes(tmp_path):
