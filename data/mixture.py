@@ -32,6 +32,7 @@ from pictish.data.samples import (
     sample_name,
     stamp_of,
 )
+from pictish.data.shards import find_shards
 from pictish.io.files import one_line, printable, write_atomic
 from pictish.io.finding import Found, find
 
@@ -383,8 +384,11 @@ def _places(source: Source) -> tuple[list[Path], list[Path], Found]:
     folders: dict[str, Path] = {}
     beside = Found()
     for entry in source.paths:
+        if not entry.is_dir():
+            shards |= {os.path.realpath(shard): shard for shard in find_shards([entry])}
+            continue
         found = find([entry])
-        if entry.is_dir() and not found.shards:
+        if not found.shards:
             folders[os.path.realpath(entry)] = entry
             continue
         if found.images:

@@ -397,7 +397,7 @@ def index_folder(path: Path) -> SampleIndex:
         owner = owners(stems)
         members: dict[str, dict[str, tuple[int, int]]] = {}
         for name, (stem, _) in split.items():
-            whose = owner[stem] if name.startswith(owner[stem]) else stem  # the files' names are all there is
+            whose = owner[stem] if name.startswith(f"{owner[stem]}.") else stem  # a file is read by its name
             members.setdefault(whose, {})[name[len(whose) + 1 :]] = (0, 0)
         samples += [(folder + stem, own) for stem, own in members.items()]
     return _index(path, None, None, ignored, len(found.hidden), samples)

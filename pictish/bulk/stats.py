@@ -66,8 +66,9 @@ class ShardStats:
         counts["hidden"] = facts.get("hidden", 0)  # newer, as is `ignored`
         told = {"left_out": facts.get("left_out"), "ignored": facts.get("ignored", {})}
         wrong += [name for name, value in told.items() if not isinstance(value, dict)]
-        if wrong or type(counts["hidden"]) is not int:
-            raise ValueError(f"damaged, {min([*wrong, 'hidden'])} is missing or of another type")
+        wrong += ["hidden"] if type(counts["hidden"]) is not int else []
+        if wrong:
+            raise ValueError(f"damaged, {min(wrong)} is missing or of another type")
         texts_of = {
             name: {str(key): str(reason) for key, reason in value.items()}
             for name, value in told.items()

@@ -64,9 +64,7 @@ def test_hidden_files_are_left_out_and_counted(tmp_path, tokenize):
     fill(tmp_path / "in", {name: encoded(1) for name in ("a.jpg", ".ipynb_checkpoints/a.jpg", "._a.jpg")})
     code, lines, made = tokenize()
     assert (code, made) == (0, ["a.tokens"])
-    assert (
-        lines == ["pictish: ignored 2 hidden files (._a.jpg, .ipynb_checkpoints)"] or "2 hidden" in lines[0]
-    )
+    assert lines == ["pictish: ignored 2 hidden files (._a.jpg, .ipynb_checkpoints)"]
 
 
 def test_every_format_is_read_or_named(tmp_path, tokenize):
