@@ -34,7 +34,7 @@ from pictish.data.samples import (
 )
 from pictish.data.shards import find_shards
 from pictish.io.files import one_line, printable, write_atomic
-from pictish.io.finding import Found, find
+from pictish.io.finding import Found, counted, find
 
 _BLOCK = 1024  # samples whose sources are drawn at once
 _HOPELESS = 1000  # samples of one source that cannot be used, none between: something is wrong with all
@@ -91,7 +91,7 @@ class Report:
             more = f" and {len(names) - most:,} more" if len(names) > most else ""
             found.append(f"{len(names):,} skipped, {reason}: {', '.join(names[:most])}{more}")
         if self.hidden:
-            found.append(f"{self.hidden:,} hidden files ignored")
+            found.append(f"{counted(self.hidden, 'hidden file')} ignored")
         return found
 
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 from pictish.data.members import is_image, is_member, owners, split_member
 from pictish.data.tar import LARGEST_MEMBER, contents_of, open_tar
 from pictish.io.files import check_relative, printable, sync, temp_path
-from pictish.io.finding import SHARDS, find, image_kind, kind_of, unsupported
+from pictish.io.finding import SHARDS, counted, find, image_kind, kind_of, unsupported
 
 Sample = dict[str, Any]  # "__key__": str, every other key a suffix: bytes
 _Place = tuple[int, int]  # offset and size in bytes
@@ -227,7 +227,9 @@ def _understood(path: Path, file: IO[bytes]) -> Shard:
             samples[key][member] = contents.places[name]
         incomplete = key if name == contents.last else incomplete
     for suffix, number in sorted(others.items()):
-        ignored[f"*.{suffix}" if suffix else "* without suffix"] = f"{number:,} members of an unknown kind"
+        ignored[f"*.{suffix}" if suffix else "* without suffix"] = (
+            f"{counted(number, 'member')} of an unknown kind"
+        )
     if contents.damage is not None and incomplete is not None:
         del samples[incomplete]
     return Shard(path, samples, contents.hidden, ignored, contents.damage, file)

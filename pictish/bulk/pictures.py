@@ -17,7 +17,7 @@ from pictish.data.shards import ShardFile, key_of, shard_name
 from pictish.data.token_folder import Entry, OutputFolder, plan_outputs, sources_digest
 from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line, printable, sha256_file
-from pictish.io.finding import Found, find
+from pictish.io.finding import Found, counted, find
 from pictish.io.interrupt import in_units, stop_here
 from pictish.io.report import Report, Writer
 from pictish.io.storage import is_remote
@@ -99,8 +99,9 @@ def hold_shards(inputs: Sequence[str]) -> bool:
     shards = [*remote, *(file.name for file in found.shards)]
     if shards and found.images:
         raise ValueError(
-            f"{len(shards):,} shards ({printable(shards[0])} ...) and {len(found.images):,} pictures "
-            f"({printable(found.images[0].name)} ...) were found; tokenize them apart"
+            f"{counted(len(shards), 'shard')} ({printable(shards[0])} ...) and "
+            f"{counted(len(found.images), 'picture')} ({printable(found.images[0].name)} ...) were found; "
+            "tokenize them apart"
         )
     return bool(shards)
 

@@ -17,7 +17,7 @@ from pictish.bulk.shard import Bulk, Outcome
 from pictish.bulk.stats import BulkFolder, ShardStats
 from pictish.data.token_folder import Header
 from pictish.io.files import one_line, printable, write_atomic
-from pictish.io.finding import Found, shard_name_of
+from pictish.io.finding import Found, counted, shard_name_of
 from pictish.io.report import Report
 from pictish.io.storage import Stored, find_shards, is_remote, join
 
@@ -140,7 +140,7 @@ def run(plan: Plan, quiet: bool) -> int:
                     text = json.dumps(facts, sort_keys=True, indent=1)
                     write_atomic(_own_report(plan.report, rank), text.encode("ascii") + b"\n")
         if result.hidden:
-            report.note(f"ignored {result.hidden:,} hidden members of shards")
+            report.note(f"ignored {counted(result.hidden, 'hidden member')} of shards")
     if not quiet:
         print(_summary(result, report, rank))
     rank.wait_for_others()

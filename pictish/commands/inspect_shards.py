@@ -76,35 +76,37 @@ def _kind(sample: "Sample") -> str:
 
     match sample:
         case samples.Pair():
-            return "captioned images"
+            return "captioned image"
         case samples.Edit():
-            return "edits"
+            return "edit"
         case samples.Question():
-            return "questions"
+            return "question"
         case samples.Document():
-            return "documents"
+            return "document"
         case samples.PlainText():
-            return "texts"
+            return "text"
 
 
 def shard_lines(facts: dict[str, Any]) -> list[str]:
     """The facts about a shard as text."""
     from pictish.io.files import printable
+    from pictish.io.finding import counted
 
-    def listed(counts: dict[str, int], form: str) -> str:
-        return ", ".join(form.format(printable(name), f"{number:,}") for name, number in counts.items())
-
+    members = ", ".join(f"{number:,} .{printable(suffix)}" for suffix, number in facts["members"].items())
     lines = [
-        f"{printable(facts['shard'])}: {facts['samples']:,} samples, {facts['images']:,} images, "
-        f"{facts['captions']:,} captions",
-        f"  members: {listed(facts['members'], '{1} .{0}') or 'none'}",
+        f"{printable(facts['shard'])}: {counted(facts['samples'], 'sample')}, "
+        f"{counted(facts['images'], 'image')}, {counted(facts['captions'], 'caption')}",
+        f"  members: {members or 'none'}",
     ]
     if facts["kinds"]:
-        lines.append(f"  for training: {listed(facts['kinds'], '{1} {0}')}")
+        kinds = ", ".join(counted(number, kind) for kind, number in facts["kinds"].items())
+        lines.append(f"  for training: {kinds}")
     for reason, keys in facts["unusable_for_training"].items():
         more = f" and {len(keys) - _SHOWN:,} more" if len(keys) > _SHOWN else ""
         names = ", ".join(map(printable, keys[:_SHOWN]))
-        lines.append(f"  not for training: {len(keys):,} samples, {printable(reason)} ({names}{more})")
+        lines.append(
+            f"  not for training: {counted(len(keys), 'sample')}, {printable(reason)} ({names}{more})"
+        )
     if facts["hidden"]:
-        lines.append(f"  ignored: {facts['hidden']:,} hidden members")
+        lines.append(f"  ignored: {counted(facts['hidden'], 'hidden member')}")
     return lines

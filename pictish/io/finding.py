@@ -54,14 +54,14 @@ class Found:
         """What was left out and is no loss, on one line; None when there is nothing to say."""
         parts = []
         if self.hidden:
-            parts.append(f"{_count(self.hidden, 'hidden file')} ({_some(self.hidden)})")
+            parts.append(f"{counted(len(self.hidden), 'hidden file')} ({_some(self.hidden)})")
         if self.known:
-            links = _count(self.known, "link")
+            links = counted(len(self.known), "link")
             parts.append(f"{links} to folders that are read already ({_some(self.known)})")
         if self.others:
             suffixes = Counter(f".{split_name(name)[1]}".rstrip(".") for name in self.others)
             kinds = [f"{number:,} {suffix or 'without suffix'}" for suffix, number in suffixes.most_common()]
-            parts.append(f"{_count(self.others, 'non-image file')} ({_some(kinds)})")
+            parts.append(f"{counted(len(self.others), 'non-image file')} ({_some(kinds)})")
         return f"ignored {'; '.join(parts)}" if parts else None
 
 
@@ -223,8 +223,9 @@ def begins_as_image(path: Path) -> bool:
         return False
 
 
-def _count(names: Sequence[str], what: str) -> str:
-    return f"{len(names):,} {what}{'s' if len(names) > 1 else ''}"
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 sample", "1,200 samples"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:

@@ -144,7 +144,7 @@ def test_shards_beside_a_picture_are_not_forgotten(tmp_path, tokenize):
     tar(tmp_path / "in" / "a.tar", {"a.jpg": encoded(2)})
     code, (line,), made = tokenize()
     assert (code, made) == (2, [])
-    assert "1 shards (a.tar ...) and 1 pictures (cover.jpg ...) were found; tokenize them apart" in line
+    assert "1 shard (a.tar ...) and 1 picture (cover.jpg ...) were found; tokenize them apart" in line
 
 
 def test_compressed_and_upper_case_shards_are_read(tmp_path, tokenize):
@@ -198,7 +198,7 @@ def test_what_a_shard_holds_is_tokenized_carried_or_named(tmp_path, tokenize):
     assert code == 1
     assert lines[0] == "pictish: a.tar/*.npy: 2 members of an unknown kind"
     assert lines[1].startswith("pictish: a.tar/s5.psd: unsupported image format")
-    assert lines[2:] == ["pictish: ignored 1 hidden members of shards"]
+    assert lines[2:] == ["pictish: ignored 1 hidden member of shards"]
     found = stats(tmp_path / "out", "a")
     assert (found["samples"], found["left_out"], found["hidden"]) == (7, {}, 1)
     assert set(found["ignored"]) == {"*.npy", "s5.psd"}
