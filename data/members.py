@@ -7,15 +7,11 @@ A sample is files of one name but for the suffix. A file with another part in it
 import re
 from collections.abc import Iterable, Mapping
 
+from pictish.data.captions import CAPTION_FIELDS
 from pictish.io.finding import IMAGES, split_name
 
 CAPTIONS = ("txt", "caption", "text")  # suffixes of text that is a caption as it stands
 TEXTS = (*CAPTIONS, "json", "jsonl", "cls")
-CAPTION_KEYS = (
-    *("caption", "captions", "text", "texts", "prompt", "prompts", "description", "descriptions"),
-    *("alt_text", "alt", "short_caption", "long_caption", "recaption", "re_caption"),
-)
-"""Names that captions have in the JSON and the members of known data sets, in lower case."""
 _PART = re.compile(r"[a-z0-9_-]+")
 
 
@@ -35,7 +31,7 @@ def is_member(suffix: str) -> bool:
 def is_named_caption(suffix: str) -> bool:
     """Whether a member is text by the name of a caption, such as `caption.txt`."""
     part, _, kind = suffix.rpartition(".")
-    return kind == "txt" and part in CAPTION_KEYS
+    return kind == "txt" and part in CAPTION_FIELDS
 
 
 def image_members(members: Iterable[str], *, tokens: bool = False) -> dict[str, list[str]]:
@@ -63,7 +59,7 @@ def owners(folder: Mapping[str, Iterable[str]]) -> dict[str, str]:
     captions: set[str] = set()  # samples whose caption has a name
     for stem in texts - images:
         parent, _, part = stem.rpartition(".")
-        if parent and part.lower() in CAPTION_KEYS:
+        if parent and part.lower() in CAPTION_FIELDS:
             found[stem] = parent
             captions.add(parent)
     for stem in images - texts:
@@ -74,7 +70,7 @@ def owners(folder: Mapping[str, Iterable[str]]) -> dict[str, str]:
     if len(images) == 1 and not images & texts:
         (only,) = images
         if found[only] == only and only not in captions:
-            found |= {stem: only for stem in texts - images if stem.lower() in CAPTION_KEYS}
+            found |= {stem: only for stem in texts - images if stem.lower() in CAPTION_FIELDS}
     return found
 
 

@@ -49,7 +49,7 @@ class Source:
     name: str
     paths: tuple[Path, ...]
     weight: float = 1.0  # share of the stream's samples, relative to the other sources'
-    caption_keys: tuple[str, ...] = ()  # where captions stand in the JSON, see `captions_of`
+    caption_key: str | None = None  # field of the JSON that holds captions, see `sample_captions`
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
@@ -213,7 +213,7 @@ class Mixture:
         """
         pool = self._pools[slot.source]
         index, row = pool.place(slot.row)
-        return index.read(row, self.tokenizer, pool.caption_keys)
+        return index.read(row, self.tokenizer, pool.caption_key)
 
     def use(self, slot: Slot) -> None:
         """Count a sample as used."""
@@ -302,7 +302,7 @@ class _Pool:
     """All samples of one source, and their order in an epoch."""
 
     def __init__(self, source: Source, seed: int, indices: Sequence[SampleIndex]) -> None:
-        self._seed, self._name, self.caption_keys = seed, source.name, source.caption_keys
+        self._seed, self._name, self.caption_key = seed, source.name, source.caption_key
         self._indices = indices
         self._ends = np.cumsum([len(index) for index in indices])
         self.size = int(self._ends[-1])

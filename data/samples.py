@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pictish.data.captions import CAPTION_FIELDS
 from pictish.data.loader import ImageBytes
 from pictish.data.members import (
-    CAPTION_KEYS,
     CAPTIONS,
     image_members,
     is_image,
@@ -106,16 +106,16 @@ def parse_sample(
     members: Mapping[str, bytes],
     tokenizer: str | None = None,
     text_alone: bool = True,
-    caption_keys: Sequence[str] = (),
+    caption_key: str | None = None,
 ) -> Sample:
     """The sample whose members, by suffix, hold these bytes.
 
     `tokenizer`: fingerprint that token files must have. `text_alone=False` where a `.txt` without a picture
-    has lost it. `caption_keys`: see `captions_of`. DamagedSample, a ValueError of one line naming source and
-    key, for what is no sample.
+    has lost it. `caption_key`: see `sample_captions`. DamagedSample, a ValueError of one line naming source
+    and key, for what is no sample.
     """
     try:
-        return _parse(source, key, members, tokenizer, text_alone, caption_keys)
+        return _parse(source, key, members, tokenizer, text_alone, caption_key)
     except (ValueError, RecursionError) as error:
         raise DamagedSample(sample_name(source, key), one_line(error)) from error
 
@@ -131,7 +131,7 @@ def _parse(
     members: Mapping[str, bytes],
     tokenizer: str | None,
     text_alone: bool,
-    caption_keys: Sequence[str],
+    caption_key: str | None,
 ) -> Sample:
     facts = _object(members["json"]) if "json" in members else {}
     kinds = [kind for kind in _KINDS if kind in facts]
@@ -157,7 +157,7 @@ def _parse(
         case [_]:
             return Question(source, key, picture(), _turns(facts))
     if not text_alone or facts or any(map(is_image, members)) or "txt" not in members:
-        return Pair(source, key, picture(), captions_of(members, facts, caption_keys), facts)
+        return Pair(source, key, picture(), sample_captions(members, facts, caption_key), facts)
     if not (text := _text(members["txt"], "its .txt").strip()):
         raise ValueError("its text is empty")
     return PlainText(source, key, text)
@@ -182,29 +182,30 @@ def _picture_suffix(members: Mapping[str, bytes], name: str | None) -> str:
     raise ValueError(f"lacks the member {name!r} that its JSON names")
 
 
-def captions_of(
-    members: Mapping[str, bytes], facts: Mapping[str, Any], keys: Sequence[str] = ()
+def sample_captions(
+    members: Mapping[str, bytes], facts: Mapping[str, Any], key: str | None = None
 ) -> tuple[str, ...]:
     """Every different caption of a pair: of its texts, of its JSON, of its lines of JSON.
 
-    A caption of JSON is the text, or each of a list of texts, under a key of `CAPTION_KEYS` in any case; with
-    `keys`, under those keys exactly, and nothing else counts. ValueError when there is none, and for other
-    values under a key that means captions and nothing else.
+    A caption of JSON is the text, or each of a list of texts, in one of `CAPTION_FIELDS`; with `key`, in that
+    field (in any case) alone, and texts do not count. ValueError when there is none, and for other values
+    where nothing but captions can stand.
     """
     captions: list[str] = []
-    if not keys:
+    if key is None:
         texts = sorted(filter(is_named_caption, members))
         captions += [_text(members[s], f"its .{s}") for s in (*CAPTIONS, *texts) if s in members]
+    fields = CAPTION_FIELDS if key is None else (key.lower(),)
     for one in (facts, *_lines(members.get("jsonl", b""))):
-        names = {key if keys else key.lower(): key for key in one}
-        for name in (name for name in keys or CAPTION_KEYS if name in names):
-            value = one[names[name]]
+        names = {name.lower(): name for name in one}
+        for field in (field for field in fields if field in names):
+            value = one[names[field]]
             listed = value if isinstance(value, list) else [] if value is None else [value]
-            if keys or name in ("caption", "captions") or all(isinstance(text, str) for text in listed):
+            if key or field in ("caption", "captions") or all(isinstance(text, str) for text in listed):
                 captions += [_string(text, "a caption") for text in listed]
     captions = [caption.strip() for caption in captions]
     if not any(captions):
-        said = f"nothing under {', '.join(keys)}" if keys else "no text, nor caption or another known key"
+        said = f"nothing under {key}" if key else "no text, nor caption or another known field"
         has = f", which has {_keys(facts)}" if facts else ""
         raise ValueError(f"has no caption: {said} in its JSON{has}")
     return tuple(dict.fromkeys(filter(None, captions)))
@@ -330,7 +331,7 @@ class SampleIndex:
         start = int(self.name_ends[row - 1]) if row else 0
         return self.names[start : self.name_ends[row]].tobytes().decode("utf-8", "surrogateescape")
 
-    def read(self, row: int, tokenizer: str | None = None, caption_keys: Sequence[str] = ()) -> Sample:
+    def read(self, row: int, tokenizer: str | None = None, caption_key: str | None = None) -> Sample:
         """One sample; DamagedSample as from `parse_sample`, and when its files are not what they were."""
         key = self.key(row)
         try:
@@ -339,7 +340,7 @@ class SampleIndex:
             reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
             raise DamagedSample(sample_name(self.source, key), reason) from error
         alone = not self.has_pictures
-        return parse_sample(self.source, key, members, tokenizer, alone, caption_keys)
+        return parse_sample(self.source, key, members, tokenizer, alone, caption_key)
 
     def _members(self, row: int, key: str) -> dict[str, bytes]:
         rows = range(int(self.member_ends[row - 1]) if row else 0, int(self.member_ends[row]))

@@ -114,8 +114,8 @@ class SourceConfig(Config):
 
     paths: tuple[str, ...] = Field(description="shards, patterns of shards, or folders")
     weight: float = Field(1.0, gt=0)
-    caption_keys: tuple[str, ...] = Field(
-        (), description="keys of a sample's JSON that hold its captions; none: .txt and the known keys"
+    caption_key: str | None = Field(
+        None, description="field of a sample's JSON that holds its captions; none: .txt and known fields"
     )
     caption: float = Field(0.5, ge=0, le=1, description="share of picture-and-text pairs read picture first")
     continuous: float = Field(

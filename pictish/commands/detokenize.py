@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.draw import generators
 from pictish.commands.options import LowRes, PixelGuidance, Scheduler, Size, Steps, Upscale
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def run(
     where = resolve_device(device)
     reconstructor = Reconstructor.from_folder(model, where, steps=steps, lowres=lowres)
     drawing = Drawing(steps, pixel_guidance, scheduler, upscale)
-    reconstructor.check(drawing)
+    reconstructor.settled(drawing)  # refused before anything is written
     tokenizer = reconstructor.tokenizer
     refuse_others(sources, tokenizer.fingerprint)
     settings: dict[str, Any] = {
@@ -255,6 +254,8 @@ class Work:
         return token
 
     def _draw(self, batch: "list[tuple[str, str, str, TokenizedImage]]", writer: Any) -> int:
+        from pictish.pipelines.drawing import generators
+
         images = self.reconstructor(
             [token for *_, token in batch],
             size=self.size,

@@ -43,10 +43,7 @@ def run(
         typer.Option(metavar="DB", help="Keep as few patches as are expected to reach this PSNR, in dB."),
     ] = None,
     caption_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY", help="Read captions of shards from this key of the JSON alone; may be repeated."
-        ),
+        str | None, typer.Option(metavar="KEY", help="Field of the samples' JSON that holds the captions.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing drawing.")] = False,
@@ -78,7 +75,7 @@ def run(
             for name, setting in options.items():
                 if setting is not None:
                     raise ValueError(f"--{name} is for pictures; of tokens, given here, numbers are printed")
-            facts = _tokens(inputs, caption_key or [], report)
+            facts = _tokens(inputs, caption_key, report)
             lines = []
     if as_json:
         print(json.dumps(facts, indent=2, sort_keys=True))
@@ -223,7 +220,7 @@ def _code_lines(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _tokens(inputs: list[Path], caption_keys: list[str], report: "Report") -> dict[str, Any]:
+def _tokens(inputs: list[Path], caption_key: str | None, report: "Report") -> dict[str, Any]:
     """Statistics of token files, token folders and shards; damaged ones are told, not counted.
 
     Of shards also how they are understood, which is all there is of raw ones.
@@ -233,7 +230,7 @@ def _tokens(inputs: list[Path], caption_keys: list[str], report: "Report") -> di
     from pictish.evaluation.pictures import Broken
 
     shards, others = _sorted(inputs)
-    understood = {"shards": inspect_shards(shards, caption_keys, report)} if shards else {}
+    understood = {"shards": inspect_shards(shards, caption_key, report)} if shards else {}
     statistics: CodeStatistics | None = None
     for each in _read_tokens(shards, others):
         if isinstance(each, Broken):

@@ -12,22 +12,20 @@ if TYPE_CHECKING:
 _SHOWN = 3  # names of samples for each reason
 
 
-def inspect_shards(
-    shards: Sequence[Path], caption_keys: Sequence[str], report: "Report"
-) -> list[dict[str, Any]]:
+def inspect_shards(shards: Sequence[Path], caption_key: str | None, report: "Report") -> list[dict[str, Any]]:
     """How each shard is understood; what is ignored or damaged is a failure of `report`."""
     from pictish.io.files import one_line
 
     found = []
     for path in shards:
         try:
-            found.append(_inspect(path, caption_keys, report))
+            found.append(_inspect(path, caption_key, report))
         except (ValueError, OSError) as error:
             report.failed(path.name, one_line(error).removeprefix(f"{path.name}: "))
     return found
 
 
-def _inspect(path: Path, caption_keys: Sequence[str], report: "Report") -> dict[str, Any]:
+def _inspect(path: Path, caption_key: str | None, report: "Report") -> dict[str, Any]:
     from pictish.data.members import image_members
     from pictish.data.samples import DamagedSample, parse_sample
     from pictish.data.shards import open_shard
@@ -46,7 +44,7 @@ def _inspect(path: Path, caption_keys: Sequence[str], report: "Report") -> dict[
             try:
                 blobs = shard.read(key, images=False)
                 sample = parse_sample(
-                    path.name, key, blobs, text_alone=not with_images, caption_keys=caption_keys
+                    path.name, key, blobs, text_alone=not with_images, caption_key=caption_key
                 )
             except DamagedSample as error:
                 unusable.setdefault(error.reason, []).append(key)

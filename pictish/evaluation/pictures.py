@@ -223,6 +223,17 @@ def stacked(pictures: Sequence[Prepared]) -> "torch.Tensor":
     return torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
 
 
+def resized(pictures: Iterable[np.ndarray], side: int) -> np.ndarray:
+    """Pictures (height, width, 3) uint8 at one side, (P, S, S, 3), by bicubic interpolation if need be."""
+    return np.stack([_resized(one, side) for one in pictures])
+
+
+def _resized(picture: np.ndarray, side: int) -> np.ndarray:
+    if picture.shape[:2] == (side, side):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
+
+
 def seed_of(seed: int, name: str) -> int:
     """A picture's own seed: it depends on the seed and its name alone, not on the order or the batch."""
     digest = hashlib.sha256(f"{seed}|{name}".encode("utf-8", "surrogateescape")).digest()

@@ -115,11 +115,11 @@ def test_captions_of_known_names(members, captions):
 
 def test_captions_under_a_key_of_the_users():
     members = {"jpg": b"P", "txt": b"a.jpg", "json": dump({"Label": ["a cat"], "caption": "x"})}
-    assert parse_sample("s", "k", members, caption_keys=["Label"]).captions == ("a cat",)
+    assert parse_sample("s", "k", members, caption_key="label").captions == ("a cat",)
     with pytest.raises(
-        ValueError, match="has no caption: nothing under label in its JSON, which has Label, caption"
+        ValueError, match="has no caption: nothing under title in its JSON, which has Label, caption"
     ):
-        parse_sample("s", "k", members, caption_keys=["label"])
+        parse_sample("s", "k", members, caption_key="title")
 
 
 def test_a_picture_with_a_name_is_the_picture_where_it_is_alone():
