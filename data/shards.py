@@ -15,7 +15,7 @@ from typing import IO, Any
 from pictish.data.members import is_image, is_member, owners, split_member
 from pictish.data.tar import LARGEST_MEMBER, contents_of, open_tar
 from pictish.io.files import check_relative, printable, sync, temp_path
-from pictish.io.finding import SHARDS, counted, find, image_kind, kind_of, unsupported
+from pictish.io.finding import SHARDS, Found, counted, find, image_kind, kind_of, unsupported
 
 Sample = dict[str, Any]  # "__key__": str, every other key a suffix: bytes
 _Place = tuple[int, int]  # offset and size in bytes
@@ -237,19 +237,24 @@ def _understood(path: Path, file: IO[bytes]) -> Shard:
     return Shard(path, samples, contents.hidden, ignored, contents.damage, file)
 
 
-def find_shards(inputs: Sequence[Path]) -> list[Path]:
+def find_shards(inputs: Sequence[Path], beside: Found | None = None) -> list[Path]:
     """Shards among `inputs` and, to the bottom, in their folders; sorted by file name, see `find`.
 
-    ValueError when an input is missing or no shard, and when none is found.
+    ValueError when an input is missing or no shard, and when none is found. What is hidden or cannot be
+    searched goes to `beside`; without it the latter is a ValueError too.
     """
     found = find(inputs)
     given = {entry for entry in inputs if not entry.is_dir()}
     if strange := [file for file in found.images if file.path in given]:
         name = printable(strange[0].path)
         raise ValueError(f"{name}: not a shard by its name; a shard ends in {' '.join(SHARDS)}")
-    if problems := [one for one in found.problems if kind_of(one[0]) != "unsupported image"]:
+    problems = [one for one in found.problems if kind_of(one[0]) != "unsupported image"]
+    if problems and (beside is None or not found.shards):
         name, reason = problems[0]
         raise ValueError(f"{printable(name)}: {reason}")
+    if beside is not None:
+        beside.problems += problems
+        beside.hidden += found.hidden
     if not found.shards:
         raise ValueError(
             f"no shards found ({', '.join(map(printable, inputs)) or 'nothing was given'}); "

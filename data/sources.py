@@ -327,7 +327,10 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
 
 
 def _shards(path: Path, reading: Reading) -> Iterator[Item]:
-    shards = find_shards([path])
+    beside = Found()
+    shards = find_shards([path], beside)
+    for name, reason in beside.problems:
+        reading.report.skip(name, reason)
     for table in sorted(path.rglob("*.parquet")) if path.is_dir() else []:
         if table.with_suffix(".tar") not in shards:  # img2dataset writes one beside each shard
             reading.report.skip(table.relative_to(path).as_posix(), "a Parquet file in a folder of shards")

@@ -151,7 +151,7 @@ def find_sources(inputs: Sequence[Path], suffix: str) -> "tuple[list[Source], Fo
     sources, found = [], Found()
     for file in find_tokens(others, found) if others else []:
         sources.append(Source(file.path, file.name, [file.name.removesuffix(SUFFIX) + suffix]))
-    for path in find_shards(shards) if shards else []:
+    for path in find_shards(shards, found) if shards else []:
         outputs: list[str] = []
         damage = None
         try:

@@ -14,6 +14,7 @@ from pictish.commands.options import Steps, Upscale
 if TYPE_CHECKING:
     from pictish.data.tokens import TokenizedImage
     from pictish.evaluation.pictures import Broken
+    from pictish.io.finding import Found
     from pictish.io.report import Report
 
 
@@ -228,8 +229,11 @@ def _tokens(inputs: list[Path], caption_key: str | None, report: "Report") -> di
     from pictish.commands.inspect_shards import inspect_shards
     from pictish.evaluation.metrics import CodeStatistics
     from pictish.evaluation.pictures import Broken
+    from pictish.io.finding import Found
 
-    shards, others = _sorted(inputs)
+    beside = Found()
+    shards, others = _sorted(inputs, beside)
+    report.tell(beside)
     understood = {"shards": inspect_shards(shards, caption_key, report)} if shards else {}
     statistics: CodeStatistics | None = None
     for each in _read_tokens(shards, others):
@@ -248,7 +252,7 @@ def _tokens(inputs: list[Path], caption_key: str | None, report: "Report") -> di
     return {**statistics.summary(), "tokenizer": statistics.tokenizer, "lengths": lengths, **understood}
 
 
-def _sorted(inputs: list[Path]) -> tuple[list[Path], list[Path]]:
+def _sorted(inputs: list[Path], beside: "Found") -> tuple[list[Path], list[Path]]:
     """The shards among the inputs and in their folders, and the inputs without any."""
     from pictish.data.shards import find_shards
     from pictish.io.finding import find, shard_suffix
@@ -258,7 +262,9 @@ def _sorted(inputs: list[Path]) -> tuple[list[Path], list[Path]]:
         for entry in inputs
         if (find([entry]).shards if entry.is_dir() else shard_suffix(entry.name) is not None)
     ]
-    return (find_shards(holders) if holders else []), [entry for entry in inputs if entry not in holders]
+    return (find_shards(holders, beside) if holders else []), [
+        entry for entry in inputs if entry not in holders
+    ]
 
 
 def _read_tokens(shards: list[Path], others: list[Path]) -> "Iterator[TokenizedImage | Broken]":
@@ -268,8 +274,12 @@ def _read_tokens(shards: list[Path], others: list[Path]) -> "Iterator[TokenizedI
     from pictish.data.tokens import TokenizedImage
     from pictish.evaluation.pictures import Broken
     from pictish.io.files import one_line
+    from pictish.io.finding import Found
 
-    for file in find_tokens(others) if others else []:
+    beside = Found()
+    files = find_tokens(others, beside) if others else []
+    yield from (Broken(name, reason) for name, reason in beside.problems)
+    for file in files:
         try:
             yield read_tokens(file.path)
         except (ValueError, OSError) as error:
