@@ -286,15 +286,15 @@ def _read_tokens(shards: list[Path], others: list[Path]) -> "Iterator[TokenizedI
             yield Broken(file.name, one_line(error))
     for path in shards:
         with contextlib.suppress(ValueError, OSError), open_shard(path) as shard:  # told by inspect_shards
-            tokenized = {key for key, members in shard.samples.items() if "tokens" in members}
-            for key in shard.samples if tokenized else []:
-                if key not in tokenized:
+            tokens = {key: [s for s in one if s.endswith("tokens")] for key, one in shard.samples.items()}
+            for key, names in tokens.items() if any(tokens.values()) else []:
+                if not names:
                     yield Broken(f"{path.name}/{key}", "this sample has no tokens")
-                    continue
-                try:
-                    yield TokenizedImage.from_bytes(shard.read(key, images=False)["tokens"])
-                except ValueError as error:
-                    yield Broken(f"{path.name}/{key}", one_line(error))
+                for name in names:
+                    try:
+                        yield TokenizedImage.from_bytes(shard.read(key, images=False)[name])
+                    except ValueError as error:
+                        yield Broken(f"{path.name}/{key}.{name}", one_line(error))
 
 
 def _print_statistics(facts: dict[str, Any]) -> None:
