@@ -36,7 +36,7 @@ def _inspect(path: Path, caption_key: str | None, report: "Report") -> dict[str,
     with open_shard(path) as shard:
         with_images = any(image_members(one, tokens=True) for one in shard.samples.values())
         for key, places in shard.samples.items():
-            members.update(places)
+            members.update(places.keys())
             images += len(image_members(places, tokens=True))
             for used, *more in image_members(places).values():
                 for other in more:

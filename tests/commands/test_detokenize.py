@@ -304,7 +304,7 @@ def test_two_tokens_that_map_to_one_picture_are_named(tmp_path, folder, detokeni
     assert "z.tokens" in detokenize.err
     assert "a.tar: would both give z.png" in detokenize.err
     made = {path.stem for path in (tmp_path / "out").rglob("*.png")}
-    assert made == {Path(name).stem for name in images} - {"z"}
+    assert made == {Path(f"{name}.png").stem for name in images} - {"z"}
     assert detokenize(tmp_path / "a.tar", folder / "z.tokens", tmp_path / "none") == 2
     assert not (tmp_path / "none").exists()
 

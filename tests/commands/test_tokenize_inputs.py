@@ -112,7 +112,7 @@ def test_all_that_would_meet_are_named_and_the_rest_is_done(tmp_path, tokenize):
     code, lines, made = tokenize()
     assert (code, made) == (1, ["other.tokens", "sub/p0.tokens"])
     assert sorted(lines) == [
-        "pictish: a\\b.jpg: 'a\\b.jpg' is not a plain relative name with / between its parts; rename it",
+        r"pictish: a\b.jpg: 'a\\b.jpg' is not a plain relative name with / between its parts; rename it",
         "pictish: p0.jpg and p0.png: would both become p0.tokens; rename one",
         "pictish: p1.gif and p1.jpg and p1.png: would both become p1.tokens; rename one",
     ]
