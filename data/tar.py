@@ -23,7 +23,7 @@ _SMALL = 1 << 26  # bytes that any compressed shard may unpack to
 _PIECE = 1 << 20  # bytes
 _SAID = 300  # letters of an error
 _PICKLES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ckpt", "joblib"})
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz"}  # no tar begins so
 
 
 @dataclass
@@ -57,19 +57,26 @@ def open_tar(path: Path) -> Iterator[IO[bytes]]:
             yield file
             return
         with tempfile.TemporaryFile(prefix="pictish-") as unpacked:
-            most = _LARGEST_RATIO * path.stat().st_size + _SMALL
-            try:
-                with _unpacking(file, compression) as packed:
-                    while piece := packed.read(_PIECE):
-                        if unpacked.tell() + len(piece) > most:
-                            raise ValueError(f"unpacks to more than {_LARGEST_RATIO} times its size")
-                        unpacked.write(piece)
-            except (EOFError, OSError) as error:
-                if isinstance(error, OSError) and error.errno is not None:  # of a disk
-                    raise
-                raise ValueError(f"damaged: {one_line(error)}") from error
+            with _unpacking(file, compression) as packed:
+                _unpack(packed, unpacked, _LARGEST_RATIO * path.stat().st_size + _SMALL)
             unpacked.seek(0)
             yield unpacked
+
+
+def _unpack(packed: IO[bytes], unpacked: IO[bytes], most: int) -> None:
+    """Write what a decompressor gives, at most so many bytes; ValueError for more, and for damage."""
+    while True:
+        try:
+            piece = packed.read(_PIECE)
+        except Exception as error:  # each library has its own kinds
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk
+                raise
+            raise ValueError(f"damaged: {one_line(error)}") from error
+        if not piece:
+            return
+        if unpacked.tell() + len(piece) > most:
+            raise ValueError(f"unpacks to more than {_LARGEST_RATIO} times its size")
+        unpacked.write(piece)
 
 
 def _unpacking(file: IO[bytes], compression: str) -> Any:
