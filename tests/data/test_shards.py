@@ -274,7 +274,7 @@ def test_a_compressed_shard_is_read_if_its_name_says_so(tmp_path, suffix):
     with pytest.raises(ValueError, match="cannot be read in random order"):
         next(scan_shard(path))
     path.write_bytes(packed[:40] + b"\xff" * 40 + packed[80:])
-    with pytest.raises(ValueError, match=r"two\..*: damaged: "):
+    with pytest.raises(ValueError, match=r"two\..*: (damaged: |bad checksum)"):
         list(read_shard(path))
     path.write_bytes(packed[:-9])
     with pytest.raises(ValueError, match=r"damaged|truncated|end|empty"):
