@@ -169,7 +169,7 @@ def test_a_raw_shard_is_shown_as_it_is_understood(tmp_path, capsys):
         "  for training: 1 captioned image",
     ]
     assert "not for training: 1 sample, has no caption: no text, nor caption or another" in said.out
-    assert "known key in its JSON, which has Label (b)" in said.out
+    assert "known field in its JSON, which has Label (b)" in said.out
     assert "ignored: 1 hidden member" in said.out
     assert inspect(tmp_path / "raw.tar", "--json", "--caption-key", "Label") == 1
     (shard,) = facts(capsys)["shards"]
