@@ -1,4 +1,4 @@
-"""`pictish detokenize`: tokens back to pictures."""
+"""`pictish detokenize`: images from tokens."""
 
 import enum
 import functools
@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.options import LowRes, PixelGuidance, Scheduler, Size, Steps, Upscale
+from pictish.commands.options import (
+    BatchSize,
+    Device,
+    LowRes,
+    Model,
+    Overwrite,
+    PixelGuidance,
+    Scheduler,
+    Size,
+    Steps,
+    Upscale,
+    decoder,
+    files,
+    runtime,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Format(enum.StrEnum):
-    """Kind of the pictures written."""
+    """Image file format."""
 
     png = "png"
     jpg = "jpg"
@@ -42,28 +56,31 @@ ENCODING: dict[Format, tuple[str, dict[str, Any]]] = {
 
 def run(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="TOKENS...", help="Token folders, token files, or token shards.")
+        list[Path], typer.Argument(metavar="TOKENS", help="Token files, token folders, or token shards.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the pictures.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
     *,
-    model: Annotated[str, typer.Option(help="Model folder, or `starter`.")] = "starter",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    size: Size = None,
-    format: Annotated[Format, typer.Option(help="Kind of the pictures.")] = Format.png,
+    model: Model = "starter",
+    format: Annotated[Format, files(help="Image file format.")] = Format.png,
+    overwrite: Overwrite = False,
     steps: Steps = None,
     pixel_guidance: PixelGuidance = None,
     scheduler: Scheduler = None,
-    lowres: LowRes = False,
+    seed: Annotated[
+        int, decoder(metavar="N", min=0, help="Random seed of the initial noise, the same for every image.")
+    ] = 0,
     upscale: Upscale = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise that each picture starts from.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")] = 32,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first damaged token file.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")] = False,
+    size: Size = None,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    strict: Annotated[bool, runtime("--strict", help="Stop at the first damaged token file.")] = False,
+    quiet: Annotated[bool, runtime("--quiet", help="No progress bar and no summary.")] = False,
+    lowres: LowRes = False,
 ) -> None:
-    """Turn tokens back into pictures: OUT/sub/name.png for TOKENS/sub/name.tokens, in the original's shape.
+    """Reconstruct images: TOKENS/sub/name.tokens becomes OUT/sub/name.png, in the original aspect ratio.
 
-    Run again, it goes on where it stopped. Damaged tokens are named and left out, the exit code is then 1.
+    An interrupted run resumes where it stopped. Damaged tokens are reported and skipped, and the exit code is
+    then 1.
     """
     from pictish.data.token_folder import Header, OutputFolder
     from pictish.io.report import Report
@@ -98,8 +115,8 @@ def run(
         drawn, before = work.run(sources)
         output.finish()
     if not quiet:
-        parts = [f"{drawn:,} pictures made in {report.seconds:.1f} s", f"{report.failures:,} broken"]
-        print(", ".join([parts[0], *([f"{before:,} were done before"] if before else []), parts[1]]))
+        parts = [f"{drawn:,} images reconstructed in {report.seconds:.1f} s", f"{report.failures:,} failed"]
+        print(", ".join([parts[0], *([f"{before:,} already done"] if before else []), parts[1]]))
     if report.failures:
         raise typer.Exit(1)
 
@@ -166,7 +183,10 @@ def find_sources(inputs: Sequence[Path], suffix: str) -> "tuple[list[Source], Fo
             givers.setdefault(output, []).append(source)
     meeting = {output: those for output, those in givers.items() if len(those) > 1}
     problems = [
-        (" and ".join(str(one.path) for one in those), f"would both give {output}; give them apart")
+        (
+            " and ".join(str(one.path) for one in those),
+            f"would both be written to {output}; give them in separate runs",
+        )
         for output, those in meeting.items()
     ]
     if len(meeting) == len(givers) and problems:
@@ -187,8 +207,8 @@ def refuse_others(sources: Sequence[Source], fingerprint: str) -> None:
             continue
         if found != fingerprint:
             raise ValueError(
-                f"{printable(name)}: tokens of tokenizer {found}, this model has {fingerprint}; "
-                "give --model the folder that wrote them"
+                f"{printable(name)}: written by tokenizer {found}, but this model has {fingerprint}; "
+                "set --model to the model that wrote the tokens"
             )
         if isinstance(blob, bytes):
             return
@@ -218,7 +238,9 @@ class Work:
         with Writer(self.report) as writer, in_units("batch"):
             for source in sources:
                 for name, output, blob in _readable(source):
-                    stop_here("interrupted; what was drawn is kept, and the same command goes on from there")
+                    stop_here(
+                        "interrupted; finished images are kept, and the same command resumes from there"
+                    )
                     token = self._token(name, blob)
                     if token is None:
                         continue

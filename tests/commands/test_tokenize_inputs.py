@@ -122,7 +122,7 @@ def test_a_name_that_grows_too_long_does_not_end_the_rest(tmp_path, tokenize):
     fill(tmp_path / "in", {"a.jpg": encoded(1), "m" * 251 + ".jpg": encoded(2), "z.jpg": encoded(3)})
     code, (line,), made = tokenize()
     assert (code, made) == (1, ["a.tokens", "z.tokens"])
-    assert line.endswith("mmm.jpg: a name too long for this file system")
+    assert line.endswith("mmm.jpg: file name too long for this file system")
 
 
 def test_a_folder_that_cannot_be_read_does_not_end_the_rest(tmp_path, tokenize, monkeypatch):
