@@ -50,8 +50,8 @@ def image_members(members: Iterable[str], *, tokens: bool = False) -> dict[str, 
 def owners(folder: Mapping[str, Iterable[str]]) -> dict[str, str]:
     """The sample that each name without suffix belongs to, of the suffixes that each name in a folder has.
 
-    `v1.0` is a sample, `0003.source` belongs to `0003` with its JSON, `07.caption` to `07`, and so does
-    `07.input`. In a folder of one image, `caption` belongs to it.
+    `v1.0` is a sample, `0003.source` belongs to `0003` that has a text or JSON, `07.caption` to `07`, and so
+    does `07.input`; parts that are numbers need JSON. In a folder of one image, `caption` belongs to it.
     """
     images = {stem for stem, suffixes in folder.items() if any(map(is_image, suffixes))}
     texts = {stem for stem, suffixes in folder.items() if any(s in TEXTS for s in suffixes)}
@@ -64,8 +64,9 @@ def owners(folder: Mapping[str, Iterable[str]]) -> dict[str, str]:
             captions.add(parent)
     for stem in images - texts:
         parent, _, part = stem.rpartition(".")
-        waits = parent in captions or (parent in texts and (parent not in images or "json" in folder[parent]))
-        if parent and waits and _PART.fullmatch(part.lower()):
+        named = _PART.fullmatch(part.lower()) is not None and any(map(str.isalpha, part))
+        numbered = parent in texts and "json" in folder[parent] and _PART.fullmatch(part.lower()) is not None
+        if parent in texts | captions and (named or numbered):
             found[stem] = parent
     if len(images) == 1 and not images & texts:
         (only,) = images

@@ -398,7 +398,10 @@ def index_folder(path: Path) -> SampleIndex:
         owner = owners(stems)
         members: dict[str, dict[str, tuple[int, int]]] = {}
         for name, (stem, _) in split.items():
-            whose = owner[stem] if name.startswith(f"{owner[stem]}.") else stem  # a file is read by its name
+            whose = owner[stem]
+            beside = is_image(split[name][1]) and any(map(is_image, stems.get(whose, ()))) and whose != stem
+            if not name.startswith(f"{whose}.") or (beside and "json" not in stems[whose]):
+                whose = stem  # a file is read by its name; a picture that no JSON names is one of its own
             members.setdefault(whose, {})[name[len(whose) + 1 :]] = (0, 0)
         samples += [(folder + stem, own) for stem, own in members.items()]
     return _index(path, None, None, ignored, len(found.hidden), samples)
