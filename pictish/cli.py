@@ -11,6 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from pictish.io.interrupt import Stopped, StoppedAtFailure, handled
+from pictish.io.streams import lasting_streams
 
 # words -> (module:function, one line for `--help`). A module is imported only when its command is asked for.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -65,14 +66,18 @@ def main(args: Sequence[str] | None = None) -> int:
     one line on stderr; anything else is a bug and keeps its traceback, as mistakes do when PICTISH_TRACEBACK
     is set in the environment.
     """
-    args = list(sys.argv[1:] if args is None else args) or ["--help"]
+    with lasting_streams() as finish:
+        return _run(list(sys.argv[1:] if args is None else args) or ["--help"], finish)
+
+
+def _run(args: Sequence[str], finish: Callable[[], None]) -> int:
     logging.basicConfig(format="pictish: %(message)s")
     logging.getLogger("pictish").setLevel(logging.INFO)
     said = "interrupted"
     try:
         with handled():
             code = build(args)(args, prog_name="pictish", standalone_mode=False)
-            sys.stdout.flush()
+            finish()
     except KeyboardInterrupt:
         code = 130
     except Stopped as stopped:
@@ -80,9 +85,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except TyperException as error:
         return _mistake(error, _usage(error))
     except StoppedAtFailure:
-        return 1
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         named = error.filename is not None and error.strerror

@@ -16,7 +16,7 @@ from typing import Any
 from pictish.data.shards import read_shard
 from pictish.data.token_folder import MANIFEST, PARTIAL, Header
 from pictish.data.tokens import TokenizedImage
-from pictish.io.files import TEMP_SUFFIX, one_line, printable
+from pictish.io.files import TEMP_SUFFIX, lock, one_line, printable
 from pictish.io.storage import (
     Stored,
     delete,
@@ -150,24 +150,17 @@ class BulkFolder:
         if is_remote(self.place):
             yield
             return
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
         path = Path(self.place, f".{name}.lock{TEMP_SUFFIX}")
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                locked = lock(descriptor, path.parent)
+                if not locked or (path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino):
                     break
             except BlockingIOError:
                 os.close(descriptor)
                 raise BlockingIOError(f"{printable(name)}: another process is writing it") from None
-            except OSError:  # a file system without locks
-                break
             os.close(descriptor)  # its holder has just removed it
         try:
             yield

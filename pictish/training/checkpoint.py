@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from pictish.io.files import sync
 from pictish.training.average import PREFIX, Average
 from pictish.training.sharding import local, local_rows
 from pictish.training.stored import ALONE, Stored, index_of, read_like, shard_metadata, shard_name
@@ -292,12 +293,12 @@ def _write_synced(path: Path, blob: bytes) -> None:
     with path.open("wb") as file:
         file.write(blob)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)
