@@ -15,10 +15,12 @@ from PIL import Image
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TURNING = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # PNG texts that may hold an orientation
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_MOST_TEXTS = 4
 _LONGEST_TEXT = 1 << 20  # bytes, unpacked: Pillow's bound
 _BLOCK = 1 << 16
 _PADDINGS = (b"\x00" * 512, b"\xaa" * 512, b"\x55" * 512)  # what might follow the last byte of a JPEG
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)  # ends the data of a JPEG's scan
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)  # ends the data of a JPEG's scan
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF markers of JPEG
 _SCAN, _END = 0xDA, 0xD9
 _METADATA_FLAGS = {b"EXIF": 0x08, b"XMP ": 0x04, b"ICCP": 0x20}  # of WebP's chunk VP8X
@@ -50,6 +52,7 @@ def _completed_png(blob: bytes, most: int) -> bytes | None:
     """Its critical chunks, colour key and orientation; None where header or palette are damaged."""
     kept: list[tuple[bytes, bytes]] = []
     pixels = bytearray()
+    texts = 0
     for kind, body, sound in png_chunks(blob):
         if kind == b"IDAT":
             pixels += body
@@ -57,8 +60,12 @@ def _completed_png(blob: bytes, most: int) -> bytes | None:
             if not sound:
                 return None
             kept.append((kind, body))
-        elif sound and (kind in (b"eXIf", b"tRNS") or _tells_orientation(kind, body)):
+        elif sound and (kind == b"eXIf" or (kind == b"tRNS" and len(body) >= _key_length(kept))):
             kept.append((kind, body))
+        elif sound and kind in _TEXTS and body.startswith(_TURNING) and texts < _MOST_TEXTS:
+            texts += 1
+            if _is_short(kind, body):
+                kept.append((kind, body))
         elif kind == b"IEND":
             break
     kept += [(b"IDAT", _with_checksum(bytes(pixels), most)), (b"IEND", b"")]
@@ -68,12 +75,14 @@ def _completed_png(blob: bytes, most: int) -> bytes | None:
     )
 
 
-def _tells_orientation(kind: bytes, body: bytes) -> bool:
-    """Whether a PNG's chunk is a text that may say how the picture is turned, and is short enough."""
-    key = next((key for key in _TURNING if body.startswith(key)), b"")
-    if not key or kind not in (b"tEXt", b"zTXt", b"iTXt"):
-        return False
-    text = body[len(key) :]
+def _key_length(chunks: list[tuple[bytes, bytes]]) -> int:
+    """Bytes of the colour key of a PNG whose first chunk is its header."""
+    return {0: 2, 2: 6}.get(chunks[0][1][9], 1)
+
+
+def _is_short(kind: bytes, body: bytes) -> bool:
+    """Whether the text of a PNG's chunk is one that Pillow reads."""
+    text = body.partition(b"\0")[2]
     if kind == b"zTXt":
         packed = text[1:]
     elif kind == b"iTXt" and text[:1] != b"\0":

@@ -292,7 +292,7 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     """An array's pixels in 8 bits; ValueError unless shape, type and range say what they mean."""
     shape, kind = array.shape, array.dtype.kind
     fits = len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))
-    if not (fits and 0 not in shape and (kind in "bf" or array.dtype in (np.uint8, np.uint16))):
+    if not (fits and 0 not in shape and (kind in "bf" or (kind == "u" and array.itemsize <= 2))):
         first = len(shape) == 3 and shape[0] in (1, 3, 4) and not fits
         hint = "; its channels come first: array.transpose(1, 2, 0) puts them last" if first else ""
         raise ValueError(
@@ -303,7 +303,7 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
         array = array * np.uint8(255)
     elif kind == "f":
         array = _eight_bits(unit_floats(array))
-    elif array.dtype == np.uint16:
+    elif array.itemsize == 2:
         array = _eight_bits(array / 65_535)
     return Image.fromarray(np.ascontiguousarray(array))
 

@@ -47,6 +47,7 @@ _UNSIGNED = 1
 _SIGNED = 2
 _FLOAT = 3
 _FORMATS = {_UNSIGNED: _UNSIGNED, _SIGNED: _SIGNED, _FLOAT: _FLOAT, 4: _UNSIGNED}  # 4: not said
+_MOST_ENTRIES = 65_535  # of a directory; BigTIFF can count further
 _BYTES_A_PIXEL = 4  # what `max_pixels` counts with
 _BAND = 1 << 20  # samples that are interpreted at a time
 _OVERSHOOT = 0.1  # beyond [0, 1], as resampling leaves it
@@ -152,6 +153,8 @@ def _first_directory(blob: bytes) -> dict[int, tuple[int, ...]]:
         (at,) = struct.unpack_from(f"{order}I", blob, 4)
     (entries,) = struct.unpack_from(start, blob, at)
     at += struct.calcsize(start)
+    if entries > _MOST_ENTRIES:
+        raise ValueError(f"TIFF of {entries:,} tags")
     found: dict[int, tuple[int, ...]] = {}
     for _ in range(entries):
         tag, kind, count = entry.unpack_from(blob, at)

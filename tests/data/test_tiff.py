@@ -59,7 +59,7 @@ def test_floating_point_goes_from_0_to_1(letter, depth, order, big):
 
 @pytest.mark.parametrize("values", [(0, 255), (-1, 1), (0, float("nan")), (0, float("inf"))])
 def test_floating_point_without_a_known_white_is_refused(values):
-    with pytest.raises(ValueError, match="floating point pixels from .*; 0 is black and 1 is white"):
+    with pytest.raises(ValueError, match=r"floating point pixels from .*; 0 is black and 1 is white"):
         load_image(tiff(2, 1, 32, 1, struct.pack("<2f", *values), extra=[FLOAT]))
 
 
