@@ -24,6 +24,7 @@ from pictish.io.files import one_line, printable, read_regular_file
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 128_000_000
+_FTYP_SUFFIXES = {".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif"}
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # lengths in bytes
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _UNREAD = {
@@ -132,6 +133,16 @@ def load_with_alpha(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Imag
     for key in _TURNED_BY:  # whoever reads this picture again must not turn it again
         image.info.pop(key, None)
     return image
+
+
+def check_name(name: str, blob: bytes) -> None:
+    """ValueError for AVIF or HEIC in a file whose suffix is that of another format.
+
+    Few programs open such files, so bulk work names them; other formats are read whatever the suffix.
+    """
+    suffix = Path(name).suffix.lower()
+    if blob[4:8] == b"ftyp" and suffix in SUFFIXES - _FTYP_SUFFIXES:
+        raise ValueError(f"AVIF or HEIC by its first bytes, not {suffix[1:]}; rename it to be read")
 
 
 class _NotAPicture(ValueError):

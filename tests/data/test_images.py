@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image
 from skimage import data as photographs
 
-from pictish.data.images import find_images, fit_square, load_image, load_with_alpha
+from pictish.data.images import check_name, find_images, fit_square, load_image, load_with_alpha
 from tests.pictures import chunk, png
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -189,8 +189,14 @@ def test_a_colour_key_of_16_bits_is_compared_in_16_bits():
     assert np.asarray(load_image(eight))[0].tolist() == [[255, 255, 255], [4, 5, 6]]
 
 
-def test_avif_is_read():
-    assert near(corners(load_image(encoded(halves(size=(64, 64)), "AVIF")))[0], RED, 40)
+def test_avif_is_read_and_named_where_its_suffix_is_another():
+    blob = encoded(halves(size=(64, 64)), "AVIF")
+    assert near(corners(load_image(blob))[0], RED, 40)
+    for name in ("a.avif", "a", "00012.0"):
+        check_name(name, blob)
+    with pytest.raises(ValueError, match="AVIF or HEIC by its first bytes, not jpg"):
+        check_name("a.JPG", blob)
+    check_name("really-png.jpg", encoded(halves(), "PNG"))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
