@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -124,10 +125,10 @@ def load_with_alpha(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Imag
         raise
     except _NotAPicture as error:
         raise ValueError(str(error)) from None
-    except (
-        Exception
-    ) as error:  # decoders raise anything on broken bytes: IndexError, struct.error, SyntaxError ...
-        raise ValueError(f"cannot be decoded: {one_line(error)}") from error
+    except Exception as error:  # decoders raise anything on broken bytes
+        cut = isinstance(error.__cause__ or error, (struct.error, IndexError, EOFError))
+        reason = "the file is truncated or damaged" if cut else one_line(error)
+        raise ValueError(f"cannot be decoded: {reason}") from error
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     for key in _TURNED_BY:  # whoever reads this picture again must not turn it again

@@ -9,7 +9,10 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class _Lasting(io.FileIO):
@@ -19,7 +22,7 @@ class _Lasting(io.FileIO):
         super().__init__(descriptor, "w", closefd=False)
         self.lost: OSError | None = None
 
-    def write(self, data: "bytes | bytearray | memoryview", /) -> int:  # type: ignore[override]
+    def write(self, data: "ReadableBuffer", /) -> int:
         if self.lost is None:
             try:
                 return super().write(data)
