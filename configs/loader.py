@@ -5,9 +5,9 @@ import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from pictish.io.plain_yaml import parse_yaml, read_yaml
 
@@ -18,6 +18,17 @@ class Config(BaseModel):
     """Base of every configuration: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    renamed: ClassVar[Mapping[str, str]] = {}  # former name of a key -> its name now; both can be read
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, raw: Any) -> Any:
+        """Accept former key names; given beside the new one, a former name is an unknown key."""
+        if not isinstance(raw, Mapping):
+            return raw
+        former = {key: new for key, new in cls.renamed.items() if key in raw and new not in raw}
+        return {former.get(key, key): value for key, value in raw.items()}
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -35,12 +46,13 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
 
     `name_or_path` is a YAML file or a shipped name. Mappings are merged key by key, all else (lists too) is
     replaced. A mapping that changes its `kind` replaces the one it extends: the old keys are the old kind's.
+    So do the mappings that a file lists as `replaces: [data.train]`, beside its `extends`.
     Raises ValueError for a file that is not there or cannot be read, and for an override without `=`.
     """
     changes: dict[str, Any] = {}
     for override in overrides:
         changes = _merge(changes, _parse_override(override))
-    return _merge(_read(_locate(name_or_path, None), ()), changes)
+    return _extended(_read(_locate(name_or_path, None), ()), changes, "override")
 
 
 def parse(cls: type[ConfigT], raw: Mapping[str, Any], source: str) -> ConfigT:
@@ -87,11 +99,13 @@ def _read(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: the top level must be a mapping of keys, not {type(content).__name__}")
     if "extends" not in content:
+        if "replaces" in content:
+            raise ValueError(f"{path}: replaces: is for files that extend another one")
         return content
     parent = content.pop("extends")
     if not isinstance(parent, str):
         raise ValueError(f"{path}: extends: needs one name or path, got {_short(repr(parent))}")
-    return _merge(_read(_locate(parent, path.parent), (*children, path)), content)
+    return _extended(_read(_locate(parent, path.parent), (*children, path)), content, str(path))
 
 
 def _parse_override(text: str) -> dict[str, Any]:
@@ -107,6 +121,26 @@ def _parse_override(text: str) -> dict[str, Any]:
     for part in reversed(parts):
         nested = {part: nested}
     return dict(nested)
+
+
+def _extended(base: Mapping[str, Any], over: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """`over` merged over `base`, which first loses the keys that `over` lists as `replaces`."""
+    over, kept = dict(over), dict(base)
+    replaces = over.pop("replaces", [])
+    if not isinstance(replaces, list) or not all(isinstance(key, str) for key in replaces):
+        raise ValueError(f"{source}: replaces: needs a list of keys such as data.train")
+    for key in replaces:
+        *outer, last = key.split(".")
+        inner, given = kept, over
+        for part in outer:
+            inner[part] = dict(inner[part]) if isinstance(inner.get(part), Mapping) else {}
+            given = given[part] if isinstance(given.get(part), Mapping) else {}
+            inner = inner[part]
+        if last not in inner or last not in given:
+            where = "what it extends" if last not in inner else "the file itself"
+            raise ValueError(f"{source}: replaces: {_short(key)} is no key of {where}")
+        del inner[last]
+    return _merge(kept, over)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`pictish detokenize`: tokens back to pictures."""
+"""`pictish detokenize`: images from tokens."""
 
 import enum
 import errno
@@ -13,8 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.draw import generators
-from pictish.commands.options import LowRes, PixelGuidance, Scheduler, Size, Steps, Upscale
+from pictish.commands.options import (
+    BatchSize,
+    Device,
+    LowRes,
+    Model,
+    Overwrite,
+    PixelGuidance,
+    Scheduler,
+    Size,
+    Steps,
+    Upscale,
+    decoder,
+    files,
+    runtime,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class Format(enum.StrEnum):
-    """Kind of the pictures written."""
+    """Image file format."""
 
     png = "png"
     jpg = "jpg"
@@ -43,28 +56,31 @@ ENCODING: dict[Format, tuple[str, dict[str, Any]]] = {
 
 def run(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="TOKENS...", help="Token folders, token files, or token shards.")
+        list[Path], typer.Argument(metavar="TOKENS", help="Token files, token folders, or token shards.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the pictures.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
     *,
-    model: Annotated[str, typer.Option(help="Model folder, or `starter`.")] = "starter",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    size: Size = None,
-    format: Annotated[Format, typer.Option(help="Kind of the pictures.")] = Format.png,
+    model: Model = "starter",
+    format: Annotated[Format, files(help="Image file format.")] = Format.png,
+    overwrite: Overwrite = False,
     steps: Steps = None,
     pixel_guidance: PixelGuidance = None,
     scheduler: Scheduler = None,
-    lowres: LowRes = False,
+    seed: Annotated[
+        int, decoder(metavar="N", min=0, help="Random seed of the initial noise, the same for every image.")
+    ] = 0,
     upscale: Upscale = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise that each picture starts from.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")] = 32,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first damaged token file.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")] = False,
+    size: Size = None,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    strict: Annotated[bool, runtime("--strict", help="Stop at the first damaged token file.")] = False,
+    quiet: Annotated[bool, runtime("--quiet", help="No progress bar and no summary.")] = False,
+    lowres: LowRes = False,
 ) -> None:
-    """Turn tokens back into pictures: OUT/sub/name.png for TOKENS/sub/name.tokens, in the original's shape.
+    """Reconstruct images: TOKENS/sub/name.tokens becomes OUT/sub/name.png, in the original aspect ratio.
 
-    Run again, it goes on where it stopped. Damaged tokens are named and left out, the exit code is then 1.
+    An interrupted run resumes where it stopped. Damaged tokens are reported and skipped, and the exit code is
+    then 1.
     """
     from pictish.data.token_folder import Header, OutputFolder
     from pictish.io.report import Report
@@ -76,7 +92,7 @@ def run(
     where = resolve_device(device)
     reconstructor = Reconstructor.from_folder(model, where, steps=steps, lowres=lowres)
     drawing = Drawing(steps, pixel_guidance, scheduler, upscale)
-    reconstructor.check(drawing)
+    reconstructor.settled(drawing)  # refused before anything is written
     tokenizer = reconstructor.tokenizer
     refuse_others(sources, tokenizer.fingerprint)
     settings: dict[str, Any] = {
@@ -98,8 +114,8 @@ def run(
         drawn, before = work.run(sources)
         output.finish()
     if not quiet:
-        parts = [f"{drawn:,} pictures made in {report.seconds:.1f} s", f"{report.failures:,} broken"]
-        print(", ".join([parts[0], *([f"{before:,} were done before"] if before else []), parts[1]]))
+        parts = [f"{drawn:,} images reconstructed in {report.seconds:.1f} s", f"{report.failures:,} failed"]
+        print(", ".join([parts[0], *([f"{before:,} already done"] if before else []), parts[1]]))
     if report.failures:
         raise typer.Exit(1)
 
@@ -139,8 +155,12 @@ def find_sources(inputs: Sequence[Path], suffix: str) -> list[Source]:
     from pictish.data.shards import find_shards, name_of, read_shard
     from pictish.data.token_folder import SUFFIX, find_tokens
     from pictish.io.files import one_line, printable
+    from pictish.io.storage import holds_shards
 
-    shards = [entry for entry in inputs if entry.suffix == ".tar" or _holds_only_shards(entry)]
+    def holds_tokens(folder: Path) -> bool:
+        return next(folder.rglob(f"*{SUFFIX}"), None) is not None
+
+    shards = [entry for entry in inputs if holds_shards(entry, unless=holds_tokens)]
     others = [entry for entry in inputs if entry not in shards]
     sources = []
     for file in find_tokens(others) if others else []:
@@ -159,7 +179,10 @@ def find_sources(inputs: Sequence[Path], suffix: str) -> list[Source]:
         for output in source.outputs:
             if output in taken:
                 first, second = printable(taken[output].path), printable(source.path)
-                raise ValueError(f"{first} and {second} would both give {printable(output)}; give them apart")
+                raise ValueError(
+                    f"{first} and {second} would both be written to {printable(output)}; "
+                    "give them in separate runs"
+                )
             taken[output] = source
     return sources
 
@@ -176,8 +199,8 @@ def refuse_others(sources: Sequence[Source], fingerprint: str) -> None:
             continue
         if found != fingerprint:
             raise ValueError(
-                f"{printable(name)}: tokens of tokenizer {found}, this model has {fingerprint}; "
-                "give --model the folder that wrote them"
+                f"{printable(name)}: written by tokenizer {found}, but this model has {fingerprint}; "
+                "set --model to the model that wrote the tokens"
             )
         if isinstance(blob, bytes):
             return
@@ -207,7 +230,9 @@ class Work:
         with Writer(self.report) as writer, in_units("batch"):
             for source in sources:
                 for name, output, blob in _readable(source):
-                    stop_here("interrupted; what was drawn is kept, and the same command goes on from there")
+                    stop_here(
+                        "interrupted; finished images are kept, and the same command resumes from there"
+                    )
                     token = self._token(name, blob)
                     if token is None:
                         continue
@@ -243,6 +268,8 @@ class Work:
         return token
 
     def _draw(self, batch: "list[tuple[str, str, str, TokenizedImage]]", writer: Any) -> int:
+        from pictish.pipelines.drawing import generators
+
         images = self.reconstructor(
             [token for *_, token in batch],
             size=self.size,
@@ -266,16 +293,9 @@ class Work:
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-            raise ValueError("a name too long for this file system") from error
+            raise ValueError("file name too long for this file system") from error
 
 
 def _readable(source: Source) -> "Iterator[tuple[str, str, bytes | Exception]]":
     """What a source gives before its damage, if it has any."""
     yield from itertools.islice(source.read(), len(source.outputs))
-
-
-def _holds_only_shards(entry: Path) -> bool:
-    """A folder with tar files and no token files."""
-    if not entry.is_dir():
-        return False
-    return next(entry.rglob("*.tar"), None) is not None and next(entry.rglob("*.tokens"), None) is None

@@ -1,10 +1,12 @@
-"""`pictish import`: other people's checkpoints to pictish model folders."""
+"""`pictish import`: third-party checkpoints to pictish model folders."""
 
 import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pictish.commands.options import files, runtime
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,43 +25,48 @@ class Parts(enum.StrEnum):
 
 
 class Mode(enum.StrEnum):
-    """How the merger's masks are computed."""
+    """How the merger computes its masks."""
 
     exact = "exact"
     gather = "gather"
 
 
 def lavit(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a LaVIT-7B-v1 or -v2 download.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New model folder.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Folder of a downloaded LaVIT-7B-v1 or -v2 checkpoint.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output model folder.")],
     part: Annotated[
         list[Parts] | None,
-        typer.Option(metavar="PART", help=f"One of {', '.join(Parts)} (repeat for more); else all."),
+        files(metavar="PART", help=f"Part to import; repeat for more (default: all): {', '.join(Parts)}."),
     ] = None,
     merger: Annotated[
-        Mode, typer.Option(help="exact: LaVIT's numbers. gather: kept rows alone, faster, other codes.")
+        Mode,
+        runtime(help="exact: LaVIT's own numerics. gather: kept patches only; faster, some codes differ."),
     ] = Mode.exact,
     heads: Annotated[
         str | None,
-        typer.Option(metavar="E,M,D", help="Attention heads of encoder, merger and code decoders."),
+        runtime(metavar="E,M,D", help="Number of attention heads of encoder, merger and code decoders."),
     ] = None,
     pictures: Annotated[
         list[Path] | None,
-        typer.Option(help="Pictures to compare the merger's modes on; else those in scikit-image."),
+        files(
+            metavar="PATH",
+            help="Images on which to compare the merger modes (default: those in scikit-image).",
+        ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")] = False,
+    quiet: Annotated[bool, runtime("--quiet", help="No progress bar and no summary.")] = False,
 ) -> None:
-    """Turn an official LaVIT checkpoint into a model folder for all commands. The weights keep their licence.
+    """Convert an official LaVIT checkpoint to a model folder. The weights keep their licence.
 
-    Every key is accounted for before anything is written. Run again, it goes on where it stopped.
+    Every key is accounted for before anything is written. An interrupted import resumes where it stopped.
     """
-    from rich.console import Console
 
+    from pictish.io.report import Bar
     from pictish.pipelines.import_lavit import PARTS, Refused, import_lavit
 
-    console = Console(stderr=True)
     chosen = [name for name in PARTS if part is None or name in part]
-    with _Bar(console, hidden=quiet or not console.is_terminal) as bar:
+    with Bar("reading", quiet=quiet, unit="none") as bar:
         try:
             made = import_lavit(
                 source,
@@ -73,39 +80,15 @@ def lavit(
         except Refused as error:
             if len(error.faults) > 1:
                 for fault in error.faults:
-                    console.print(fault, markup=False, highlight=False, soft_wrap=True)
+                    bar.console.print(fault, markup=False, highlight=False, soft_wrap=True)
             raise
     if quiet:
         return
     for name, size in made.parts.items():
         print(f"{out / name}: {size / 1e6:,.1f} MB")
     if made.agreement is not None:
-        print(f"merger: gather gives {100 * made.agreement.equal:.1f} % of the codes of exact")
-    print(f"The weights keep the licence they were published with; {out / 'README.md'} says so.")
-
-
-class _Bar:
-    """A progress bar whose task changes."""
-
-    def __init__(self, console: "object", *, hidden: bool) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=hidden, transient=True)  # type: ignore[arg-type]
-        self._task = self._bar.add_task("reading", total=None)
-
-    def __enter__(self) -> "_Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def begin(self, task: str, total: int) -> None:
-        self._bar.reset(self._task, description=task, total=total)
-
-    def advance(self, steps: int) -> None:
-        self._bar.advance(self._task, steps)
+        print(f"merger: gather and exact agree on {100 * made.agreement.equal:.1f} % of the codes")
+    print(f"The weights keep their original licence; see {out / 'README.md'}.")
 
 
 def _heads(text: str | None) -> "Heads | None":
@@ -115,7 +98,7 @@ def _heads(text: str | None) -> "Heads | None":
         return None
     numbers = text.split(",")
     if len(numbers) != 3 or not all(number.strip().isdecimal() and int(number) for number in numbers):
-        raise ValueError(f"--heads {text}: three numbers would fit, as in 16,16,16")
+        raise ValueError(f"--heads {text}: expected three positive integers, as in 16,16,16")
     return Heads(*map(int, numbers))
 
 

@@ -1,4 +1,4 @@
-"""`pictish train`: one function a part; each builds nothing itself but calls the part's own loop."""
+"""`pictish train`: one function per model; each calls the training loop of its package."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,26 +7,37 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pictish.commands.options import Device, files, runtime
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-ConfigName = Annotated[str, typer.Argument(help="A shipped name such as starter/tokenizer, or a YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Changes such as batch_size=32 data.views=1")]
-Run = Annotated[Path, typer.Option(help="Folder for checkpoints, metrics.jsonl and the finished model.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+ConfigName = Annotated[
+    str,
+    typer.Argument(
+        metavar="CONFIG", help="Name of a shipped config, such as starter/tokenizer, or a YAML file."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="OVERRIDES", help="Config overrides, such as batch_size=32 data.views=1."),
+]
+Run = Annotated[
+    Path, files(metavar="DIR", help="Run folder: checkpoints, metrics.jsonl and the final model.")
+]
 AnomalySkip = Annotated[
     int,
-    typer.Option(min=0, help="Pass over so many steps whose loss or gradient goes wrong; one more stops."),
+    runtime(metavar="N", min=0, help="Skip up to N steps with a non-finite or exploding loss, then abort."),
 ]
 Fsdp = Annotated[
     bool,
-    typer.Option(
+    runtime(
         "--fsdp",
         envvar="ACCELERATE_USE_FSDP",
-        help="Several processes share the weights out among them (FSDP2); else each has all of them.",
+        help="Shard parameters and optimizer state with FSDP2 (default: DDP).",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings and errors.")]
+Quiet = Annotated[bool, runtime("--quiet", help="Print warnings and errors only.")]
 
 
 def tokenizer(
@@ -38,7 +49,7 @@ def tokenizer(
     fsdp: Fsdp = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the dynamic tokenizer; run again to go on where it stopped."""
+    """Train a dynamic tokenizer. An interrupted run resumes from its last checkpoint."""
     from pictish.configs import load, parse
     from pictish.tokenizer.config import TrainConfig
     from pictish.tokenizer.train import train
@@ -54,16 +65,16 @@ def lm(
     overrides: Overrides = None,
     run: Run = Path("runs/lm"),
     device: Device = "auto",
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first damaged sample.")] = False,
+    strict: Annotated[bool, runtime("--strict", help="Stop at the first damaged sample.")] = False,
     anomaly_skip: AnomalySkip = 0,
     fsdp: Fsdp = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a language model on shards of text and pictures; run again to go on where it stopped.
+    """Train a language model on text and image shards. An interrupted run resumes from its last checkpoint.
 
-    Damaged samples are named at the end and left out, the exit code is then 1.
+    Damaged samples are skipped and listed at the end, and the exit code is then 1.
     """
-    from pictish.commands.train_lm import code_vectors_of, image_tokens_of, looking, showing
+    from pictish.commands.train_lm import code_vectors_of, image_encoder, image_tokens_of, showing
     from pictish.configs import load, parse
     from pictish.data.mixture import Report
     from pictish.lm.config import TrainConfig
@@ -76,9 +87,9 @@ def lm(
     tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
     report = Report()
     with _begun(run, settings, quiet):
-        known, look = image_tokens_of(tokenizer), looking(tokenizer)
+        known = image_tokens_of(tokenizer)
         show = showing(settings, tokenizer, run)
-        parts: dict[str, Any] = {"look": look, "show": show, "report": report}
+        parts: dict[str, Any] = {"encode_images": image_encoder(tokenizer), "show": show, "report": report}
         parts |= {"anomaly_skip": anomaly_skip, "fsdp": fsdp, "code_vectors": code_vectors_of(tokenizer)}
         _with_progress(
             lambda progress: train(settings, run, known, device, **parts, progress=progress), quiet
@@ -96,7 +107,7 @@ def decoder(
     fsdp: Fsdp = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a decoder of codes to pictures; run again to go on where it stopped."""
+    """Train a decoder that turns tokens into pixels. An interrupted run resumes from its last checkpoint."""
     from pictish.configs import load, parse
     from pictish.decoder.config import TrainConfig
     from pictish.decoder.train import train
@@ -109,15 +120,14 @@ def decoder(
 
 @contextmanager
 def _begun(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
-    """Hold the run for this process, its resolved config written.
+    """Lock the run folder for this process and write the resolved config.
 
-    ValueError when another process holds it, or when the run there was made with a config that decides other
-    weights.
+    ValueError when another process holds the lock, or when the folder contains a run whose config differs in
+    a setting that affects the weights.
     """
     import logging
     import os
 
-    from pictish.configs import load
     from pictish.io.files import only_writer, write_atomic
     from pictish.io.plain_yaml import to_yaml
 
@@ -127,16 +137,16 @@ def _begun(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
         return
     with only_writer(run):
         resolved = run / "config.yaml"
-        if resolved.exists() and _deciding(load(resolved)) != _deciding(settings.model_dump(mode="json")):
+        if resolved.exists() and _deciding(_stored(resolved, type(settings))) != _deciding(settings):
             raise ValueError(
-                f"{run}: holds a run with another config; "
-                "give another --run, or the overrides it was made with"
+                f"{run}: contains a run with a different config; "
+                "give another --run, or the overrides that run was started with"
             )
         write_atomic(resolved, to_yaml(settings).encode())
         yield
 
 
-# What may be another when a run goes on: how it reports, keeps checkpoints and reads, not what it learns.
+# What may change when a run resumes: how it logs, checkpoints and reads data, not what it learns.
 UNDECIDING = (
     "log_every",
     "validate_every",
@@ -152,9 +162,21 @@ UNDECIDING = (
 )
 
 
-def _deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """A config, as plain data, without what decides nothing about the weights."""
-    kept = {name: value for name, value in config.items() if name not in UNDECIDING}
+def _stored(path: Path, cls: "type[BaseModel]") -> "BaseModel | None":
+    """The config of a run as this version reads it; None when it cannot."""
+    from pictish.configs import load, parse
+
+    try:
+        return parse(cls, load(path), str(path))
+    except ValueError:
+        return None
+
+
+def _deciding(config: "BaseModel | None") -> dict[str, Any] | None:
+    """A config, as plain data, without the settings that do not affect the weights."""
+    if config is None:
+        return None
+    kept = {name: value for name, value in config.model_dump(mode="json").items() if name not in UNDECIDING}
     if "data" in kept:
         data = kept["data"].items()
         kept["data"] = {name: value for name, value in data if f"data.{name}" not in UNDECIDING}
@@ -162,10 +184,8 @@ def _deciding(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_progress(work, quiet: bool) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from pictish.io.report import Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=quiet) as bar:
-        task = bar.add_task("training", total=None)
-        folder = work(lambda done, total: bar.update(task, completed=done, total=total))
+    with Bar("training", quiet=quiet) as bar:
+        folder = work(bar.update)
     typer.echo(f"model folder: {folder}")

@@ -54,7 +54,7 @@ def test_a_picture_is_drawn_and_its_tokens_are_told(image, tiny_models, tmp_path
     drawing = tmp_path / "bild ü [1]-inspect.png"
     with Image.open(drawing) as drawn:
         assert drawn.width > 4 * 250
-    assert "bild ü [1].png: 3 tokens" in text
+    assert "bild ü [1].png: 3 of at most 64 tokens" in text
     assert "bits per pixel" in text
     assert drawing.name in text
 
@@ -156,14 +156,14 @@ def test_users_mistakes_are_one_line(image, token_folder, tmp_path, capsys):
         "no tokens in this folder": [tmp_path / "empty"],
         "there is no such file": [tmp_path / "absent"],
         "No such file": [tmp_path / "absent.png"],
-        "one picture is drawn at a time": [image, image],
-        "--budget is for pictures": [token_folder, "--budget", 3],
-        "--out is for pictures": [token_folder, "--out", "x.png"],
-        "--steps is for pictures": [token_folder, "--steps", 0],
-        "--steps 0 is for one picture": [image, "--codebook", "--steps", 0],
-        "--budget 3 and --threshold 0.5 were given; give one": [image, "--budget", 3, "--threshold", 0.5],
-        "--budget 3 and --quality 20.0 were given; give one": [image, "--budget", 3, "--quality", 20],
-        "--quality is for pictures": [token_folder, "--quality", 20],
+        "expected a single image, got 2 inputs": [image, image],
+        "--budget applies to images": [token_folder, "--budget", 3],
+        "--out applies to images": [token_folder, "--out", "x.png"],
+        "--steps applies to images": [token_folder, "--steps", 0],
+        "--steps 0 does not apply to --codebook": [image, "--codebook", "--steps", 0],
+        "--budget 3 and --threshold 0.5 exclude each other": [image, "--budget", 3, "--threshold", 0.5],
+        "--budget 3 and --quality 20.0 exclude each other": [image, "--budget", 3, "--quality", 20],
+        "--quality applies to images": [token_folder, "--quality", 20],
         "ends in .png": [image, "--out", "drawing.jpg"],
         "two tokenizers": [token_folder, other],
     }

@@ -41,7 +41,7 @@ def test_what_decides_the_weights_must_be_the_same(part, change, tmp_path):
     with _begun(tmp_path, config(part), quiet=False):
         pass
     with (
-        pytest.raises(ValueError, match="holds a run with another config"),
+        pytest.raises(ValueError, match="contains a run with a different config"),
         _begun(tmp_path, config(part, change), quiet=False),
     ):
         pass

@@ -1,6 +1,6 @@
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import yaml
@@ -210,3 +210,39 @@ def test_any_mapping_round_trips(tmp_path_factory, tree, text):
     path.write_text(to_yaml(tree), "utf-8")
     assert load(path) == tree
     assert to_yaml(load(path)) == path.read_text("utf-8")
+
+
+class Renamed(Config):
+    renamed: ClassVar = {"old": "new"}
+
+    new: int = 1
+
+
+def test_a_former_key_name_is_still_read():
+    assert parse(Renamed, {"old": 2}, "x") == parse(Renamed, {"new": 2}, "x")
+    assert parse(Renamed, {"old": 2}, "x").model_dump() == {"new": 2}
+    with pytest.raises(ValueError, match="old"):
+        parse(Renamed, {"old": 2, "new": 3}, "x")
+
+
+def test_a_mapping_can_be_replaced(tmp_path):
+    write(tmp_path / "base.yaml", "a: {x: {one: 1, two: 2}, y: 3}\nb: {z: 4}")
+    child = write(tmp_path / "child.yaml", "extends: base\nreplaces: [a.x]\na: {x: {three: 3}}")
+    assert load(child) == {"a": {"x": {"three": 3}, "y": 3}, "b": {"z": 4}}
+    assert load(child, ["replaces=[b]", "b={w: 1}"])["b"] == {"w": 1}
+    assert load(child)["b"] == {"z": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("extends: base\nreplaces: [a.q]\na: {q: 1}", "a.q is no key of what it extends"),
+        ("extends: base\nreplaces: [a.x]", "a.x is no key of the file itself"),
+        ("extends: base\nreplaces: a", "needs a list of keys"),
+        ("replaces: [a]\na: 1", "for files that extend"),
+    ],
+)
+def test_what_cannot_be_replaced_is_said(text, said, tmp_path):
+    write(tmp_path / "base.yaml", "a: {x: {one: 1}}")
+    with pytest.raises(ValueError, match=said):
+        load(write(tmp_path / "child.yaml", text))

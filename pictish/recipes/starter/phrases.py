@@ -163,7 +163,8 @@ def phrase_of(facts: Mapping[str, Any]) -> Phrase:
         return _clip_art(facts)
     if facts["set"] == "tuxpaint":
         return _stamp(facts["caption"])
-    parts = [part for part in facts["caption"].split(", ") if not part.endswith(" skin tone")]
+    parts = facts["caption"].split(", ")
+    parts = [part for part in parts if not part.endswith(" skin tone")] or parts  # swatches show nothing else
     noun = _noun(parts[0], parts[1:])
     if facts["role"] is not None:
         noun = _WORN.sub(r" a \1", noun).replace("in lotus", "in the lotus")

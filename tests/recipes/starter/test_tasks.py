@@ -204,6 +204,7 @@ def samples(folder, name):
         ("woman with veil", {"role": "with veil"}, "a woman with a veil"),
         ("man lifting weights", {"role": "lifting weights"}, "a man lifting weights"),
         ("no smoking", {"subgroup": "warning"}, "a no smoking sign"),
+        ("medium skin tone", {}, "a medium skin tone"),  # a swatch of it
     ],
 )  # fmt: skip
 def test_phrases_are_plain_english(caption, more, full):

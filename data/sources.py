@@ -1,0 +1,385 @@
+"""Pictures with captions, however they are stored, as one stream of `Item`s.
+
+| source | captions |
+|---|---|
+| folder of pictures | `name.txt`, `.caption`, `.json` beside `name.jpg`; `metadata.jsonl`, `.csv`, `.parquet` |
+| JSONL, CSV or TSV that names files | a field |
+| Parquet: Hugging Face's and img2dataset's | a column; needs pyarrow |
+| WebDataset shards | `.txt`, `.caption`, or a field of `.json` |
+| folder written by `Dataset.save_to_disk` of `datasets` | a column; needs pyarrow |
+
+Pictures are neither decoded nor downloaded here. What cannot be used is reported by name and reason.
+"""
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pictish.data.captions import captions_of
+from pictish.data.images import SUFFIXES, find_images, holds_images
+from pictish.data.mixture import Report
+from pictish.data.shards import find_shards, read_shard
+from pictish.io.files import check_relative, one_line, printable, read_regular_file
+
+PICTURE_FIELDS = (
+    "image", "img", "picture", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes",
+    "file_name", "filename", "image_path", "img_path", "filepath", "file_path", "path", "file",
+)  # fmt: skip
+"""Fields that hold a picture or name its file, in any case; the first that is not empty counts."""
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+_TEXTS = ("txt", "caption", "text")
+_HIDDEN = ("__MACOSX",)
+_ROWS = 64  # of a Parquet or Arrow file in memory at once
+_LARGEST_TEXT = 1 << 20  # bytes of a caption file
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture of a source: a file, or a file's bytes; and its captions, none or more."""
+
+    name: str  # in the source, parts joined by /
+    picture: Path | bytes
+    captions: tuple[str, ...]
+    said_in: str | None  # where the captions stand, such as `name.txt` or `metadata.csv: text`
+
+    def read(self) -> bytes:
+        """The bytes of the picture's file; OSError and ValueError as `read_regular_file`."""
+        return self.picture if isinstance(self.picture, bytes) else read_regular_file(self.picture)
+
+
+@dataclass
+class Reading:
+    """How a source is read, and what is seen on the way."""
+
+    caption_key: str | None = None
+    report: Report = field(default_factory=Report)
+    fields: dict[str, None] = field(default_factory=dict)  # names of all that records held
+    ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by suffix
+
+
+Reader = Callable[[Path, Reading], Iterator[Item]]
+
+
+def read_source(path: Path, reading: Reading) -> Iterator[Item]:
+    """All pictures of a source with their captions, in an order that never changes.
+
+    ValueError for what is no source; `reading.report` takes in what is left out of one.
+    """
+    return reader_of(path)[1](path, reading)
+
+
+def reader_of(path: Path) -> tuple[str, Reader]:
+    """What a source is, in words, and the function that reads it; ValueError where it is none."""
+    if not path.exists():
+        raise ValueError(f"{printable(path)}: there is no such file or folder")
+    if not path.is_dir():
+        match path.suffix.lower():
+            case ".tar":
+                return "WebDataset shard", _shards
+            case suffix if suffix in TABLES:
+                return f"{suffix[1:].upper()} file", _table
+        raise ValueError(
+            f"{printable(path)}: not a source of pictures; a folder, a shard (.tar) or one of "
+            f"{' '.join(TABLES)} would fit"
+        )
+    if (path / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(each.name for each in path.iterdir() if each.is_dir()))
+        raise ValueError(f"{printable(path)}: holds the splits {splits}; give the folder of one of them")
+    if (path / "dataset_info.json").is_file() and any(path.glob("*.arrow")):
+        return "folder saved by datasets", _arrow_folder
+    if holds_images(path) or any((path / name).is_file() for name in METADATA[:2]):
+        return "folder of pictures", _folder
+    if next(path.rglob("*.tar"), None) is not None:
+        return "folder of WebDataset shards", _shards
+    if next(path.rglob("*.parquet"), None) is not None:
+        return "folder of Parquet files", _parquet_folder
+    raise ValueError(
+        f"{printable(path)}: no pictures found; looked for pictures, metadata.jsonl, metadata.csv, *.tar, "
+        "*.parquet and a folder saved by datasets"
+    )
+
+
+# ---- folders
+
+
+def _folder(path: Path, reading: Reading) -> Iterator[Item]:
+    """Pictures in a folder, with captions from files beside them and from metadata files above them."""
+    told = _metadata(path, reading)
+    for image in find_images([path]) if holds_images(path) else []:
+        if any(part.startswith(".") or part in _HIDDEN for part in image.name.split("/")):
+            reading.report.skip(image.name, "hidden")
+            continue
+        try:
+            said_in, captions = _beside(image.path, reading)
+        except (ValueError, OSError) as error:
+            reading.report.skip(image.name, f"its captions: {one_line(error)}")
+            continue
+        for source, texts in told.pop(os.path.realpath(image.path), {}).items():
+            said_in, captions = said_in or source, (*captions, *texts)
+        yield Item(image.name, image.path, tuple(dict.fromkeys(captions)), said_in)
+    for missing, sources in told.items():
+        reading.report.skip(
+            os.path.relpath(missing, path), f"no such picture; {next(iter(sources))} names it"
+        )
+    _note_others(path, reading)
+
+
+def _note_others(path: Path, reading: Reading) -> None:
+    """Count the files of a picture folder that are neither pictures nor captions; name what may hold some."""
+    for root, folders, files in os.walk(path):
+        folders.sort()
+        stems = {name.rpartition(".")[0] for name in files if Path(name).suffix.lower() in SUFFIXES}
+        for name in sorted(files):
+            stem, _, suffix = name.rpartition(".")
+            suffix, place = suffix.lower(), os.path.relpath(os.path.join(root, name), path)  # noqa: PTH118
+            if f".{suffix}" in SUFFIXES or name in METADATA:
+                continue
+            if suffix in (*_TEXTS, "json") and stem in stems:
+                continue
+            if suffix == "tar":
+                reading.report.skip(place, "a shard in a folder of pictures; give it as a source of its own")
+            elif f".{suffix}" in TABLES and not name.startswith("."):
+                reading.report.skip(
+                    place, "a table that is not read; metadata.jsonl is, or give it as a source"
+                )
+            else:
+                reading.ignored[f".{suffix}" if stem else name] += 1
+
+
+def _metadata(path: Path, reading: Reading) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Real path of a picture -> captions by where they stand, of all metadata files below `path`."""
+    told: dict[str, dict[str, tuple[str, ...]]] = {}
+    for table in sorted(each for name in METADATA for each in path.rglob(name)):
+        for item in _rows_as_items(table, _records(table, reading), reading, inside=True):
+            if not isinstance(item.picture, Path):
+                reading.report.skip(item.name, f"{table.name} of a folder of pictures holds a picture")
+                continue
+            # a picture without captions is noted too, so that a row without a file is found
+            found = told.setdefault(os.path.realpath(item.picture), {})
+            source = item.said_in or table.name
+            found[source] = (*found.get(source, ()), *item.captions)
+    return told
+
+
+def _beside(picture: Path, reading: Reading) -> tuple[str | None, tuple[str, ...]]:
+    """Captions from the files beside a picture, and which."""
+    if reading.caption_key is None:
+        for suffix in _TEXTS:
+            text = picture.with_suffix(f".{suffix}")
+            if text.is_file():
+                caption = " ".join(_text(read_regular_file(text, _LARGEST_TEXT)).split())
+                if caption:
+                    return f"name.{suffix}", (caption,)
+    facts = picture.with_suffix(".json")
+    if facts.is_file():
+        return _said(_object(read_regular_file(facts, _LARGEST_TEXT)), "name.json", reading)
+    return None, ()
+
+
+# ---- tables
+
+
+def _table(path: Path, reading: Reading) -> Iterator[Item]:
+    """Pictures that a file names, or holds. A picture of several rows has the captions of all of them."""
+    items = _rows_as_items(path, _records(path, reading), reading, inside=False)
+    if path.suffix.lower() in (".parquet", ".arrow"):
+        yield from items
+        return
+    merged: dict[str, Item] = {}
+    for item in items:
+        before = merged.get(item.name)
+        captions = (*(before.captions if before else ()), *item.captions)
+        said_in = item.said_in or (before.said_in if before else None)
+        merged[item.name] = Item(item.name, item.picture, tuple(dict.fromkeys(captions)), said_in)
+    for item in merged.values():
+        if isinstance(item.picture, Path) and not item.picture.is_file():
+            reading.report.skip(item.name, f"no such picture; {path.name} names it")
+        else:
+            yield item
+
+
+def _parquet_folder(path: Path, reading: Reading) -> Iterator[Item]:
+    for table in sorted(path.rglob("*.parquet")):
+        yield from _rows_as_items(table, _records(table, reading), reading, inside=False)
+
+
+def _arrow_folder(path: Path, reading: Reading) -> Iterator[Item]:
+    for table in sorted(path.glob("*.arrow")):
+        yield from _rows_as_items(table, _records(table, reading), reading, inside=False)
+
+
+def _rows_as_items(
+    table: Path, records: Iterable[tuple[str, Mapping[str, Any]]], reading: Reading, *, inside: bool
+) -> Iterator[Item]:
+    """Records, each with what it is called in reports, as items; `inside`: files may not lie elsewhere."""
+    for place, record in records:
+        try:
+            name, picture = _picture_of(record, table.parent, inside)
+            said_in, captions = _said(record, table.name, reading)
+        except ValueError as error:
+            reading.report.skip(place, one_line(error))
+            continue
+        yield Item(name or place, picture, captions, said_in)
+
+
+def _picture_of(record: Mapping[str, Any], folder: Path, inside: bool) -> tuple[str | None, Path | bytes]:
+    """The picture of a record, and its name if it has one."""
+    fields = {str(name).lower(): value for name, value in record.items()}
+    key = fields.get("key", fields.get("__key__"))
+    name = key if isinstance(key, str) and key else None
+    for known in PICTURE_FIELDS:
+        value = fields.get(known)
+        if isinstance(value, Mapping):  # an Image of `datasets`
+            name = name or value.get("path") or None
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes) and value:
+            return name, value
+        if isinstance(value, str) and value:
+            if inside:
+                check_relative(value.removeprefix("./"))
+            return value, folder / value
+    if any(isinstance(fields.get(known), str) for known in ("url", "image_url")):
+        status = fields.get("status")
+        raise ValueError(f"holds no picture but a URL{f', status {status}' if status else ''}")
+    raise ValueError(f"holds no picture; its fields are {', '.join(map(printable, record)) or 'none'}")
+
+
+def _said(record: Mapping[str, Any], source: str, reading: Reading) -> tuple[str | None, tuple[str, ...]]:
+    reading.fields.update(dict.fromkeys(map(str, record)))
+    found, captions = captions_of(record, reading.caption_key)
+    return (None if found is None else f"{source}: {found}"), captions
+
+
+def _records(path: Path, reading: Reading) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of a table, each with what it is called in reports."""
+    match path.suffix.lower():
+        case ".csv" | ".tsv":
+            return _csv_records(path, reading)
+        case ".parquet" | ".arrow":
+            return _arrow_records(path, reading)
+    return _json_records(path, reading)
+
+
+def _json_records(path: Path, reading: Reading) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                place = f"{path.name} line {number}"
+                try:
+                    yield place, _object(line)
+                except ValueError as error:
+                    reading.report.skip(place, one_line(error))
+
+
+def _csv_records(path: Path, reading: Reading) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        try:
+            for row in rows:
+                place = f"{path.name} line {rows.line_num}"
+                if None in row or None in row.values():
+                    reading.report.skip(place, f"has other columns than the first line ({rows.fieldnames})")
+                else:
+                    yield place, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            reading.report.skip(f"{path.name} from line {rows.line_num + 1}", one_line(error))
+
+
+def _arrow_records(path: Path, reading: Reading) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rows of a Parquet file, or of an Arrow file as `datasets` writes it."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise ValueError(f"{printable(path)}: needs pyarrow; pip install 'pictish[parquet]'") from None
+    row = 0
+    try:
+        for batch in _parquet_batches(path) if path.suffix.lower() == ".parquet" else _arrow_batches(path):
+            for record in batch.to_pylist():
+                yield f"{path.stem}/{row:08d}", record
+                row += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        reading.report.skip(f"{path.name} from row {row}", f"damaged: {one_line(error)}")
+
+
+def _parquet_batches(path: Path) -> Iterator[Any]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        yield from file.iter_batches(_ROWS)
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as file:
+        try:
+            batches = iter(pyarrow.ipc.open_stream(file))
+        except pyarrow.ArrowInvalid:
+            whole = pyarrow.ipc.open_file(file)
+            batches = (whole.get_batch(number) for number in range(whole.num_record_batches))
+        for batch in batches:
+            for start in range(0, batch.num_rows, _ROWS):
+                yield batch.slice(start, _ROWS)
+
+
+# ---- shards
+
+
+def _shards(path: Path, reading: Reading) -> Iterator[Item]:
+    shards = find_shards([path])
+    for table in sorted(path.rglob("*.parquet")) if path.is_dir() else []:
+        if table.with_suffix(".tar") not in shards:  # img2dataset writes one beside each shard
+            reading.report.skip(table.relative_to(path).as_posix(), "a Parquet file in a folder of shards")
+    for shard in shards:
+        samples = 0
+        try:
+            for sample in read_shard(shard):
+                samples += 1
+                place = f"{shard.stem}/{sample['__key__']}"
+                try:
+                    picture, said_in, captions = _of_sample(sample, reading)
+                except ValueError as error:
+                    reading.report.skip(place, one_line(error))
+                else:
+                    yield Item(place, picture, captions, said_in)
+        except ValueError as error:
+            reading.report.skip(f"{shard.name} after sample {samples:,}", one_line(error))
+
+
+def _of_sample(sample: Mapping[str, Any], reading: Reading) -> tuple[bytes, str | None, tuple[str, ...]]:
+    """The picture of a shard's sample, where its captions stand, and these."""
+    pictures = [suffix for suffix in sample if f".{suffix.rpartition('.')[2]}" in SUFFIXES]
+    if "tokens" in sample:
+        raise ValueError("holds tokens, and pictures are needed")
+    if len(pictures) != 1:
+        raise ValueError(f"holds {len(pictures)} pictures, and one is needed")
+    if reading.caption_key is None:
+        for suffix in _TEXTS:
+            caption = " ".join(_text(sample[suffix]).split()) if suffix in sample else ""
+            if caption:
+                return sample[pictures[0]], f".{suffix}", (caption,)
+    said = _said(_object(sample["json"]), ".json", reading) if "json" in sample else (None, ())
+    return (sample[pictures[0]], *said)
+
+
+def _text(blob: bytes) -> str:
+    try:
+        return blob.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("text that is not UTF-8") from None
+
+
+def _object(blob: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(blob))
+    except (ValueError, RecursionError):
+        raise ValueError("not a JSON object") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return value
