@@ -172,6 +172,11 @@ class Mixture:
         return {name: pool.size for name, pool in self._pools.items()}
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Of each source: 12 hex digits over the names of its samples, wherever they lie."""
+        return {name: str(pool.facts["digest"]) for name, pool in self._pools.items()}
+
+    @property
     def position(self) -> dict[str, Any]:
         """The state behind the sample drawn last, as plain JSON."""
         sources = {name: {**pool.facts, "drawn": self._drawn[name]} for name, pool in self._pools.items()}

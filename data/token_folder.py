@@ -42,6 +42,7 @@ class Entry:
     tokens: int
     samples: int = 1
     left_out: tuple[str, ...] = ()  # pictures of a shard that could not be read
+    unread: tuple[str, ...] = ()  # those of them that another run may be able to read
 
     def to_json(self) -> dict[str, Any]:
         """The entry as the manifest has it; what is true of every token file is not repeated."""
@@ -56,25 +57,28 @@ class Entry:
             facts["samples"] = self.samples
         if self.left_out:
             facts["left_out"] = list(self.left_out)
+        if self.unread:
+            facts["unread"] = list(self.unread)
         return facts
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Entry":
         """Undo `to_json`; KeyError, TypeError or ValueError for anything else."""
-        known = {"sha256", "source_sha256", "tokens", "source", "samples", "left_out"}
+        known = {"sha256", "source_sha256", "tokens", "source", "samples", "left_out", "unread"}
         if not set(facts) <= known or not all(
             isinstance(facts[key], str) for key in ("sha256", "source_sha256")
         ):
             raise ValueError("unknown keys")
         source, tokens, samples = facts.get("source"), facts["tokens"], facts.get("samples", 1)
-        left_out = facts.get("left_out", [])
-        if not (source is None or isinstance(source, str)) or not isinstance(left_out, list):
-            raise TypeError("source or left_out")
+        left_out, unread = facts.get("left_out", []), facts.get("unread", [])
+        if not (source is None or isinstance(source, str)):
+            raise TypeError("source")
+        if not isinstance(left_out, list) or not isinstance(unread, list):
+            raise TypeError("left_out or unread")
         if not isinstance(tokens, int) or not isinstance(samples, int):
             raise TypeError("tokens or samples")
-        return cls(
-            source, facts["source_sha256"], facts["sha256"], tokens, samples, tuple(map(str, left_out))
-        )
+        names = tuple(map(str, left_out)), tuple(map(str, unread))
+        return cls(source, facts["source_sha256"], facts["sha256"], tokens, samples, *names)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The `pictish` command: which function answers which words, and how errors reach the user."""
 
+import contextlib
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import typer
@@ -104,13 +105,27 @@ def main(args: Sequence[str] | None = None) -> int:
     one line on stderr; anything else is a bug and keeps its traceback, as mistakes do when PICTISH_TRACEBACK
     is set in the environment.
     """
-    with lasting_streams() as finish:
-        return _run(list(sys.argv[1:] if args is None else args) or ["--help"], finish)
+    args = list(sys.argv[1:] if args is None else args) or ["--help"]
+    with lasting_streams() as finish, _logging():  # the log's handler takes stderr as it is then
+        return _run(args, finish)
 
 
-def _run(args: Sequence[str], finish: Callable[[], None]) -> int:
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Log to stderr; whoever calls `main` from Python gets their own settings back."""
+    root, ours = logging.getLogger(), logging.getLogger("pictish")
+    handlers, level = list(root.handlers), ours.level
     logging.basicConfig(format="pictish: %(message)s")
-    logging.getLogger("pictish").setLevel(logging.INFO)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        for handler in set(root.handlers) - set(handlers):
+            root.removeHandler(handler)
+
+
+def _run(args: list[str], finish: Callable[[], None]) -> int:
     said = "interrupted"
     try:
         with handled():

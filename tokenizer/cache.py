@@ -28,17 +28,20 @@ from pictish.training.share import ALONE, Share
 logger = logging.getLogger(__name__)
 
 CHUNK = 32  # pictures a task of a worker process
+_NAME = "pictures-"
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
 
 class PictureCache:
     """Pictures uint8 (M, S, S, 3) of a folder written by `build_cache`, memory-mapped.
 
-    `samples` are the names of what the views were made of, as many of each.
+    `samples` are the names of what the views were made of, as many of each. `digest` is of all that decides
+    the pictures, wherever they lie.
     """
 
     def __init__(self, folder: Path, samples: Sequence[str]):
         self._samples = samples
+        self.digest = folder.name.removeprefix(_NAME)
         self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
 
     def __len__(self) -> int:
@@ -91,7 +94,7 @@ def build_cache(
     samples = [f"{printable(shard)}/{printable(key)}" for shard, key, _ in found]
     blobs = [(key, blob) for _, key, blob in found]
     depends = [side, views, seed, [(key, _digest(blob)) for key, blob in blobs]]
-    final = folder / f"pictures-{_digest(json.dumps(depends).encode())[:12]}"
+    final = folder / f"{_NAME}{_digest(json.dumps(depends).encode())[:12]}"
     if final.is_dir():
         return PictureCache(final, samples)
     temporary = folder / f".{final.name}.pictish-tmp"

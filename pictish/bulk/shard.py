@@ -44,7 +44,7 @@ class Bulk:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a shard: `done` with stats, `lost` for ever, `again` worth a try, or `stop` the run."""
+    """What became of a shard: `done` with stats, `lost`, `again` worth a try, or `stop` the run."""
 
     kind: str
     stats: Mapping[str, Any] | None = None
@@ -55,6 +55,10 @@ class Outcome:
         """Of a shard that is done."""
         assert self.stats is not None
         return ShardStats.from_json(self.stats)
+
+
+class Incomplete(OSError):
+    """A shard was written without samples that a passing fault kept out, and so is not marked as whole."""
 
 
 def attempt(
@@ -70,8 +74,18 @@ def attempt(
         reason = f"{error.filename}: {error.strerror}" if named else one_line(error)
         return Outcome("stop" if error.errno in _HOPELESS else "again", reason=reason)
     except Exception as error:
+        if out_of_memory(error):
+            return Outcome("again", reason=f"not enough memory: {one_line(error)}")
         traceback.print_exc()
         return Outcome("lost", reason=f"a bug, {type(error).__name__}: {one_line(error)}")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether Python, torch or CUDA says so; torch's CPU allocator raises a plain RuntimeError."""
+    import torch
+
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def tokenize_shard(
@@ -79,7 +93,8 @@ def tokenize_shard(
 ) -> ShardStats:
     """The shard of tokens of a raw shard, written and committed; `done` hears of pictures as they are done.
 
-    ValueError for a damaged shard, or a place taken by something else; OSError for trouble with files.
+    ValueError for a damaged shard, or a place taken by something else; OSError for trouble with files, and
+    Incomplete when samples are missing that another try may well read.
     """
     folder = bulk.folder()
     with folder.claim(source.name), contextlib.ExitStack() as stack:
@@ -104,6 +119,7 @@ def tokenize_shard(
                     builder.add(shard, decoded, image)
         if remote:
             upload(target, join(bulk.out, source.name))
+        builder.check_complete()
         stats = builder.stats(shard.samples, target.stat().st_size, local.stat().st_size, source_sha256)
         folder.commit(source.name, stats)
         return stats
@@ -155,6 +171,8 @@ class _Builder:
         self._members: dict[str, bytes] = {}  # tokens of the sample under way
         self._images: list[TokenizedImage] = []
         self._broken: str | None = None  # why that sample has no tokens
+        self._passing = False  # whether another try may read what is broken in it
+        self._missing: list[str] = []  # samples that are left out for such a reason, and why
 
     def add(self, shard: ShardFile, decoded: Decoded, image: TokenizedImage | None) -> None:
         """Take in one picture; the last one of a sample writes it, or leaves it out."""
@@ -162,12 +180,17 @@ class _Builder:
         assert isinstance(picture, SamplePicture)
         if image is None:
             self._broken = self._broken or decoded.error or "no tokens"
+            self._passing = self._passing or decoded.transient
         else:
             self._images.append(image)
             self._members[picture.member] = image.to_bytes()
         if not picture.last:
             return
-        if self._broken is not None:
+        if self._broken is not None and self._passing:
+            self._missing.append(f"{printable(picture.name)}: {self._broken}")
+            if self._strict:
+                self.check_complete()
+        elif self._broken is not None:
             self.leave_out(picture.name, self._broken)
         else:
             shard.write(picture.name, {**self._members, **picture.others})
@@ -176,13 +199,19 @@ class _Builder:
             self._bits += sum(one.bits for one in self._images)
             self._pixels += sum(one.size[0] * one.size[1] for one in self._images)
             self._done(len(self._images))
-        self._members, self._images, self._broken = {}, [], None
+        self._members, self._images, self._broken, self._passing = {}, [], None, False
 
     def leave_out(self, key: str, reason: str) -> None:
         """Note a sample that has no tokens; ValueError under --strict."""
         if self._strict:
             raise ValueError(f"{printable(key)}: {reason}")
         self._left_out[key] = reason
+
+    def check_complete(self) -> None:
+        """Incomplete when samples are missing that are not known to be broken."""
+        if self._missing:
+            more = f", and {len(self._missing) - 1:,} more samples" if len(self._missing) > 1 else ""
+            raise Incomplete(f"{self._missing[0]}{more}; the shard is not marked as finished")
 
     def stats(self, samples: int, size: int, source_bytes: int, source_sha256: str) -> ShardStats:
         """What became of the shard."""

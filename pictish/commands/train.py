@@ -122,8 +122,8 @@ def decoder(
 def _begun(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
     """Lock the run folder for this process and write the resolved config.
 
-    ValueError when another process holds the lock, or when the folder contains a run whose config differs in
-    a setting that affects the weights.
+    ValueError when another process holds it, or when a step of it was trained with settings that decide other
+    weights; a run without a step takes any.
     """
     import logging
     import os
@@ -131,56 +131,41 @@ def _begun(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
     from pictish.io.files import only_writer, write_atomic
     from pictish.io.plain_yaml import to_yaml
 
-    logging.getLogger("pictish").setLevel(logging.WARNING if quiet else logging.INFO)
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one writes
-        yield
-        return
-    with only_writer(run):
-        resolved = run / "config.yaml"
-        if resolved.exists() and _deciding(_stored(resolved, type(settings))) != _deciding(settings):
-            raise ValueError(
-                f"{run}: contains a run with a different config; "
-                "give another --run, or the overrides that run was started with"
-            )
-        write_atomic(resolved, to_yaml(settings).encode())
-        yield
-
-
-# What may change when a run resumes: how it logs, checkpoints and reads data, not what it learns.
-UNDECIDING = (
-    "log_every",
-    "validate_every",
-    "sample_every",
-    "samples",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "tensorboard",
-    "usage_alarm",
-    "data.strict",
-    "data.workers",
-    "data.read_ahead",
-)
-
-
-def _stored(path: Path, cls: "type[BaseModel]") -> "BaseModel | None":
-    """The config of a run as this version reads it; None when it cannot."""
-    from pictish.configs import load, parse
-
+    logger = logging.getLogger("pictish")
+    level = logger.level
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
     try:
-        return parse(cls, load(path), str(path))
-    except ValueError:
-        return None
+        if os.environ.get("RANK", "0") != "0":  # of several processes the first one writes
+            yield
+            return
+        with only_writer(run):
+            if (run / "config.yaml").exists():
+                _may_replace(run, settings)
+            write_atomic(run / "config.yaml", to_yaml(settings).encode())
+            yield
+    finally:
+        logger.setLevel(level)
 
 
-def _deciding(config: "BaseModel | None") -> dict[str, Any] | None:
-    """A config, as plain data, without the settings that do not affect the weights."""
-    if config is None:
-        return None
-    kept = {name: value for name, value in config.model_dump(mode="json").items() if name not in UNDECIDING}
-    if "data" in kept:
-        data = kept["data"].items()
-        kept["data"] = {name: value for name, value in data if f"data.{name}" not in UNDECIDING}
-    return kept
+def _may_replace(run: Path, settings: "BaseModel") -> None:
+    """ValueError unless the run may take these settings; what earlier ones made before a step is removed."""
+    import shutil
+
+    from pictish.configs import load, parse
+    from pictish.training.checkpoint import latest_checkpoint
+    from pictish.training.resume import differences, in_one_line
+
+    written, now = run / "config.yaml", settings.model_dump(mode="json")
+    latest = latest_checkpoint(run)
+    if latest is None:
+        shutil.rmtree(run / "text_tokenizer", ignore_errors=True)
+        return
+    before = parse(type(settings), load(written), str(written)).model_dump(mode="json")
+    if changed := differences(before, now):
+        raise ValueError(
+            f"{run}: {latest.name} was trained with other settings: {in_one_line(changed)}; "
+            "give those it was trained with, or another --run"
+        )
 
 
 def _with_progress(work, quiet: bool) -> None:
