@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 import struct
 import threading
@@ -22,10 +21,10 @@ from pictish.data.damaged import PNG_SIGNATURE, completed, png_chunks
 from pictish.data.tiff import SIGNATURES as TIFF_SIGNATURES
 from pictish.data.tiff import read_deep, unit_floats
 from pictish.io.files import one_line, printable, read_regular_file
+from pictish.io.finding import Found, find, supported
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 128_000_000
-_FTYP_SUFFIXES = {".avif", ".avifs", ".heic", ".heics", ".heif", ".heifs", ".hif"}
+_OTHER_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # than AVIF and HEIC
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # lengths in bytes
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _UNREAD = {
@@ -63,32 +62,22 @@ class ImageFile:
 
 
 def find_images(inputs: Sequence[Path]) -> list[ImageFile]:
-    """Pictures in `inputs` (files, or folders searched to the bottom), sorted by name.
+    """Images in `inputs` (files, or folders searched to the bottom), sorted by name; see `find`.
 
-    The order of `inputs` does not matter; a picture reached twice under one name counts once. Links to
-    files are followed, links to folders below an input are not. ValueError when an input is missing or
-    no picture is found.
+    ValueError when an input is missing or no image is found.
     """
-    found: dict[tuple[str, str], ImageFile] = {}
-    for entry in inputs:
-        if not entry.exists():
-            raise ValueError(f"{printable(entry)}: there is no such file or folder")
-        if entry.is_dir():
-            images = [ImageFile(path, path.relative_to(entry).as_posix()) for path in _walk(entry)]
-        elif entry.suffix.lower() in SUFFIXES:
-            images = [ImageFile(entry, entry.name)]
-        else:
-            raise ValueError(f"{printable(entry)}: not a picture by its name; known are {_known()}")
-        found.update({(image.name, os.path.realpath(image.path)): image for image in images})
-    if not found:
+    return images_of(find(inputs), inputs)
+
+
+def images_of(found: Found, inputs: Sequence[Path]) -> list[ImageFile]:
+    """The images of a search in `inputs`; ValueError when there is none."""
+    if not found.images:
+        if found.problems:
+            name, reason = found.problems[0]
+            raise ValueError(f"{printable(name)}: {reason}")
         places = ", ".join(printable(entry) for entry in inputs) or "nothing was given"
-        raise ValueError(f"no pictures found ({places}); looked for {_known()}")
-    return [found[key] for key in sorted(found)]
-
-
-def holds_images(folder: Path) -> bool:
-    """Whether a picture lies anywhere in the folder."""
-    return next(_walk(folder), None) is not None
+        raise ValueError(f"no pictures found ({places}); looked for {supported()}")
+    return [ImageFile(file.path, file.name) for file in found.images]
 
 
 def load_image(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -142,7 +131,7 @@ def check_name(name: str, blob: bytes) -> None:
     Few programs open such files, so bulk work names them; other formats are read whatever the suffix.
     """
     suffix = Path(name).suffix.lower()
-    if blob[4:8] == b"ftyp" and suffix in SUFFIXES - _FTYP_SUFFIXES:
+    if blob[4:8] == b"ftyp" and suffix in _OTHER_SUFFIXES:
         raise ValueError(f"AVIF or HEIC by its first bytes, not {suffix[1:]}; rename it to be read")
 
 
@@ -214,8 +203,8 @@ def _format_of(blob: bytes) -> str:
             return "HEIF"
     for signature, name in _UNREAD.items():
         if blob.startswith(signature):
-            raise _NotAPicture(f"a picture of the format {name}, which is not read; known are {_known()}")
-    raise _NotAPicture(f"not a picture; known are {_known()}")
+            raise _NotAPicture(f"a picture of the format {name}, which is not read; known are {supported()}")
+    raise _NotAPicture(f"not a picture; known are {supported()}")
 
 
 def _register_heif() -> None:
@@ -324,6 +313,16 @@ def _eight_bits(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
     return np.rint(values.clip(0, 1) * 255).astype(np.uint8)
 
 
+def _opened_heif(blob: bytes) -> Image.Image:
+    """A HEIC picture, whose pixels are not decoded yet; Pillow itself learns nothing of the format."""
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ValueError("HEIC images need pip install 'pictish[heic]'") from None
+    image: Image.Image = HeifImageFile(io.BytesIO(blob))
+    return image
+
+
 def fit_square(image: Image.Image, side: int, *, exact: bool = False) -> npt.NDArray[np.uint8]:
     """The whole RGB picture squashed to a square, (side, side, 3) uint8, bicubic with antialiasing.
 
@@ -333,18 +332,6 @@ def fit_square(image: Image.Image, side: int, *, exact: bool = False) -> npt.NDA
     gap = None if exact else 2.0
     small = image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=gap)
     return np.array(small, dtype=np.uint8)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise error
-
-    for root, _, files in os.walk(folder, onerror=fail):
-        yield from (Path(root, name) for name in files if Path(name).suffix.lower() in SUFFIXES)
-
-
-def _known() -> str:
-    return " ".join(sorted(suffix[1:] for suffix in SUFFIXES))
 
 
 @contextlib.contextmanager

@@ -84,10 +84,11 @@ class Command(TyperCommand):
 
         paragraphs = (self.help or "").split("\n\n")
         self.help = escape("\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))
+        param: Any
         for param in self.get_params(ctx):
             if isinstance(param, TyperArgument) or getattr(param, "is_flag", False):
-                param.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
-            param.help = escape(getattr(param, "help", None) or "")  # type: ignore[attr-defined]
+                param.display_type_rich = lambda ctx: None
+            param.help = escape(getattr(param, "help", None) or "")
         rich_utils.rich_format_help(obj=self, ctx=ctx, markup_mode="rich")
 
     def get_help_option(self, ctx: Any) -> Any:

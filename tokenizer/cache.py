@@ -19,7 +19,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pictish.data.shards import find_shards, read_shard
+from pictish.data.members import image_members
+from pictish.data.shards import find_shards, open_shard
 from pictish.data.views import picture_views
 from pictish.io.files import matching, printable
 from pictish.tokenizer.config import DataConfig
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 32  # pictures a task of a worker process
 _NAME = "pictures-"
-IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 
 
 class PictureCache:
@@ -149,15 +149,19 @@ def _report(done: int, count: int) -> None:
 def _read_pictures(shards: Sequence[str]) -> list[tuple[str, str, bytes]]:
     """(name of the shard, key, encoded picture) of every sample that has one, in shard order."""
     blobs = []
-    for shard in find_shards(matching(shards)):
-        for sample in read_shard(shard):
-            found = [sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample]
-            if found:
-                blobs.append((shard.name, sample["__key__"], found[0]))
+    for path in find_shards(matching(shards)):
+        with open_shard(path) as shard:
+            for key in shard.samples:
+                members = shard.read(key)
+                images = image_members(members)
+                if "" in images:
+                    blobs.append((path.name, key, members[images[""][0]]))
+            for name, reason in shard.ignored.items():
+                logger.warning("%s/%s: %s", printable(path.name), printable(name), reason)
+            if shard.damage is not None:
+                logger.warning("%s: %s; the samples behind it are lost", printable(path.name), shard.damage)
     if not blobs:
-        raise ValueError(
-            f"no pictures in {', '.join(shards)}: shards with png, jpg or webp members were asked for"
-        )
+        raise ValueError(f"no pictures in {', '.join(shards)}: shards with pictures were asked for")
     return blobs
 
 

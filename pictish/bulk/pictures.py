@@ -11,15 +11,16 @@ from types import TracebackType
 from typing import Any
 
 from pictish.bulk.batch_tokenizer import Machine
-from pictish.data.images import ImageFile, find_images, holds_images
+from pictish.data.images import ImageFile, images_of
 from pictish.data.loader import Decoded
 from pictish.data.shards import ShardFile, key_of, shard_name
 from pictish.data.token_folder import Entry, OutputFolder, plan_outputs, sources_digest
 from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line, printable, read_regular_file, sha256_file
+from pictish.io.finding import Found, counted, find
 from pictish.io.interrupt import in_units, stop_here
 from pictish.io.report import Report, Writer
-from pictish.io.storage import holds_shards, is_remote
+from pictish.io.storage import is_remote
 
 _GO_ON = "interrupted; what was tokenized is kept, and the same command goes on from there"
 
@@ -61,6 +62,7 @@ class Job:
     total: int | None  # pictures, None when they are not counted beforehand
     outputs: list[str]
     settings: dict[str, Any]
+    found: Found  # what else the search for pictures met
     run: "Callable[[Work], None]"
 
 
@@ -76,22 +78,32 @@ class Work:
 
 def plan(inputs: Sequence[Path], shards: bool, samples_per_shard: int) -> Job:
     """Find the pictures and name the outputs; ValueError for what cannot be done."""
-    images = find_images(inputs)
-    outputs = plan_outputs(images)
+    found = find(inputs)
+    planned, problems = plan_outputs(images_of(found, inputs))
+    found.problems += problems
+    images, outputs = list(planned.values()), list(planned)
     if not shards:
-        return Job("token-folder", len(images), outputs, {}, lambda work: _fill_folder(work, images, outputs))
+        fill = functools.partial(_fill_folder, images=images, outputs=outputs)
+        return Job("token-folder", len(images), outputs, {}, found, fill)
     parts = [images[start : start + samples_per_shard] for start in range(0, len(images), samples_per_shard)]
     names = [shard_name(number) for number in range(len(parts))]
     settings = {"samples_per_shard": samples_per_shard}
-    return Job("token-shards", len(images), names, settings, lambda work: _fill_shards(work, parts, names))
+    fill = functools.partial(_fill_shards, parts=parts, names=names)
+    return Job("token-shards", len(images), names, settings, found, fill)
 
 
 def hold_shards(inputs: Sequence[str]) -> bool:
-    """Whether the inputs are raw shards; ValueError where some are and others are not."""
-    raw = [entry for entry in inputs if is_remote(entry) or holds_shards(Path(entry), unless=holds_images)]
-    if raw and len(raw) < len(inputs):
-        raise ValueError(f"{printable(raw[0])} is shards, other inputs are not; tokenize them apart")
-    return bool(raw)
+    """Whether the inputs are raw shards; ValueError where some are, and others are pictures."""
+    found = find([Path(entry) for entry in inputs if not is_remote(entry)])
+    remote = [entry for entry in inputs if is_remote(entry)]
+    shards = [*remote, *(file.name for file in found.shards)]
+    if shards and found.images:
+        raise ValueError(
+            f"{counted(len(shards), 'shard')} ({printable(shards[0])} ...) and "
+            f"{counted(len(found.images), 'picture')} ({printable(found.images[0].name)} ...) were found; "
+            "tokenize them apart"
+        )
+    return bool(shards)
 
 
 def _fill_folder(work: Work, images: Sequence[ImageFile], outputs: Sequence[str]) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 from pictish.bulk.batch_tokenizer import Machine, MachineSettings
 from pictish.bulk.stats import BulkFolder, ShardStats
 from pictish.data.loader import Decoded, ImageBytes
-from pictish.data.shards import PICTURES, ShardFile, read_shard
+from pictish.data.members import image_members, is_image
+from pictish.data.shards import ShardFile, open_shard
 from pictish.data.token_folder import Header
 from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line, printable, sha256_file
+from pictish.io.finding import shard_name_of, supported
 from pictish.io.storage import Stored, download, is_remote, join, upload
 
-CARRIED = ("txt", "json")  # members of a raw sample that go into the tokens' shard
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # of the output: every other shard would fail alike
 
 
@@ -70,6 +71,8 @@ def attempt(
     except ValueError as error:
         return Outcome("lost", reason=one_line(error).removeprefix(f"{printable(source.name)}: "))
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return Outcome("lost", reason="file name too long for this file system")
         named = error.filename is not None and error.strerror
         reason = f"{error.filename}: {error.strerror}" if named else one_line(error)
         return Outcome("stop" if error.errno in _HOPELESS else "again", reason=reason)
@@ -97,31 +100,32 @@ def tokenize_shard(
     Incomplete when samples are missing that another try may well read.
     """
     folder = bulk.folder()
-    with folder.claim(source.name), contextlib.ExitStack() as stack:
-        local, target = Path(source.place), Path(join(bulk.out, source.name))
+    name = shard_name_of(source.name)
+    with folder.claim(name), contextlib.ExitStack() as stack:
+        local, target = Path(source.place), Path(join(bulk.out, name))
         if is_remote(source.place):
             local = _scratch(stack) / source.name
             download(source.place, local)
         if remote := is_remote(bulk.out):
-            target = _scratch(stack) / source.name
+            target = _scratch(stack) / name
         builder = _Builder(source.name, bulk.strict, done)
         source_sha256 = sha256_file(local)
 
         def approve(written: Path) -> None:
             builder.sha256 = sha256_file(written)
-            folder.may_write(source.name, written, builder.sha256)
-            folder.withdraw(source.name)
+            folder.may_write(name, written, builder.sha256)
+            folder.withdraw(name)
 
         with ShardFile(target, approve=approve) as shard:
-            pictures = _pictures(local, builder.leave_out)
+            pictures = _pictures(local, builder)
             with contextlib.closing(machine.tokenize(pictures)) as tokenized:
                 for decoded, image in tokenized:
                     builder.add(shard, decoded, image)
         if remote:
-            upload(target, join(bulk.out, source.name))
+            upload(target, join(bulk.out, name))
         builder.check_complete()
         stats = builder.stats(shard.samples, target.stat().st_size, local.stat().st_size, source_sha256)
-        folder.commit(source.name, stats)
+        folder.commit(name, stats)
         return stats
 
 
@@ -138,25 +142,33 @@ class SamplePicture(ImageBytes):
     others: dict[str, bytes]  # what goes with the sample, the same for all of its pictures
 
 
-def _pictures(path: Path, leave_out: Callable[[str, str], None]) -> Iterator[SamplePicture]:
-    """Pictures of a raw shard; samples without one are told to `leave_out`.
+def _pictures(path: Path, builder: "_Builder") -> Iterator[SamplePicture]:
+    """Pictures of a raw shard; what is not tokenized is told to `builder`. ValueError for a damaged shard.
 
-    A sample has one picture, or several with names, as edits and documents have.
+    A sample has one picture, or several with names, as edits and documents have. Its texts are carried over.
     """
-    for sample in read_shard(path):
-        key = sample["__key__"]
-        named = sorted(s for s in sample if "." in s and s.rsplit(".", 1)[1] in PICTURES)
-        found = {f"{s.rsplit('.', 1)[0]}.tokens": sample[s] for s in named}
-        plain = next((suffix for suffix in PICTURES if suffix in sample), None)
-        if plain is not None:
-            found["tokens"] = sample[plain]
-        if not found:
-            leave_out(key, f"holds no picture; known are {' '.join(PICTURES)}")
-            continue
-        others = {name: sample[name] for name in CARRIED if name in sample}
-        last = max(found)
-        for member in sorted(found):
-            yield SamplePicture(found[member], key, member, member == last, others)
+    with open_shard(path) as shard:
+        if shard.damage is not None:
+            raise ValueError(shard.damage)
+        builder.ignored, builder.hidden = dict(shard.ignored), shard.hidden
+        for key in shard.samples:
+            try:
+                sample = shard.read(key)
+            except ValueError as error:
+                builder.leave_out(key, one_line(error))
+                continue
+            images = image_members(sample)
+            if not images:
+                builder.leave_out(key, f"holds no picture; known are {supported()}")
+                continue
+            found = {f"{name}.tokens".removeprefix("."): same for name, same in images.items()}
+            for used, *more in found.values():
+                for other in more:
+                    builder.ignored[f"{key}.{other}"] = f"its sample has .{used} too, which is tokenized"
+            others = {suffix: blob for suffix, blob in sample.items() if not is_image(suffix)}
+            last = max(found)
+            for member in sorted(found):
+                yield SamplePicture(sample[found[member][0]], key, member, member == last, others)
 
 
 class _Builder:
@@ -168,6 +180,8 @@ class _Builder:
         self._pictures = self._pixels = self._tokens = 0
         self._bits = 0.0
         self._left_out: dict[str, str] = {}
+        self.ignored: dict[str, str] = {}  # members of no sample, and why
+        self.hidden = 0
         self._members: dict[str, bytes] = {}  # tokens of the sample under way
         self._images: list[TokenizedImage] = []
         self._broken: str | None = None  # why that sample has no tokens
@@ -227,4 +241,6 @@ class _Builder:
             tokens=self._tokens,
             bits=round(self._bits),
             left_out=dict(sorted(self._left_out.items())),
+            ignored=dict(sorted(self.ignored.items())),
+            hidden=self.hidden,
         )

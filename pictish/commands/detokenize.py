@@ -1,13 +1,12 @@
 """`pictish detokenize`: images from tokens."""
 
 import enum
-import errno
 import functools
 import hashlib
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from pictish.data.token_folder import OutputFolder
     from pictish.data.tokens import TokenizedImage
+    from pictish.io.finding import Found
     from pictish.io.report import Report
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.settings import Drawing
@@ -88,7 +88,7 @@ def run(
     from pictish.pipelines.settings import Drawing
     from pictish.training.world import resolve_device
 
-    sources = find_sources(inputs, f".{format.value}")
+    sources, found = find_sources(inputs, f".{format.value}")
     where = resolve_device(device)
     reconstructor = Reconstructor.from_folder(model, where, steps=steps, lowres=lowres)
     drawing = Drawing(steps, pixel_guidance, scheduler, upscale)
@@ -105,11 +105,12 @@ def run(
     if (factor := reconstructor.factor(drawing)) > 1:
         settings |= {"upscale": factor, "upscaler": reconstructor.upscaler_of(drawing)}
     header = Header("pictures", tokenizer.fingerprint, tokenizer.codebook_size, settings)
-    outputs = [name for source in sources for name in source.outputs]
+    outputs = [name for source in sources for name in source.outputs if name not in source.meeting]
     with (
         Report("detokenizing", len(outputs), quiet=quiet, strict=strict) as report,
         OutputFolder(out, header, outputs, overwrite) as output,
     ):
+        report.tell(found)
         work = Work(reconstructor, drawing, seed, size, format, batch_size, output, report)
         drawn, before = work.run(sources)
         output.finish()
@@ -128,14 +129,16 @@ class Source:
     name: str
     outputs: list[str]
     damage: str | None = None  # of a shard: what follows `outputs` cannot be read
+    meeting: frozenset[str] = frozenset()  # outputs that two would give, and neither does
 
     def read(self) -> "Iterator[tuple[str, str, bytes | Exception]]":
         """Name, output and bytes, or why there are none, of each of its pictures."""
         from pictish.data.shards import read_shard
         from pictish.data.tokens import LARGEST
         from pictish.io.files import read_regular_file
+        from pictish.io.finding import shard_suffix
 
-        if self.path.suffix != ".tar":
+        if shard_suffix(self.path.name) is None:
             blob: bytes | Exception
             try:
                 blob = read_regular_file(self.path, LARGEST)
@@ -150,22 +153,22 @@ class Source:
             yield f"{self.name}/{sample['__key__']}", output, sample.get("tokens", missing)
 
 
-def find_sources(inputs: Sequence[Path], suffix: str) -> list[Source]:
-    """Everything to be read, in order; ValueError when there is nothing, or two would give one picture."""
+def find_sources(inputs: Sequence[Path], suffix: str) -> "tuple[list[Source], Found]":
+    """Everything to be read, in order, and what cannot be; ValueError when there is nothing.
+
+    Two that would give one picture are not drawn, and named.
+    """
     from pictish.data.shards import find_shards, name_of, read_shard
     from pictish.data.token_folder import SUFFIX, find_tokens
     from pictish.io.files import one_line, printable
-    from pictish.io.storage import holds_shards
+    from pictish.io.finding import Found
 
-    def holds_tokens(folder: Path) -> bool:
-        return next(folder.rglob(f"*{SUFFIX}"), None) is not None
-
-    shards = [entry for entry in inputs if holds_shards(entry, unless=holds_tokens)]
+    shards = [entry for entry in inputs if _is_shards(entry)]
     others = [entry for entry in inputs if entry not in shards]
-    sources = []
-    for file in find_tokens(others) if others else []:
+    sources, found = [], Found()
+    for file in find_tokens(others, found) if others else []:
         sources.append(Source(file.path, file.name, [file.name.removesuffix(SUFFIX) + suffix]))
-    for path in find_shards(shards) if shards else []:
+    for path in find_shards(shards, found) if shards else []:
         outputs: list[str] = []
         damage = None
         try:
@@ -174,17 +177,22 @@ def find_sources(inputs: Sequence[Path], suffix: str) -> list[Source]:
         except ValueError as error:
             damage = one_line(error).removeprefix(f"{path.name}: ")
         sources.append(Source(path, path.name, outputs, damage))
-    taken: dict[str, Source] = {}
+    givers: dict[str, list[Source]] = {}
     for source in sources:
         for output in source.outputs:
-            if output in taken:
-                first, second = printable(taken[output].path), printable(source.path)
-                raise ValueError(
-                    f"{first} and {second} would both be written to {printable(output)}; "
-                    "give them in separate runs"
-                )
-            taken[output] = source
-    return sources
+            givers.setdefault(output, []).append(source)
+    meeting = {output: those for output, those in givers.items() if len(those) > 1}
+    problems = [
+        (
+            " and ".join(str(one.path) for one in those),
+            f"would both be written to {output}; give them in separate runs",
+        )
+        for output, those in meeting.items()
+    ]
+    if len(meeting) == len(givers) and problems:
+        raise ValueError("; ".join(f"{printable(names)}: {printable(why)}" for names, why in problems))
+    found.problems += problems
+    return [replace(source, meeting=frozenset(meeting)) for source in sources], found
 
 
 def refuse_others(sources: Sequence[Source], fingerprint: str) -> None:
@@ -288,14 +296,21 @@ class Work:
         buffer = io.BytesIO()
         image.save(buffer, kind, **options)
         blob = buffer.getvalue()
-        try:
-            self.output.store(output, blob, Entry(name, source, hashlib.sha256(blob).hexdigest(), tokens))
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            raise ValueError("file name too long for this file system") from error
+        self.output.store(output, blob, Entry(name, source, hashlib.sha256(blob).hexdigest(), tokens))
 
 
 def _readable(source: Source) -> "Iterator[tuple[str, str, bytes | Exception]]":
-    """What a source gives before its damage, if it has any."""
-    yield from itertools.islice(source.read(), len(source.outputs))
+    """What a source gives before its damage, if it has any, and what nothing else would give too."""
+    for name, output, blob in itertools.islice(source.read(), len(source.outputs)):
+        if output not in source.meeting:
+            yield name, output, blob
+
+
+def _is_shards(entry: Path) -> bool:
+    """A shard, or a folder with shards and no token files."""
+    from pictish.io.finding import find, shard_suffix
+
+    if not entry.is_dir():
+        return shard_suffix(entry.name) is not None
+    found = find([entry])
+    return bool(found.shards) and not any(name.endswith(".tokens") for name in found.others)

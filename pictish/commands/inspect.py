@@ -1,5 +1,6 @@
 """`pictish inspect`: what is kept of an image, which patches share a code, statistics of tokens."""
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pictish.commands.options import Device, Model, Overwrite, Steps, Upscale, f
 if TYPE_CHECKING:
     from pictish.data.tokens import TokenizedImage
     from pictish.evaluation.pictures import Broken
+    from pictish.io.finding import Found
     from pictish.io.report import Report
 
 
@@ -43,6 +45,9 @@ def run(
     quality: Annotated[
         float | None,
         selection(metavar="DB", help="Fewest tokens expected to reach this reconstruction PSNR, in dB."),
+    ] = None,
+    caption_key: Annotated[
+        str | None, files(metavar="KEY", help="Field of the samples' JSON that holds the captions.")
     ] = None,
     steps: Steps = None,
     upscale: Upscale = None,
@@ -75,7 +80,7 @@ def run(
             for name, setting in options.items():
                 if setting is not None:
                     raise ValueError(f"--{name} applies to images; for tokens, only statistics are printed")
-            facts = _tokens(inputs, report)
+            facts = _tokens(inputs, caption_key, report)
             lines = []
     if as_json:
         print(json.dumps(facts, indent=2, sort_keys=True))
@@ -89,17 +94,19 @@ def run(
 
 def _is_picture(inputs: list[Path]) -> bool:
     """Whether one picture is asked for; ValueError for several, or for a folder without tokens."""
-    from pictish.data.images import SUFFIXES
     from pictish.io.files import printable
-    from pictish.io.storage import holds_shards
+    from pictish.io.finding import find, kind_of
 
-    pictures = [entry for entry in inputs if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
+    pictures = [entry for entry in inputs if kind_of(entry.name) == "image" and not entry.is_dir()]
     if pictures and len(inputs) > 1:
         raise ValueError(
             f"expected a single image, got {len(inputs)} inputs; use --codebook for several images"
         )
     for entry in inputs:
-        if entry.is_dir() and not holds_shards(entry) and next(entry.rglob("*.tokens"), None) is None:
+        if not entry.is_dir():
+            continue
+        found = find([entry])
+        if not found.shards and not any(name.endswith(".tokens") for name in found.others):
             raise ValueError(
                 f"{printable(entry)}: no tokens in this folder (*.tokens, *.tar); "
                 "give a single image, or several with --codebook"
@@ -218,13 +225,22 @@ def _code_lines(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _tokens(inputs: list[Path], report: "Report") -> dict[str, Any]:
-    """Statistics of token files, token folders and shards; damaged ones are told, not counted."""
+def _tokens(inputs: list[Path], caption_key: str | None, report: "Report") -> dict[str, Any]:
+    """Statistics of token files, token folders and shards; damaged ones are told, not counted.
+
+    Of shards also how they are understood, which is all there is of raw ones.
+    """
+    from pictish.commands.inspect_shards import inspect_shards
     from pictish.evaluation.metrics import CodeStatistics
     from pictish.evaluation.pictures import Broken
+    from pictish.io.finding import Found
 
+    beside = Found()
+    shards, others = _sorted(inputs, beside)
+    report.tell(beside)
+    understood = {"shards": inspect_shards(shards, caption_key, report)} if shards else {}
     statistics: CodeStatistics | None = None
-    for each in _read_tokens(inputs):
+    for each in _read_tokens(shards, others):
         if isinstance(each, Broken):
             report.failed(each.name, each.error)
             continue
@@ -232,43 +248,71 @@ def _tokens(inputs: list[Path], report: "Report") -> dict[str, Any]:
             statistics = CodeStatistics(each.codebook_size, each.tokenizer)
         statistics.add(each)
         report.done()
+    if statistics is None and understood:
+        return understood
     if statistics is None:
         raise ValueError("no readable tokens found")
     lengths = {str(length): number for length, number in statistics.length_histogram().items()}
-    return {**statistics.summary(), "tokenizer": statistics.tokenizer, "lengths": lengths}
+    return {**statistics.summary(), "tokenizer": statistics.tokenizer, "lengths": lengths, **understood}
 
 
-def _read_tokens(inputs: list[Path]) -> "Iterator[TokenizedImage | Broken]":
-    from pictish.data.shards import find_shards, read_shard
+def _sorted(inputs: list[Path], beside: "Found") -> tuple[list[Path], list[Path]]:
+    """The shards among the inputs and in their folders, and the inputs without any."""
+    from pictish.data.shards import find_shards
+    from pictish.io.finding import find, shard_suffix
+
+    holders = [
+        entry
+        for entry in inputs
+        if (find([entry]).shards if entry.is_dir() else shard_suffix(entry.name) is not None)
+    ]
+    return (find_shards(holders, beside) if holders else []), [
+        entry for entry in inputs if entry not in holders
+    ]
+
+
+def _read_tokens(shards: list[Path], others: list[Path]) -> "Iterator[TokenizedImage | Broken]":
+    """Tokens of token files and of the samples of shards that have any."""
+    from pictish.data.shards import open_shard
     from pictish.data.token_folder import find_tokens, read_tokens
     from pictish.data.tokens import TokenizedImage
     from pictish.evaluation.pictures import Broken
     from pictish.io.files import one_line
-    from pictish.io.storage import holds_shards
+    from pictish.io.finding import Found
 
-    shards = [entry for entry in inputs if holds_shards(entry)]
-    others = [entry for entry in inputs if entry not in shards]
-    for file in find_tokens(others) if others else []:
+    beside = Found()
+    files = find_tokens(others, beside) if others else []
+    yield from (Broken(name, reason) for name, reason in beside.problems)
+    for file in files:
         try:
             yield read_tokens(file.path)
         except (ValueError, OSError) as error:
             yield Broken(file.name, one_line(error))
-    for shard in find_shards(shards) if shards else []:
-        for sample in read_shard(shard):
-            if "tokens" not in sample:
-                yield Broken(f"{shard.name}/{sample['__key__']}", "this sample has no tokens")
-                continue
-            try:
-                yield TokenizedImage.from_bytes(sample["tokens"])
-            except ValueError as error:
-                yield Broken(f"{shard.name}/{sample['__key__']}", one_line(error))
+    for path in shards:
+        with contextlib.suppress(ValueError, OSError), open_shard(path) as shard:  # told by inspect_shards
+            tokens = {key: [s for s in one if s.endswith("tokens")] for key, one in shard.samples.items()}
+            for key, names in tokens.items() if any(tokens.values()) else []:
+                if not names:
+                    yield Broken(f"{path.name}/{key}", "this sample has no tokens")
+                for name in names:
+                    try:
+                        yield TokenizedImage.from_bytes(shard.read(key, images=False)[name])
+                    except ValueError as error:
+                        yield Broken(f"{path.name}/{key}.{name}", one_line(error))
 
 
 def _print_statistics(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pictish.commands.inspect_shards import shard_lines
+
     console = Console()
+    for shard in facts.get("shards", []):
+        for line in shard_lines(shard):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if "tokens" not in facts:
+        return
     tokens = facts["tokens"]
     rows = [
         ("images", f"{facts['pictures']:,}"),

@@ -187,6 +187,7 @@ def _tokenize_pictures(
             Report("tokenizing", job.total, quiet=quiet, strict=strict) as report,
             OutputFolder(Path(out), header, job.outputs, overwrite) as output,
         ):
+            report.tell(job.found)
             job.run(Work(machine, output, report, totals))
             output.finish()
     if not quiet:

@@ -66,6 +66,9 @@ def lm(
     run: Run = Path("runs/lm"),
     device: Device = "auto",
     strict: Annotated[bool, runtime("--strict", help="Stop at the first damaged sample.")] = False,
+    caption_key: Annotated[
+        str | None, runtime(metavar="KEY", help="Field of the samples' JSON that holds the captions.")
+    ] = None,
     anomaly_skip: AnomalySkip = 0,
     fsdp: Fsdp = False,
     quiet: Quiet = False,
@@ -83,7 +86,11 @@ def lm(
     from pictish.training.world import resolve_device
 
     changes = [*(overrides or []), *(["data.strict=true"] if strict else [])]
-    settings = parse(TrainConfig, load(config, changes), config)
+    asked = load(config, changes)
+    for source in ("train", "validation") if caption_key else ():
+        for each in asked.get("data", {}).get(source, {}).values():
+            each["caption_key"] = caption_key
+    settings = parse(TrainConfig, asked, config)
     tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
     report = Report()
     with _begun(run, settings, quiet):

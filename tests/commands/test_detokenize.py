@@ -300,10 +300,13 @@ def test_without_a_decoder_the_tokenizer_reconstructs_the_picture(tmp_path, fold
 def test_two_tokens_that_map_to_one_picture_are_named(tmp_path, folder, detokenize, images):
     with ShardFile(tmp_path / "a.tar") as shard:
         shard.write("z", {"tokens": images["z"].to_bytes()})
-    assert detokenize(folder, tmp_path / "a.tar", tmp_path / "out") == 2
+    assert detokenize(folder, tmp_path / "a.tar", tmp_path / "out") == 1
     assert "z.tokens" in detokenize.err
-    assert "a.tar would both be written to z.png" in detokenize.err
-    assert not (tmp_path / "out").exists()
+    assert "a.tar: would both be written to z.png" in detokenize.err
+    made = {path.stem for path in (tmp_path / "out").rglob("*.png")}
+    assert made == {Path(f"{name}.png").stem for name in images} - {"z"}
+    assert detokenize(tmp_path / "a.tar", folder / "z.tokens", tmp_path / "none") == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_inputs_that_hold_no_tokens_are_one_line(tmp_path, detokenize):

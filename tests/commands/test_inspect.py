@@ -1,5 +1,7 @@
+import io
 import json
 import math
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +138,46 @@ def test_token_files_and_shards_give_the_same_statistics(token_folder, tmp_path,
     for words in ([token_folder], files, [tmp_path / "shards"], sorted((tmp_path / "shards").iterdir())):
         assert inspect(*words, "--json") == 0
         answers.append(facts(capsys))
+    shards = [answer.pop("shards", []) for answer in answers]
+    assert [[(each["samples"], each["images"]) for each in one] for one in shards] == [
+        [],
+        [],
+        *2 * [[(2, 2), (1, 1)]],
+    ]
     assert all(answer == answers[0] for answer in answers)
+
+
+def test_a_raw_shard_is_shown_as_it_is_understood(tmp_path, capsys):
+    members = {
+        "a.jpg": b"P",
+        "a.txt": b"a cat",
+        "b.jpg": b"P",
+        "b.json": b'{"Label": "a dog"}',
+        "c.x.jpg": b"P",
+    }
+    with tarfile.open(tmp_path / "raw.tar", "w") as archive:
+        for name, blob in {**members, "._a.jpg": b"", "a.npy": b"1"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(blob)
+            archive.addfile(info, io.BytesIO(blob))
+    assert inspect(tmp_path / "raw.tar") == 1
+    said = capsys.readouterr()
+    assert said.err == "pictish: raw.tar/*.npy: 1 member of an unknown kind\n"
+    assert said.out.splitlines()[:3] == [
+        "raw.tar: 3 samples, 3 images, 1 caption",
+        "  members: 3 .jpg, 1 .txt, 1 .json",
+        "  for training: 1 captioned image",
+    ]
+    assert "not for training: 1 sample, has no caption: no text, nor caption or another" in said.out
+    assert "known field in its JSON, which has Label (b)" in said.out
+    assert "ignored: 1 hidden member" in said.out
+    assert inspect(tmp_path / "raw.tar", "--json", "--caption-key", "Label") == 1
+    (shard,) = facts(capsys)["shards"]
+    assert (shard["kinds"], shard["captions"]) == ({"captioned image": 1}, 1)
+    assert inspect(tmp_path) == 1
+    (tmp_path / "raw.tar").write_bytes(b"no tar" * 99)
+    assert inspect(tmp_path / "raw.tar") == 1
+    assert "raw.tar: " in capsys.readouterr().err
 
 
 def test_a_damaged_token_file_is_named_and_not_counted(token_folder, capsys):

@@ -67,7 +67,7 @@ def test_a_worker_without_a_shard_is_no_silent_loss(tmp_path):
 
 @pytest.mark.parametrize("url", ["pipe:touch HERE/ran", "pipe:curl http://x/a.tar", "http://x/a.tar", "-"])
 def test_no_url_runs_a_command_or_leaves_the_machine(tmp_path, url):
-    with pytest.raises(ValueError, match=r"no shards found|a path, or one of"):
+    with pytest.raises(ValueError, match=r"no such file|commands are not run|a path, or one of"):
         list(pictish.token_dataset(url.replace("HERE", str(tmp_path))))
     assert list(tmp_path.iterdir()) == []
 
