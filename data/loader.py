@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pictish.data.images import MAX_PIXELS, ImageFile, fit_square, load_image
+from pictish.data.images import MAX_PIXELS, ImageFile, check_name, fit_square, load_image
 from pictish.io.files import one_line, read_regular_file
 
 _FRAME = struct.Struct("<II")  # bytes of JSON, bytes after it
@@ -122,6 +122,7 @@ def _decode(file: ImageFile | ImageBytes, request: dict[str, Any]) -> tuple[dict
     try:
         blob = file.blob if isinstance(file, ImageBytes) else read_regular_file(file.path)
         reply["sha256"] = hashlib.sha256(blob).hexdigest()
+        check_name(file.name, blob)
         if reply["sha256"] == request["skip"]:
             return reply, b""
         image = load_image(blob, request["max_pixels"])

@@ -5,12 +5,11 @@ gradients and pictures behind pictures give it what photographs have.
 """
 
 import hashlib
-import io
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from pictish.data.images import fit_square, load_image
+from pictish.data.images import fit_square, load_image, load_with_alpha
 
 WHITE = (255, 255, 255)
 
@@ -48,9 +47,8 @@ def _altered(blob: bytes, side: int, rng: np.random.Generator, neighbour: bytes 
 
 
 def _cutout(blob: bytes) -> Image.Image:
-    """The picture with its transparency; `load_image` has already checked the blob."""
-    with Image.open(io.BytesIO(blob)) as image:
-        return image.convert("RGBA")
+    """The picture with its transparency."""
+    return load_with_alpha(blob).convert("RGBA")
 
 
 def _zoom(image: Image.Image, rng: np.random.Generator) -> Image.Image:

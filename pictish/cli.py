@@ -14,6 +14,7 @@ from typer.core import TyperArgument, TyperCommand
 from typer.exceptions import TyperException
 
 from pictish.io.interrupt import Stopped, StoppedAtFailure, handled
+from pictish.io.streams import lasting_streams
 
 # words -> (module:function, one line for `--help`). A module is imported only when its command is asked for.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -106,9 +107,15 @@ def main(args: Sequence[str] | None = None) -> int:
     one line on stderr; anything else is a bug and keeps its traceback, as mistakes do when PICTISH_TRACEBACK
     is set in the environment.
     """
+<<<<<<< HEAD
     args = [_expanded(arg) for arg in (sys.argv[1:] if args is None else args)] or ["--help"]
     with _logging(), _escaping():
         return _run(args)
+=======
+    args = list(sys.argv[1:] if args is None else args) or ["--help"]
+    with lasting_streams() as finish, _logging():  # the log's handler takes stderr as it is then
+        return _run(args, finish)
+>>>>>>> pixels
 
 
 @contextlib.contextmanager
@@ -126,6 +133,7 @@ def _logging() -> Iterator[None]:
             root.removeHandler(handler)
 
 
+<<<<<<< HEAD
 @contextlib.contextmanager
 def _escaping() -> Iterator[None]:
     """Escape what a terminal cannot encode, in place of an error."""
@@ -142,11 +150,14 @@ def _escaping() -> Iterator[None]:
 
 
 def _run(args: list[str]) -> int:
+=======
+def _run(args: list[str], finish: Callable[[], None]) -> int:
+>>>>>>> pixels
     said = "interrupted"
     try:
         with handled():
             code = build(args)(args, prog_name="pictish", standalone_mode=False)
-            sys.stdout.flush()
+            finish()
     except KeyboardInterrupt:
         code = 130
     except Stopped as stopped:
@@ -154,9 +165,6 @@ def _run(args: list[str]) -> int:
     except TyperException as error:
         return _mistake(error, _usage(error))
     except StoppedAtFailure:
-        return 1
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         named = error.filename is not None and error.strerror

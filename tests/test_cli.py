@@ -180,5 +180,5 @@ def test_a_closed_pipe_is_no_traceback():
         [sys.executable, "-c", script], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60
     )
     os.close(write)
-    assert done.returncode == 1
+    assert done.returncode == 0
     assert done.stderr == ""

@@ -16,7 +16,7 @@ from typing import Any
 from pictish.data.shards import read_shard
 from pictish.data.token_folder import MANIFEST, PARTIAL, Header
 from pictish.data.tokens import TokenizedImage
-from pictish.io.files import one_line, printable, temp_path
+from pictish.io.files import lock, one_line, printable, temp_path
 from pictish.io.finding import shard_name_of
 from pictish.io.storage import (
     Stored,
@@ -162,24 +162,17 @@ class BulkFolder:
         if is_remote(self.place):
             yield
             return
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
         path = temp_path(Path(self.place, f"{name}.lock"))
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+                locked = lock(descriptor, path.parent)
+                if not locked or (path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino):
                     break
             except BlockingIOError:
                 os.close(descriptor)
                 raise BlockingIOError(f"{printable(name)}: another process is writing it") from None
-            except OSError:  # a file system without locks
-                break
             os.close(descriptor)  # its holder has just removed it
         try:
             yield

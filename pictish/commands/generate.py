@@ -26,6 +26,12 @@ def run(
     grid: options.Grid = None,
     save_tokens: options.SaveTokens = False,
     model: options.Model = "starter",
+    lm: Annotated[
+        Path | None, options.files(metavar="DIR", help="Language model to use instead of the model's own.")
+    ] = None,
+    decoder: Annotated[
+        Path | None, options.files(metavar="DIR", help="Decoder to use instead of the model's own.")
+    ] = None,
     overwrite: options.Overwrite = False,
     style: Annotated[
         str | None,

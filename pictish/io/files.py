@@ -1,7 +1,10 @@
 """Files that are either whole or absent: everything is written beside its place, synced, and renamed."""
 
 import contextlib
+import errno
+import functools
 import hashlib
+import logging
 import os
 import shutil
 import stat
@@ -12,6 +15,9 @@ from pathlib import Path
 TEMP_SUFFIX = ".pictish-tmp"
 _LONGEST_LINE = 1000  # letters of another's error
 _LONGEST_NAME = 255  # bytes, on every file system we know
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+logger = logging.getLogger(__name__)
 
 
 def temp_path(path: Path) -> Path:
@@ -40,8 +46,38 @@ def write_atomic(path: Path, blob: bytes) -> None:
 
 
 def sync(descriptor: int) -> None:
-    """Have the operating system put an open file's bytes on the disk."""
-    os.fsync(descriptor)
+    """Have the operating system put an open file's bytes on the disk, if its file system can."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+
+
+def lock(descriptor: int, folder: Path) -> bool:
+    """Whether an open file or folder is now locked for this process; BlockingIOError when another has it.
+
+    Where the file system has no locks (some network and FUSE ones) a warning says so, once for `folder`.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has none on a folder
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        _warn_without_locks(folder, one_line(error))
+        return False
+    return True
+
+
+@functools.cache
+def _warn_without_locks(folder: Path, reason: str) -> None:
+    logger.warning(
+        "%s: cannot be locked (%s); make sure that no other process writes there", printable(folder), reason
+    )
 
 
 def remove_leftovers(folder: Path) -> int:
@@ -66,15 +102,13 @@ def only_writer(folder: Path) -> Iterator[None]:
     The lock is the operating system's: it leaves no file, and a killed process loses it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows has no lock on a folder
+    if os.name == "nt":  # where a folder cannot be opened
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor, folder)
         except BlockingIOError:
             message = f"{folder}: another process is writing here; wait for it or choose another folder"
             raise ValueError(message) from None

@@ -60,7 +60,10 @@ def embedded(captions: Sequence[str]) -> tuple[Embed, npt.NDArray[np.float32]] |
     path = installed()
     if path is None:
         return None
-    kept = _cache_folder() / f"{_key(path, captions)}.safetensors"
+    folder = _cache_folder()
+    if folder is None:
+        return None
+    kept = folder / f"{_key(path, captions)}.safetensors"
     rows = _kept(kept, len(captions))
     if rows is None and not _writable(kept.parent):
         return None
@@ -129,9 +132,15 @@ def _read_zip(path: Path) -> dict[str, bytes]:
     return found
 
 
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "pictish" / "captions"
+def _cache_folder() -> Path | None:
+    """Where embeddings are kept; None for a user without a home."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".cache"
+        except RuntimeError:  # HOME is not set and the user id is unknown
+            return None
+    return base / "pictish" / "captions"
 
 
 def _key(path: Path, captions: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pictish.io.files import one_line
+from pictish.io.files import one_line, sync
 from pictish.training.average import PREFIX, Average
 from pictish.training.resume import check_inputs
 from pictish.training.sharding import local, local_rows
@@ -288,12 +288,12 @@ def _write_synced(path: Path, blob: bytes) -> None:
     with path.open("wb") as file:
         file.write(blob)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)

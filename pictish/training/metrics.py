@@ -2,10 +2,11 @@
 
 import io
 import json
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
+
+from pictish.io.files import sync
 
 
 class MetricsLog:
@@ -64,7 +65,7 @@ def _truncate(path: Path, resume_step: int) -> None:
     with temporary.open("w", encoding="utf-8") as file:
         file.writelines(kept)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
     temporary.replace(path)
 
 

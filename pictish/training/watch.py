@@ -6,7 +6,6 @@ last ones were. What is judged is the same on all processes, so they stop or go 
 
 import json
 import math
-import os
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from pictish.io.files import sync
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -165,5 +166,5 @@ def _write(path: Path, facts: Mapping[str, Any]) -> None:
     with temporary.open("w", encoding="utf-8") as file:
         file.write(json.dumps(facts, sort_keys=True, indent=1) + "\n")
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
     temporary.replace(path)

@@ -248,7 +248,7 @@ def spoil(folder):
         "text.jpg": "not a picture",
         "huge.png": "900,000,000 pixels; at most 128,000,000",
         "unreadable.png": "No such file",
-        "with spaces ü 名\\n.gif": "not a picture",
+        "with spaces ü 名\\n.gif": "the file is truncated or damaged",
     }
 
 

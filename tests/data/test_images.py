@@ -10,7 +10,8 @@ import pytest
 from PIL import ExifTags, Image
 from skimage import data as photographs
 
-from pictish.data.images import find_images, fit_square, load_image
+from pictish.data.images import check_name, find_images, fit_square, load_image, load_with_alpha
+from tests.pictures import chunk, png
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -153,9 +154,49 @@ def test_32_bit_whole_numbers_are_scaled():
     assert corners(load_image(encoded(large, "TIFF"))) == ([0, 0, 0], [255, 255, 255])
 
 
-def test_floating_point_is_refused():
-    with pytest.raises(ValueError, match="floating point"):
-        load_image(encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
+def test_floating_point_goes_from_0_to_1():
+    values = np.array([[0, 0.25, 0.5, 1]], np.float32)
+    for held in (values, Image.fromarray(values), encoded(Image.fromarray(values), "TIFF")):
+        assert np.asarray(load_image(held))[0, :, 0].tolist() == [0, 64, 128, 255]
+    for held in (values * 255, values - 0.5, values * np.nan, Image.fromarray(values * 255)):
+        with pytest.raises(ValueError, match=r"floating point pixels from .*; 0 is black and 1 is white"):
+            load_image(held)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_colour_key_of_any_depth(depth):
+    """The grey that tRNS names is transparent, at the picture's own depth; higher bits of it do not count."""
+    top = 2**depth - 1
+    values = [0, top // 3, top // 2, top]
+    for key in values:
+        row = int("".join(f"{value:0{depth}b}" for value in values).ljust(8, "0"), 2)
+        packed = row.to_bytes(max(1, 4 * depth // 8), "big")
+        expected = [255 if value == key else round(value * 255 / top) for value in values]
+        for said in {key, key | 256 if depth < 8 else key}:
+            blob = png([packed], 4, depth, 0, before=chunk(b"tRNS", struct.pack(">H", said)))
+            for held in (blob, Image.open(io.BytesIO(blob))):
+                assert np.asarray(load_image(held))[0, :, 0].tolist() == expected, (depth, key)
+
+
+def test_a_colour_key_of_16_bits_is_compared_in_16_bits():
+    pixels = [(1000, 2000, 3000), (1001, 2000, 3000), (1000, 2000, 3001), (65_535, 0, 0)]
+    row = b"".join(struct.pack(">3H", *pixel) for pixel in pixels)
+    blob = png([row], 4, 16, 2, before=chunk(b"tRNS", struct.pack(">3H", *pixels[0])))
+    found = np.asarray(load_image(blob))[0].astype(int)
+    assert found[0].tolist() == [255, 255, 255]
+    assert np.abs(found[1:] - np.array(pixels[1:]) / 257).max() <= 1
+    eight = png([bytes([1, 2, 3, 4, 5, 6])], 2, 8, 2, before=chunk(b"tRNS", struct.pack(">3H", 1, 2, 3)))
+    assert np.asarray(load_image(eight))[0].tolist() == [[255, 255, 255], [4, 5, 6]]
+
+
+def test_avif_is_read_and_named_where_its_suffix_is_another():
+    blob = encoded(halves(size=(64, 64)), "AVIF")
+    assert near(corners(load_image(blob))[0], RED, 40)
+    for name in ("a.avif", "a", "00012.0"):
+        check_name(name, blob)
+    with pytest.raises(ValueError, match="AVIF or HEIC by its first bytes, not jpg"):
+        check_name("a.JPG", blob)
+    check_name("really-png.jpg", encoded(halves(), "PNG"))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
@@ -336,8 +377,10 @@ def test_a_picture_is_turned_once():
 @pytest.mark.parametrize(
     ("held", "words"),
     [
-        (np.zeros((4, 4, 3), np.float32), "an array of float32 with shape"),
-        (np.zeros((3, 4, 4), np.uint8)[:, :, :2], "with shape .3, 4, 2. was given; uint8 arrays"),
+        (np.zeros((4, 4, 3), np.int64), "an array of int64 with shape"),
+        (np.zeros((3, 4, 4), np.uint8)[:, :, :2], "with shape .3, 4, 2. was given; .*uint8"),
+        (np.zeros((3, 8, 8), np.float32), "channels come first: array.transpose"),
+        (np.zeros((4, 4, 3), complex), "an array of complex128"),
         (np.zeros((0, 4, 3), np.uint8), "with shape .0, 4, 3."),
         (None, "NoneType was given as a picture; a path"),
     ],
@@ -345,6 +388,39 @@ def test_a_picture_is_turned_once():
 def test_what_holds_no_picture_is_named(held, words):
     with pytest.raises(ValueError, match=words):
         load_image(held)
+
+
+def test_arrays_of_other_types():
+    bits = np.array([[True, False]])
+    assert np.asarray(load_image(bits))[..., 0].tolist() == [[255, 0]]
+    deep = np.array([[0, 257, 32_768, 65_535]], np.uint16)
+    for held in (deep, deep.astype(">u2"), Image.fromarray(deep)):
+        assert np.asarray(load_image(held))[0, :, 0].tolist() == [0, 1, 128, 255]
+    clear = np.zeros((1, 2, 4), np.float64)
+    clear[0, 1] = 0, 0, 0, 0.5
+    assert np.asarray(load_image(clear))[0].tolist() == [[255, 255, 255], [127, 127, 127]]
+
+
+def test_a_palette_with_transparency_is_the_same_from_a_file_and_from_memory():
+    flat = halves().quantize(4)
+    for transparency in (flat.getpixel((0, 0)), bytes([0, 128, 255, 255])):
+        blob = encoded(flat, "PNG", transparency=transparency)
+        opened = Image.open(io.BytesIO(blob))
+        opened.load()
+        expected = np.asarray(load_image(blob))
+        for held in (
+            opened,
+            opened.convert("RGBA"),
+            opened.convert("PA"),
+            np.asarray(opened.convert("RGBA")),
+        ):
+            assert np.array_equal(np.asarray(load_image(held)), expected)
+
+
+def test_transparency_can_be_kept():
+    image = load_with_alpha(encoded(Image.new("RGBA", (4, 4), (*RED, 64)), "PNG"))
+    assert (image.mode, image.getpixel((0, 0))) == ("RGBA", (*RED, 64))
+    assert load_with_alpha(halves()).mode == "RGB"
 
 
 def test_pictures_in_memory_are_bounded_too():

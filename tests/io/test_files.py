@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -108,3 +110,37 @@ def test_messages_fit_on_one_line_of_any_terminal():
     assert one_line(KeyError()) == "KeyError"
     assert printable("a\nb\x1b[31m ü 名") == "a\\nb\\x1b[31m ü 名"
     assert printable(os.fsdecode(b"\xff.png")).encode("utf-8") == b"\\udcff.png"
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_sync_is_written_to(tmp_path, monkeypatch, code):
+    def no_sync(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", no_sync)
+    write_atomic(tmp_path / "a.bin", b"x")
+    assert (tmp_path / "a.bin").read_bytes() == b"x"
+
+
+def test_a_disk_that_fails_to_sync_is_an_error(tmp_path, monkeypatch):
+    def broken_disk(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken_disk)
+    with pytest.raises(OSError, match="Input/output"):
+        write_atomic(tmp_path / "a.bin", b"x")
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF])
+def test_a_file_system_without_locks_is_written_to_and_named_once(tmp_path, monkeypatch, caplog, code):
+    def no_locks(descriptor, how):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    for _ in range(3):
+        with only_writer(tmp_path):
+            write_atomic(tmp_path / "a.bin", b"x")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: cannot be locked ([Errno {code}] {os.strerror(code)}); "
+        "make sure that no other process writes there"
+    ]
