@@ -2,7 +2,7 @@
 
 | source | captions |
 |---|---|
-| folder of pictures | `name.txt`, `.caption`, `.json` beside `name.jpg`; `metadata.jsonl`, `.csv`, `.parquet` |
+| folder of pictures | `name.txt`, `.caption`, `.json`; `metadata.jsonl`, `.csv`, `.parquet` |
 | JSONL, CSV or TSV that names files | a field |
 | Parquet: Hugging Face's and img2dataset's | a column; needs pyarrow |
 | WebDataset shards | `.txt`, `.caption`, or a field of `.json` |

@@ -23,6 +23,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train tokenizer": ("pictish.commands.train:tokenizer", "Train a tokenizer."),
     "train lm": ("pictish.commands.train:lm", "Train a language model on text and picture codes."),
     "train decoder": ("pictish.commands.train:decoder", "Train a decoder: codes to pixels."),
+    "train model": (
+        "pictish.commands.train_model:run",
+        "Train all parts of a model on your own pictures.",
+    ),
+    "model assemble": ("pictish.commands.model:assemble", "Put a model folder together from its parts."),
+    "model export": ("pictish.commands.model:export", "Write the model of a checkpoint of a training run."),
+    "model info": ("pictish.commands.model:info", "Show the parts of a model folder."),
+    "config show": ("pictish.commands.config:show", "Print a configuration and what its keys mean."),
     "evaluate tokenizer": (
         "pictish.commands.evaluate_tokenizer:run",
         "Measure quality against the number of tokens.",
@@ -45,11 +53,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "data starter": ("pictish.commands.data:starter", "Build the starter data set as WebDataset shards."),
     "plan tokenize": ("pictish.commands.plan:tokenize", "Say what a large run of tokenize would take."),
+    "data shards": ("pictish.commands.data_shards:run", "Turn pictures with captions into raw shards."),
     "data tasks": ("pictish.commands.data:tasks", "Turn tokenized starter data into training samples."),
     "import lavit": ("pictish.commands.import_:lavit", "Turn an official LaVIT checkpoint into a model."),
 }
 GROUPS = {
-    "train": "Train a part from a configuration.",
+    "train": "Train a part from a configuration, or a whole model on your own pictures.",
+    "model": "Handle model folders.",
+    "config": "Look at configurations.",
     "evaluate": "Measure a part and write the numbers down.",
     "data": "Build a data set.",
     "import": "Take over other people's weights.",

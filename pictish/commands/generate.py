@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pictish.commands import draw, options
+from pictish.io.model_folder import Part
 
 
 def run(
@@ -18,6 +19,12 @@ def run(
         ),
     ] = None,
     *,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", metavar="FILE", help="Prompts from a file, one a line; - reads standard input."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("generated"),
     image: Annotated[
         list[Path] | None, typer.Option(help="A picture that goes before the words; may be given again.")
@@ -56,6 +63,12 @@ def run(
     show: options.Show = False,
     batch_size: options.BatchSize = 8,
     model: options.Model = "starter",
+    lm: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Language model to use instead of the model's own.")
+    ] = None,
+    decoder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Decoder to use instead of the model's own.")
+    ] = None,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
@@ -68,7 +81,8 @@ def run(
     """
     origin = draw.origin_of(like, "generate")
     given = [draw.given_picture(path) for path in image or []]
-    texts: list[str | None] = [*prompts] if prompts else [origin.prompt if origin else None]
+    listed = [*(prompts or []), *(_prompts_in(prompts_file) if prompts_file is not None else [])]
+    texts: list[str | None] = [*listed] if listed else [origin.prompt if origin else None]
     requests = [draw.asked(ctx, text, given, origin) for text in texts]
     if not (requests[0].prompt is not None or requests[0].pictures):
         raise ValueError("nothing to draw: give a PROMPT, an --image, or both")
@@ -78,4 +92,32 @@ def run(
         for request in requests
         for each in draw.with_seeds(request, count)
     ]
-    draw.carry_out(ctx, jobs, given, origin)
+    others: dict[Part, Path | None] = {"lm": lm, "decoder": decoder}
+    chosen = {name: folder for name, folder in others.items() if folder is not None}
+    if not chosen:
+        draw.carry_out(ctx, jobs, given, origin)
+        return
+    from pictish.pipelines.assemble import with_parts
+
+    with with_parts(model, chosen) as together:
+        ctx.params["model"] = str(together)
+        draw.carry_out(ctx, jobs, given, origin)
+
+
+def _prompts_in(file: Path) -> list[str]:
+    """The prompts of a file, or of standard input: lines that are not blank.
+
+    ValueError where there are none, or for text that is not UTF-8.
+    """
+    import sys
+
+    from pictish.io.files import printable, read_regular_file
+
+    try:
+        blob = sys.stdin.buffer.read() if str(file) == "-" else read_regular_file(file)
+        found = [line.strip() for line in blob.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"--prompts {printable(file)}: not UTF-8 text") from None
+    if not any(found):
+        raise ValueError(f"--prompts {printable(file)}: holds no prompt; one a line would fit")
+    return list(filter(None, found))

@@ -147,11 +147,13 @@ def _tokenize_pictures(
     from pictish.bulk.batch_tokenizer import open_machine
     from pictish.bulk.pictures import Totals, Work, plan
     from pictish.data.token_folder import Header, OutputFolder
+    from pictish.io.files import check_apart
     from pictish.io.report import Report
     from pictish.io.storage import is_remote
 
     if is_remote(out):
         raise ValueError(f"{out}: pictures become tokens on this machine; raw shards may go to a URL")
+    check_apart(Path(out), [Path(entry) for entry in inputs], inside=False)
     job = plan([Path(entry) for entry in inputs], samples_per_shard is not None, samples_per_shard or 1)
     totals = Totals()
     with open_machine(settings) as machine:

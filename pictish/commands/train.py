@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pictish.configs import shipped_names
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-ConfigName = Annotated[str, typer.Argument(help="A shipped name such as starter/tokenizer, or a YAML file.")]
+ConfigName = Annotated[
+    str,
+    typer.Argument(help=f"A YAML file, or a shipped name: {', '.join(shipped_names())} (see `config show`)."),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes such as batch_size=32 data.views=1")]
 Run = Annotated[Path, typer.Option(help="Folder for checkpoints, metrics.jsonl and the finished model.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
