@@ -1,5 +1,6 @@
 # make demo   installs the package, tries every command on the sample pictures, says where to look
 # make test   installs the developers' tools too, then lint, types, fast tests, slow tests
+# make test-exhaustive   before a release: every command killed, on a full disk, on several processes, with faults
 # VENV=folder takes another environment than .venv, PYTHON=program another interpreter to make it with.
 
 VENV ?= .venv
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.pictish-installed
 # A core a file of tests; many of them start processes of their own.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test install lint types fast slow clean
+.PHONY: demo test test-exhaustive install lint types fast slow clean
 .DELETE_ON_ERROR:
 
 demo: $(PACKAGE)
@@ -44,10 +45,13 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 fast: $(STAMP)
-	$(TESTS) -m "not slow"
+	$(TESTS) -m "not slow and not exhaustive"
 
 slow: $(STAMP)
 	$(TESTS) -m slow
+
+test-exhaustive: $(STAMP)
+	$(TESTS) -m exhaustive
 
 clean:
 	rm -rf typings demo build dist *.egg-info

@@ -5,7 +5,6 @@ Only plain bytes come out: no member is ever decoded by its suffix, and pickles 
 
 import contextlib
 import errno
-import io
 import os
 import re
 import tarfile
@@ -40,8 +39,12 @@ class ShardFile:
 
     def __enter__(self) -> "ShardFile":
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        from webdataset import TarWriter  # which loads torch
+
         self._file = temp_path(self.path).open("wb")
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
+        # Equal samples give equal bytes: no times, no names of users, members sorted by suffix.
+        plain = {"user": "", "group": "", "mode": 0o644, "mtime": 0, "format": "PAX_FORMAT"}
+        self._tar = TarWriter(self._file, encoder=False, **plain)
         return self
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
@@ -54,11 +57,8 @@ class ShardFile:
                 f"{self.path.name}: {printable(key)!r} has members {sorted(members)}, not {sorted(SUFFIXES)}"
             )
         self._keys.add(key)
-        for suffix in sorted(members):
-            member = tarfile.TarInfo(f"{key}.{suffix}")
-            member.size, member.mode, member.mtime = len(members[suffix]), 0o644, 0
-            self._tar.addfile(member, io.BytesIO(members[suffix]))
-            _forget_headers(self._tar)
+        self._tar.write({"__key__": key, **members})
+        _forget_headers(self._tar.tarstream)
         self.samples += 1
 
     def __exit__(
@@ -74,6 +74,8 @@ class ShardFile:
                     self._approve(temp)
                 temp.replace(self.path)
         finally:
+            with contextlib.suppress(OSError):  # as when the disk is full, which was said above
+                self._tar.close()
             self._file.close()
             temp.unlink(missing_ok=True)
 

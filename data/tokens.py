@@ -138,6 +138,14 @@ class TokenizedImage:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image as `Tokenizer.encode` returns it: its tokens and, if asked for, features (K, D)."""
+
+    tokens: TokenizedImage
+    features: npt.NDArray[np.float32] | None = None  # of the kept patches, in the order of the tokens
+
+
 def _open(blob: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Tensors and facts of a blob whose format version is ours."""
     if len(blob) > LARGEST:

@@ -191,8 +191,8 @@ class DiffusionConfig(Config):
     sampling: SamplingConfig
     redraw: SamplingConfig | None = Field(
         None,
-        description="the same for codes of true pictures, of a tokenizer that does not place codes at their "
-        "cells; none: no different",
+        description="the same for images that are reconstructed (`detokenize`, `evaluate decoder`), where "
+        "`sampling` is for generated ones; none: no different",
     )
     micro_batch: int = Field(
         4, gt=0, le=1024, description="pictures of one forward, so that shapes never vary"

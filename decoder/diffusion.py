@@ -33,7 +33,8 @@ class DiffusionDecoder(nn.Module):
         super().__init__()
         self.config = config
         self.noise = Noise(config.noise)
-        check_scheduler(config.sampling.scheduler, config.noise)
+        for sampling in filter(None, (config.sampling, config.redraw)):
+            check_scheduler(sampling.scheduler, config.noise)
         self.latents = parts.build_latents(config.autoencoder) if config.autoencoder else None
         self.channels = self.latents.channels if self.latents else 3
         shrink = self.latents.shrink if self.latents else 1
@@ -47,11 +48,6 @@ class DiffusionDecoder(nn.Module):
         self.sample_size = config.side // shrink
         self.condition = _condition(config, tokenizer, self.sample_size // grid)
         network = tokenizer.network
-        if config.redraw is not None and network.config.places_codes:
-            raise ValueError(
-                "redraw: codes of this tokenizer always have cells, so those of true pictures cannot be told "
-                "from new ones; leave it away"
-            )
         if config.residual and (isinstance(self.latents, parts.Latents) or network.pixel_side is None):
             raise ValueError(
                 "residual: it is about the pixels that a tokenizer reconstructs; it needs them there, and "

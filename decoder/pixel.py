@@ -15,7 +15,7 @@ from torch import Tensor
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder import meanflow
 from pictish.decoder.condition import Told
-from pictish.decoder.config import HeadsConfig, MeanFlowNoise, SamplingConfig
+from pictish.decoder.config import HeadsConfig, MeanFlowNoise
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion
 from pictish.decoder.schedulers import as_model_sees, begin, build_scheduler, check_scheduler, take_step
 from pictish.io.model_folder import find_decoder, fingerprint
@@ -69,9 +69,9 @@ class Decoder:
         tokens: Sequence[TokenizedImage],
         generators: Sequence[torch.Generator],
         *,
-        steps: int | None = None,
-        guidance: float | None = None,
-        scheduler: str | None = None,
+        steps: int,
+        guidance: float,
+        scheduler: str | None,
         size: tuple[int, int] | None = None,
         sources: Sequence[Source] | None = None,
         strength: float = 1.0,
@@ -82,16 +82,9 @@ class Decoder:
         Each picture's noise comes from its own generator (on the CPU) and its shapes are fixed: same codes,
         seed and device, same pixels, whatever else is in the batch. `sources` keep what stays of a picture;
         `strength` below 1 starts from them instead of from noise alone.
-        Settings left away are the model's (`settings`). Raises ValueError for another tokenizer's tokens and
-        for settings the model cannot take.
+        The model's own settings are `model.config.sampling` and `redraw`; a `Reconstructor` chooses. Raises
+        ValueError for another tokenizer's tokens and for settings the model cannot take.
         """
-        usual = {self.settings(token) for token in tokens}
-        if len(usual) > 1 and None in (steps, guidance, scheduler):
-            raise ValueError("codes of true pictures and new ones are drawn apart; give one kind at a time")
-        drawing = usual.pop() if usual else self.model.config.sampling
-        steps = drawing.steps if steps is None else steps
-        guidance = drawing.guidance if guidance is None else guidance
-        scheduler = scheduler or drawing.scheduler
         height, width = size or (self.side, self.side)
         self.check(steps, guidance, scheduler)
         self._check((height, width), sources, strength)
@@ -122,11 +115,6 @@ class Decoder:
         rgb = torch.cat(pictures) if pictures else torch.empty(0, 3, height, width)
         return rearrange((rgb * 255).round().to(torch.uint8), "b c h w -> b h w c").cpu()
 
-    def settings(self, token: TokenizedImage) -> SamplingConfig:
-        """How a picture of these codes is drawn unless the user says otherwise."""
-        config = self.model.config
-        return config.redraw if config.redraw is not None and token.cells is not None else config.sampling
-
     def told(self, tokens: Sequence[TokenizedImage]) -> Told:
         """What the denoiser's conditions are made of."""
         condition = self.model.config.condition
@@ -144,13 +132,13 @@ class Decoder:
         stays = torch.stack([source.stays for source in sources]).to(clean)
         return clean, repeat(stays, "b (y x) -> b 1 (y p) (x q)", y=self.tokenizer.grid[0], p=p, q=p)
 
-    def check(self, steps: int | None, guidance: float | None, scheduler: str | None) -> None:
-        """ValueError for settings that this decoder cannot take; None is its own choice."""
-        if steps is not None and not 1 <= steps <= 1000:
+    def check(self, steps: int, guidance: float, scheduler: str | None) -> None:
+        """ValueError for settings that this decoder cannot take."""
+        if not 1 <= steps <= 1000:
             raise ValueError(f"steps: {steps} asked for; 1 to 1000 fit, and 0 for the preview")
-        if guidance is not None and not 0 <= guidance <= 100:
+        if not 0 <= guidance <= 100:
             raise ValueError(f"guidance: {guidance} asked for; 0 to 100 fit, 1 is none")
-        check_scheduler(scheduler or self.model.config.sampling.scheduler, self.model.config.noise)
+        check_scheduler(scheduler, self.model.config.noise)
 
     def _check(self, size: tuple[int, int], sources: Sequence[Source] | None, strength: float) -> None:
         if not 0 < strength <= 1:

@@ -16,7 +16,7 @@ from pictish.data import samples
 from pictish.data.loader import ImageBytes
 from pictish.data.mixture import Mixture, Slot, Source
 from pictish.data.samples import DamagedSample, Picture, Sample
-from pictish.data.tokens import TokenizedImage
+from pictish.data.tokens import EncodedImage, TokenizedImage
 from pictish.io.files import matching
 from pictish.lm import sequence
 from pictish.lm.config import DropoutConfig, SourceConfig
@@ -27,17 +27,8 @@ from pictish.lm.vocabulary import Vocabulary
 CHUNK = 32  # samples read before their raw pictures are tokenized together
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """A raw picture as the image tokenizer sees it: codes and cells (K,), and the merger's rows (K, F)."""
-
-    codes: npt.NDArray[np.int64]
-    cells: npt.NDArray[np.int64] | None
-    features: npt.NDArray[np.float32]
-
-
-# Encoded pictures in, what is seen out, in their order; a ValueError in the place of a broken one.
-Look = Callable[[Sequence[ImageBytes]], list[Seen | ValueError]]
+# Tokens and features for understanding of raw pictures in their order; a ValueError in place of a broken one.
+EncodeImages = Callable[[Sequence[ImageBytes]], list[EncodedImage | ValueError]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Maker:
     sources: Mapping[str, SourceConfig]
     dropout: DropoutConfig
     longest: int  # tokens of a document
-    look: Look | None  # None: there are no raw pictures
+    encode_images: EncodeImages | None  # None: there are no raw pictures
     seed: int
 
     def documents(self, mixture: Mixture) -> Iterator[tuple[Document, Position]]:
@@ -58,11 +49,11 @@ class Maker:
         while True:
             yield from self._chunk(mixture, [_draw(mixture) for _ in range(CHUNK)])
 
-    def make(self, sample: Sample, slot: Slot, seen: Mapping[int, Seen | ValueError]) -> Document:
-        """One sample's document; `seen` holds its raw pictures by `id`. ValueError when it cannot be made."""
+    def make(self, sample: Sample, slot: Slot, encoded: Mapping[int, EncodedImage | ValueError]) -> Document:
+        """One sample's document; `encoded`: its raw pictures by `id`. ValueError when it cannot be made."""
         source = self.sources[slot.source]
         chance = np.random.default_rng((self.seed, slot.number)).random(4)
-        task, parts = self._parts(sample, source, chance, seen)
+        task, parts = self._parts(sample, source, chance, encoded)
         document = sequence.build(task, parts, self.vocabulary, self.encode, self.eos)
         if len(document) > self.longest:
             raise ValueError(f"longer than a row of {self.longest} tokens")
@@ -73,20 +64,20 @@ class Maker:
         sample: Sample,
         source: SourceConfig,
         chance: npt.NDArray[np.float64],
-        seen: Mapping[int, Seen | ValueError],
+        encoded: Mapping[int, EncodedImage | ValueError],
     ) -> tuple[Task, list[Part]]:
         def codes(picture: Picture) -> Codes:
-            if isinstance(picture, TokenizedImage):
-                return Codes(picture.ids, picture.cells)
-            found = _found(picture, seen)
-            return Codes(found.codes, found.cells)
+            tokens = picture if isinstance(picture, TokenizedImage) else _found(picture, encoded).tokens
+            return Codes(tokens.ids, tokens.cells)
 
         def shown(picture: Picture) -> Codes | Features:
             if chance[3] >= source.continuous:
                 return codes(picture)
             if isinstance(picture, TokenizedImage):
                 raise ValueError("continuous features need the picture itself, and there are only tokens")
-            return Features(_found(picture, seen).features)
+            features = _found(picture, encoded).features
+            assert features is not None
+            return Features(features)
 
         match sample:
             case samples.Pair():
@@ -114,17 +105,17 @@ class Maker:
         self, mixture: Mixture, drawn: list[tuple[Slot, Position, Sample | DamagedSample]]
     ) -> Iterator[tuple[Document, Position]]:
         raw = [p for _, _, sample in drawn if not isinstance(sample, DamagedSample) for p in pictures(sample)]
-        unseen = [picture for picture in raw if isinstance(picture, ImageBytes)]
-        seen: dict[int, Seen | ValueError] = {}
-        if unseen:
-            if self.look is None:
-                raise ValueError(f"{unseen[0].name}: a raw picture, and nothing here to tokenize it with")
-            seen = {id(p): found for p, found in zip(unseen, self.look(unseen), strict=True)}
+        images = [picture for picture in raw if isinstance(picture, ImageBytes)]
+        encoded: dict[int, EncodedImage | ValueError] = {}
+        if images:
+            if self.encode_images is None:
+                raise ValueError(f"{images[0].name}: a raw picture, and nothing here to tokenize it with")
+            encoded = {id(p): found for p, found in zip(images, self.encode_images(images), strict=True)}
         for slot, position, sample in drawn:
             try:
                 if isinstance(sample, DamagedSample):
                     raise sample
-                document = self.make(sample, slot, seen)
+                document = self.make(sample, slot, encoded)
             except ValueError as error:
                 if not isinstance(error, DamagedSample):
                     error = DamagedSample(mixture.name_of(slot), str(error))
@@ -186,8 +177,8 @@ def _draw(mixture: Mixture) -> tuple[Slot, Position, Any]:
         return slot, mixture.position, error
 
 
-def _found(picture: ImageBytes, seen: Mapping[int, Seen | ValueError]) -> Seen:
-    found = seen[id(picture)]
+def _found(picture: ImageBytes, encoded: Mapping[int, EncodedImage | ValueError]) -> EncodedImage:
+    found = encoded[id(picture)]
     if isinstance(found, ValueError):
         raise found
     return found

@@ -25,7 +25,7 @@ from pictish.io.files import one_line
 from pictish.io.interrupt import Stopped, asked, in_units
 from pictish.lm.captions import known_captions
 from pictish.lm.config import TrainConfig
-from pictish.lm.documents import Look, Maker, sources_of
+from pictish.lm.documents import EncodeImages, Maker, sources_of
 from pictish.lm.model import ImageTokens, Output, UnifiedModel, check_packing, codes_in_words
 from pictish.lm.objective import OBJECTIVES, Losses, Objective
 from pictish.lm.packing import Packed, Position, batches, pack
@@ -64,7 +64,7 @@ def train(
     image_tokens: ImageTokens,
     device: str = "auto",
     *,
-    look: Look | None = None,
+    encode_images: EncodeImages | None = None,
     show: Show | None = None,
     code_vectors: Tensor | None = None,
     report: Report | None = None,
@@ -74,11 +74,12 @@ def train(
 ) -> Path:
     """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
-    `image_tokens` says whose codes are learned, `look` tokenizes raw pictures, `show` also draws before the
-    first step; soft targets and alignment need the `code_vectors` (C, W) of the image tokenizer. What could
-    not be used of the data in the whole run is logged at the end, whatever ends it, and added to `report`; of
-    several processes each tells of the others up to the last checkpoint. `anomaly_skip` steps that go wrong
-    are passed over. With `fsdp` the processes share the weights out among them; else each has all. Raises
+    `image_tokens` says whose codes are learned, `encode_images` encodes raw pictures, `show` also draws
+    before the first step; soft targets and alignment need the `code_vectors` (C, W) of the image tokenizer.
+    What could not be used of the data in the whole run is logged at the end, whatever ends it, and added to
+    `report`; of several processes each tells of the others up to the last checkpoint. `anomaly_skip` steps
+    that go wrong are passed over. With `fsdp` the processes share the weights out among them; else each has
+    all. Raises
     ValueError for settings that fit neither the data, nor the run's last checkpoint, nor this machine, and
     for the next step that goes wrong; Stopped, with the run saved, when asked to.
     """
@@ -90,7 +91,7 @@ def train(
     if config.checkpointing:
         model.language.activation_checkpointing_enable({"use_reentrant": False})
     skeleton = shard(model, accelerate) if fsdp else None
-    maker = _maker(config, model, look)
+    maker = _maker(config, model, encode_images)
     build = OBJECTIVES[config.objective.kind]
     vectors = None if code_vectors is None else code_vectors.to(accelerate.device)
     objective = build(config.objective, model.vocabulary, vectors)
@@ -325,7 +326,7 @@ class _Begun:
         return self.places
 
 
-def _maker(config: TrainConfig, model: UnifiedModel, look: Look | None) -> Maker:
+def _maker(config: TrainConfig, model: UnifiedModel, encode_images: EncodeImages | None) -> Maker:
     if model.context is not None and config.data.length > model.context:
         raise ValueError(
             f"data.length {config.data.length} is more than the model's context of {model.context}"
@@ -337,7 +338,7 @@ def _maker(config: TrainConfig, model: UnifiedModel, look: Look | None) -> Maker
         sources=config.data.train,
         dropout=config.dropout,
         longest=config.data.length,
-        look=look,
+        encode_images=encode_images,
         seed=config.seed,
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pictish.data.images import load_image
+    from pictish.data.token_dataset import token_dataset
     from pictish.data.token_folder import read_tokens
     from pictish.data.tokens import TokenizedImage
     from pictish.decoder.pixel import Decoder as ImageDecoder
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "load_image",
     "read_tokens",
+    "token_dataset",
 ]
 
 _PUBLIC = {  # name -> module and name in it
@@ -46,6 +48,7 @@ _PUBLIC = {  # name -> module and name in it
     "Tokenizer": ("pictish.tokenizer.dynamic", "Tokenizer"),
     "load_image": ("pictish.data.images", "load_image"),
     "read_tokens": ("pictish.data.token_folder", "read_tokens"),
+    "token_dataset": ("pictish.data.token_dataset", "token_dataset"),
 }
 
 # In a checkout `tokenizer/`, `data/` and the other parts lie beside this folder (docs/architecture.md).

@@ -52,7 +52,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Measure edits, and prompts with pictures.",
     ),
     "data starter": ("pictish.commands.data:starter", "Build the starter data set as WebDataset shards."),
-    "plan tokenize": ("pictish.commands.plan:tokenize", "Say what a large run of tokenize would take."),
     "data shards": ("pictish.commands.data_shards:run", "Turn pictures with captions into raw shards."),
     "data tasks": ("pictish.commands.data:tasks", "Turn tokenized starter data into training samples."),
     "import lavit": ("pictish.commands.import_:lavit", "Turn an official LaVIT checkpoint into a model."),
@@ -64,7 +63,6 @@ GROUPS = {
     "evaluate": "Measure a part and write the numbers down.",
     "data": "Build a data set.",
     "import": "Take over other people's weights.",
-    "plan": "Work out what a large run takes.",
 }
 PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
 

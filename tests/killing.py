@@ -283,8 +283,8 @@ def _prepare(given: Path) -> None:
     from pictish.decoder.preview import build_preview, save_preview
     from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
     from tests.commands.test_generate import speaking_model
-    from tests.data.test_starter_tasks import table, write
     from tests.lavit import write_tokenizer
+    from tests.recipes.starter.test_tasks import table, write
     from tests.shards import drawn_picture, write_shard
     from tests.tokenizer.conftest import tiny_network
 
@@ -318,7 +318,7 @@ def _drive(words: list[str]) -> int:
     from pictish import cli
     from pictish.recipes.starter.build import build
     from pictish.recipes.starter.catalogue import EmojiSet
-    from tests.data.test_starter_build import Registry, a_catalogue, icon_set
+    from tests.recipes.starter.test_build import Registry, a_catalogue, icon_set
 
     time.time = lambda: 0.0  # gzip writes it into the packages, which are pinned by their bytes
     registry = Registry()

@@ -40,7 +40,7 @@ def kill_after(condition, *words: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory) -> Path:
-    """Shards, a picture folder, and a model trained twice: undisturbed (whole), killed (killed)."""
+    """Shards, a picture folder, and a model trained twice: undisturbed (whole), killed once (killed)."""
     folder = tmp_path_factory.mktemp("chain")
     write_shard(folder / "train.tar", 120)
     write_shard(folder / "validation.tar", 20, first=1000)
@@ -53,9 +53,7 @@ def chain(tmp_path_factory) -> Path:
     for run in ("whole", "killed"):
         words = ["train", "tokenizer", "tiny/tokenizer", *changes, "--run", folder / run, "--quiet"]
         if run == "killed":
-            for step in (10, 50):
-                checkpoint = folder / run / "checkpoints" / f"step-{step:08d}"
-                kill_after(checkpoint.exists, *words)
+            kill_after((folder / run / "checkpoints" / "step-00000050").exists, *words)  # behind k-means
         pictish(*words)
     words = [f"tokenizer={folder / 'whole' / 'model'}", *data]
     pictish("train", "decoder", "tiny/preview", *words, "--run", folder / "preview", "--quiet")
@@ -70,7 +68,7 @@ def metrics(run: Path) -> list[dict]:
     return [{key: value for key, value in row.items() if key != "pictures_per_second"} for row in rows]
 
 
-def test_a_run_killed_twice_is_bit_equal_to_an_undisturbed_one(chain):
+def test_a_killed_run_is_bit_equal_to_an_undisturbed_one(chain):
     assert metrics(chain / "killed") == metrics(chain / "whole")
     for name in ("config.yaml", "model.safetensors"):
         killed = (chain / "killed" / "model" / name).read_bytes()

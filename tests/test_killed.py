@@ -12,9 +12,20 @@ import pytest
 
 from tests.killing import CASES, Harness
 
-pytestmark = pytest.mark.slow
-KILLS = 2
+# One command for each way of writing: a folder of files with a journal, a row of shards, shards made of
+# shards, single files, a folder that is renamed as a whole, and one that replaces another. Checkpoints are
+# killed in tests/test_chain.py.
+WAYS = (
+    "tokenize",
+    "tokenize to shards",
+    "tokenize raw shards",
+    "generate",
+    "import lavit",
+    "data tasks",
+)
 POLITE = [name for name, case in CASES.items() if case.polite]
+KILLED = [pytest.param(name, 1, marks=pytest.mark.slow) for name in WAYS]
+KILLED += [pytest.param(name, 2, marks=pytest.mark.exhaustive) for name in CASES]
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +33,15 @@ def harness(tmp_path_factory) -> Harness:
     return Harness(tmp_path_factory.mktemp("killing"))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_killed_command_leaves_nothing_half_and_ends_as_an_undisturbed_one(harness, name):
+@pytest.mark.parametrize(("name", "kills"), KILLED)
+def test_a_killed_command_leaves_nothing_half_and_ends_as_an_undisturbed_one(harness, name, kills):
     chance = random.Random(name)
-    for _ in range(KILLS):
+    for _ in range(kills):
         harness.kill(name, chance)
     harness.finish(name)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", POLITE)
 def test_sigterm_ends_a_unit_and_says_how_to_go_on(harness, name):
     chance = random.Random(name)
@@ -66,6 +78,7 @@ def remount(place: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CASES)
 def test_a_full_disk_is_one_line_and_with_room_the_work_goes_on(harness, name, disk, monkeypatch):
     whole = harness.whole(name)
@@ -81,6 +94,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_work_goes_on(harness, name, d
     assert whole.exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CASES)
 def test_an_output_that_may_not_be_written_is_one_line(harness, name, disk):
     (disk / "there").mkdir()

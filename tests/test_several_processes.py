@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from pictish.training.share import Share
 from tests.shards import write_shard
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 
@@ -122,28 +121,42 @@ def check_shards(two: Path, one: Path) -> None:
     check_weights(two / "model", one / "model")
 
 
-def test_processes_learn_a_tokenizer_together(tmp_path, data, tokenizer):
+@pytest.mark.slow
+def test_two_processes_learn_a_tokenizer_together(tmp_path, data, tokenizer):
     run(2, "tokenizer", tmp_path / "two", *data, FEW_CODES, PHASES)
     check(tmp_path / "two", tokenizer)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_a_decoder_together(tmp_path, decoder_settings, decoder):
+    run(2, "decoder", tmp_path / "two", *decoder_settings)
+    check(tmp_path / "two", decoder)
+
+
+@pytest.mark.exhaustive
+def test_other_numbers_of_processes_end_what_two_began_of_a_tokenizer(tmp_path, data, tokenizer):
+    run(2, "tokenizer", tmp_path / "two", *data, FEW_CODES, PHASES)
     for processes in (1, 4):  # k-means has placed the codes in the checkpoint
         begun(tmp_path / "two", tmp_path / f"then-{processes}", 10)
         run(processes, "tokenizer", tmp_path / f"then-{processes}", *data, FEW_CODES, PHASES)
         check(tmp_path / f"then-{processes}", tokenizer)
 
 
-def test_processes_learn_a_decoder_together(tmp_path, decoder_settings, decoder):
+@pytest.mark.exhaustive
+def test_four_processes_end_what_two_began_of_a_decoder(tmp_path, decoder_settings, decoder):
     run(2, "decoder", tmp_path / "two", *decoder_settings)
-    check(tmp_path / "two", decoder)
     begun(tmp_path / "two", tmp_path / "four", 10)
     run(4, "decoder", tmp_path / "four", *decoder_settings)
     check(tmp_path / "four", decoder)
 
 
+@pytest.mark.exhaustive
 def test_a_tokenizer_in_shards_is_what_one_process_learns(tmp_path, data, tokenizer):
     run(2, "tokenizer", tmp_path / "two", *data, FEW_CODES, PHASES, "--fsdp")
     check_shards(tmp_path / "two", tokenizer)
 
 
+@pytest.mark.exhaustive
 def test_a_decoder_in_shards_is_what_one_process_learns(tmp_path, decoder_settings, decoder):
     run(2, "decoder", tmp_path / "two", *decoder_settings, ACCELERATE_USE_FSDP="true")  # as its launcher says
     check_shards(tmp_path / "two", decoder)

@@ -1,10 +1,13 @@
 """What a tokenizer is and how it is trained, as typed settings."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pictish.configs import Config
+from pictish.configs import Config, parse
+from pictish.io.model_folder import fingerprint, locate_model, need, read_config
 from pictish.tokenizer.quantizers.config import QuantizerConfig
 from pictish.training.precision import MixedPrecision
 from pictish.training.schedule import check_warmup
@@ -229,6 +232,11 @@ class TokenizerConfig(Config):
         """Whether codes are decoded at their cells; else their order is all that counts."""
         return isinstance(self.reconstructor, GridReconstructorConfig)
 
+    @property
+    def predicts_errors(self) -> bool:
+        """Whether the number of codes can be chosen by `quality`."""
+        return isinstance(self.selector, ErrorSelectorConfig)
+
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "TokenizerConfig":
         own = self.reconstructor.heads if self.reconstructor else None
@@ -244,6 +252,25 @@ class TokenizerConfig(Config):
         if isinstance(self.encoder, ConvEncoderConfig) and not self.places_codes:
             raise ValueError("an encoder of kind conv needs a reconstructor of kind grid")
         return self
+
+
+def read_tokenizer_config(name_or_path: str | Path) -> tuple[TokenizerConfig, str]:
+    """Settings and fingerprint of a model's tokenizer; its weights are hashed, not loaded.
+
+    ValueError where there is no tokenizer, and for settings that are damaged.
+    """
+    folder = locate_model(name_or_path, "tokenizer")
+    return parse_tokenizer_config(read_config(folder), str(name_or_path)), fingerprint(folder)
+
+
+def parse_tokenizer_config(stored: Mapping[str, Any], source: str) -> TokenizerConfig:
+    """The settings in a tokenizer's config.yaml; ValueError, which names `source`, where there are none."""
+    if stored.get("part") != "tokenizer":
+        raise ValueError(
+            f"{source}: a tokenizer was asked for, this folder holds part {stored.get('part')!r}"
+        )
+    need(stored, ("model",), source)
+    return parse(TokenizerConfig, stored["model"], source)
 
 
 class TeacherConfig(Config):

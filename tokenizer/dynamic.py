@@ -10,16 +10,15 @@ Legend: B pictures, S side in pixels, N cells, K kept, D width, C code dimension
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pictish.configs import parse
 from pictish.data.images import Picture, fit_square, load_image
-from pictish.data.tokens import TokenizedImage
+from pictish.data.tokens import EncodedImage, TokenizedImage
 from pictish.io.budget import sized_like
 from pictish.io.model_folder import (
     CONFIG,
@@ -29,7 +28,12 @@ from pictish.io.model_folder import (
     read_model_folder,
     write_model_folder,
 )
-from pictish.tokenizer.config import EncoderConfig, FolderWeights, TokenizerConfig
+from pictish.tokenizer.config import (
+    EncoderConfig,
+    FolderWeights,
+    TokenizerConfig,
+    parse_tokenizer_config,
+)
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.network import DynamicTokenizer
@@ -55,6 +59,9 @@ class Choice(TypedDict, total=False):
     generators: Sequence[torch.Generator] | torch.Generator | None
     as_lavit: bool
     keep: Tensor | None
+
+
+FeaturesFor = Literal["understanding", "quantization"]
 
 
 class Tokenizer:
@@ -83,7 +90,7 @@ class Tokenizer:
     @property
     def predicts_errors(self) -> bool:
         """Whether the number of codes can be chosen by `quality`."""
-        return isinstance(self.network.selector, ErrorSelector)
+        return self.network.config.predicts_errors
 
     @classmethod
     def from_folder(cls, folder: str | Path = "starter", device: str | torch.device = "cpu") -> "Tokenizer":
@@ -95,13 +102,8 @@ class Tokenizer:
         path = locate_model(folder, "tokenizer")
         stored = read_model_folder(path)
         source = str(folder)
-        if stored.config.get("part") != "tokenizer":
-            raise ValueError(
-                f"{source}: a tokenizer was asked for, this folder holds part {stored.config.get('part')!r}"
-            )
-        need(stored.config, ("model",), source)
         with sized_like(path, source):
-            network = DynamicTokenizer(parse(TokenizerConfig, stored.config["model"], source))
+            network = DynamicTokenizer(parse_tokenizer_config(stored.config, source))
         elsewhere = _encoder_elsewhere(network)
         need(stored.config, ("encoder_sha256",) if elsewhere else (), source)
         if (
@@ -131,53 +133,56 @@ class Tokenizer:
         Transparent pixels are on white and EXIF's orientation is applied, as for files. `choice` says how
         many tokens; ValueError for a setting out of range and for what is no picture.
         """
-        pictures = [load_image(image) for image in images]
-        if not pictures:
-            return []
-        pixels = torch.from_numpy(np.stack([self.squash(image) for image in pictures]))
-        sizes = [(image.height, image.width) for image in pictures]
-        return self.tokenize_pixels(pixels, sizes, **choice)
+        return [encoded.tokens for encoded in self.encode(images, **choice)]
 
     def tokenize_pixels(
         self, pixels: Tensor, sizes: Sequence[tuple[int, int]], **choice: Unpack[Choice]
     ) -> list[TokenizedImage]:
         """Tokens of uint8 `pixels` (B, S, S, 3) whose originals measured `sizes` (height, width)."""
-        return self.see(pixels, sizes, **choice)[0]
+        return [encoded.tokens for encoded in self.encode(pixels, sizes=sizes, **choice)]
 
     @torch.inference_mode()
-    def see(
-        self, pixels: Tensor, sizes: Sequence[tuple[int, int]], **choice: Unpack[Choice]
-    ) -> tuple[list[TokenizedImage], list[Tensor]]:
-        """Tokens as `tokenize_pixels` gives them, and each picture's merged rows (K, D) before quantization.
+    def encode(
+        self,
+        images: Sequence[Picture] | Tensor,
+        *,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        features_for: FeaturesFor | None = None,
+        **choice: Unpack[Choice],
+    ) -> list[EncodedImage]:
+        """Tokens of images and, with `features_for`, continuous features (K, D) of their kept patches.
 
-        The rows are what a language model reads where it need not write: they say more than codes.
+        `images` are as `tokenize` takes them, or uint8 pixels (B, S, S, 3) that `squash` made of originals of
+        `sizes` (height, width). Features for `"understanding"` are what a language model reads in place of
+        codes, in training and inference alike: those of the model's merger for understanding if it has one,
+        as LaVIT does. Features for `"quantization"` are the rows that become codes. ValueError as `tokenize`.
         """
-        assert len(pixels) == len(sizes), (len(pixels), len(sizes))
-        hidden, keep = self._select(pixels, choice)
+        if not isinstance(images, Tensor):
+            pictures = [load_image(image) for image in images]
+            if not pictures:
+                return []
+            images = torch.from_numpy(np.stack([self.squash(image) for image in pictures]))
+            sizes = [(image.height, image.width) for image in pictures]
+        assert sizes is not None
+        assert len(images) == len(sizes), (len(images), len(sizes))
+        hidden, keep = self._select(images, choice)
         ids, rows = self._merge(hidden, keep, self.network.merger, quantize=True)
+        if features_for == "understanding" and self._understanding is not None:
+            _, rows = self._merge(hidden, keep, self._merger_for_understanding(), quantize=False)
         cells = [np.flatnonzero(row) for row in keep.cpu().numpy()]
-        tokens = [
-            TokenizedImage(
+        encoded = []
+        for index, size in enumerate(sizes):
+            tokens = TokenizedImage(
                 ids=ids[index].astype(np.int64),
                 cells=cells[index].astype(np.int64),
                 grid=self.grid,
-                size=sizes[index],
+                size=size,
                 tokenizer=self.fingerprint,
                 codebook_size=self.codebook_size,
             )
-            for index in range(len(pixels))
-        ]
-        return tokens, rows
-
-    @torch.inference_mode()
-    def look(self, pixels: Tensor, **choice: Unpack[Choice]) -> list[Tensor]:
-        """Each picture's rows (K, D) for a language model that reads pictures without writing any.
-
-        They are the merged rows of `see`, but where the model has a merger made for understanding, as LaVIT
-        has, they are that one's.
-        """
-        hidden, keep = self._select(pixels, choice)
-        return self._merge(hidden, keep, self._merger_for_understanding(), quantize=False)[1]
+            features = None if features_for is None else rows[index].float().cpu().numpy()
+            encoded.append(EncodedImage(tokens, features))
+        return encoded
 
     def _select(self, pixels: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """Hidden rows (B, N, D), and which are kept (B, N)."""

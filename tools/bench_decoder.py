@@ -78,12 +78,14 @@ def draw(model: str, device: str, count: int, times: int) -> dict[str, float]:
         if isinstance(each, Picture)
     ]
     tokens = tokenizer.tokenize(small)
+    own = decoder.model.config.sampling
+    settings = {"steps": own.steps, "guidance": own.guidance, "scheduler": own.scheduler}
     loaded = peak()
 
     def once(number: int) -> float:
         generators = [torch.Generator().manual_seed(seed) for seed in range(number)]
         start = time.perf_counter()
-        decoder.decode([tokens[place % len(tokens)] for place in range(number)], generators)
+        decoder.decode([tokens[place % len(tokens)] for place in range(number)], generators, **settings)
         return time.perf_counter() - start
 
     once(1)

@@ -68,15 +68,15 @@ def one_run(command: list[str]) -> tuple[float, float, int]:
 
 def loaded(model: str, steps: int | None, rounds: int) -> float:
     """Median seconds from a prompt to its picture with everything loaded; the first does not count."""
-    import torch
-
+    from pictish.pipelines.drawing import generate
+    from pictish.pipelines.settings import GenerationConfig
     from pictish.pipelines.text_to_image import TextToImage
 
     drawer = TextToImage.from_folder(model, steps=steps)
     seconds = []
     for number in range(rounds + 1):
         start = time.perf_counter()
-        drawer(PROMPT, torch.Generator().manual_seed(number))
+        generate(drawer, [[PROMPT]], [number], GenerationConfig())
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
 

@@ -24,6 +24,7 @@ from pictish.pipelines.language import Language
 from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage
 from tools.compare_lavit import Row, Run, Stage, same, tensors
+from tools.compare_lavit_tokenizer import features_of
 
 DECODERS = {"highres": "decoder", "lowres": "decoder-lowres"}
 ROUNDED = 1.0  # of 255
@@ -94,7 +95,7 @@ def features(run: Run) -> Iterator[Row]:
     projector = _language(run).model.projector
     assert projector is not None
     for name, mask in run.masks.items():
-        projected = projector(torch.cat(run.tokenizer.look(run.pixels, keep=mask)))
+        projected = projector(features_of(run, mask, "understanding"))
         yield tensors(
             f"understanding.features.{name}", projected, run.expected[f"understanding.features.{name}"]
         )
@@ -111,12 +112,15 @@ def texts(run: Run) -> Iterator[Row]:
     """Captions and answers, greedy and by beams."""
     language = _language(run)
     model = language.model
-    rows = run.tokenizer.look(run.pixels, keep=run.masks[KEPT])
+    encoded = run.tokenizer.encode(
+        run.pixels, sizes=run.sizes, features_for="understanding", keep=run.masks[KEPT]
+    )
+    rows = [one.features for one in encoded if one.features is not None]
     for name, recorded in _recorded(run, "images", "prompt", "questions"):
         said: Sequence[str | None] = recorded.get("questions") or [recorded.get("prompt")] * len(rows)
         said = [QUESTION.format(one) for one in said] if "questions" in recorded else said
         prompts = [
-            language.embed([Features(row.numpy()), *([Text(one)] if one else [])], draw=False)
+            language.embed([Features(row), *([Text(one)] if one else [])], draw=False)
             for row, one in zip(rows, said, strict=True)
         ]
         yield from _embedded(run, name, prompts)
@@ -263,8 +267,7 @@ def _loaded(folder: Path) -> Language:
 
 def _drawer(run: Run) -> TextToImage:
     """Without a decoder, which it does not need for tokens."""
-    nothing: Any = None
-    return TextToImage(_language(run), nothing)
+    return TextToImage(_language(run))
 
 
 def _codes(run: Run, mask: str) -> list[list[int]]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pictish.tokenizer.dynamic import Tokenizer
+from pictish.tokenizer.dynamic import FeaturesFor, Tokenizer
 from pictish.tokenizer.selector import choose
 from tools.compare_lavit import SHARP, Row, Run, Stage, same, tensors
 
@@ -84,7 +84,7 @@ def quantizer(run: Run) -> Iterator[Row]:
     """Kept rows to codes."""
     network = run.tokenizer.network
     for name, mask in run.masks.items():
-        codes = network.to_code(torch.cat(run.tokenizer.see(run.pixels, run.sizes, keep=mask)[1]))
+        codes = network.to_code(features_of(run, mask, "quantization"))
         yield tensors(f"quantize.input.{name}", codes, run.expected[f"quantize.input.{name}"])
         found = network.quantizer(codes)
         yield tensors(f"quantize.z_q.{name}", found.vectors, run.expected[f"quantize.z_q.{name}"])
@@ -131,15 +131,21 @@ def sharp(run: Run) -> Iterator[Row]:
 
 
 def understanding(run: Run) -> Iterator[Row]:
-    """The merger for understanding, for all rows and as `look` gives kept ones."""
+    """The merger for understanding, for all rows and as `encode` gives kept ones."""
     tokenizer = run.tokenizer
     hidden = tokenizer.network.embed(run.pixels)
     other = tokenizer._merger_for_understanding()
     for name, mask in run.masks.items():
         theirs = run.expected[f"understanding.merger_out.{name}"]
         yield tensors(f"understanding.merger_out.{name}", other(hidden, mask), theirs)
-        rows = torch.cat(tokenizer.look(run.pixels, keep=mask))
+        rows = features_of(run, mask, "understanding")
         yield tensors(f"understanding.rows.{name}", rows, theirs[mask])
+
+
+def features_of(run: Run, keep: Tensor, use: FeaturesFor) -> Tensor:
+    """Features of all kept patches (K1 + K2 + ..., D), one picture after the other."""
+    encoded = run.tokenizer.encode(run.pixels, sizes=run.sizes, features_for=use, keep=keep)
+    return torch.cat([torch.from_numpy(one.features) for one in encoded if one.features is not None])
 
 
 def _logits(run: Run) -> Tensor:

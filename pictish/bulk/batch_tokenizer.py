@@ -15,6 +15,7 @@ from pictish.data.loader import Decoded, ImageBytes, WorkerPool, decode_images
 from pictish.data.tokens import TokenizedImage
 
 if TYPE_CHECKING:
+    from pictish.tokenizer.config import TokenizerConfig
     from pictish.tokenizer.dynamic import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -53,9 +54,9 @@ class Selection:
             logger.warning("--seed does nothing without --sample or --gumbel")
         return cls(budget, threshold, (seed or 0) if sample or gumbel else None, gumbel, quality)
 
-    def check(self, tokenizer: "Tokenizer") -> None:
+    def check(self, tokenizer: "TokenizerConfig") -> None:
         """ValueError for a setting that this model cannot follow."""
-        cells = tokenizer.grid[0] * tokenizer.grid[1]
+        cells = tokenizer.encoder.grid**2
         if self.budget is not None and self.budget > cells:
             raise ValueError(f"--budget {self.budget}: a picture of this model has 1 to {cells} tokens")
         if self.threshold is not None and not 0 < self.threshold < 1:
@@ -112,7 +113,7 @@ def open_machine(settings: MachineSettings) -> Iterator["Machine"]:
 
     with WorkerPool(settings.workers) if settings.workers else contextlib.nullcontext() as pool:
         tokenizer = Tokenizer.from_folder(settings.model, device=resolve_device(settings.device))
-        settings.selection.check(tokenizer)
+        settings.selection.check(tokenizer.network.config)
         decoding = {
             "side": tokenizer.image_size,
             "exact": tokenizer.exact_squash,

@@ -19,7 +19,7 @@ from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line, printable, sha256_file
 from pictish.io.interrupt import in_units, stop_here
 from pictish.io.report import Report, Writer
-from pictish.io.storage import is_remote
+from pictish.io.storage import holds_shards, is_remote
 
 _GO_ON = "interrupted; what was tokenized is kept, and the same command goes on from there"
 
@@ -88,17 +88,10 @@ def plan(inputs: Sequence[Path], shards: bool, samples_per_shard: int) -> Job:
 
 def hold_shards(inputs: Sequence[str]) -> bool:
     """Whether the inputs are raw shards; ValueError where some are and others are not."""
-    raw = [entry for entry in inputs if is_remote(entry) or _holds_shards(Path(entry))]
+    raw = [entry for entry in inputs if is_remote(entry) or holds_shards(Path(entry), unless=holds_images)]
     if raw and len(raw) < len(inputs):
         raise ValueError(f"{printable(raw[0])} is shards, other inputs are not; tokenize them apart")
     return bool(raw)
-
-
-def _holds_shards(entry: Path) -> bool:
-    """A tar file, or a folder with tar files and no pictures."""
-    if not entry.is_dir():
-        return entry.suffix == ".tar"
-    return next(entry.rglob("*.tar"), None) is not None and not holds_images(entry)
 
 
 def _fill_folder(work: Work, images: Sequence[ImageFile], outputs: Sequence[str]) -> None:

@@ -191,23 +191,20 @@ def _tell_left_out(source: Stored, stats: ShardStats, report: Report, result: Re
 
 @contextlib.contextmanager
 def _workers(plan: Plan, rank: Rank) -> Iterator[tuple[Header, Callable[[Bulk, Report], list[Worker]]]]:
-    """What all shards have in common, for which the tokenizer is loaded, and how to make the workers."""
+    """What all shards have in common, and how to make the workers.
+
+    Only a process that tokenizes itself loads the tokenizer.
+    """
+    from pictish.tokenizer.config import read_tokenizer_config
     from pictish.training.world import resolve_device
 
     selection = plan.machine.selection
     own = devices(plan.machine.device, rank, plan.processes)
     if plan.engine == "local":
         resolve_device(own[0])
-    alone = plan.engine == "local" and plan.processes == 1
-    settings = (
-        replace(plan.machine, device=own[0]) if alone else replace(plan.machine, device="cpu", workers=0)
-    )
-    with open_machine(settings) as machine:
-        tokenizer = machine.tokenizer
-        header = Header("token-shards", tokenizer.fingerprint, tokenizer.codebook_size, selection.settings())
-        if alone:
-            yield header, lambda bulk, report: [Here(machine, bulk, report.done)]
-            return
+    config, name = read_tokenizer_config(plan.machine.model)
+    selection.check(config)
+    header = Header("token-shards", name, config.quantizer.codes, selection.settings())
     if plan.engine == "ray":
         from pictish.bulk import ray_engine
 
@@ -216,11 +213,14 @@ def _workers(plan: Plan, rank: Rank) -> Iterator[tuple[Header, Callable[[Bulk, R
             yield header, lambda bulk, report: [_Told(ray_engine.RayWorker(bulk), report) for _ in own]
         finally:
             ray_engine.stop()
-        return
-    from pictish.bulk.local import LocalWorker
+    elif plan.processes > 1:
+        from pictish.bulk.local import LocalWorker
 
-    threads = max(1, (os.cpu_count() or 1) // plan.processes)
-    yield header, lambda bulk, report: [_Told(LocalWorker(bulk, one, threads), report) for one in own]
+        threads = max(1, (os.cpu_count() or 1) // plan.processes)
+        yield header, lambda bulk, report: [_Told(LocalWorker(bulk, one, threads), report) for one in own]
+    else:
+        with open_machine(replace(plan.machine, device=own[0])) as machine:
+            yield header, lambda bulk, report: [Here(machine, bulk, report.done)]
 
 
 class _Told:

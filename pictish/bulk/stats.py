@@ -220,23 +220,6 @@ class BulkFolder:
             raise ValueError(f"{printable(place)}: {one_line(error)}; --overwrite replaces it") from error
 
 
-def read_stats(place: str) -> list[tuple[Header, ShardStats]]:
-    """Header and stats of every finished shard in a folder; ValueError when there is none of ours."""
-    names = sorted(name for name in list_folder(place) if name.endswith(STATS))
-    if not names:
-        raise ValueError(
-            f"{printable(place)}: has no *{STATS}; pictish tokenize writes them beside shards made of shards"
-        )
-    found = []
-    for name in names:
-        try:
-            facts = _parsed(read_bytes(join(place, name)))
-            found.append((Header.from_json(facts), ShardStats.from_json(facts)))
-        except ValueError as error:
-            raise ValueError(f"{printable(join(place, name))}: {one_line(error)}") from error
-    return found
-
-
 def _is_of_tokenizer(path: Path, tokenizer: str) -> bool:
     """Whether a shard begins with tokens of that tokenizer, as one does that was left without stats."""
     try:

@@ -33,14 +33,11 @@ def starter(
     Needs npm, Node.js and resvg-py (pip install 'pictish[starter-data]'). Run again, it continues.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from pictish.io.report import Bar
     from pictish.recipes.starter.build import build
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    errors = Console(stderr=True)
-    with Progress(*columns, console=errors, disable=quiet or not errors.is_terminal, transient=True) as bar:
-        task = bar.add_task("pictures", total=None)
+    with Bar("pictures", quiet=quiet) as bar:
         manifest = build(
             out,
             cache,
@@ -48,7 +45,7 @@ def starter(
             photos=photos,
             workers=workers,
             overwrite=overwrite,
-            progress=lambda settled, total: bar.update(task, completed=settled, total=total),
+            progress=bar.update,
         )
     if not quiet:
         Console().print(_table(manifest))

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.draw import generators
 from pictish.commands.options import LowRes, PixelGuidance, Scheduler, Size, Steps, Upscale
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def run(
     where = resolve_device(device)
     reconstructor = Reconstructor.from_folder(model, where, steps=steps, lowres=lowres)
     drawing = Drawing(steps, pixel_guidance, scheduler, upscale)
-    reconstructor.check(drawing)
+    reconstructor.settled(drawing)  # refused before anything is written
     tokenizer = reconstructor.tokenizer
     refuse_others(sources, tokenizer.fingerprint)
     settings: dict[str, Any] = {
@@ -139,8 +138,12 @@ def find_sources(inputs: Sequence[Path], suffix: str) -> list[Source]:
     from pictish.data.shards import find_shards, name_of, read_shard
     from pictish.data.token_folder import SUFFIX, find_tokens
     from pictish.io.files import one_line, printable
+    from pictish.io.storage import holds_shards
 
-    shards = [entry for entry in inputs if entry.suffix == ".tar" or _holds_only_shards(entry)]
+    def holds_tokens(folder: Path) -> bool:
+        return next(folder.rglob(f"*{SUFFIX}"), None) is not None
+
+    shards = [entry for entry in inputs if holds_shards(entry, unless=holds_tokens)]
     others = [entry for entry in inputs if entry not in shards]
     sources = []
     for file in find_tokens(others) if others else []:
@@ -243,6 +246,8 @@ class Work:
         return token
 
     def _draw(self, batch: "list[tuple[str, str, str, TokenizedImage]]", writer: Any) -> int:
+        from pictish.pipelines.drawing import generators
+
         images = self.reconstructor(
             [token for *_, token in batch],
             size=self.size,
@@ -272,10 +277,3 @@ class Work:
 def _readable(source: Source) -> "Iterator[tuple[str, str, bytes | Exception]]":
     """What a source gives before its damage, if it has any."""
     yield from itertools.islice(source.read(), len(source.outputs))
-
-
-def _holds_only_shards(entry: Path) -> bool:
-    """A folder with tar files and no token files."""
-    if not entry.is_dir():
-        return False
-    return next(entry.rglob("*.tar"), None) is not None and next(entry.rglob("*.tokens"), None) is None

@@ -7,7 +7,6 @@ so that an option that both have is handled once.
 import base64
 import hashlib
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,14 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from pictish.commands import terminal
 from pictish.commands.options import Precision
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from pictish.data.provenance import Origin, Request
-    from pictish.data.tokens import TokenizedImage
+    from pictish.pipelines.drawing import Drawn
     from pictish.pipelines.language import Said
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.settings import Drawing, GenerationConfig
@@ -57,13 +55,6 @@ def given_picture(path: Path) -> "Image.Image":
         return load_image(path)
     except ValueError as error:
         raise ValueError(f"{printable(path)}: {error}") from error
-
-
-def generators(seeds: "Sequence[int]"):
-    """One torch generator a seed."""
-    import torch
-
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def slug(text: str) -> str:
@@ -140,6 +131,7 @@ def carry_out(
     """
     from pictish.data.provenance import Origin
     from pictish.io.interrupt import in_units, stop_here
+    from pictish.pipelines.drawing import render
 
     first = jobs[0][1]
     config = config_of(first)
@@ -149,7 +141,7 @@ def carry_out(
     if first.pictures and not given and (stored is None or first.keep):
         raise ValueError("the file of --like was drawn from a picture, which is needed again; give it too")
     drawer, reconstructor = _load(ctx, first, speaking=stored is None)
-    drawing = reconstructor.settled(config.drawing)
+    drawing = reconstructor.settled(config.drawing, generated=True)
     sampled: dict[str, Any] = {}
     if drawer is not None:
         settled = drawer.settled(config, pictures=bool(first.pictures))
@@ -158,8 +150,10 @@ def carry_out(
     if origin:
         _check_models(models, origin, first)
     if drawer is not None and first.command == "generate" and not (first.pictures or files.quiet):
-        hint_at_far_prompts(drawer, [request.prompt for _, request in jobs if request.prompt is not None])
-    drawn = []
+        words = [request.prompt for _, request in jobs if request.prompt is not None]
+        for line in drawer.far_prompt_hints(words):
+            print(line, file=sys.stderr)
+    pictures = []
     with in_units("batch"):
         for start in range(0, len(jobs), ctx.params["batch_size"]):
             stop_here(
@@ -168,43 +162,50 @@ def carry_out(
             )
             part = jobs[start : start + ctx.params["batch_size"]]
             requests = [request for _, request in part]
-            tokens = [stored] if stored is not None else _tokens(drawer, requests, given, config)
-            kept = reconstructor.kept(given[0], tokens) if first.keep else None
-            # noise of its own from the seed, not where the draws of tokens ended: tokens give the picture
-            noise = generators([request.seed for request in requests])
-            pictures = reconstructor(tokens, first.size, generators=noise, drawing=drawing, sources=kept)
+            if stored is not None:
+                sources = given[:1] if first.keep else None
+                drawn = render(reconstructor, [stored], [first.seed], config, sources=sources)
+            else:
+                assert drawer is not None
+                drawn = _draw(drawer, requests, given, config)
             used = {
                 "steps": drawing.steps,
                 "pixel_guidance": drawing.guidance,
                 "scheduler": drawing.scheduler,
                 "upscale": drawing.upscale,
-                "keep": None if first.keep is None else kept is not None,
             }
-            for (name, request), token, picture in zip(part, tokens, pictures, strict=True):
-                blob = base64.b64encode(token.to_bytes()).decode()
-                size = {"size": max(picture.size)}
-                facts = request.model_dump() | used | sampled | size | models | {"tokens": blob}
-                files.store(name, picture, Origin(**facts))
-            drawn += pictures if files.grid else []
+            for (name, request), one in zip(part, drawn, strict=True):
+                blob = base64.b64encode(one.tokens.to_bytes()).decode()
+                kept = {"keep": None if first.keep is None else one.kept}
+                size = {"size": max(one.image.size)}
+                facts = request.model_dump() | used | kept | sampled | size | models | {"tokens": blob}
+                files.store(name, one.image, Origin(**facts))
+            pictures += [one.image for one in drawn] if files.grid else []
     if files.grid:
-        files.store_grid(drawn, ctx.params["count"])
+        files.store_grid(pictures, ctx.params["count"])
 
 
-def hint_at_far_prompts(drawer: "TextToImage", prompts: "Sequence[str]") -> None:
-    """Print a line on stderr for each prompt that is far from all training captions; raises nothing."""
-    from pictish.io.files import one_line, printable
+def _draw(
+    drawer: "TextToImage",
+    requests: "Sequence[Request]",
+    given: "Sequence[Image.Image]",
+    config: "GenerationConfig",
+) -> "list[Drawn]":
+    """An image for each request; those of edits are of `given`."""
+    from pictish.pipelines.drawing import edit, generate
 
-    try:
-        found = drawer.nearest_captions(list(dict.fromkeys(prompts)))
-    except Exception as error:  # a hint is no reason not to draw
-        print(f"pictish: prompts are not compared with training captions: {one_line(error)}", file=sys.stderr)
-        return
-    for one in found:
-        if one.far:
-            names = ", ".join(f'"{near.caption}"' for near in one.captions)
-            are = "nearest is" if len(one.captions) == 1 else "nearest are"
-            line = f'No training caption is close to "{printable(one.prompt)}": the {are} {names}.'
-            print(line, file=sys.stderr)
+    first, seeds = requests[0], [request.seed for request in requests]
+    if first.command == "edit":
+        words = [request.words or "" for request in requests]
+        sources, keep = list(given) * len(requests), bool(first.keep)
+        quirks = first.official_quirks
+        return edit(drawer, sources, words, seeds, config, keep_unchanged=keep, official_quirks=quirks)
+    prompts: list[list[Said]] = [
+        [*given, request.words] if request.words is not None else [*given] for request in requests
+    ]
+    shape = _shape_of(first.aspect)
+    shapes = None if shape is None else [shape] * len(prompts)
+    return generate(drawer, prompts, seeds, config, shapes=shapes, official_quirks=first.official_quirks)
 
 
 def _decoder_of(steps: int | None, lowres: bool) -> str:
@@ -243,30 +244,6 @@ def config_of(request: "Request") -> "GenerationConfig":
     except ValueError as error:
         name, colon, rest = str(error).partition(":")
         raise ValueError(f"--{CONFIG[name].replace('_', '-')}{colon}{rest}") from None
-
-
-def _tokens(
-    drawer: "TextToImage | None",
-    requests: "Sequence[Request]",
-    given: "Sequence[Image.Image]",
-    config: "GenerationConfig",
-) -> "list[TokenizedImage]":
-    """Tokens of one picture a request; those of an edit in the shape of `given`."""
-    assert drawer is not None
-    first = requests[0]
-    said: list[list[Said]] = [
-        [*given, request.words] if request.words is not None else [*given] for request in requests
-    ]
-    shape = _shape_of(first.aspect)
-    if first.command == "edit":
-        shape = (given[0].height, given[0].width)
-    return drawer.tokens(
-        said,
-        generators([request.seed for request in requests]),
-        config,
-        official_quirks=first.official_quirks,
-        shapes=None if shape is None else [shape] * len(said),
-    )
 
 
 def _shape_of(aspect: str | None) -> tuple[int, int] | None:
@@ -309,20 +286,16 @@ def _check_models(models: dict[str, str | None], origin: "Origin", request: "Req
 
 @dataclass(frozen=True)
 class Files:
-    """What a call writes and shows; the fields are options."""
+    """What a call writes; the fields are options."""
 
     out: Path
     grid: Path | None
     save_tokens: bool
-    show: bool
     overwrite: bool
     quiet: bool
 
     def check(self, names: "Sequence[str]") -> None:
-        """Refuse, with ValueError, names that come twice, and files that are there unless `overwrite`.
-
-        Says on stderr why pictures cannot be shown.
-        """
+        """Refuse, with ValueError, names that come twice, and files that are there unless `overwrite`."""
         twice = sorted({name for name in names if list(names).count(name) > 1})
         if twice:
             raise ValueError(f"two pictures would be called {twice[0]}.png; ask for them one after the other")
@@ -337,12 +310,9 @@ class Files:
         there = [path for path in paths if path.exists()]
         if there and not self.overwrite:
             raise ValueError(f"{there[0]} is there already; choose another --out, or --overwrite")
-        reason = terminal.refused(sys.stdout, os.environ) if self.show and not self.quiet else None
-        if reason:
-            print(f"pictish: --show shows nothing: {reason}", file=sys.stderr)
 
     def store(self, name: str, picture: "Image.Image", origin: "Origin") -> None:
-        """Write a picture, and its tokens if they are wanted, each as a whole; say so and show it."""
+        """Write a picture, and its tokens if they are wanted, each as a whole; say so."""
         from pictish.data.provenance import png_with_origin
         from pictish.io.files import write_atomic
 
@@ -352,8 +322,6 @@ class Files:
             write_atomic(self.out / f"{name}.tokens", tokens.to_bytes())
         if not self.quiet:
             print(f"{self.out / name}.png  {len(tokens)} tokens  seed {origin.seed}")
-        if self.show and terminal.refused(sys.stdout, os.environ) is None:
-            terminal.show(picture, sys.stdout)
 
     def store_grid(self, pictures: "Sequence[Image.Image]", count: int) -> None:
         """Write the sheet: a row for each prompt of several pictures, else as square as it gets."""

@@ -87,21 +87,17 @@ def run(
 
 
 def _load(model: str, device: "torch.device", drawing: "Drawing", seed: int) -> "DecoderEvaluation":
-    from pictish.decoder.pixel import Decoder
-    from pictish.decoder.preview import Preview
-    from pictish.decoder.upscaler import Upscaler
     from pictish.evaluation.decoder import DecoderEvaluation
     from pictish.evaluation.metrics import FeatureDistance
-    from pictish.io.model_folder import find_decoder, find_upscaler
-    from pictish.tokenizer.dynamic import Tokenizer
+    from pictish.evaluation.renderers import preview_of
+    from pictish.io.model_folder import find_decoder
+    from pictish.pipelines.reconstruct import Reconstructor
 
-    tokenizer = Tokenizer.from_folder(model, device=device)
-    decoder = Decoder.from_folder(model, tokenizer, device)
-    head = find_decoder(model, "preview")
-    preview = None if head is None else Preview.from_folder(head, tokenizer, device)
-    beside = None if drawing.upscale == 1 else find_upscaler(model)
-    upscaler = None if beside is None else Upscaler.from_folder(beside, device)
-    return DecoderEvaluation(decoder, preview, FeatureDistance(device), drawing, upscaler, seed=seed)
+    if find_decoder(model, "diffusion") is None:
+        raise ValueError(f"{model}: has no diffusion decoder to evaluate")
+    reconstructor = Reconstructor.from_folder(model, device)
+    preview = preview_of(model, reconstructor.tokenizer, device)
+    return DecoderEvaluation(reconstructor, preview, FeatureDistance(device), drawing, seed=seed)
 
 
 def _code(

@@ -60,7 +60,7 @@ def run(
     language = fingerprint(locate_model(model, "lm"))
     drawer = TextToImage.from_folder(model, where, steps=steps)
     drawing = Drawing(steps, upscale=1)
-    drawer.reconstructor.check(drawing)
+    drawer.reconstructor.settled(drawing)
     judge = judge_of(data, cache, out, where, quiet)
     evaluation = EditingEvaluation(drawer, judge, drawing, seed=seed)
     numbers = evaluation.header(language)

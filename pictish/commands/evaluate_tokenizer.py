@@ -74,16 +74,15 @@ def run(
 
 
 def _load(model: str, device: str, seed: int) -> "Evaluation":
-    from pictish.decoder.preview import Preview
     from pictish.evaluation.metrics import FeatureDistance
+    from pictish.evaluation.renderers import renderer_of
     from pictish.evaluation.tokenizer import Evaluation
     from pictish.tokenizer.dynamic import Tokenizer
     from pictish.training.world import resolve_device
 
     where = resolve_device(device)
     tokenizer = Tokenizer.from_folder(model, device=where)
-    preview = Preview.from_folder(model, tokenizer, device=where)
-    return Evaluation(tokenizer, preview, FeatureDistance(where), seed=seed)
+    return Evaluation(tokenizer, renderer_of(model, tokenizer, where), FeatureDistance(where), seed=seed)
 
 
 def _say(report: dict[str, Any], files: list[Path]) -> None:

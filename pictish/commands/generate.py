@@ -60,7 +60,6 @@ def run(
     size: options.Size = None,
     grid: options.Grid = None,
     save_tokens: options.SaveTokens = False,
-    show: options.Show = False,
     batch_size: options.BatchSize = 8,
     model: options.Model = "starter",
     lm: Annotated[

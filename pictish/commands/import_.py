@@ -53,13 +53,12 @@ def lavit(
 
     Every key is accounted for before anything is written. Run again, it goes on where it stopped.
     """
-    from rich.console import Console
 
+    from pictish.io.report import Bar
     from pictish.pipelines.import_lavit import PARTS, Refused, import_lavit
 
-    console = Console(stderr=True)
     chosen = [name for name in PARTS if part is None or name in part]
-    with _Bar(console, hidden=quiet or not console.is_terminal) as bar:
+    with Bar("reading", quiet=quiet, unit="none") as bar:
         try:
             made = import_lavit(
                 source,
@@ -73,7 +72,7 @@ def lavit(
         except Refused as error:
             if len(error.faults) > 1:
                 for fault in error.faults:
-                    console.print(fault, markup=False, highlight=False, soft_wrap=True)
+                    bar.console.print(fault, markup=False, highlight=False, soft_wrap=True)
             raise
     if quiet:
         return
@@ -82,30 +81,6 @@ def lavit(
     if made.agreement is not None:
         print(f"merger: gather gives {100 * made.agreement.equal:.1f} % of the codes of exact")
     print(f"The weights keep the licence they were published with; {out / 'README.md'} says so.")
-
-
-class _Bar:
-    """A progress bar whose task changes."""
-
-    def __init__(self, console: "object", *, hidden: bool) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=hidden, transient=True)  # type: ignore[arg-type]
-        self._task = self._bar.add_task("reading", total=None)
-
-    def __enter__(self) -> "_Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def begin(self, task: str, total: int) -> None:
-        self._bar.reset(self._task, description=task, total=total)
-
-    def advance(self, steps: int) -> None:
-        self._bar.advance(self._task, steps)
 
 
 def _heads(text: str | None) -> "Heads | None":

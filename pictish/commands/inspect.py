@@ -87,6 +87,7 @@ def _is_picture(inputs: list[Path]) -> bool:
     """Whether one picture is asked for; ValueError for several, or for a folder without tokens."""
     from pictish.data.images import SUFFIXES
     from pictish.io.files import printable
+    from pictish.io.storage import holds_shards
 
     pictures = [entry for entry in inputs if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
     if pictures and len(inputs) > 1:
@@ -94,7 +95,7 @@ def _is_picture(inputs: list[Path]) -> bool:
             f"one picture is drawn at a time, {len(inputs)} inputs came; --codebook takes many pictures"
         )
     for entry in inputs:
-        if entry.is_dir() and not any(any(entry.rglob(pattern)) for pattern in ("*.tokens", "*.tar")):
+        if entry.is_dir() and not holds_shards(entry) and next(entry.rglob("*.tokens"), None) is None:
             raise ValueError(
                 f"{printable(entry)}: no tokens in this folder (*.tokens, *.tar); "
                 "give one picture to draw, or pictures with --codebook"
@@ -237,10 +238,11 @@ def _read_tokens(inputs: list[Path]) -> "Iterator[TokenizedImage | Broken]":
     from pictish.data.shards import find_shards, read_shard
     from pictish.data.token_folder import find_tokens, read_tokens
     from pictish.data.tokens import TokenizedImage
-    from pictish.evaluation.pictures import Broken, has_tar
+    from pictish.evaluation.pictures import Broken
     from pictish.io.files import one_line
+    from pictish.io.storage import holds_shards
 
-    shards = [entry for entry in inputs if entry.suffix == ".tar" or (entry.is_dir() and has_tar(entry))]
+    shards = [entry for entry in inputs if holds_shards(entry)]
     others = [entry for entry in inputs if entry not in shards]
     for file in find_tokens(others) if others else []:
         try:

@@ -54,7 +54,6 @@ Grid = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write all pictures as one sheet, a PNG, too.")
 ]
 SaveTokens = Annotated[bool, typer.Option("--save-tokens", help="Write the tokens beside each picture.")]
-Show = Annotated[bool, typer.Option("--show", help="Show each picture in the terminal, small.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")]

@@ -68,7 +68,7 @@ def lm(
 
     Damaged samples are named at the end and left out, the exit code is then 1.
     """
-    from pictish.commands.train_lm import code_vectors_of, image_tokens_of, looking, showing
+    from pictish.commands.train_lm import code_vectors_of, image_encoder, image_tokens_of, showing
     from pictish.configs import load, parse
     from pictish.data.mixture import Report
     from pictish.lm.config import TrainConfig
@@ -81,9 +81,9 @@ def lm(
     tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
     report = Report()
     with _begun(run, settings, quiet):
-        known, look = image_tokens_of(tokenizer), looking(tokenizer)
+        known = image_tokens_of(tokenizer)
         show = showing(settings, tokenizer, run)
-        parts: dict[str, Any] = {"look": look, "show": show, "report": report}
+        parts: dict[str, Any] = {"encode_images": image_encoder(tokenizer), "show": show, "report": report}
         parts |= {"anomaly_skip": anomaly_skip, "fsdp": fsdp, "code_vectors": code_vectors_of(tokenizer)}
         _with_progress(
             lambda progress: train(settings, run, known, device, **parts, progress=progress), quiet
@@ -167,10 +167,8 @@ def _deciding(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_progress(work, quiet: bool) -> None:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from pictish.io.report import Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=quiet) as bar:
-        task = bar.add_task("training", total=None)
-        folder = work(lambda done, total: bar.update(task, completed=done, total=total))
+    with Bar("training", quiet=quiet) as bar:
+        folder = work(bar.update)
     typer.echo(f"model folder: {folder}")

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pictish.data.loader import ImageBytes
+    from pictish.data.tokens import EncodedImage
     from pictish.lm.config import TrainConfig
-    from pictish.lm.documents import Look, Seen
+    from pictish.lm.documents import EncodeImages
     from pictish.lm.model import ImageTokens, UnifiedModel
     from pictish.lm.train import Show
     from pictish.pipelines.reconstruct import Reconstructor
@@ -39,26 +40,27 @@ def code_vectors_of(tokenizer: "Tokenizer") -> "Tensor":
         return tokenizer.network.quantizer.decode(codes).float()
 
 
-def looking(tokenizer: "Tokenizer") -> "Look":
-    """A function that tokenizes raw pictures of shards while the language model trains."""
-    return partial(_look, tokenizer)
+def image_encoder(tokenizer: "Tokenizer") -> "EncodeImages":
+    """A function that encodes raw pictures of shards while the language model trains, as inference does."""
+    return partial(_encode, tokenizer)
 
 
-def _look(tokenizer: "Tokenizer", pictures: "Sequence[ImageBytes]") -> "list[Seen | ValueError]":
+def _encode(tokenizer: "Tokenizer", pictures: "Sequence[ImageBytes]") -> "list[EncodedImage | ValueError]":
     import numpy as np
     import torch
 
     from pictish.data.loader import decode_images
-    from pictish.lm.documents import Seen
 
     decoded = list(decode_images(pictures, tokenizer.image_size, 0, exact=tokenizer.exact_squash))
     whole = [one for one in decoded if one.pixels is not None and one.size is not None]
-    found: list[Seen | ValueError] = [ValueError(one.error or "cannot be read") for one in decoded]
+    found: list[EncodedImage | ValueError] = [ValueError(one.error or "cannot be read") for one in decoded]
     if whole:
         pixels = torch.from_numpy(np.stack([one.pixels for one in whole if one.pixels is not None]))
-        tokens, rows = tokenizer.see(pixels, [one.size for one in whole if one.size is not None])
-        seen = iter([Seen(t.ids, t.cells, r.cpu().numpy()) for t, r in zip(tokens, rows, strict=True)])
-        found = [next(seen) if one.pixels is not None else f for one, f in zip(decoded, found, strict=True)]
+        sizes = [one.size for one in whole if one.size is not None]
+        encoded = iter(tokenizer.encode(pixels, sizes=sizes, features_for="understanding"))
+        found = [
+            next(encoded) if one.pixels is not None else f for one, f in zip(decoded, found, strict=True)
+        ]
     return found
 
 
@@ -73,7 +75,7 @@ def showing(config: "TrainConfig", tokenizer: "Tokenizer", run: Path) -> "Show |
 
 
 def _show(
-    config: "TrainConfig",
+    settings: "TrainConfig",
     tokenizer: "Tokenizer",
     reconstructor: "Reconstructor",
     run: Path,
@@ -83,17 +85,17 @@ def _show(
     """Write `run/samples/step-00001000.png`: one picture a text, side by side."""
     from PIL import Image
 
-    from pictish.commands.draw import generators
     from pictish.data.images import png_bytes
     from pictish.io.files import write_atomic
+    from pictish.pipelines.drawing import generate
     from pictish.pipelines.language import Language
-    from pictish.pipelines.settings import Drawing
+    from pictish.pipelines.settings import GenerationConfig
     from pictish.pipelines.text_to_image import TextToImage
 
     drawer = TextToImage(Language(tokenizer, model), reconstructor)
-    texts = [[text] for text in config.samples]
-    tokens = drawer.tokens(texts, generators(range(len(texts))))
-    pictures = reconstructor(tokens, 128, drawing=Drawing(upscale=1))
+    config = GenerationConfig(size=128, upscale=1)
+    drawn = generate(drawer, [[text] for text in settings.samples], range(len(settings.samples)), config)
+    pictures = [one.image for one in drawn]
     sheet = Image.new("RGB", (128 * len(pictures), 128), "white")
     for number, picture in enumerate(pictures):
         sheet.paste(picture, (128 * number, 0))

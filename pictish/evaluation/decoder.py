@@ -6,25 +6,24 @@ upscaler comes behind it, M metrics, F features of the network.
 
 import functools
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from pictish.decoder.schedulers import fitting
 from pictish.evaluation.distributions import frechet_distance, kernel_distance
 from pictish.evaluation.metrics import LEVEL, Better, FeatureDistance, gain, means, psnr, ssim
-from pictish.evaluation.pictures import BATCH, Broken, Picture, in_batches, prepare, seed_of, stacked
+from pictish.evaluation.pictures import BATCH, Broken, Picture, in_batches, prepare, resized, seed_of, stacked
 from pictish.evaluation.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from pictish.data.tokens import TokenizedImage
-    from pictish.decoder.pixel import Decoder
     from pictish.decoder.preview import Preview
-    from pictish.decoder.upscaler import Upscaler
+    from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.settings import Drawing
 
 SCHEMA = 2
@@ -44,7 +43,7 @@ class Coded:
     names: list[str]
     tokens: "list[TokenizedImage]"
     originals: np.ndarray
-    """(P, S, S, 3) uint8; kept for the whole set, 12 kB a picture of 64 px."""
+    """(P, S, S, 3) uint8; of a whole set in a temporary file, mapped into memory."""
     broken: list[Broken]
 
     def part(self, places: Sequence[int]) -> "Coded":
@@ -85,35 +84,31 @@ class Measured:
 class DecoderEvaluation:
     """Measures sets of pictures with one diffusion decoder, its preview head if it has one, and a distance.
 
-    What `drawing` leaves away is the decoder's own choice. Only with `drawing.upscale` above 1 is `upscaler`
-    used: pictures are then compared at so many times the decoder's side, those that went through it beside
-    the same ones resized. ValueError for a scheduler or a factor that does not fit.
+    Pictures are drawn as `pictish detokenize` draws them: what `drawing` leaves open is the decoder's default
+    for reconstruction. Only with `drawing.upscale` above 1 is the upscaler used: pictures are then compared
+    at so many times the decoder's side, those that went through it beside the same ones resized. ValueError
+    for a model without a diffusion decoder, and for a scheduler or a factor that does not fit.
     """
 
     metrics = METRICS
 
     def __init__(
         self,
-        decoder: "Decoder",
+        reconstructor: "Reconstructor",
         preview: "Preview | None",
         distance: FeatureDistance,
         drawing: "Drawing",
-        upscaler: "Upscaler | None" = None,
         *,
         seed: int,
     ) -> None:
-        self.decoder, self.preview, self.distance, self.seed = decoder, preview, distance, seed
-        own = decoder.model.config.sampling
-        self.steps = drawing.steps or own.steps
-        self.guidance = own.guidance if drawing.guidance is None else drawing.guidance
-        self.scheduler = drawing.scheduler or own.scheduler
-        decoder.check(self.steps, self.guidance, self.scheduler)  # better now than after an hour
-        self.upscaler, self.upscale = upscaler, drawing.upscale or 1
-        if self.upscaler is not None:
-            self.upscaler.check(self.upscale)
-        elif self.upscale != 1:
-            raise ValueError(f"upscale: {self.upscale} asked for; this model has no upscaler, so only 1 fits")
-        self.side = decoder.side * self.upscale
+        if reconstructor.decoder is None:
+            raise ValueError("this model has no diffusion decoder to evaluate")
+        self.reconstructor, self.decoder = reconstructor, reconstructor.decoder
+        self.preview, self.distance, self.seed = preview, distance, seed
+        self.upscale = drawing.upscale or 1
+        # settled, and refused, now rather than after an hour
+        self.drawing = reconstructor.settled(replace(drawing, upscale=self.upscale))
+        self.side = self.decoder.side * self.upscale
 
     def code(
         self,
@@ -125,38 +120,42 @@ class DecoderEvaluation:
 
         `advance` is told how many more are done.
         """
-        tokenizer = self.decoder.tokenizer
+        tokenizer = self.reconstructor.tokenizer
         names: list[str] = []
         tokens: list[TokenizedImage] = []
-        originals: list[np.ndarray] = []
         broken: list[Broken] = []
         fit = functools.partial(prepare, squash=tokenizer.squash, decoder_side=self.side)
-        for batch in in_batches(name, pictures, broken, fit):
-            tokens += tokenizer.tokenize_pixels(stacked(batch), [each.size for each in batch])
-            names += [each.name for each in batch]
-            originals += [each.original for each in batch]
-            advance(len(batch))
-        return Coded(name, names, tokens, np.stack(originals), broken)
+        with tempfile.TemporaryFile() as file:  # memory does not grow with the set
+            for batch in in_batches(name, pictures, broken, fit):
+                tokens += tokenizer.tokenize_pixels(stacked(batch), [each.size for each in batch])
+                names += [each.name for each in batch]
+                file.write(np.stack([each.original for each in batch]).tobytes())
+                advance(len(batch))
+            file.flush()
+            originals = np.memmap(file, np.uint8, "r", shape=(len(names), self.side, self.side, 3))
+        return Coded(name, names, tokens, originals, broken)
 
     def ways(self, coded: Coded) -> dict[str, Way]:
         """The preview, the baselines and the decoder itself, in the order they are shown."""
         mean = coded.originals.mean(axis=0).round().astype(np.uint8)
-        drawn = self._diffusion(self.scheduler, self.steps)
         return {
             **self._preview(),
             THUMBNAIL: as_thumbnails,
             MEAN: lambda part: np.broadcast_to(mean, part.originals.shape),
-            DECODER: lambda part: resized(drawn(part), self.side),
-            **({UPSCALED: lambda part: self._upscaled(drawn(part))} if self.upscale > 1 else {}),
+            DECODER: self._diffusion(replace(self.drawing, upscale=1)),
+            **({UPSCALED: self._diffusion(self.drawing)} if self.upscale > 1 else {}),
         }
 
     def curve_ways(self) -> dict[tuple[str, int], Way]:
         """The decoder at `STEPS` steps with its scheduler and the first other one that fits, if any does."""
         noise = self.decoder.model.config.noise
-        others = [name for name in fitting(noise) if name != self.scheduler]
+        own = self.drawing.scheduler
+        others = [name for name in fitting(noise) if name != own]
         return {
-            (scheduler or noise.kind, steps): self._diffusion(scheduler, steps)
-            for scheduler in (self.scheduler, *others[:1])
+            (scheduler or noise.kind, steps): self._diffusion(
+                replace(self.drawing, scheduler=scheduler, steps=steps)
+            )
+            for scheduler in (own, *others[:1])
             for steps in STEPS
         }
 
@@ -224,14 +223,14 @@ class DecoderEvaluation:
         """What a report says first; its `sets` are still empty."""
         return {
             "schema": SCHEMA,
-            "tokenizer": self.decoder.tokenizer.fingerprint,
+            "tokenizer": self.reconstructor.tokenizer.fingerprint,
             "decoder": self.decoder.fingerprint,
             "side": self.side,
             "upscale": self.upscale,
-            "upscaler": self.upscaler.fingerprint if self.upscaler and self.upscale > 1 else None,
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "scheduler": self.scheduler,
+            "upscaler": self.reconstructor.upscaler_of(self.drawing),
+            "steps": self.drawing.steps,
+            "guidance": self.drawing.guidance,
+            "scheduler": self.drawing.scheduler,
             "feature_network": FeatureDistance.NETWORK,
             "seed": self.seed,
             "confidence": LEVEL,
@@ -259,14 +258,13 @@ class DecoderEvaluation:
             "kid": measured.kid,
         }
 
-    def _diffusion(self, scheduler: str | None, steps: int) -> Way:
+    def _diffusion(self, drawing: "Drawing") -> Way:
         def draw(coded: Coded) -> np.ndarray:
             import torch
 
             # a picture's noise depends on the seed and its name alone
             noise = [torch.Generator().manual_seed(seed_of(self.seed, name)) for name in coded.names]
-            settings: dict[str, Any] = {"steps": steps, "guidance": self.guidance, "scheduler": scheduler}
-            return self.decoder.decode(coded.tokens, noise, **settings).numpy()
+            return resized(self.reconstructor.pixels(coded.tokens, drawing, noise), self.side)
 
         return draw
 
@@ -276,21 +274,6 @@ class DecoderEvaluation:
             return {}
         decode = self.preview.decode
         return {PREVIEW: lambda coded: resized(decode(coded.tokens).numpy(), self.side)}
-
-    def _upscaled(self, pictures: np.ndarray) -> np.ndarray:
-        import torch
-
-        assert self.upscaler is not None
-        enlarged = self.upscaler.enlarge(torch.from_numpy(pictures), self.upscale)
-        return torch.stack(enlarged).numpy()
-
-
-def resized(pictures: np.ndarray, side: int) -> np.ndarray:
-    """Pictures (P, S, S, 3) uint8 at this side by bicubic interpolation."""
-    if pictures.shape[1] == side:
-        return pictures
-    each = (Image.fromarray(one).resize((side, side), Image.Resampling.BICUBIC) for one in pictures)
-    return np.stack([np.asarray(one) for one in each])
 
 
 def as_thumbnails(coded: Coded) -> np.ndarray:

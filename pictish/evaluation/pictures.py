@@ -75,8 +75,9 @@ class PictureSource:
     def __init__(self, inputs: Sequence[Path], limit: int | None = None) -> None:
         from pictish.data.images import find_images
         from pictish.data.shards import find_shards
+        from pictish.io.storage import holds_shards
 
-        shards = [entry for entry in inputs if entry.suffix == ".tar" or (entry.is_dir() and has_tar(entry))]
+        shards = [entry for entry in inputs if holds_shards(entry)]
         others = [entry for entry in inputs if entry not in shards]
         self.files: list[ImageFile] = find_images(others) if others or not shards else []
         self.shards: list[Path] = find_shards(shards) if shards else []
@@ -133,11 +134,6 @@ class FlatPictures:
         for index, name in enumerate(FLAT):
             if wanted is None or index in wanted:
                 yield Picture(index, name, Image.new("RGB", (64, 64), name))
-
-
-def has_tar(folder: Path) -> bool:
-    """Whether shards lie anywhere in the folder."""
-    return next(folder.rglob("*.tar"), None) is not None
 
 
 def photographs() -> PictureSource:
@@ -201,6 +197,17 @@ def stacked(pictures: Sequence[Prepared]) -> "torch.Tensor":
     import torch
 
     return torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
+
+
+def resized(pictures: Iterable[np.ndarray], side: int) -> np.ndarray:
+    """Pictures (height, width, 3) uint8 at one side, (P, S, S, 3), by bicubic interpolation if need be."""
+    return np.stack([_resized(one, side) for one in pictures])
+
+
+def _resized(picture: np.ndarray, side: int) -> np.ndarray:
+    if picture.shape[:2] == (side, side):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC))
 
 
 def seed_of(seed: int, name: str) -> int:

@@ -12,18 +12,16 @@ import numpy as np
 from pictish.evaluation.baselines import computed_cells, random_cells, uniform_cells
 from pictish.evaluation.metrics import LEVEL, Better, CodeStatistics, FeatureDistance, gain, means, psnr, ssim
 from pictish.evaluation.pictures import Broken, Picture, Prepared, in_batches, prepare, stacked
+from pictish.evaluation.renderers import Renderer
 from pictish.evaluation.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     import torch
 
     from pictish.data.tokens import TokenizedImage
-    from pictish.decoder.preview import Preview
     from pictish.tokenizer.dynamic import Tokenizer
 
-SCHEMA = 2
-BUDGETS = (4, 8, 16, 27, 32, 64, 96, 128, 256)
-"""Those are measured that a grid has cells for. 27 codes are what the first starter took of an emoji."""
+SCHEMA = 3
 Selection = Literal["budget", "automatic", "computed", "random", "uniform", "thumbnail"]
 SELECTIONS: tuple[Selection, ...] = ("computed", "random", "uniform")
 """Baselines: as many cells of each picture as the learned selection keeps, chosen otherwise."""
@@ -65,18 +63,23 @@ class PictureSet:
     broken: list[Broken] = field(default_factory=list)
 
 
+def budgets_of(cells: int) -> tuple[int, ...]:
+    """Numbers of codes to measure in a grid of so many cells: powers of two from 4, and 27, 96 and all."""
+    powers = (2**power for power in range(2, cells.bit_length()))
+    return tuple(sorted({*(budget for budget in (*powers, 27, 96) if budget <= cells), cells}))
+
+
 class Evaluation:
-    """Measures sets of pictures with one tokenizer, its reconstruction and a feature distance."""
+    """Measures sets of pictures with one tokenizer, what renders its codes, and a feature distance."""
 
     def __init__(
-        self, tokenizer: "Tokenizer", preview: "Preview", distance: FeatureDistance, *, seed: int
+        self, tokenizer: "Tokenizer", renderer: Renderer, distance: FeatureDistance, *, seed: int
     ) -> None:
         self.tokenizer = tokenizer
-        self.preview = preview
+        self.renderer = renderer
         self.distance = distance
         self.seed = seed
-        cells = tokenizer.grid[0] * tokenizer.grid[1]
-        self.budgets = tuple(budget for budget in BUDGETS if budget <= cells)
+        self.budgets = budgets_of(tokenizer.grid[0] * tokenizer.grid[1])
 
     def measure(
         self,
@@ -106,8 +109,8 @@ class Evaluation:
         return [dict(zip(ways, images, strict=True)) for images in zip(*ways.values(), strict=True)]
 
     def prepare(self, picture: Picture) -> Prepared:
-        """Squash a picture to the sides that the tokenizer and the preview work at."""
-        return prepare(picture, self.tokenizer.squash, self.preview.side)
+        """Squash a picture to the sides that the tokenizer and the renderer work at."""
+        return prepare(picture, self.tokenizer.squash, self.renderer.side)
 
     def report(self, sets: Sequence[PictureSet]) -> dict[str, Any]:
         """Everything measured, JSON-ready; without time, path or device, so a second run gives the same."""
@@ -116,7 +119,7 @@ class Evaluation:
             "tokenizer": self.tokenizer.fingerprint,
             "codebook_size": self.tokenizer.codebook_size,
             "grid": list(self.tokenizer.grid),
-            "preview_side": self.preview.side,
+            "side": self.renderer.side,
             "feature_network": FeatureDistance.NETWORK,
             "seed": self.seed,
             "confidence": LEVEL,
@@ -177,7 +180,7 @@ class Evaluation:
         return torch.from_numpy(np.stack(masks))
 
     def _decode(self, tokens: "Sequence[TokenizedImage]") -> np.ndarray:
-        return self.preview.decode(tokens).cpu().numpy()
+        return self.renderer.decode(tokens).cpu().numpy()
 
     def _report_set(self, measured: PictureSet) -> dict[str, Any]:
         points = measured.points

@@ -1,10 +1,11 @@
-"""What `tokenize` and `detokenize` tell while they work, and the thread that writes their files."""
+"""Progress bars and reports of failures on stderr, and a thread that writes files."""
 
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Literal, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,25 +15,29 @@ from pictish.io.files import one_line, printable
 from pictish.io.interrupt import StoppedAtFailure
 
 
-class Report:
-    """A progress bar on stderr, and a line there for everything that could not be done."""
+class Bar:
+    """A progress bar on stderr; none where stderr is no terminal, or when `quiet`.
 
-    def __init__(self, task: str, total: int | None, *, quiet: bool, strict: bool) -> None:
+    `unit` says in what progress is measured: items are counted, for bytes and steps of other sizes the bar
+    alone is shown.
+    """
+
+    def __init__(
+        self, task: str, total: int | None = None, *, quiet: bool, unit: Literal["items", "none"] = "items"
+    ) -> None:
+        counts = (MofNCompleteColumn(),) if unit == "items" else ()
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            *counts,
             TimeRemainingColumn(elapsed_when_finished=True),
         )
-        console = Console(stderr=True)
-        hidden = quiet or not console.is_terminal
-        self._bar = Progress(*columns, console=console, disable=hidden, transient=True)
+        self.console = Console(stderr=True)
+        hidden = quiet or not self.console.is_terminal
+        self._bar = Progress(*columns, console=self.console, disable=hidden, transient=True)
         self._task = self._bar.add_task(task, total=total)
-        self._strict = strict
-        self._started = time.perf_counter()
-        self.failures = 0
 
-    def __enter__(self) -> "Report":
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -41,15 +46,37 @@ class Report:
     ) -> None:
         self._bar.stop()
 
+    def begin(self, task: str, total: int) -> None:
+        """Show another task from its start."""
+        self._bar.reset(self._task, description=task, total=total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Move on by so many steps."""
+        self._bar.advance(self._task, steps)
+
+    def update(self, done: int, total: int) -> None:
+        """Show that `done` of `total` steps are done."""
+        self._bar.update(self._task, completed=done, total=total)
+
+
+class Report(Bar):
+    """A progress bar on stderr, and a line there for everything that could not be done."""
+
+    def __init__(self, task: str, total: int | None, *, quiet: bool, strict: bool) -> None:
+        super().__init__(task, total, quiet=quiet)
+        self._strict = strict
+        self._started = time.perf_counter()
+        self.failures = 0
+
     def done(self, count: int = 1) -> None:
         """Move the bar on."""
-        self._bar.advance(self._task, count)
+        self.advance(count)
 
     def failed(self, name: str, error: str) -> None:
         """Say that `name` could not be done and why; under --strict, raise StoppedAtFailure."""
         self.failures += 1
-        self._bar.console.print(Text(f"pictish: {printable(name)}: {printable(error)}"), soft_wrap=True)
-        self._bar.advance(self._task)
+        self.console.print(Text(f"pictish: {printable(name)}: {printable(error)}"), soft_wrap=True)
+        self.advance()
         if self._strict:
             raise StoppedAtFailure
 

@@ -46,6 +46,13 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else str(Path(folder, name))
 
 
+def holds_shards(entry: Path, unless: Callable[[Path], bool] = lambda folder: False) -> bool:
+    """Whether an input is shards: a tar file, or a folder with some at any depth, `unless` that says no."""
+    if not entry.is_dir():
+        return entry.suffix == ".tar"
+    return next(entry.rglob("*.tar"), None) is not None and not unless(entry)
+
+
 def find_files(place: str, suffix: str) -> list[Stored]:
     """The file at `place`, or those of that suffix anywhere below the folder that it is."""
     if not is_remote(place):

@@ -56,21 +56,16 @@ class Language:
 
     def parts(self, said: Sequence[Said], *, continuous: bool = False) -> "list[Part]":
         """Text and pictures as parts of a sequence; pictures as codes, or as continuous features."""
-        import numpy as np
-        import torch
-
         from pictish.lm.sequence import Codes, Features, Text
 
         if continuous and self.model.projector is None:
             raise ValueError("this language model has no projector for continuous features; use codes")
         pictures = [one for one in said if isinstance(one, Image.Image)]
-        seen: list[Part] = []
-        if pictures and continuous:
-            pixels = torch.from_numpy(np.stack([self.tokenizer.squash(one) for one in pictures]))
-            seen = [Features(rows.cpu().numpy()) for rows in self.tokenizer.look(pixels)]
-        elif pictures:
-            seen = [Codes(tokens.ids, tokens.cells) for tokens in self.tokenizer.tokenize(pictures)]
-        waiting = iter(seen)
+        encoded = self.tokenizer.encode(pictures, features_for="understanding" if continuous else None)
+        waiting = iter(
+            Codes(one.tokens.ids, one.tokens.cells) if one.features is None else Features(one.features)
+            for one in encoded
+        )
         # stripped, as captions are for training
         return [next(waiting) if isinstance(one, Image.Image) else Text(one.strip()) for one in said]
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pictish.data.words import STOP_WORDS, content_words, stem, words_of
+from pictish.io.files import printable
 
 Embed = Callable[[Sequence[str]], npt.NDArray[np.float32]]  # texts to rows of unit length (N, D)
 
@@ -68,6 +69,17 @@ def nearest_captions(
         ):
             found[number] = one
     return found
+
+
+def hints(found: Iterable[Nearest]) -> list[str]:
+    """For each prompt that is far from all captions, a line that names the nearest ones."""
+    lines = []
+    for one in found:
+        if one.far:
+            names = ", ".join(f'"{near.caption}"' for near in one.captions)
+            are = "closest is" if len(one.captions) == 1 else "closest are"
+            lines.append(f'No training caption is close to "{printable(one.prompt)}"; the {are} {names}.')
+    return lines
 
 
 def by_meaning(

@@ -1,88 +1,51 @@
 """The public API: `Pipeline` generates, edits, describes, tokenizes and detokenizes images.
 
-It joins the parts of a model folder, each loaded on first use, and calls the pipelines beside it.
-docs/python.md is the reference.
+It joins the parts of a model folder and calls the pipelines beside it. docs/python.md is the reference.
 """
 
-import operator
-import threading
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast, overload
+from typing import TYPE_CHECKING, TypeVar, Unpack, overload
 
-import numpy as np
 from PIL import Image
 
 from pictish.data.images import MAX_PIXELS, Picture, load_image
 from pictish.data.tokens import TokenizedImage
-from pictish.io.model_folder import locate_model
+from pictish.pipelines import drawing
+from pictish.pipelines.arguments import (
+    DescribeOptions,
+    DrawOptions,
+    EditOptions,
+    GenerateOptions,
+    TokenizeOptions,
+    batches,
+    check_words,
+    count_of,
+    listed_of,
+    named,
+    prompts_of,
+    seeds_of,
+    shape_of,
+    tokens_asked_for,
+)
 from pictish.pipelines.language import Precision, Said
+from pictish.pipelines.parts import ModelParts
 from pictish.pipelines.progress import Callback, Cancel, Run
 from pictish.pipelines.settings import GenerationConfig, Settings, with_settings
 
 if TYPE_CHECKING:
     import torch
 
-    from pictish.lm.model import UnifiedModel
-    from pictish.pipelines.language import Language
     from pictish.pipelines.reconstruct import Reconstructor
-    from pictish.tokenizer.dynamic import Tokenizer
+    from pictish.pipelines.text_to_image import TextToImage
 
-Dtype = Literal["float32", "bfloat16"]
+logger = logging.getLogger(__name__)
+
 AnyPicture = TypeVar("AnyPicture", bound=Picture)
 
 
-class RunOptions(TypedDict, total=False):
-    """Keyword arguments that methods share, for type checkers."""
-
-    seed: int | None
-    generator: "torch.Generator | None"
-    batch_size: int
-    callback: Callback | None
-    cancel: Cancel | None
-
-
-class DrawOptions(RunOptions, Settings, total=False):
-    """Those of methods that draw images."""
-
-    config: GenerationConfig | None
-
-
-class GenerateOptions(DrawOptions, total=False):
-    """Those of `generate` and `generate_tokens`."""
-
-    images: Sequence[Picture]
-    aspect_ratio: tuple[int, int] | None
-
-
-class EditOptions(DrawOptions, total=False):
-    """Those of `edit`."""
-
-    keep_unchanged: bool
-
-
-class DescribeOptions(RunOptions, total=False):
-    """Those of `describe`."""
-
-    max_new_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    features: bool | None
-    lemmas: bool
-
-
-class TokenizeOptions(RunOptions, total=False):
-    """Those of `tokenize`."""
-
-    budget: int | None
-    threshold: float | None
-    quality: float | None
-    max_pixels: int
-
-
-class Pipeline:
+class Pipeline(ModelParts):
     """A model folder at work: `Pipeline.from_pretrained("starter").generate("a red apple", seed=0)`.
 
     Parts are loaded on first use, once, also from several threads. Images are given as a path, the bytes of a
@@ -99,78 +62,8 @@ class Pipeline:
     """
 
     def __init__(self, model: str | Path, device: "torch.device", precision: Precision) -> None:
-        self.model, self.device, self.precision = model, device, precision
-        self._loading = threading.RLock()
-        self._tokenizer: Tokenizer | None = None
-        self._language: Language | None = None
-        self._reconstructors: dict[bool, Reconstructor] = {}
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: str | Path = "starter",
-        *,
-        device: "str | torch.device" = "auto",
-        dtype: "Dtype | torch.dtype" = "float32",
-    ) -> "Pipeline":
-        """A model by name (`"starter"` ships with the package) or by the path of its folder.
-
-        `device` is "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N". `dtype`, float32 or
-        bfloat16, is that of the language model, the denoiser and, on a GPU, the upscaler. Nothing is loaded
-        yet. ValueError for a folder without a tokenizer, a device that is not there and other types.
-        """
-        from pictish.training.world import resolve_device
-
-        precision = str(dtype).removeprefix("torch.")
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype: {dtype} asked for; float32 or bfloat16 fits")
-        locate_model(model, "tokenizer")
-        return cls(model, resolve_device(str(device)), cast(Precision, precision))
-
-    @property
-    def tokenizer(self) -> "Tokenizer":
-        """The tokenizer, loaded on first use."""
-        from pictish.tokenizer.dynamic import Tokenizer
-
-        with self._loading:
-            if self._tokenizer is None:
-                self._tokenizer = Tokenizer.from_folder(self.model, self.device)
-            return self._tokenizer
-
-    @property
-    def language_model(self) -> "UnifiedModel":
-        """The language model with its text tokenizer and projector, loaded on first use."""
-        return self.language.model
-
-    @property
-    def language(self) -> "Language":
-        """Tokenizer and language model, joined; loaded on first use."""
-        import torch
-
-        from pictish.lm.model import UnifiedModel
-        from pictish.pipelines.language import Language
-
-        with self._loading:
-            if self._language is None:
-                dtype = getattr(torch, self.precision)
-                model = UnifiedModel.from_folder(self.model, self.device, dtype)
-                self._language = Language(self.tokenizer, model)
-            return self._language
-
-    def reconstructor(self, *, preview: bool = False) -> "Reconstructor":
-        """Tokenizer and diffusion decoder, or feed-forward `preview`, joined; loaded on first use."""
-        from pictish.pipelines.reconstruct import Reconstructor
-
-        with self._loading:
-            if preview not in self._reconstructors:
-                self._reconstructors[preview] = Reconstructor.from_folder(
-                    self.model,
-                    self.device,
-                    self.tokenizer,
-                    steps=0 if preview else None,
-                    precision=self.precision,
-                )
-            return self._reconstructors[preview]
+        super().__init__(model, device, precision)
+        self._compared: set[str] = set()  # prompts that were compared with the training captions
 
     @overload
     def generate(
@@ -214,13 +107,24 @@ class Pipeline:
         `GenerationConfig` as keywords, which take precedence, leave what is None to the model.
         """
         config = with_settings(config, settings)
-        said, seeds = self._prompts(prompt, images, num_images, seed, generator)
-        run = Run(len(said), callback, cancel)
-        self._decoder(config).check(config.drawing)
+        prompts, seeds = prompts_of(prompt, images, num_images, seed, generator)
+        shape = shape_of(aspect_ratio)
+        run = Run(len(prompts), callback, cancel)
+        drawer = self.text_to_image(self._decoder(config))
+        drawer.reconstructor.settled(config.drawing, generated=True)  # refused before anything is generated
+        self._hint_at_far_prompts(drawer, prompts)
         drawn: list[Image.Image] = []
-        for batch in _batches(len(said), batch_size, run):
-            tokens = self._codes(said[batch], seeds[batch], config, aspect_ratio, run, batch.start)
-            drawn += self._pixels(tokens, seeds[batch], config, run, batch.start)
+        for batch in batches(len(prompts), batch_size, run):
+            made = drawing.generate(
+                drawer,
+                prompts[batch],
+                seeds[batch],
+                config,
+                shapes=[shape] * len(prompts[batch]),
+                language_progress=run.steps("language_model", batch.start),
+                decoder_progress=run.steps("decoder", batch.start),
+            )
+            drawn += [one.image for one in made]
         return drawn[0] if num_images is None and not isinstance(prompt, list | tuple) else drawn
 
     @overload
@@ -259,11 +163,20 @@ class Pipeline:
     ) -> TokenizedImage | list[TokenizedImage]:
         """The tokens of the images that `generate` gives for the same arguments; no decoder is loaded."""
         config = with_settings(config, settings)
-        said, seeds = self._prompts(prompt, images, num_images, seed, generator)
-        run = Run(len(said), callback, cancel)
+        prompts, seeds = prompts_of(prompt, images, num_images, seed, generator)
+        shape = shape_of(aspect_ratio)
+        run = Run(len(prompts), callback, cancel)
+        drawer = self.text_to_image()
+        self._hint_at_far_prompts(drawer, prompts)
         drawn: list[TokenizedImage] = []
-        for batch in _batches(len(said), batch_size, run):
-            drawn += self._codes(said[batch], seeds[batch], config, aspect_ratio, run, batch.start)
+        for batch in batches(len(prompts), batch_size, run):
+            drawn += drawer.tokens(
+                prompts[batch],
+                drawing.generators(seeds[batch]),
+                config,
+                shapes=[shape] * len(prompts[batch]),
+                progress=run.steps("language_model", batch.start),
+            )
         return drawn[0] if num_images is None and not isinstance(prompt, list | tuple) else drawn
 
     @overload
@@ -303,16 +216,25 @@ class Pipeline:
         """
         config = with_settings(config, settings)
         source = load_image(image)
-        _check_words("instruction", instruction)
-        said, seeds = self._prompts(instruction, [source], num_images, seed, generator)
-        run = Run(len(said), callback, cancel)
-        self._decoder(config).check(config.drawing)
+        check_words("instruction", instruction)
+        seeds = seeds_of(count_of(num_images), seed, generator)
+        run = Run(len(seeds), callback, cancel)
+        drawer = self.text_to_image(self._decoder(config))
+        drawer.reconstructor.settled(config.drawing, generated=True)
         drawn: list[Image.Image] = []
-        for batch in _batches(len(said), batch_size, run):
-            shape = (source.width, source.height)
-            tokens = self._codes(said[batch], seeds[batch], config, shape, run, batch.start, exactly=True)
-            kept = source if keep_unchanged else None
-            drawn += self._pixels(tokens, seeds[batch], config, run, batch.start, kept)
+        for batch in batches(len(seeds), batch_size, run):
+            count = len(seeds[batch])
+            made = drawing.edit(
+                drawer,
+                [source] * count,
+                [instruction] * count,
+                seeds[batch],
+                config,
+                keep_unchanged=keep_unchanged,
+                language_progress=run.steps("language_model", batch.start),
+                decoder_progress=run.steps("decoder", batch.start),
+            )
+            drawn += [one.image for one in made]
         return drawn[0] if num_images is None else drawn
 
     @overload
@@ -356,16 +278,16 @@ class Pipeline:
         from pictish.lm.sampling import Sampling
         from pictish.pipelines.describe import Describe
 
-        pictures = [load_image(one) for one in _listed(image)]
+        pictures = [load_image(one) for one in listed_of(image)]
         sampling = None
         if (temperature, top_k, top_p, min_p) != (None, None, None, None):
             sampling = Sampling(1.0 if temperature is None else temperature, top_k, top_p, min_p)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: {max_new_tokens} asked for; 1 or more fits")
-        seeds = _seeds(len(pictures), seed, generator)
+        seeds = seeds_of(len(pictures), seed, generator)
         run = Run(len(pictures), callback, cancel)
         written: list[str] = []
-        for batch in _batches(len(pictures), batch_size, run):
+        for batch in batches(len(pictures), batch_size, run):
             written += Describe(self.language).batch(
                 pictures[batch],
                 [question] * len(pictures[batch]),
@@ -373,7 +295,7 @@ class Pipeline:
                 most=max_new_tokens,
                 lemmas=lemmas,
                 sampling=sampling,
-                generators=None if sampling is None else _generators(seeds[batch]),
+                generators=None if sampling is None else drawing.generators(seeds[batch]),
                 progress=run.steps("language_model", batch.start),
             )
         return written if isinstance(image, list | tuple) else written[0]
@@ -406,27 +328,16 @@ class Pipeline:
         0.5); as few as are expected to reach a PSNR of `quality` dB; or sampled by score, which `seed` (image
         n has `seed` + n) or `generator` asks for. Images of more than `max_pixels` pixels are refused.
         """
-        listed = _listed(images)
+        listed = listed_of(images)
         sampled = seed is not None or generator is not None
-        asked = {"budget": budget, "threshold": threshold, "quality": quality}
-        given = [name for name, value in asked.items() if value is not None]
-        if len(given) + sampled > 1:
-            given += ["generator" if seed is None else "seed"] if sampled else []
-            raise ValueError(f"{' and '.join(given)} were given; they exclude each other")
-        cells = self.tokenizer.cells
-        if budget is not None and not 1 <= budget <= cells:
-            raise ValueError(f"budget: {budget} asked for; an image of this model has 1 to {cells} tokens")
-        if threshold is not None and not 0 < threshold < 1:
-            raise ValueError(f"threshold: {threshold} asked for; a score lies between 0 and 1")
-        seeds = _seeds(len(listed), seed, generator) if sampled else []
+        how_many = tokens_asked_for(budget, threshold, quality, seed, generator, self.tokenizer.cells)
+        seeds = seeds_of(len(listed), seed, generator) if sampled else []
         run = Run(len(listed), callback, cancel)
         found: list[TokenizedImage] = []
-        for batch in _batches(len(listed), batch_size, run):
-            pictures = [_named(place, listed, max_pixels) for place in range(batch.start, batch.stop)]
-            generators = _generators(seeds[batch]) if sampled else None
-            found += self.tokenizer.tokenize(
-                pictures, budget=budget, threshold=threshold, quality=quality, generators=generators
-            )
+        for batch in batches(len(listed), batch_size, run):
+            pictures = [named(place, listed, max_pixels) for place in range(batch.start, batch.stop)]
+            generators = drawing.generators(seeds[batch]) if sampled else None
+            found += self.tokenizer.tokenize(pictures, generators=generators, **how_many)
             run.steps("tokenizer", batch.start)(1, 1)
         return found if isinstance(images, list | tuple) else found[0]
 
@@ -460,138 +371,26 @@ class Pipeline:
         listed = [tokens] if isinstance(tokens, TokenizedImage) else list(tokens)
         for one in listed:
             self.tokenizer.check(one)
-        seeds = _seeds(len(listed), seed, generator, step=0)
+        seeds = seeds_of(len(listed), seed, generator, step=0)
         run = Run(len(listed), callback, cancel)
         drawn: list[Image.Image] = []
-        for batch in _batches(len(listed), batch_size, run):
+        for batch in batches(len(listed), batch_size, run):
             drawn += self._decoder(config)(
                 listed[batch],
                 config.size,
-                generators=_generators(seeds[batch]),
+                generators=drawing.generators(seeds[batch]),
                 drawing=config.drawing,
                 progress=run.steps("decoder", batch.start),
             )
         return drawn[0] if isinstance(tokens, TokenizedImage) else drawn
 
-    def _prompts(
-        self,
-        prompt: str | list[str] | tuple[str, ...] | None,
-        images: Sequence[Picture],
-        num_images: int | None,
-        seed: int | None,
-        generator: "torch.Generator | None",
-    ) -> tuple[list[list[Said]], list[int]]:
-        """What is said for each image, and its seed."""
-        if isinstance(images, str | bytes | Path | Image.Image | np.ndarray):
-            raise ValueError("images: one image was given; a list of images fits")
-        count = 1 if num_images is None else num_images
-        if count < 1:
-            raise ValueError(f"num_images: {num_images} asked for; 1 or more fits")
-        shown: list[Said] = [load_image(image) for image in images]
-        prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-        for one in prompts:
-            if one is not None or not shown:
-                _check_words("prompt", one)
-        said = [[*shown, *([] if one is None else [one])] for one in prompts for _ in range(count)]
-        if generator is not None:
-            return said, _seeds(len(said), seed, generator)
-        return said, [one for _ in prompts for one in _seeds(count, seed, None)]
-
-    def _codes(
-        self,
-        said: Sequence[Sequence[Said]],
-        seeds: Sequence[int],
-        config: GenerationConfig,
-        aspect_ratio: tuple[int, int] | None,
-        run: Run,
-        done: int,
-        *,
-        exactly: bool = False,
-    ) -> list[TokenizedImage]:
-        """Tokens of a batch; with `exactly` the aspect ratio is the size in pixels."""
-        from pictish.pipelines.text_to_image import TextToImage, shape_in
-
-        if aspect_ratio is not None and min(aspect_ratio) < 1:
-            raise ValueError(f"aspect_ratio: {aspect_ratio} asked for; (width, height) of 1 or more fits")
-        width, height = aspect_ratio or (1, 1)
-        shape = (height, width) if exactly else shape_in(width, height)
-        drawer = TextToImage(self.language, None)  # type: ignore[arg-type]  # tokens need no decoder
-        return drawer.tokens(
-            said,
-            _generators(seeds),
-            config,
-            shapes=[shape] * len(said),
-            progress=run.steps("language_model", done),
-        )
-
     def _decoder(self, config: GenerationConfig) -> "Reconstructor":
         return self.reconstructor(preview=config.num_inference_steps == 0)
 
-    def _pixels(
-        self,
-        tokens: Sequence[TokenizedImage],
-        seeds: Sequence[int],
-        config: GenerationConfig,
-        run: Run,
-        done: int,
-        kept: Image.Image | None = None,
-    ) -> list[Image.Image]:
-        """Images of a batch of new tokens, whose noise starts from the seeds afresh."""
-        reconstructor = self._decoder(config)
-        return reconstructor(
-            tokens,
-            config.size,
-            generators=_generators(seeds),
-            drawing=reconstructor.settled(config.drawing),
-            sources=None if kept is None else reconstructor.kept(kept, tokens),
-            progress=run.steps("decoder", done),
-        )
-
-
-def _check_words(name: str, words: object) -> None:
-    """ValueError unless there are some."""
-    if not isinstance(words, str) or not words.strip():
-        raise ValueError(f"{name}: empty, or not a str; a few words fit")
-
-
-def _batches(count: int, batch_size: int, run: Run) -> Iterator[slice]:
-    """The places of each batch, before which a call may be cancelled."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size: {batch_size} asked for; 1 or more fits")
-    for start in range(0, count, batch_size):
-        run.check()
-        yield slice(start, min(start + batch_size, count))
-
-
-def _seeds(count: int, seed: int | None, generator: "torch.Generator | None", step: int = 1) -> list[int]:
-    """A seed an image: `seed`, 0 by default, counted up by `step`, or drawn from the generator."""
-    import torch
-
-    if generator is not None:
-        if seed is not None:
-            raise ValueError("seed and generator were given; they exclude each other")
-        return [int(n) for n in torch.randint(2**62, (count,), generator=generator, device=generator.device)]
-    first = 0 if seed is None else operator.index(seed)
-    if not 0 <= first <= 2**64 - 1 - step * max(0, count - 1):
-        raise ValueError(f"seed: {seed} asked for; 0 to 2**64 - 1 fit, of the last image too")
-    return [first + step * number for number in range(count)]
-
-
-def _generators(seeds: Sequence[int]) -> "list[torch.Generator]":
-    import torch
-
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def _listed(images: Any) -> list[Any]:
-    return list(images) if isinstance(images, list | tuple) else [images]
-
-
-def _named(place: int, listed: Sequence[Picture], max_pixels: int) -> Image.Image:
-    """One of several images; an error says which."""
-    try:
-        return load_image(listed[place], max_pixels)
-    except ValueError as error:
-        one = listed[place]
-        name = str(one) if isinstance(one, str | Path) else f"image {place}"
-        raise ValueError(f"{name}: {error}") from error
+    def _hint_at_far_prompts(self, drawer: "TextToImage", prompts: Sequence[Sequence[Said]]) -> None:
+        """Warn, once for each prompt of words alone, where no training caption is close to it."""
+        alone = dict.fromkeys(said[0] for said in prompts if len(said) == 1)
+        new = [words for words in alone if isinstance(words, str) and words not in self._compared]
+        self._compared.update(new)
+        for line in drawer.far_prompt_hints(new) if new else ():
+            logger.warning("%s", line)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pictish.data.tokens import TokenizedImage
@@ -13,8 +14,6 @@ from pictish.io.model_folder import (
     find_decoder,
     find_upscaler,
     fingerprint,
-    locate_model,
-    read_config,
 )
 from pictish.pipelines.language import Precision
 from pictish.pipelines.settings import Drawing, settle_pixels
@@ -113,53 +112,78 @@ class Reconstructor:
         *,
         generators: "Sequence[torch.Generator] | None" = None,
         drawing: Drawing | None = None,
+        generated: bool = False,
         sources: "Sequence[Source] | None" = None,
         strength: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
         """One RGB picture each, `size` pixels on its longer side, with the original's aspect ratio.
 
-        A decoder with shapes of its own draws in that nearest to the aspect ratio, and leaves it at its size
-        where none is given; others draw squares. Each picture's noise comes from its generator, seeded with 0
-        where none are given. An upscaler comes before the resize. Raises ValueError for tokens of another
-        tokenizer and for settings that the decoder cannot take.
+        What `drawing` leaves open is the model's default, which may be another for tokens that a language
+        model `generated`. A decoder with shapes of its own draws in that nearest to the aspect ratio, and
+        leaves it at its size where none is given; others draw squares. Each picture's noise comes from its
+        generator, seeded with 0 where none are given. An upscaler comes before the resize. Raises ValueError
+        for tokens of another tokenizer and for settings that the decoder cannot take.
         """
         import torch
 
-        drawing = drawing or Drawing()
-        self.check(drawing)
+        settled = self.settled(drawing or Drawing(), generated=generated)
         generators = generators or [torch.Generator().manual_seed(0) for _ in tokens]
+        drawn = self.pixels(
+            tokens, settled, generators, sources=sources, strength=strength, progress=progress
+        )
+        longer = size or self.usual_size(settled)
+        return [
+            Image.fromarray(picture).resize(
+                shape_of(token, longer or max(picture.shape[:2])), Image.Resampling.BICUBIC
+            )
+            for picture, token in zip(drawn, tokens, strict=True)
+        ]
+
+    def pixels(
+        self,
+        tokens: Sequence[TokenizedImage],
+        drawing: Drawing,
+        generators: "Sequence[torch.Generator]",
+        *,
+        sources: "Sequence[Source] | None" = None,
+        strength: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[npt.NDArray[np.uint8]]:
+        """RGB (height, width, 3) as decoder and upscaler draw them, squares or the decoder's own shapes.
+
+        `drawing` is one that `settled` gave.
+        """
+        import torch
+
+        drawn: list[npt.NDArray[np.uint8]]
         if self.decoder is None:
             assert self.preview is not None
             drawn = list(self.preview.decode(tokens).numpy()) if tokens else []
         else:
+            assert drawing.steps is not None
+            assert drawing.guidance is not None
             drawn = [np.empty(0, dtype=np.uint8)] * len(tokens)
-            ways = [(self._shape(token), self.decoder.settings(token)) for token in tokens]
-            for way in dict.fromkeys(ways):
-                settled = settle_pixels(drawing, way[1], self.factor(drawing))
-                mine = [place for place, other in enumerate(ways) if other == way]
+            shapes = [self._shape(token) for token in tokens]
+            for shape in dict.fromkeys(shapes):
+                mine = [place for place, other in enumerate(shapes) if other == shape]
                 decoded = self.decoder.decode(
                     [tokens[place] for place in mine],
                     [generators[place] for place in mine],
-                    steps=settled.steps,
-                    guidance=settled.guidance,
-                    scheduler=settled.scheduler,
-                    size=way[0],
+                    steps=drawing.steps,
+                    guidance=drawing.guidance,
+                    scheduler=drawing.scheduler,
+                    size=shape,
                     sources=[sources[place] for place in mine] if sources else None,
                     strength=strength,
                     progress=progress,
                 )
                 for place, picture in zip(mine, decoded.numpy(), strict=True):
                     drawn[place] = picture
-        result = []
-        factor, usual = self.factor(drawing), self.usual_size(drawing)
-        if factor > 1:
+        if (factor := self.factor(drawing)) > 1:
             assert self.upscaler is not None
             drawn = [each.numpy() for each in self.upscaler.enlarge(map(torch.from_numpy, drawn), factor)]
-        for picture, token in zip(drawn, tokens, strict=True):  # (height, width, 3) uint8
-            shape = shape_of(token, size or usual or max(picture.shape[:2]))
-            result.append(Image.fromarray(picture).resize(shape, Image.Resampling.BICUBIC))
-        return result
+        return drawn
 
     def usual_size(self, drawing: Drawing) -> int | None:
         """Pixels of a picture's longer side where none are asked for; None: as it is drawn.
@@ -195,26 +219,32 @@ class Reconstructor:
             default=None,
         )
 
-    def check(self, drawing: Drawing) -> None:
-        """ValueError for a drawing that the decoder or the upscaler cannot do."""
-        factor = self.factor(drawing)
-        if self.upscaler is None and factor != 1:
-            raise ValueError(f"upscale: {factor} asked for; this model has no upscaler, so only 1 fits")
-        if self.upscaler is not None:
-            self.upscaler.check(factor)
-        if self.decoder is not None:
-            self.decoder.check(drawing.steps, drawing.guidance, drawing.scheduler)
-        elif drawing.scheduler is not None or drawing.guidance is not None:
+    def settled(self, drawing: Drawing, *, generated: bool = False) -> Drawing:
+        """The drawing with the model's defaults for what it leaves open, as `settle_pixels`.
+
+        ValueError for settings that the decoder or the upscaler cannot take.
+        """
+        if self.decoder is None and not (drawing.scheduler is None and drawing.guidance is None):
             raise ValueError("the preview takes no scheduler and no guidance; leave steps 0 or them away")
+        own = None if self.decoder is None else self.decoder.model.config
+        settled = settle_pixels(drawing, own, self.factor(drawing), generated=generated)
+        assert settled.upscale is not None
+        if self.upscaler is not None:
+            self.upscaler.check(settled.upscale)
+        elif settled.upscale != 1:
+            raise ValueError(
+                f"upscale: {settled.upscale} asked for; this model has no upscaler, so only 1 fits"
+            )
+        if self.decoder is not None:
+            assert settled.steps is not None
+            assert settled.guidance is not None
+            self.decoder.check(settled.steps, settled.guidance, settled.scheduler)
+        return settled
 
-    def settled(self, drawing: Drawing) -> Drawing:
-        """The drawing with the decoder's own choices filled in; ValueError when it cannot be done."""
-        self.check(drawing)
-        own = None if self.decoder is None else self.decoder.model.config.sampling
-        return settle_pixels(drawing, own, self.factor(drawing))
-
-    def kept(self, picture: Image.Image, tokens: Sequence[TokenizedImage]) -> "list[Source] | None":
-        """What of `picture` is to stay in each of the pictures that `tokens` will give, edits of it.
+    def kept(
+        self, pictures: Sequence[Image.Image], tokens: Sequence[TokenizedImage]
+    ) -> "list[Source] | None":
+        """What of each picture is to stay in its edit, of which `tokens` are given.
 
         That is where its own tokens and the new ones tell the same. None for a decoder that was not trained
         to be shown parts of a picture.
@@ -228,7 +258,10 @@ class Reconstructor:
         from pictish.decoder.pixel import Source
         from pictish.tokenizer.conv import cell_errors
 
-        own = self.tokenizer.reconstruct(self.tokenizer.tokenize([picture]))  # (1, N, F)
+        distinct = {id(picture): picture for picture in pictures}  # several edits may be of one
+        rows = self.tokenizer.reconstruct(self.tokenizer.tokenize(list(distinct.values())))
+        place = {name: number for number, name in enumerate(distinct)}
+        own = rows[[place[id(picture)] for picture in pictures]]  # (B, N, F)
         new = self.tokenizer.reconstruct(tokens)  # (B, N, F)
         if self.tokenizer.places_codes:
             before, after = self.tokenizer.pixels_in(own), self.tokenizer.pixels_in(new)
@@ -237,16 +270,17 @@ class Reconstructor:
             stays = cell_errors(after, before, self.tokenizer.grid[0]).sqrt() < SAME_PIXELS  # (B, N)
         else:
             stays = F.cosine_similarity(new, own, dim=-1) > ALIKE
-        pixels = torch.from_numpy(fit_square(load_image(picture), self.decoder.side))
-        return [Source(pixels, row) for row in stays.cpu()]
+        pixels = [torch.from_numpy(fit_square(load_image(one), self.decoder.side)) for one in pictures]
+        return [Source(*each) for each in zip(pixels, stays.cpu(), strict=True)]
 
 
 def reconstructs_pixels(folder: str | Path) -> bool:
     """Whether the tokenizer of a model folder places its codes, by its settings alone; False without one."""
+    from pictish.tokenizer.config import read_tokenizer_config
+
     try:
-        settings = read_config(locate_model(folder, "tokenizer"))["model"]["reconstructor"]
-        return bool(settings["kind"] == "grid")
-    except (ValueError, KeyError, TypeError):
+        return read_tokenizer_config(folder)[0].places_codes
+    except ValueError:
         return False
 
 

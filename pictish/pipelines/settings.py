@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
-    from pictish.decoder.config import SamplingConfig
+    from pictish.decoder.config import DiffusionConfig
     from pictish.lm.autoregressive import Guidance
     from pictish.lm.config import DrawingConfig
     from pictish.lm.sampling import Sampling
@@ -166,14 +166,18 @@ def settle_codes(
     return dataclasses.replace(config, **settled)
 
 
-def settle_pixels(drawing: Drawing, own: "SamplingConfig | None", factor: int) -> Drawing:
-    """The drawing with the diffusion decoder's `own` choices and the upscaler's `factor` for what is None.
+def settle_pixels(
+    drawing: Drawing, decoder: "DiffusionConfig | None", factor: int, *, generated: bool
+) -> Drawing:
+    """The drawing with the diffusion decoder's defaults and the upscaler's `factor` for what is None.
 
-    Without a diffusion decoder (`own` is None) the preview draws, in no steps.
+    A decoder may have other defaults for codes that a language model `generated` (`sampling`) than for those
+    of an image that is reconstructed (`redraw`). Without a decoder the preview draws, in no steps.
     """
     upscale = factor if drawing.upscale is None else drawing.upscale
-    if own is None:
+    if decoder is None:
         return Drawing(steps=0, upscale=upscale)
+    own = decoder.sampling if generated or decoder.redraw is None else decoder.redraw
     return Drawing(
         own.steps if drawing.steps is None else drawing.steps,
         own.guidance if drawing.guidance is None else drawing.guidance,

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from pictish.data.tokens import TokenizedImage
+from pictish.io.files import one_line
 from pictish.io.model_folder import locate_model
 from pictish.lm.captions import CAPTIONS, read_captions
 from pictish.lm.config import DrawingConfig
 from pictish.pipelines.language import Language, Precision, Said
 from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
-from pictish.pipelines.settings import Drawing, GenerationConfig, settle_codes
+from pictish.pipelines.settings import GenerationConfig, settle_codes
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +27,13 @@ BASE = 256  # pixels of the longer side of a picture that is to have an aspect r
 
 
 class TextToImage:
-    """Draws what a prompt says: `TextToImage.from_folder("starter")("a red apple", generator=...)`."""
+    """A language model that writes images as tokens, and what decodes them; `drawing.generate` does both."""
 
     def __init__(
-        self, language: Language, reconstructor: Reconstructor, captions: Path | None = None
+        self, language: Language, reconstructor: Reconstructor | None = None, captions: Path | None = None
     ) -> None:
-        self.language, self.reconstructor = language, reconstructor
+        self.language = language
+        self._reconstructor = reconstructor  # None: for tokens alone
         self.captions = captions  # captions.json of the language model; read when it is asked for
 
     @classmethod
@@ -56,25 +58,15 @@ class TextToImage:
         return cls(language, reconstructor, locate_model(folder, "lm") / CAPTIONS)
 
     @property
+    def reconstructor(self) -> Reconstructor:
+        """What decodes tokens to pixels."""
+        assert self._reconstructor is not None, "made for tokens alone"
+        return self._reconstructor
+
+    @property
     def usual(self) -> DrawingConfig:
         """How the model draws tokens where nothing else is asked for."""
         return self.language.model.defaults.drawing
-
-    def __call__(
-        self, prompt: str | Sequence[Said], generator: "torch.Generator", size: int | None = None
-    ) -> Image.Image:
-        """One RGB picture with `size` pixels on its longer side, with the model's own sampling and guidance.
-
-        The tokens draw from `generator`, the pixels' noise from a fresh one of the same seed: whatever the
-        tokens drew before, tokens and seed alone give the picture.
-        """
-        import torch
-
-        said = [prompt] if isinstance(prompt, str) else prompt
-        tokens = self.tokens([said], [generator])
-        noise = torch.Generator().manual_seed(generator.initial_seed())
-        drawing = self.reconstructor.settled(Drawing())
-        return self.reconstructor(tokens, size, generators=[noise], drawing=drawing)[0]
 
     def settled(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
         """The config with the model's defaults for tokens, as `settle_codes`; `pictures`: any in prompts."""
@@ -91,6 +83,18 @@ class TextToImage:
 
         known = [] if self.captions is None else read_captions(self.captions)
         return nearest_captions(prompts, known, count, embedded)
+
+    def far_prompt_hints(self, prompts: Sequence[str]) -> list[str]:
+        """A line for each prompt that no training caption is near to, with the nearest; raises nothing.
+
+        Where prompts cannot be compared with captions one line says why.
+        """
+        from pictish.pipelines.nearest import hints
+
+        try:
+            return hints(self.nearest_captions(list(dict.fromkeys(prompts))))
+        except Exception as error:  # a hint is no reason not to generate
+            return [f"cannot compare prompts with training captions: {one_line(error)}"]
 
     def tokens(
         self,

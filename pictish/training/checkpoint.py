@@ -189,19 +189,6 @@ def load_optimizer_tensors(
             optimizer.state[parameter][key] = value.detach().to(device, copy=True)
 
 
-def generator_tensors(generators: Mapping[str, torch.Generator]) -> dict[str, Tensor]:
-    """State of each random generator as `generator.NAME` (uint8)."""
-    return {f"generator.{name}": generator.get_state() for name, generator in generators.items()}
-
-
-def load_generator_tensors(generators: Mapping[str, torch.Generator], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `generator_tensors` gave; every generator must be in `tensors`."""
-    for name, generator in generators.items():
-        if f"generator.{name}" not in tensors:
-            raise ValueError(f"checkpoint: no state of the random generator {name}")
-        generator.set_state(tensors[f"generator.{name}"].cpu().clone())
-
-
 def _named(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> list[tuple[str, Tensor]]:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     own = [name for group in optimizer.param_groups for name in group.get("param_names", [])]

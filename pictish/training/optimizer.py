@@ -155,8 +155,3 @@ class Combined(torch.optim.Optimizer):
             part.state = self.state
             part.step()
         return loss
-
-
-def parameter_names(optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of the parameters of an optimizer made by `adamw`, in the order of its groups."""
-    return [name for group in optimizer.param_groups for name in group["param_names"]]

@@ -1,8 +1,11 @@
 import subprocess
 import sys
 
+import pytest
+
 from pictish.bulk.ranks import Rank, devices
-from tests.bulk_runs import content, pictish, raw_shards
+from pictish.cli import main
+from tests.bulk_runs import content, raw_shards
 from tests.tree import ROOT
 
 
@@ -38,16 +41,23 @@ def test_cuda_devices_are_taken_in_turn(monkeypatch):
     assert devices("cuda:2", Rank(), 2) == ["cuda:2"] * 2
 
 
-def test_slurm_ranks_fill_one_folder_and_it_is_the_same(tmp_path, tiny_models):
+def test_slurm_ranks_fill_one_folder_and_it_is_the_same(tmp_path, tiny_models, monkeypatch, capsys):
     """Two ranks one after the other; each does its half, and what they leave is what one process leaves."""
-    raw_shards(tmp_path / "raw", 3, samples=2)
-    words = ["--model", tiny_models, "--workers", "0"]
+    raw = raw_shards(tmp_path / "raw", 3, samples=2)
+
+    def tokenize(out: str) -> str:
+        words = ["tokenize", raw, tmp_path / out, "--model", tiny_models, "--workers", "0"]
+        assert main([*map(str, words)]) == 0
+        said = capsys.readouterr()
+        assert said.err == ""
+        return said.out
+
+    tokenize("alone")
     for number, done in ((0, 4), (1, 2)):
         slurm = {"SLURM_PROCID": str(number), "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}
-        ended = pictish("tokenize", tmp_path / "raw", tmp_path / "out", *words, **slurm)
-        assert (ended.returncode, ended.stderr) == (0, "")
-        assert ended.stdout.startswith(f"rank {number} of 2: {done} pictures tokenized")
-    pictish("tokenize", tmp_path / "raw", tmp_path / "alone", *words)
+        for name, value in slurm.items():
+            monkeypatch.setenv(name, value)
+        assert tokenize("out").startswith(f"rank {number} of 2: {done} pictures tokenized")
     assert content(tmp_path / "out") == content(tmp_path / "alone")
 
 
@@ -65,6 +75,7 @@ sys.exit(1 if rank.number == 1 else 0)
 """
 
 
+@pytest.mark.exhaustive
 def test_under_torchrun_a_rank_that_ends_badly_waits_for_the_others(tmp_path):
     (tmp_path / "wait.py").write_text(WAIT)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]

@@ -8,7 +8,7 @@ from PIL import Image
 from pictish.cli import main
 from pictish.data.images import png_bytes
 from pictish.data.shards import ShardWriter
-from pictish.evaluation.tokenizer import BUDGETS, METRICS
+from pictish.evaluation.tokenizer import METRICS, budgets_of
 
 
 def picture(seed: int) -> Image.Image:
@@ -41,7 +41,7 @@ def test_evaluation_writes_numbers_chart_and_sheet(pictures, tiny_models, tmp_pa
     (found,) = report["sets"]
     assert (found["name"], found["pictures"], found["broken"]) == ("pictures", 3, [])
     cells = report["grid"][0] * report["grid"][1]
-    assert [point["budget"] for point in found["budgets"]] == [n for n in BUDGETS if n <= cells]
+    assert [point["budget"] for point in found["budgets"]] == list(budgets_of(cells))
     for point in found["budgets"]:
         assert point["tokens"]["p95"] == point["budget"]
     for name in ("computed", "random", "uniform"):

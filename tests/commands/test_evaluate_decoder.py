@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,12 +7,19 @@ import pytest
 from PIL import Image
 
 from pictish.cli import main
+from pictish.decoder.diffusion import save_diffusion
+from pictish.decoder.pixel import Decoder
 from pictish.decoder.upscaler import save_upscaler
 from pictish.evaluation import decoder as decoder_evaluation
-from pictish.io.model_folder import fingerprint
+from pictish.io.model_folder import fingerprint, read_config
+from pictish.io.plain_yaml import to_yaml
+from pictish.pipelines.pipeline import Pipeline
+from pictish.pipelines.settings import Drawing
+from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.commands.test_evaluate import picture
-from tests.decoder.tiny import tiny_upscaler
+from tests.decoder.tiny import config, decoder_of, tiny_upscaler
 from tests.evaluation.tiny_decoder import save_tiny_decoder
+from tests.tokenizer.conftest import ORDERED, tiny_network
 
 METRICS = {"psnr", "ssim", "feature_distance", "fid_small", "kid"}
 
@@ -101,7 +109,7 @@ def test_curve_writes_numbers_and_chart(pictures, model, tmp_path, capsys, monke
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_a_model_without_a_preview_and_a_broken_picture(pictures, model, tmp_path, capsys):
+def test_a_model_without_a_preview_head_and_a_broken_picture(pictures, model, tmp_path, capsys):
     (pictures / "torn.png").write_text("no picture")
     folder = tmp_path / "model"
     folder.mkdir()
@@ -110,7 +118,8 @@ def test_a_model_without_a_preview_and_a_broken_picture(pictures, model, tmp_pat
     assert evaluate(folder, pictures, "--out", tmp_path / "out", "--quiet", "--limit", 5) == 1
     assert "torn.png: not a picture" in capsys.readouterr().err
     (found,) = json.loads((tmp_path / "out" / "decoder.json").read_bytes())["sets"]
-    assert (found["pictures"], "preview" in found["ways"]) == (4, False)
+    assert found["pictures"] == 4
+    assert "preview" in found["ways"], "the tokenizer's own pixels"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +141,7 @@ def test_settings_that_do_not_fit_are_a_users_mistake(words, said, pictures, mod
 
 def test_a_model_with_a_preview_alone_is_a_users_mistake(pictures, tiny_models, tmp_path, capsys):
     assert evaluate(tiny_models, pictures, "--out", tmp_path / "out") == 2
-    assert "a diffusion decoder was asked for" in capsys.readouterr().err
+    assert "has no diffusion decoder to evaluate" in capsys.readouterr().err
 
 
 def test_figures_before_and_after_the_upscaler(pictures, model, tmp_path, capsys):
@@ -161,3 +170,48 @@ def test_figures_before_and_after_the_upscaler(pictures, model, tmp_path, capsys
     text = capsys.readouterr().out.split("written:")[0]
     assert "…" not in text, "the table does not fit into 80 columns"
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_it_measures_what_detokenize_draws(pictures, model, tmp_path, monkeypatch):
+    """Of a decoder with other defaults for reconstruction than for generation."""
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    config = read_config(folder / "decoder")
+    sampling = config["model"]["sampling"]
+    config["model"]["redraw"] = {**sampling, "steps": 3, "guidance": 2.0}
+    (folder / "decoder" / "config.yaml").write_text(to_yaml(config))
+    drawn = []
+    original = Decoder.decode
+
+    def noted(self, tokens, generators, **settings):
+        drawn.append((settings["steps"], settings["guidance"]))
+        return original(self, tokens, generators, **settings)
+
+    monkeypatch.setattr(Decoder, "decode", noted)
+    assert evaluate(folder, pictures, "--out", tmp_path / "out", "--limit", 2, "--quiet") == 0
+    numbers = json.loads((tmp_path / "out" / "decoder.json").read_bytes())
+    assert (numbers["steps"], numbers["guidance"]) == (3, 2.0)
+    pipe = Pipeline.from_pretrained(folder, device="cpu")
+    pipe.detokenize(pipe.tokenize(picture(0)))
+    assert set(drawn) == {(3, 2.0)}
+    settled = pipe.reconstructor().settled(Drawing(), generated=True)
+    assert (settled.steps, settled.guidance) == (sampling["steps"], sampling["guidance"])
+
+
+def test_a_model_that_is_unlike_the_starter(pictures, tmp_path):
+    """Features hold no pixels, as LaVIT's, so there is no preview; 3 x 3 cells, and images of 24 pixels."""
+    encoder = {**ORDERED["encoder"], "image_size": 48, "grid": 3, "pixels": 0}
+    save_tokenizer(tmp_path / "model" / "tokenizer", tiny_network(**{**ORDERED, "encoder": encoder}))
+    tokenizer = Tokenizer.from_folder(tmp_path / "model")
+    network = decoder_of(tokenizer, config(side=24))
+    save_diffusion(tmp_path / "model" / "decoder", network, tokenizer.fingerprint)
+    assert evaluate(tmp_path / "model", pictures, "--out", tmp_path / "out", "--quiet") == 0
+    numbers = json.loads((tmp_path / "out" / "decoder.json").read_bytes())
+    assert (numbers["side"], set(numbers["sets"][0]["ways"])) == (
+        24,
+        {"decoder", "thumbnail", "mean picture"},
+    )
+    words = ["evaluate", "tokenizer", pictures, "--out", tmp_path / "out", "--model", tmp_path / "model"]
+    assert main([*map(str, words), "--device", "cpu", "--quiet"]) == 0
+    numbers = json.loads((tmp_path / "out" / "tokenizer.json").read_bytes())
+    assert (numbers["side"], numbers["grid"]) == (24, [3, 3])
+    assert [point["budget"] for point in numbers["sets"][0]["budgets"]] == [4, 8, 9]

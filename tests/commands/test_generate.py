@@ -21,6 +21,8 @@ from pictish.decoder.upscaler import save_upscaler
 from pictish.io.model_folder import fingerprint
 from pictish.lm.captions import CAPTIONS, to_bytes
 from pictish.lm.config import DrawingConfig
+from pictish.pipelines.drawing import generate
+from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer
 from tests.decoder.tiny import tiny_upscaler
@@ -166,7 +168,7 @@ def known(model, monkeypatch):
 def test_a_prompt_far_from_all_training_captions_is_pointed_out(draw, known, tmp_path, source):
     assert draw("out", "a quantum flux", "red apples", "--count", "2") == 0
     (line,) = draw.err.splitlines()
-    assert line.startswith('No training caption is close to "a quantum flux": the nearest are "')
+    assert line.startswith('No training caption is close to "a quantum flux"; the closest are "')
     assert line.count('", "') == 2
     path = tmp_path / "out" / "a-quantum-flux-0.png"
     assert draw("quiet", "a quantum flux", "--quiet") == 0
@@ -309,26 +311,11 @@ def test_a_grid_is_even():
     assert sheet.getpixel((2 + 66 + 32, 2 + 66 + 32)) == (255, 255, 255), "the last cell stays empty"
 
 
-def test_show_says_why_it_shows_nothing(draw):
-    assert draw("out", PROMPTS[0], "--show") == 0
-    assert draw.err == "pictish: --show shows nothing: the output is no terminal\n"
-    assert "▀" not in draw.out
-    assert draw("quiet", PROMPTS[0], "--show", "--quiet") == 0
-    assert draw.err == ""
-
-
-def test_show_shows_where_it_can(draw, monkeypatch):
-    monkeypatch.setattr("pictish.commands.terminal.refused", lambda stream, environment: None)
-    assert draw("out", PROMPTS[0], "--show", "--size", "64") == 0
-    assert draw.out.count("▀") == 32 * 16
-
-
 def test_the_pipeline_gives_the_picture_of_the_command(draw, model, tmp_path):
     draw("out", PROMPTS[0], "--seed", "6", "--image-guidance", "1")
-    generator = torch.Generator().manual_seed(6)
-    picture = TextToImage.from_folder(model)(PROMPTS[0], generator, 32)
+    (drawn,) = generate(TextToImage.from_folder(model), [[PROMPTS[0]]], [6], GenerationConfig(size=32))
     with Image.open(only(tmp_path / "out")) as written:
-        assert np.array_equal(np.asarray(written), np.asarray(picture))
+        assert np.array_equal(np.asarray(written), np.asarray(drawn.image))
     origin = read_origin(only(tmp_path / "out"))
     assert (origin.guidance, origin.temperature) == (DrawingConfig().guidance, DrawingConfig().temperature)
 

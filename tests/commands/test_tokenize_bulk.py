@@ -61,6 +61,17 @@ def test_the_number_of_processes_does_not_show(tmp_path, tokenize, tiny_models):
     assert str(tmp_path) not in json.dumps(stats)
 
 
+def test_the_parent_of_processes_loads_no_tokenizer(tmp_path, tokenize, monkeypatch):
+    """It needs two facts of the model, which its folder tells."""
+    raw_shards(tmp_path / "raw", 2)
+    assert tokenize(tmp_path / "raw", tmp_path / "one") == 0
+    monkeypatch.setattr(Tokenizer, "from_folder", None)
+    assert tokenize(tmp_path / "raw", tmp_path / "two", "--processes", "2") == 0
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert tokenize(tmp_path / "raw", tmp_path / "three", "--processes", "2", "--budget", "65") == 2
+    assert "a picture of this model has 1 to 64 tokens" in tokenize.err
+
+
 def test_only_what_is_missing_is_made(tmp_path, tokenize, seen):
     raw_shards(tmp_path / "raw", 3)
     tokenize(tmp_path / "raw", tmp_path / "out")
@@ -178,16 +189,14 @@ def test_broken_samples_are_lost_by_name_and_strict_loses_the_shard(tmp_path, to
         assert facts["lost"] == {}
 
 
-def test_a_shard_that_another_process_writes_is_left_to_it(tmp_path, tokenize, tiny_models):
+def test_a_shard_that_another_run_writes_is_left_to_it(tmp_path, tokenize):
     raw_shards(tmp_path / "raw", 2)
     tokenize(tmp_path / "raw", tmp_path / "fresh")
     folder = BulkFolder(str(tmp_path / "out"), None, False)
     with folder.claim("raw-0.tar"):
-        words = ["--model", tiny_models, "--workers", "0", "--retries", "0"]
-        done = pictish("tokenize", tmp_path / "raw", tmp_path / "out", *words)
-        assert done.returncode == 1
-        assert "raw-0.tar: another process is writing it" in done.stderr
-        assert "4 pictures tokenized" in done.stdout
+        assert tokenize(tmp_path / "raw", tmp_path / "out", "--retries", "0") == 1
+        assert "raw-0.tar: another process is writing it" in tokenize.err
+        assert "4 pictures tokenized" in tokenize.out
     assert tokenize(tmp_path / "raw", tmp_path / "out") == 0
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
 
@@ -245,7 +254,7 @@ def is_worker(process):
     return "pictish.bulk.local" in " ".join(process.cmdline())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_worker_that_is_killed_loses_nothing(tmp_path, tokenize, tiny_models):
     raw_shards(tmp_path / "raw", 6, samples=40)
     tokenize(tmp_path / "raw", tmp_path / "fresh")
@@ -260,7 +269,7 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path, tokenize, tiny_models):
     assert content(out) == content(tmp_path / "fresh")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_parent_that_is_killed_takes_its_workers_along_and_can_be_run_again(
     tmp_path, tokenize, tiny_models
 ):

@@ -92,7 +92,7 @@ def kill_an_actor(out, killed):
         time.sleep(0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_actor_that_is_killed_loses_nothing(tmp_path, tiny_models):
     raw_shards(tmp_path / "raw", 6, samples=40)
     plain = ["--model", tiny_models, "--workers", "0"]

@@ -19,7 +19,17 @@ from pictish.decoder.denoiser import build_latents
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses
 from pictish.decoder.pixel import Decoder
-from tests.decoder.tiny import SDXL, TRANSFORMER, UNET, config, decoder_of, save_autoencoder, teacher, told_of
+from tests.decoder.tiny import (
+    SDXL,
+    TRANSFORMER,
+    UNET,
+    config,
+    decode,
+    decoder_of,
+    save_autoencoder,
+    teacher,
+    told_of,
+)
 
 EPSILON = {"kind": "diffusion", "predicts": "epsilon", "beta_schedule": "scaled_linear"}
 
@@ -90,8 +100,10 @@ def test_it_trains_draws_and_loads_with_stock_diffusers(tokenizer, tokens, autoe
     again = load_diffusion(tmp_path / "decoder", tokenizer)
     equal_weights(again, model)
     drawn = [
-        Decoder(network, tokenizer, "0" * 12).decode(
-            tokens[:2], [torch.Generator().manual_seed(i) for i in (0, 1)]
+        decode(
+            Decoder(network, tokenizer, "0" * 12),
+            tokens[:2],
+            [torch.Generator().manual_seed(i) for i in (0, 1)],
         )
         for network in (model, again)
     ]

@@ -16,10 +16,10 @@ from pictish.decoder.objective import Batch, diffusion_losses
 from pictish.decoder.pixel import Decoder, Source
 from pictish.decoder.train import train
 from pictish.evaluation.decoder import STEPS, DecoderEvaluation
-from pictish.pipelines.reconstruct import Drawing
+from pictish.pipelines.reconstruct import Drawing, Reconstructor
 from pictish.tokenizer.config import EncoderConfig
 from pictish.tokenizer.encoder import Encoder
-from tests.decoder.tiny import TRANSFORMER, UNET, config, decoder_of, told_of
+from tests.decoder.tiny import TRANSFORMER, UNET, config, decode, decoder_of, told_of
 from tests.shards import write_shard
 
 MEANFLOW = {"kind": "meanflow"}
@@ -179,12 +179,12 @@ def test_pictures_are_compared_only_below_a_time(tokenizer):
 def test_drawing_is_deterministic_and_independent_of_the_batch(tokenizer, tokens, settings, steps):
     model = decoder_of(tokenizer, settings(residual=0.3))
     decoder = Decoder(model, tokenizer, "0" * 12)
-    together = decoder.decode(tokens[:3], seeded(0, 1, 2), steps=steps)
+    together = decode(decoder, tokens[:3], seeded(0, 1, 2), steps=steps)
     assert together.shape == (3, 16, 16, 3)
     for place in range(3):
-        assert torch.equal(decoder.decode([tokens[place]], seeded(place), steps=steps)[0], together[place])
-    assert not torch.equal(decoder.decode(tokens[:1], seeded(5), steps=steps)[0], together[0])
-    assert not torch.equal(decoder.decode(tokens[:1], seeded(0), steps=steps, guidance=3.0)[0], together[0])
+        assert torch.equal(decode(decoder, [tokens[place]], seeded(place), steps=steps)[0], together[place])
+    assert not torch.equal(decode(decoder, tokens[:1], seeded(5), steps=steps)[0], together[0])
+    assert not torch.equal(decode(decoder, tokens[:1], seeded(0), steps=steps, guidance=3.0)[0], together[0])
 
 
 def test_it_keeps_parts_of_a_source(tokenizer, tokens, settings):
@@ -193,7 +193,7 @@ def test_it_keeps_parts_of_a_source(tokenizer, tokens, settings):
     stays = torch.arange(16) < 8  # the upper half
     source = Source(torch.full((16, 16, 3), 77, dtype=torch.uint8), stays)
     for strength in (1.0, 0.5):
-        drawn = decoder.decode(tokens[:1], seeded(0), sources=[source], strength=strength)[0]
+        drawn = decode(decoder, tokens[:1], seeded(0), sources=[source], strength=strength)[0]
         assert (drawn[:8] == 77).all()
         assert (drawn[8:] != 77).any()
 
@@ -203,18 +203,19 @@ def test_a_folder_has_no_scheduler_and_takes_none(tokenizer, tokens, settings, t
     save_diffusion(tmp_path / "decoder", model, tokenizer.fingerprint, half=False)
     assert not (tmp_path / "decoder" / "scheduler").exists()
     loaded, decoder = load_diffusion(tmp_path / "decoder", tokenizer), Decoder(model, tokenizer, "0" * 12)
-    again = Decoder(loaded, tokenizer, "0" * 12).decode(tokens[:1], seeded(0))
-    assert torch.equal(again, decoder.decode(tokens[:1], seeded(0)))
+    again = decode(Decoder(loaded, tokenizer, "0" * 12), tokens[:1], seeded(0))
+    assert torch.equal(again, decode(decoder, tokens[:1], seeded(0)))
     with pytest.raises(ValueError, match="DDIMScheduler: noise of kind meanflow is sampled without"):
-        decoder.decode(tokens[:1], seeded(0), scheduler="DDIMScheduler")
+        decode(decoder, tokens[:1], seeded(0), scheduler="DDIMScheduler")
 
 
 def test_an_evaluation_goes_through_steps_without_schedulers(tokenizer, settings):
     decoder = Decoder(decoder_of(tokenizer, settings()), tokenizer, "0" * 12)
-    ways = DecoderEvaluation(decoder, None, None, Drawing(), seed=0).curve_ways()
+    draws = Reconstructor(tokenizer, None, decoder, "0" * 12)
+    ways = DecoderEvaluation(draws, None, None, Drawing(), seed=0).curve_ways()
     assert list(ways) == [("meanflow", steps) for steps in STEPS]
     with pytest.raises(ValueError, match="scheduler DDIMScheduler: noise of kind meanflow"):
-        DecoderEvaluation(decoder, None, None, Drawing(scheduler="DDIMScheduler"), seed=0)
+        DecoderEvaluation(draws, None, None, Drawing(scheduler="DDIMScheduler"), seed=0)
 
 
 def test_what_does_not_fit_is_refused(tokenizer, tmp_path):
@@ -230,8 +231,8 @@ def test_what_does_not_fit_is_refused(tokenizer, tmp_path):
     stored = {"kind": "unet", "folder": str(tmp_path)}
     with pytest.raises(ValueError, match="needs a denoiser that embeds two times"):
         decoder_of(tokenizer, config(stored, noise=MEANFLOW, sampling=SAMPLING))
-    with pytest.raises(ValueError, match="redraw: codes of this tokenizer always have cells"):
-        decoder_of(tokenizer, config(redraw=scheduled))
+    with pytest.raises(ValueError, match="DDIMScheduler: not for noise of kind flow"):
+        decoder_of(tokenizer, config(redraw={**SAMPLING, "scheduler": "DDIMScheduler"}))
 
 
 CHANGES = (

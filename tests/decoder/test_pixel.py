@@ -7,7 +7,7 @@ import torch
 from pictish.decoder.condition import Conditions
 from pictish.decoder.pixel import Decoder, Source, sample
 from pictish.decoder.schedulers import build_scheduler
-from tests.decoder.tiny import TRANSFORMER, UNET, config, decoder_of, told_of
+from tests.decoder.tiny import TRANSFORMER, UNET, config, decode, decoder_of, told_of
 
 DIFFUSION = {"kind": "diffusion", "predicts": "epsilon"}
 FLOW = {"kind": "flow", "predicts": "x0"}
@@ -43,26 +43,26 @@ def diffusing(tokenizer) -> Decoder:
     return Decoder(decoder_of(tokenizer, config(noise={**DIFFUSION, "predicts": "v"})), tokenizer, "0" * 12)
 
 
-@pytest.mark.parametrize("scheduler", [None, "EulerAncestralDiscreteScheduler"])
+@pytest.mark.parametrize("scheduler", [{}, {"scheduler": "EulerAncestralDiscreteScheduler"}])
 @pytest.mark.parametrize("network", [TRANSFORMER, UNET], ids=["transformer", "unet"])
 def test_a_picture_does_not_depend_on_its_batch(tokenizer, tokens, network, scheduler):
     noise = DIFFUSION if scheduler else FLOW
     decoder = Decoder(decoder_of(tokenizer, config(network, noise=noise)), tokenizer, "0" * 12)
-    together = decoder.decode(tokens[:5], seeded(0, 1, 2, 3, 4), scheduler=scheduler)
+    together = decode(decoder, tokens[:5], seeded(0, 1, 2, 3, 4), **scheduler)
     assert together.dtype == torch.uint8
     assert together.shape == (5, 16, 16, 3)
     assert len({picture.numpy().tobytes() for picture in together}) == 5
     for place in range(5):
-        alone = decoder.decode([tokens[place]], seeded(place), scheduler=scheduler)[0]
+        alone = decode(decoder, [tokens[place]], seeded(place), **scheduler)[0]
         assert torch.equal(alone, together[place])
 
 
 def test_seed_and_codes_make_the_picture(decoder, tokens):
-    one = decoder.decode(tokens[:1], seeded(0))
-    assert torch.equal(decoder.decode(tokens[:1], seeded(0)), one)
-    assert not torch.equal(decoder.decode(tokens[:1], seeded(1)), one)
-    assert not torch.equal(decoder.decode(tokens[1:2], seeded(0)), one)
-    assert decoder.decode([], []).shape == (0, 16, 16, 3)
+    one = decode(decoder, tokens[:1], seeded(0))
+    assert torch.equal(decode(decoder, tokens[:1], seeded(0)), one)
+    assert not torch.equal(decode(decoder, tokens[:1], seeded(1)), one)
+    assert not torch.equal(decode(decoder, tokens[1:2], seeded(0)), one)
+    assert decode(decoder, [], []).shape == (0, 16, 16, 3)
 
 
 @pytest.mark.parametrize("residual", [None, 0.3])
@@ -180,7 +180,7 @@ def test_every_scheduler_of_diffusers_draws_or_is_refused(tokenizer, noise):
 )
 def test_a_scheduler_that_cannot_be_had(decoder, tokens, name, line):
     with pytest.raises(ValueError, match=line):
-        decoder.decode(tokens[:1], seeded(0), scheduler=name)
+        decode(decoder, tokens[:1], seeded(0), scheduler=name)
 
 
 def test_a_scheduler_for_flows_does_not_fit_diffusion(diffusing):
@@ -205,13 +205,13 @@ def test_what_stays_of_a_source_is_its_pixels(tokenizer, tokens, noise, residual
     stays[1, [0, 6]] = True
     stays[2] = True
     sources = [Source(picture(seed), row) for seed, row in enumerate(stays)]
-    drawn = decoder.decode(tokens[:3], seeded(0, 1, 2), sources=sources, strength=strength, steps=4)
+    drawn = decode(decoder, tokens[:3], seeded(0, 1, 2), sources=sources, strength=strength, steps=4)
     where = stays.view(3, 4, 4).repeat_interleave(4, 1).repeat_interleave(4, 2)
     for source, found, kept in zip(sources, drawn, where, strict=True):
         assert torch.equal(found[kept], source.pixels[kept])
         if not kept.all():
             assert (found[~kept] != source.pixels[~kept]).float().mean() > 0.5
-    alone = decoder.decode(tokens[1:2], seeded(1), sources=sources[1:2], strength=strength, steps=4)
+    alone = decode(decoder, tokens[1:2], seeded(1), sources=sources[1:2], strength=strength, steps=4)
     assert torch.equal(alone[0], drawn[1])
 
 
@@ -219,7 +219,7 @@ def test_what_is_shown_of_a_source_tells_the_rest(tokenizer, tokens):
     decoder = Decoder(decoder_of(tokenizer, config(condition=SOURCE)), tokenizer, "0" * 12)
     half = torch.arange(16) < 8
     one, other = (
-        decoder.decode(tokens[:1], seeded(0), sources=[Source(picture(seed), half)])[0] for seed in (0, 1)
+        decode(decoder, tokens[:1], seeded(0), sources=[Source(picture(seed), half)])[0] for seed in (0, 1)
     )
     assert not torch.equal(one[8:], other[8:])
 
@@ -261,7 +261,7 @@ def test_about_a_prior_less_strength_stays_nearer_to_what_the_codes_tell(tokeniz
 def test_progress_counts_to_the_total(decoder, tokens, scheduler):
     said: list[tuple[int, int]] = []
     progress = lambda done, total: said.append((done, total))  # noqa: E731
-    decoder.decode(tokens, seeded(*range(7)), steps=3, scheduler=scheduler, progress=progress)
+    decode(decoder, tokens, seeded(*range(7)), steps=3, scheduler=scheduler, progress=progress)
     total = said[-1][1]
     assert total == 2 * (3 if "Euler" in scheduler else 5)
     assert said == [(done, total) for done in range(1, total + 1)]
@@ -271,15 +271,15 @@ def test_progress_counts_to_the_total(decoder, tokens, scheduler):
 @pytest.mark.parametrize("network", [TRANSFORMER, UNET], ids=["transformer", "unet"])
 def test_another_size_is_drawn(tokenizer, tokens, network, residual):
     decoder = Decoder(decoder_of(tokenizer, config(network, residual=residual)), tokenizer, "0" * 12)
-    assert decoder.decode(tokens[:1], seeded(0), size=(16, 24)).shape == (1, 16, 24, 3)
-    assert decoder.decode(tokens[:1], seeded(0), size=(32, 12)).shape == (1, 32, 12, 3)
+    assert decode(decoder, tokens[:1], seeded(0), size=(16, 24)).shape == (1, 16, 24, 3)
+    assert decode(decoder, tokens[:1], seeded(0), size=(32, 12)).shape == (1, 32, 12, 3)
 
 
 @pytest.mark.parametrize("size", [(17, 16), (16, 4), (64, 16), (0, 16)])
 def test_a_size_that_cannot_be_drawn(decoder, tokens, size):
     line = f"size: {size[1]} x {size[0]} pixels asked for; multiples of 4 from 8 to 32 fit this decoder"
     with pytest.raises(ValueError, match=line):
-        decoder.decode(tokens[:1], seeded(0), size=size)
+        decode(decoder, tokens[:1], seeded(0), size=size)
 
 
 def test_a_size_is_a_multiple_of_the_patch(tokenizer, tokens):
@@ -287,8 +287,8 @@ def test_a_size_is_a_multiple_of_the_patch(tokenizer, tokens):
     model = decoder_of(tokenizer, config({"kind": "transformer", "settings": settings}))
     decoder = Decoder(model, tokenizer, "0" * 12)
     with pytest.raises(ValueError, match="multiples of 8 from 8 to 32 fit"):
-        decoder.decode(tokens[:1], seeded(0), size=(16, 20))
-    assert decoder.decode(tokens[:1], seeded(0), size=(16, 24)).shape == (1, 16, 24, 3)
+        decode(decoder, tokens[:1], seeded(0), size=(16, 20))
+    assert decode(decoder, tokens[:1], seeded(0), size=(16, 24)).shape == (1, 16, 24, 3)
 
 
 @pytest.mark.parametrize(
@@ -304,4 +304,4 @@ def test_a_size_is_a_multiple_of_the_patch(tokenizer, tokens):
 )
 def test_settings_that_do_not_fit(decoder, tokens, changes, line):
     with pytest.raises(ValueError, match=line):
-        decoder.decode(tokens[:1], seeded(0), **changes)
+        decode(decoder, tokens[:1], seeded(0), **changes)

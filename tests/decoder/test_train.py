@@ -18,7 +18,7 @@ from pictish.decoder.pixel import Decoder
 from pictish.decoder.train import train
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from pictish.training.checkpoint import latest_checkpoint
-from tests.decoder.tiny import TRANSFORMER, UNET, config, decoder_of, teacher, told_of
+from tests.decoder.tiny import TRANSFORMER, UNET, config, decode, decoder_of, teacher, told_of
 from tests.shards import write_shard
 from tests.tokenizer.conftest import ORDERED, tiny_network
 
@@ -110,7 +110,7 @@ def test_what_a_run_leaves_behind(whole, tokenizer, tokens):
         assert sheet.size == (8 * 16, 4 * 16)  # originals, told pixels, without and with guidance
         assert sheet.convert("L").getextrema()[0] < sheet.convert("L").getextrema()[1]
     decoder = Decoder.from_folder(whole / "model", tokenizer)
-    assert decoder.decode(tokens[:1], [torch.Generator()]).float().std() > 1
+    assert decode(decoder, tokens[:1], [torch.Generator()]).float().std() > 1
 
 
 @pytest.mark.parametrize("side", [32, 64])

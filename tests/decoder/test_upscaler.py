@@ -184,7 +184,7 @@ def test_what_a_drawing_goes_through(model):
     )
     assert draw.upscaler_of(Drawing(upscale=1)) is None
     with pytest.raises(ValueError, match="upscale: 3 asked for; 1, 2, 4 fit this upscaler"):
-        draw.check(Drawing(upscale=3))
+        draw.settled(Drawing(upscale=3))
 
 
 def test_a_model_without_one_refuses(model, tokens, tmp_path):

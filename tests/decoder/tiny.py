@@ -9,6 +9,7 @@ from pictish.configs import parse
 from pictish.decoder.condition import Told
 from pictish.decoder.config import DiffusionConfig, UpscalerConfig
 from pictish.decoder.diffusion import DiffusionDecoder
+from pictish.decoder.pixel import Decoder
 from pictish.decoder.upscaler import CompactUpscaler
 from pictish.tokenizer.config import EncoderConfig
 from pictish.tokenizer.dynamic import Tokenizer
@@ -133,3 +134,10 @@ def tiny_upscaler(seed: int = 0) -> CompactUpscaler:
     """Of 8 channels and one inner convolution, with random weights."""
     torch.manual_seed(seed)
     return CompactUpscaler(UpscalerConfig(width=8, layers=1)).eval()
+
+
+def decode(decoder: Decoder, tokens, generators, **changes) -> torch.Tensor:
+    """Pictures with the decoder's own settings for generated images but for `changes`."""
+    own = decoder.model.config.sampling
+    settings = {"steps": own.steps, "guidance": own.guidance, "scheduler": own.scheduler}
+    return decoder.decode(tokens, generators, **settings | changes)

@@ -9,7 +9,7 @@ from pictish.evaluation.metrics import FeatureDistance, gain, rounded
 from pictish.evaluation.pictures import Broken, FlatPictures, Picture
 from pictish.evaluation.sheets import contact_sheet_of, extremes
 from pictish.evaluation.thumbnails import thumbnail
-from pictish.evaluation.tokenizer import METRICS, SELECTIONS, Evaluation
+from pictish.evaluation.tokenizer import METRICS, SELECTIONS, Evaluation, budgets_of
 from tests.evaluation.fakes import FakeDistance, FakePreview, FakeTokenizer
 
 
@@ -34,7 +34,7 @@ def evaluation() -> Evaluation:
 def test_report_has_a_stable_shape(evaluation):
     report = evaluation.report([evaluation.measure("pictures", [*blocks(40), Broken("x.png", "torn")])])
     assert set(report) == {
-        "schema", "tokenizer", "codebook_size", "grid", "preview_side", "feature_network", "seed",
+        "schema", "tokenizer", "codebook_size", "grid", "side", "feature_network", "seed",
         "confidence", "better", "sets",
     }  # fmt: skip
     assert report["feature_network"] == FeatureDistance.NETWORK
@@ -59,6 +59,20 @@ def test_report_has_a_stable_shape(evaluation):
     assert set(found["gain_over"]) == {*SELECTIONS, "thumbnail"}
     for gains in found["gain_over"].values():
         assert set(gains) == set(METRICS)
+
+
+@pytest.mark.parametrize(
+    ("cells", "budgets"),
+    [
+        (1, (1,)),
+        (9, (4, 8, 9)),
+        (64, (4, 8, 16, 27, 32, 64)),
+        (256, (4, 8, 16, 27, 32, 64, 96, 128, 256)),
+        (1024, (4, 8, 16, 27, 32, 64, 96, 128, 256, 512, 1024)),
+    ],
+)
+def test_budgets_go_up_to_the_cells_of_any_grid(cells, budgets):
+    assert budgets_of(cells) == budgets
 
 
 def test_baselines_keep_as_many_patches_of_each_picture_as_the_learned_selection(evaluation):

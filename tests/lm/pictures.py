@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from pictish.data.shards import ShardFile
-from pictish.data.tokens import TokenizedImage
+from pictish.data.tokens import EncodedImage, TokenizedImage
 
 FINGERPRINT = "0123456789ab"
 CODES = 30
@@ -20,6 +20,12 @@ def picture(caption: str, chance: np.random.Generator, fingerprint: str = FINGER
     ids = [colour, 3 + colour, 6 + thing, 10 + thing, *chance.integers(20, CODES, chance.integers(0, 2))]
     cells = np.array([1, 2, 6, 11, 15])[: len(ids)]
     return TokenizedImage(np.array(ids), cells, (4, 4), (64, 64), fingerprint, CODES)
+
+
+def encoded(ids: list[int], cells: list[int] | None, features: np.ndarray) -> EncodedImage:
+    """What a tokenizer makes of a raw picture."""
+    cells = None if cells is None else np.array(cells)
+    return EncodedImage(TokenizedImage(np.array(ids), cells, (4, 4), (64, 64), FINGERPRINT, CODES), features)
 
 
 def caption(chance: np.random.Generator) -> str:

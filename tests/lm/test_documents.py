@@ -12,10 +12,10 @@ import pytest
 from pictish.data.mixture import Mixture, Source
 from pictish.data.shards import ShardFile
 from pictish.lm.config import DropoutConfig, SourceConfig
-from pictish.lm.documents import Maker, Seen, some_documents
+from pictish.lm.documents import Maker, some_documents
 from pictish.lm.sequence import picture_of
 from pictish.lm.vocabulary import Vocabulary
-from tests.lm.pictures import CODES, FINGERPRINT, caption, pair_shard, picture
+from tests.lm.pictures import CODES, FINGERPRINT, caption, encoded, pair_shard, picture
 
 VOCABULARY = Vocabulary(text=300, codes=CODES, eos=1)
 
@@ -32,7 +32,7 @@ def maker(**changes) -> Maker:
         "sources": {"all": SourceConfig(paths=("unused",), caption=0.4)},
         "dropout": DropoutConfig(),
         "longest": 400,
-        "look": None,
+        "encode_images": None,
         "seed": 0,
     }
     return Maker(**{**settings, **changes})
@@ -75,24 +75,26 @@ def test_raw_pictures_are_tokenized_together_and_broken_ones_named(tmp_path):
             )
     calls: list[int] = []
 
-    def look(pictures):
+    def encode_images(pictures):
         calls.append(len(pictures))
         return [
             ValueError("cannot be decoded")
             if p.blob == b"broken"
-            else Seen(np.array([int(p.blob) % CODES]), None, np.full((1, 3), int(p.blob), np.float32))
+            else encoded([int(p.blob) % CODES], None, np.full((1, 3), int(p.blob), np.float32))
             for p in pictures
         ]
 
     stream = mixture(tmp_path / "raw.tar")
-    documents = [document for document, _ in take(maker(look=look), stream, 60)]
+    documents = [document for document, _ in take(maker(encode_images=encode_images), stream, 60)]
     assert min(calls) >= 32, "many at a time"
     codes = {int(VOCABULARY.codes_of(d.ids[VOCABULARY.is_code(d.ids)])[0]) for d in documents}
     assert codes <= set(range(CODES))
     assert len(codes) > 20
     assert any("raw.tar/07" in line for line in stream.report.lines())
     continuous = {"all": SourceConfig(paths=("unused",), caption=1, continuous=1)}
-    (document, _), *_ = take(maker(look=look, sources=continuous), mixture(tmp_path / "raw.tar"), 1)
+    (document, _), *_ = take(
+        maker(encode_images=encode_images, sources=continuous), mixture(tmp_path / "raw.tar"), 1
+    )
     assert document.features is not None
     assert not VOCABULARY.is_code(document.ids).any()
 
@@ -109,11 +111,11 @@ def test_documents_of_a_placed_model_tell_where_codes_lie(tmp_path):
             shard.write(f"{number:02d}", {"tokens": tokens.to_bytes(), "txt": text.encode()})
         shard.write("08", {"png": b"x", "txt": b"a red car"})
 
-    def look(pictures):
-        return [Seen(np.array([7, 9]), np.array([4, 15]), np.zeros((2, 3), np.float32)) for _ in pictures]
+    def encode_images(pictures):
+        return [encoded([7, 9], [4, 15], np.zeros((2, 3), np.float32)) for _ in pictures]
 
     stream = mixture(tmp_path / "a.tar")
-    documents = [d for d, _ in take(maker(vocabulary=placed, look=look), stream, 16)]
+    documents = [d for d, _ in take(maker(vocabulary=placed, encode_images=encode_images), stream, 16)]
     found = set()
     for document in documents:
         begin, end = (int(np.flatnonzero(document.ids == marker)[0]) for marker in (placed.begin, placed.end))

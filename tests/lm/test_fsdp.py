@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.lm.pictures import pair_shard
 from tests.lm.test_processes import ROOT, losses_of, used
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 SETTINGS = [
     "stages=[{name: all, steps: 12, warmup: 2},"
     " {name: rows, steps: 8, warmup: 0, trainable: [language.model.layers.1.*, new rows]}]",

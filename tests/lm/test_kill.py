@@ -12,7 +12,7 @@ import pytest
 
 from tests.shards import write_shard
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 ROOT = Path(__file__).parents[2]
 LONGEST = 240  # seconds that a process may take on a busy machine
 

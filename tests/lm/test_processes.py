@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from tests.lm.pictures import pair_shard
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
@@ -52,10 +51,34 @@ def losses_of(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if "loss" in k or "norm" in k} for row in lines(run)]
 
 
-def test_two_processes_share_the_stream_and_resume_exactly(tmp_path):
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Where `run` finds shards, and leaves its runs."""
     for number in range(2):
         pair_shard(tmp_path / "shards" / f"{number}.tar", 100, seed=number)
     pair_shard(tmp_path / "validation" / "unseen.tar", 16, seed=9)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_from_the_same_samples(data):
+    settings = ("stages=[{name: only, steps: 8, warmup: 2}]", "log_every=1", "validate_every=8")
+    run(1, data, "one", *settings)
+    run(2, data, "two", *settings)
+    assert losses_of(data / "two") == [pytest.approx(row, rel=1e-5) for row in losses_of(data / "one")]
+    weights, again = (load_file(data / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for key, weight in weights.items():
+        torch.testing.assert_close(again[key], weight, rtol=1e-3, atol=1e-5)
+    (alone,), both = used(data, "one", 1), used(data, "two", 2)
+    assert len(alone) == 8
+    for step in alone:
+        assert all(rank[step] for rank in both)
+        assert sorted(name for rank in both for name in rank[step]) == sorted(alone[step])
+
+
+@pytest.mark.exhaustive
+def test_two_processes_share_the_stream_and_resume_exactly(data):
+    tmp_path = data
     run(2, tmp_path, "whole")
     run(2, tmp_path, "killed", stop=5)
     half = tmp_path / "killed" / "checkpoints" / ".step-00000006.pictish-tmp"  # a save that was killed, too
@@ -78,10 +101,9 @@ def test_two_processes_share_the_stream_and_resume_exactly(tmp_path):
     assert lines(tmp_path / "whole") == lines(tmp_path / "killed")
 
 
-def test_two_processes_begin_what_one_or_four_end(tmp_path):
-    for number in range(2):
-        pair_shard(tmp_path / "shards" / f"{number}.tar", 100, seed=number)
-    pair_shard(tmp_path / "validation" / "unseen.tar", 16, seed=9)
+@pytest.mark.exhaustive
+def test_two_processes_begin_what_one_or_four_end(data):
+    tmp_path = data
     settings = (
         "stages=[{name: only, steps: 20, warmup: 2}]",
         "log_every=1",

@@ -10,10 +10,9 @@ from safetensors.torch import load_file
 
 from pictish.data.mixture import Report
 from pictish.data.shards import ShardFile
-from pictish.lm.documents import Seen
 from pictish.lm.model import ImageTokens
 from pictish.lm.train import _Begun, train
-from tests.lm.pictures import CODES, pair_shard
+from tests.lm.pictures import CODES, encoded, pair_shard
 from tests.lm.test_train import IMAGE_TOKENS, Killed, config_for, killed_at, lines
 from tests.shards import write_shard
 
@@ -43,21 +42,21 @@ def test_a_run_goes_on_with_its_own_tokenizer_only(shards, other):
 def test_raw_and_continuous_pictures_resume_bit_for_bit(shards):
     write_shard(shards / "raw" / "0.tar", 40)
 
-    def look(pictures):
+    def encode_images(pictures):
         """Codes and rows that follow from the bytes."""
         found = []
         for picture in pictures:
             chance = np.random.default_rng(int(hashlib.sha256(picture.blob).hexdigest()[:8], 16))
             rows = chance.standard_normal((5, IMAGE_TOKENS.features), np.float32)
-            found.append(Seen(chance.integers(0, CODES, 5), None, rows))
+            found.append(encoded(chance.integers(0, CODES, 5).tolist(), None, rows))
         return found
 
     source = f"data.train.raw={{paths: [{shards}/raw/*.tar], continuous: 0.6, caption: 0.6}}"
     config = config_for(shards, source, "model.features=true", "stages=[{name: a, steps: 8, warmup: 2}]")
-    train(config, shards / "whole", IMAGE_TOKENS, "cpu", look=look)
+    train(config, shards / "whole", IMAGE_TOKENS, "cpu", encode_images=encode_images)
     for at in (4, 7):
-        stopped(shards, config, at, look=look)
-    train(config, shards / "run", IMAGE_TOKENS, "cpu", look=look)
+        stopped(shards, config, at, encode_images=encode_images)
+    train(config, shards / "run", IMAGE_TOKENS, "cpu", encode_images=encode_images)
     for name in ("model.safetensors", "projector.safetensors"):
         whole, broken = (load_file(shards / run / "model" / name) for run in ("whole", "run"))
         assert all(torch.equal(whole[key], broken[key]) for key in whole), name

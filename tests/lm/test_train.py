@@ -18,12 +18,11 @@ from pictish.configs import load, parse
 from pictish.data.loader import ImageBytes
 from pictish.data.mixture import Mixture
 from pictish.data.shards import ShardFile
-from pictish.data.tokens import TokenizedImage
+from pictish.data.tokens import EncodedImage, TokenizedImage
 from pictish.lm import documents
 from pictish.lm import train as trainer
 from pictish.lm.autoregressive import Prompt, embed_ids, generate
 from pictish.lm.config import TrainConfig
-from pictish.lm.documents import Seen
 from pictish.lm.grammar import one_image
 from pictish.lm.model import ImageTokens, UnifiedModel, read_pretrained
 from pictish.lm.packing import pack
@@ -31,7 +30,7 @@ from pictish.lm.sampling import Sampling
 from pictish.lm.sequence import Features, join
 from pictish.lm.train import train
 from pictish.lm.vocabulary import text_ids
-from tests.lm.pictures import CODES, COLOURS, FINGERPRINT, THINGS, caption, pair_shard, picture
+from tests.lm.pictures import CODES, COLOURS, FINGERPRINT, THINGS, caption, encoded, pair_shard, picture
 from tests.lm.tiny import tiny_model, tiny_tokenizer
 
 IMAGE_TOKENS = ImageTokens(FINGERPRINT, CODES, 16, 12)
@@ -308,14 +307,14 @@ def raw_shard(path: Path, count: int) -> None:
             shard.write(f"{number:04d}", {"png": text, "txt": text})
 
 
-def look(pictures) -> list[Seen]:
-    seen = []
+def encode_images(pictures) -> list[EncodedImage]:
+    found = []
     for one in pictures:
         _, colour, thing = one.blob.decode().split()
         row = np.zeros((2, 12), np.float32)
         row[0, COLOURS.index(colour)] = row[1, 4 + THINGS.index(thing)] = 1
-        seen.append(Seen(np.array([COLOURS.index(colour), 6 + THINGS.index(thing)]), None, row))
-    return seen
+        found.append(encoded([COLOURS.index(colour), 6 + THINGS.index(thing)], None, row))
+    return found
 
 
 def test_the_projector_is_trained_kept_and_matters(shards):
@@ -330,14 +329,18 @@ def test_the_projector_is_trained_kept_and_matters(shards):
     def show(model: UnifiedModel, step: int) -> None:
         seen.append({name: tensor.clone() for name, tensor in model.projector.state_dict().items()})
 
-    folder = train(config, shards / "run", IMAGE_TOKENS, "cpu", look=look, show=show)
+    folder = train(config, shards / "run", IMAGE_TOKENS, "cpu", encode_images=encode_images, show=show)
     early, *_, late = seen  # one before the first step
     assert all(not torch.equal(early[name], late[name]) for name in early)
     model = UnifiedModel.from_folder(folder)
     assert all(torch.equal(late[name], tensor) for name, tensor in model.projector.state_dict().items())
     vocabulary = model.vocabulary
-    shown = join("caption", [Features(look([ImageBytes(b"a red car", "")])[0].features)], vocabulary, list)
-    other = join("caption", [Features(look([ImageBytes(b"a blue sun", "")])[0].features)], vocabulary, list)
+    shown = join(
+        "caption", [Features(encode_images([ImageBytes(b"a red car", "")])[0].features)], vocabulary, list
+    )
+    other = join(
+        "caption", [Features(encode_images([ImageBytes(b"a blue sun", "")])[0].features)], vocabulary, list
+    )
     with torch.no_grad():
         first, second = (
             model(pack([[document]], len(document))).logits[0, -1] for document in (shown, other)

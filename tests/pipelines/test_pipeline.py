@@ -1,5 +1,6 @@
 """`pictish.Pipeline` on a tiny model: what commands give, lazily, and stopped when asked."""
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 import pictish
 from pictish import cli
+from pictish.lm.captions import CAPTIONS, to_bytes
 from pictish.lm.model import UnifiedModel
 from pictish.pipelines.reconstruct import Reconstructor
 from tests.shards import told_picture
@@ -78,6 +80,22 @@ def test_settings_are_those_of_the_options(pipe, command, pictures, tmp_path):
     )
     assert image.size == (48, 32)
     assert same(tmp_path / "both-0.png", image)
+
+
+def test_a_prompt_far_from_all_training_captions_is_warned_about_once(
+    whole_model, pictures, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("pictish.pipelines.sentences.installed", lambda: None)
+    folder = Path(shutil.copytree(whole_model, tmp_path / "model"))
+    (folder / "lm" / CAPTIONS).write_bytes(to_bytes(["a dog", "a red apple"]))
+    pipe = pictish.Pipeline.from_pretrained(folder, device="cpu")
+    settings = {"num_inference_steps": 0, "size": 16}
+    for _ in range(2):
+        pipe.generate(["a quantum flux", "red apples"], **settings)
+    pipe.generate("a quantum flux", images=[pictures / "disc.png"], **settings)
+    (warning,) = caplog.records
+    assert (warning.levelname, warning.name) == ("WARNING", "pictish.pipelines.pipeline")
+    assert warning.getMessage().startswith('No training caption is close to "a quantum flux"')
 
 
 @pytest.mark.parametrize("keep", [True, False])

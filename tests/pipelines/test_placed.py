@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from pictish.commands.train_lm import image_tokens_of, looking
+from pictish.commands.train_lm import image_encoder, image_tokens_of
 from pictish.data.images import png_bytes
 from pictish.data.loader import ImageBytes
-from pictish.data.tokens import TokenizedImage
+from pictish.data.tokens import EncodedImage, TokenizedImage
 from pictish.lm.autoregressive import embed_ids
 from pictish.lm.model import UnifiedModel
 from pictish.lm.sequence import picture_ids
@@ -52,7 +52,7 @@ def seeded(count: int) -> list[torch.Generator]:
 
 
 def test_drawn_pictures_have_cells(language):
-    drawer = TextToImage(language, None)
+    drawer = TextToImage(language)
     most = language.tokenizer.cells
     for least, allowed in ((None, None), (3, 3), (most, None), (1, 2)):
         config = GenerationConfig(min_codes=least, max_codes=allowed)
@@ -69,7 +69,8 @@ def test_drawn_pictures_have_cells(language):
 def test_a_picture_in_a_prompt_says_where_its_codes_lie(language, monkeypatch):
     picture = told_picture("red", "disc", 60)
     tokens = replace(language.tokenizer.tokenize([picture], budget=3)[0], cells=np.array([2, 3, 7]))
-    monkeypatch.setattr(language.tokenizer, "tokenize", lambda pictures: [tokens for _ in pictures])
+    encoded = EncodedImage(tokens)
+    monkeypatch.setattr(language.tokenizer, "encode", lambda pictures, **_: [encoded for _ in pictures])
     ids = picture_ids(tokens.ids, tokens.cells, language.model.vocabulary)
     assert len(ids) == 3 + 2 + 2, "two skips"
     embedded = embed_ids(language.model.language, ids.tolist())
@@ -78,9 +79,9 @@ def test_a_picture_in_a_prompt_says_where_its_codes_lie(language, monkeypatch):
     assert Describe(language)(picture), "text alone follows"
 
 
-def test_raw_pictures_are_seen_with_their_cells(tokenizer):
-    (seen,) = looking(tokenizer)([ImageBytes(png_bytes(told_picture("red", "disc", 60)), "a.png")])
-    assert len(seen.codes) == len(seen.cells) == len(seen.features)
+def test_raw_pictures_are_encoded_with_their_cells(tokenizer):
+    (encoded,) = image_encoder(tokenizer)([ImageBytes(png_bytes(told_picture("red", "disc", 60)), "a.png")])
+    assert len(encoded.tokens) == len(encoded.tokens.cells) == len(encoded.features)
 
 
 def test_parts_that_do_not_agree_on_cells_are_refused(tokenizer):

@@ -48,11 +48,17 @@ def test_codes_are_drawn_as_asked_for_and_else_as_the_model_is_used_to():
 
 
 def test_pixels_are_drawn_as_asked_for_and_else_as_the_decoder_is_used_to():
-    own = SimpleNamespace(steps=4, guidance=1.5, scheduler="DDIMScheduler")
-    assert settle_pixels(Drawing(), own, 4) == Drawing(4, 1.5, "DDIMScheduler", 4)
-    asked = Drawing(2, 0.0, "PNDMScheduler", 1)
-    assert settle_pixels(asked, own, 4) == asked
-    assert settle_pixels(Drawing(), None, 2) == Drawing(steps=0, upscale=2)
+    sampling = SimpleNamespace(steps=4, guidance=1.5, scheduler="DDIMScheduler")
+    usual, asked = Drawing(4, 1.5, "DDIMScheduler", 4), Drawing(2, 0.0, "PNDMScheduler", 1)
+    decoder = SimpleNamespace(sampling=sampling, redraw=None)
+    for generated in (True, False):
+        assert settle_pixels(Drawing(), decoder, 4, generated=generated) == usual
+        assert settle_pixels(asked, decoder, 4, generated=generated) == asked
+        assert settle_pixels(Drawing(), None, 2, generated=generated) == Drawing(steps=0, upscale=2)
+    decoder.redraw = SimpleNamespace(steps=8, guidance=1, scheduler="DDIMScheduler")
+    assert settle_pixels(Drawing(), decoder, 4, generated=True) == usual
+    assert settle_pixels(Drawing(), decoder, 4, generated=False) == Drawing(8, 1, "DDIMScheduler", 4)
+    assert settle_pixels(asked, decoder, 4, generated=False) == asked
 
 
 @pytest.mark.parametrize(

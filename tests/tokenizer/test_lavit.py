@@ -1,13 +1,20 @@
 """LaVIT's tensors under our names: numbers against the formulas written out, faults told."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from pictish.commands.train_lm import image_encoder, image_tokens_of
+from pictish.data.images import png_bytes
 from pictish.data.importing import Source, write_pieces
+from pictish.data.loader import ImageBytes
 from pictish.io.model_folder import fingerprint
+from pictish.pipelines.language import Language
 from pictish.tokenizer.dynamic import Tokenizer
 from pictish.tokenizer.lavit import Heads, plan_tokenizer, plan_understanding
 from tests import lavit
@@ -103,8 +110,9 @@ def test_scores_are_the_difference_of_two_logits(source, tokenizer, pixels):
 
 def test_codes_are_those_of_the_raw_rows_of_the_codebook(source, tokenizer, pixels):
     t = lavit.read(source / lavit.TOKENIZER)
-    tokens, rows = tokenizer.see(pixels, [(50, 50)] * len(pixels))
-    for token, merged in zip(tokens, rows, strict=True):
+    encoded = tokenizer.encode(pixels, sizes=[(50, 50)] * len(pixels), features_for="quantization")
+    tokens = [one.tokens for one in encoded]
+    for token, merged in zip(tokens, (torch.from_numpy(one.features) for one in encoded), strict=True):
         z = linear(t, "encode_task_layer.2", torch.tanh(linear(t, "encode_task_layer.0", merged)))
         distances = torch.cdist(F.normalize(z, dim=-1), t["quantize.embedding.weight"].float())
         assert token.ids.tolist() == distances.argmin(1).tolist()
@@ -132,13 +140,27 @@ def test_the_code_decoder_sees_codes_in_order_without_a_norm(source, tokenizer, 
     assert torch.allclose(tokenizer.reconstruct([token]), linear(t, "decode_task_layer.2", x), atol=1e-4)
 
 
-def test_looking_uses_the_merger_for_understanding(source, tokenizer, pixels):
+def test_features_for_understanding_are_those_of_its_merger(tokenizer, pixels):
     sizes = [(50, 50)] * len(pixels)
-    _, rows = tokenizer.see(pixels, sizes)
-    looked = tokenizer.look(pixels)
-    assert [len(row) for row in looked] == [len(row) for row in rows]
-    assert not torch.allclose(looked[0], rows[0], atol=0.1)
-    assert torch.allclose(tokenizer.look(pixels[1:2])[0], looked[1], atol=0)
+    quantized = tokenizer.encode(pixels, sizes=sizes, features_for="quantization")
+    understood = tokenizer.encode(pixels, sizes=sizes, features_for="understanding")
+    for one, other in zip(quantized, understood, strict=True):
+        assert one.tokens == other.tokens
+        assert one.features.shape == other.features.shape == (len(one.tokens), lavit.WIDTH)
+    assert not np.allclose(understood[0].features, quantized[0].features, atol=0.1)
+    (alone,) = tokenizer.encode(pixels[1:2], sizes=sizes[:1], features_for="understanding")
+    assert np.array_equal(alone.features, understood[1].features)
+    assert tokenizer.encode(pixels, sizes=sizes)[0].features is None
+
+
+def test_training_reads_the_features_that_inference_reads(tokenizer):
+    picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (40, 60, 3), np.uint8))
+    (encoded,) = image_encoder(tokenizer)([ImageBytes(png_bytes(picture), "a.png")])
+    reads_features = SimpleNamespace(projector=object(), image_tokens=image_tokens_of(tokenizer))
+    (part,) = Language(tokenizer, reads_features).parts([picture], continuous=True)
+    assert np.array_equal(part.values, encoded.features)
+    (quantized,) = tokenizer.encode([picture], features_for="quantization")
+    assert not np.allclose(part.values, quantized.features, atol=0.1)
 
 
 def test_a_merger_for_another_tokenizer_is_refused(source, tmp_path, pixels):
@@ -147,8 +169,9 @@ def test_a_merger_for_another_tokenizer_is_refused(source, tmp_path, pixels):
     imported(tmp_path / "a" / "other", tmp_path / "two")
     (tmp_path / "one" / "understanding").rename(tmp_path / "mine")
     (tmp_path / "two" / "understanding").rename(tmp_path / "one" / "understanding")
+    sizes = [(50, 50)] * len(pixels)
     with pytest.raises(ValueError, match="a merger for understanding with tokenizer"):
-        Tokenizer.from_folder(tmp_path / "one").look(pixels)
+        Tokenizer.from_folder(tmp_path / "one").encode(pixels, sizes=sizes, features_for="understanding")
 
 
 def test_without_a_code_decoder_codes_cannot_be_turned_back(tmp_path, pixels):

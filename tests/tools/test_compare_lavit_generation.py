@@ -59,7 +59,7 @@ def test_the_room_is_that_of_the_prompt_or_of_a_picture(language, picture, monke
         return original(self, prompts, generators, settled, progress)
 
     monkeypatch.setattr(TextToImage, "_draw", noted)
-    drawer = TextToImage(language, None)
+    drawer = TextToImage(language)
     short = length_of(language, [picture, SHORT])
     assert short < CELLS < length_of(language, [picture, LONG])
     for words, asked in ((LONG, 260), (SHORT, 260), (SHORT, None), (LONG, None)):
@@ -80,7 +80,7 @@ def test_the_tool_takes_such_a_recording(folder, language, picture):
     said = [picture, LONG]
     most = length_of(language, said)
     config = GenerationConfig(guidance_scale=5, image_guidance_scale=5, temperature=0, min_codes=4)
-    (drawn,) = TextToImage(language, None).tokens([said], torch.Generator(), config, official_quirks=True)
+    (drawn,) = TextToImage(language).tokens([said], torch.Generator(), config, official_quirks=True)
     assert len(drawn) == CELLS, "it goes on as long as it may"
     vocabulary = language.model.vocabulary
     row = [vocabulary.begin, *vocabulary.ids_of(drawn.ids).tolist()]

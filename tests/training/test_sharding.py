@@ -48,7 +48,7 @@ def test_accelerate_does_not_wrap_fsdp_around_a_network_itself(monkeypatch):
     assert "ACCELERATE_USE_FSDP" not in os.environ
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_moves_between_numbers_of_processes(tmp_path):
     several("learn", tmp_path)
     one, moved = (
@@ -67,7 +67,7 @@ def test_a_run_moves_between_numbers_of_processes(tmp_path):
     assert [path.name for path in (tmp_path / "moved" / "checkpoints").iterdir()]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_in_the_middle_of_a_save_the_whole_checkpoint_is_old_or_new(tmp_path):
     rows = [tuple(map(int, line.split())) for line in several("kill", tmp_path).splitlines()]
     for step, victim, least in ((1, 0, 8), (2, 0, 8), (2, 1, 1)):

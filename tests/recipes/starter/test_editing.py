@@ -42,7 +42,8 @@ class OracleDrawer:
         self.asked, self.kept_of = [], []
         self.usual = DrawingConfig()
 
-    def tokens(self, said, generators):  # the usual guidance
+    def tokens(self, said, generators, config, **rest):
+        assert config.guidance_scale is None, "the usual guidance"
         assert len(said) == len(generators) <= editing.BATCH
         self.asked += said
         return [self.made.get((one.tobytes(), str(other)), one) for one, other in said]
@@ -50,11 +51,11 @@ class OracleDrawer:
     def tokenize(self, pictures):
         return pictures
 
-    def kept(self, source, tokens):
-        self.kept_of.append(source)
-        return [source]
+    def kept(self, sources, tokens):
+        self.kept_of += sources
+        return sources
 
-    def __call__(self, tokens, size, *, generators, drawing, sources=None):
+    def __call__(self, tokens, size, *, generators, drawing, sources=None, **rest):
         assert sources is None or len(sources) == len(tokens)
         assert len(generators) == len(tokens)
         return list(tokens)

@@ -43,7 +43,7 @@ class Catalogue:
                 self.known[prompt] = index
         self.calls: list[tuple[list[str], list[int]]] = []
 
-    def tokens(self, said, generators, config):
+    def tokens(self, said, generators, config, **rest):
         assert len(said) <= BATCH
         told = [prompt for (prompt,) in said]
         self.calls.append((told, [generator.initial_seed() for generator in generators]))
@@ -57,7 +57,7 @@ class Catalogue:
     def _coded(self, index):
         return TokenizedImage(np.array([index]), None, (8, 8), (64, 64), self.fingerprint, 64)
 
-    def __call__(self, tokens, size, *, generators, drawing):
+    def __call__(self, tokens, size, *, generators, drawing, **rest):
         assert len(tokens) == len(generators)
         return [self.pictures[int(token.ids[0])].resize((size, size)) for token in tokens]
 

@@ -3,7 +3,7 @@
 Legend: P pictures, E numbers of an embedding.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ from PIL import Image
 
 from pictish.evaluation.metrics import LEVEL
 from pictish.evaluation.pictures import seed_of
+from pictish.pipelines.drawing import generators
+from pictish.pipelines.settings import GenerationConfig
+from pictish.recipes.starter.evaluation.judge import SIDE
 
 if TYPE_CHECKING:
-    import torch
-
     from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
 
@@ -32,11 +33,30 @@ class Shown:
     """(P, E)"""
 
 
-def generators(seed: int, names: Iterable[str]) -> "list[torch.Generator]":
-    """A generator for each name, the same whatever else is drawn."""
-    import torch
+def seeds(seed: int, names: Iterable[str]) -> list[int]:
+    """A seed for each name, the same whatever else is drawn."""
+    return [seed_of(seed, name) for name in names]
 
-    return [torch.Generator().manual_seed(seed_of(seed, name)) for name in names]
+
+def config_of(drawing: "Drawing", guidance_scale: float | None = None) -> GenerationConfig:
+    """Settings of images of the judge's size whose pixels are drawn by `drawing`."""
+    return GenerationConfig(
+        guidance_scale=guidance_scale,
+        size=SIDE,
+        num_inference_steps=drawing.steps,
+        decoder_guidance_scale=drawing.guidance,
+        scheduler=drawing.scheduler,
+        upscale=drawing.upscale,
+    )
+
+
+def decoded(
+    drawer: "TextToImage", images: Sequence[Image.Image], seeds: Sequence[int], drawing: "Drawing"
+) -> list[Image.Image]:
+    """Images from their own codes."""
+    reconstructor = drawer.reconstructor
+    tokens = reconstructor.tokenizer.tokenize(images)
+    return reconstructor(tokens, SIDE, generators=generators(seeds), drawing=drawing)
 
 
 def header(drawer: "TextToImage", drawing: "Drawing", language: str, seed: int) -> dict[str, Any]:

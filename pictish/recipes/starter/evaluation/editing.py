@@ -27,11 +27,12 @@ import numpy as np
 from PIL import Image
 
 from pictish.evaluation.metrics import means
+from pictish.pipelines import drawing as pipeline
 from pictish.recipes.starter.concepts import TONES
 from pictish.recipes.starter.edits import CAPS, Change, changes
-from pictish.recipes.starter.evaluation.drawn import BATCH, Shown, generators, header
+from pictish.recipes.starter.evaluation.drawn import BATCH, Shown, config_of, decoded, header, seeds
 from pictish.recipes.starter.evaluation.emoji import SETS
-from pictish.recipes.starter.evaluation.judge import SIDE, Judge
+from pictish.recipes.starter.evaluation.judge import Judge
 from pictish.recipes.starter.phrases import COLOURS, Picture, rank
 
 if TYPE_CHECKING:
@@ -131,11 +132,13 @@ class EditingEvaluation:
             match way:
                 case "edited":
                     words = [one.instruction for one in batch]
-                    pictures += self._generate(list(zip(before, words, strict=True)), names, before)
+                    config = config_of(self.drawing)
+                    drawn = pipeline.edit(self.drawer, before, words, seeds(self.seed, names), config)
+                    pictures += [one.image for one in drawn]
                 case "true codes":
-                    pictures += self._drawn_back(after, names)
+                    pictures += decoded(self.drawer, after, seeds(self.seed, names), self.drawing)
                 case "source":
-                    pictures += self._drawn_back(before, names)
+                    pictures += decoded(self.drawer, before, seeds(self.seed, names), self.drawing)
                 case _:
                     pictures += after
             advance(len(batch))
@@ -146,8 +149,11 @@ class EditingEvaluation:
         pictures: list[Image.Image] = []
         for start in range(0, len(prompts), BATCH):
             batch = prompts[start : start + BATCH]
-            said = [(self.image(one.first), self._other(one)) for one in batch]
-            pictures += self._generate(said, [one.name for one in batch], None)
+            prompts_of = [(self.image(one.first), self._other(one)) for one in batch]
+            own = seeds(self.seed, (one.name for one in batch))
+            pictures += [
+                one.image for one in pipeline.generate(self.drawer, prompts_of, own, config_of(self.drawing))
+            ]
             advance(len(batch))
         empty = self.judge.references.embeddings[:0]
         return Shown(pictures, self.judge.embed(pictures) if pictures else empty)
@@ -252,24 +258,6 @@ class EditingEvaluation:
             return None
         ways = {way: means(s[mine].astype(np.float64), MEASURES, self.seed) for way, s in scores.items()}
         return {"edits": int(mine.sum()), "ways": ways}
-
-    def _generate(
-        self, said: "Sequence[Sequence[Said]]", names: Sequence[str], sources: Sequence[Image.Image] | None
-    ) -> list[Image.Image]:
-        """Tokens of the model as pixels; where they tell what `sources` do, those stay."""
-        tokens = self.drawer.tokens(said, generators(self.seed, names))
-        draw = self.drawer.reconstructor
-        kept = None
-        if sources is not None:
-            each = [draw.kept(source, [token]) for source, token in zip(sources, tokens, strict=True)]
-            kept = [one[0] for one in each if one is not None] or None
-        noise = generators(self.seed, names)  # anew: the same noise whatever the tokens drew
-        return draw(tokens, SIDE, generators=noise, drawing=self.drawing, sources=kept)
-
-    def _drawn_back(self, pictures: Sequence[Image.Image], names: Sequence[str]) -> list[Image.Image]:
-        draw = self.drawer.reconstructor
-        tokens = draw.tokenizer.tokenize(pictures)
-        return draw(tokens, SIDE, generators=generators(self.seed, names), drawing=self.drawing)
 
     def _picture(self, place: int) -> Picture:
         """A reference as what edits are made of; its PNG stands for its look, as tokens do."""

@@ -14,10 +14,11 @@ from PIL import Image
 
 from pictish.evaluation.metrics import means
 from pictish.evaluation.pictures import seed_of
+from pictish.pipelines.drawing import generate
 from pictish.recipes.starter.captions import descriptions
-from pictish.recipes.starter.evaluation.drawn import BATCH, Shown, generators, header
+from pictish.recipes.starter.evaluation.drawn import BATCH, Shown, config_of, decoded, header, seeds
 from pictish.recipes.starter.evaluation.emoji import SETS
-from pictish.recipes.starter.evaluation.judge import SIDE, Judge, settings
+from pictish.recipes.starter.evaluation.judge import Judge, settings
 from pictish.recipes.starter.phrases import Picture
 
 if TYPE_CHECKING:
@@ -106,24 +107,18 @@ class GenerationEvaluation:
                 case "generated":
                     pictures += self._generate(batch, text_scale)
                 case "true codes":
-                    tokens = self.drawer.reconstructor.tokenizer.tokenize(real)
-                    pictures += self._decode(tokens, batch)
+                    own = seeds(self.seed, (each.name for each in batch))
+                    pictures += decoded(self.drawer, real, own, self.drawing)
                 case _:
                     pictures += real
             advance(len(batch))
         return Shown(pictures, self.judge.embed(pictures))
 
     def _generate(self, batch: Sequence[Asked], text_scale: float | None) -> list[Image.Image]:
-        from pictish.pipelines.settings import GenerationConfig
-
-        seeded = generators(self.seed, (each.name for each in batch))
-        config = GenerationConfig(guidance_scale=text_scale)
-        tokens = self.drawer.tokens([[each.prompt] for each in batch], seeded, config)
-        return self._decode(tokens, batch)
-
-    def _decode(self, tokens: Sequence[Any], batch: Sequence[Asked]) -> list[Image.Image]:
-        noise = generators(self.seed, (each.name for each in batch))  # anew, whatever the tokens drew
-        return self.drawer.reconstructor(tokens, SIDE, generators=noise, drawing=self.drawing)
+        config = config_of(self.drawing, text_scale)
+        prompts = [[each.prompt] for each in batch]
+        drawn = generate(self.drawer, prompts, seeds(self.seed, (each.name for each in batch)), config)
+        return [one.image for one in drawn]
 
     def report_seen(self, asked: Sequence[Asked], shown: Mapping[str, Shown]) -> dict[str, Any]:
         """Numbers of the seen captions, JSON-ready.

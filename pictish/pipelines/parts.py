@@ -1,0 +1,104 @@
+"""The parts of a model folder, each loaded on first use."""
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self, cast
+
+from pictish.io.model_folder import locate_model
+from pictish.lm.captions import CAPTIONS
+from pictish.pipelines.language import Precision
+
+if TYPE_CHECKING:
+    import torch
+
+    from pictish.lm.model import UnifiedModel
+    from pictish.pipelines.language import Language
+    from pictish.pipelines.reconstruct import Reconstructor
+    from pictish.pipelines.text_to_image import TextToImage
+    from pictish.tokenizer.dynamic import Tokenizer
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class ModelParts:
+    """What `Pipeline` works with; safe to use from several threads."""
+
+    def __init__(self, model: str | Path, device: "torch.device", precision: Precision) -> None:
+        self.model, self.device, self.precision = model, device, precision
+        self._loading = threading.RLock()
+        self._tokenizer: Tokenizer | None = None
+        self._language: Language | None = None
+        self._reconstructors: dict[bool, Reconstructor] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "starter",
+        *,
+        device: "str | torch.device" = "auto",
+        dtype: "Dtype | torch.dtype" = "float32",
+    ) -> Self:
+        """A model by name (`"starter"` ships with the package) or by the path of its folder.
+
+        `device` is "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N". `dtype`, float32 or
+        bfloat16, is that of the language model, the denoiser and, on a GPU, the upscaler. Nothing is loaded
+        yet. ValueError for a folder without a tokenizer, a device that is not there and other types.
+        """
+        from pictish.training.world import resolve_device
+
+        precision = str(dtype).removeprefix("torch.")
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype: {dtype} asked for; float32 or bfloat16 fits")
+        locate_model(model, "tokenizer")
+        return cls(model, resolve_device(str(device)), cast(Precision, precision))
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """The tokenizer, loaded on first use."""
+        from pictish.tokenizer.dynamic import Tokenizer
+
+        with self._loading:
+            if self._tokenizer is None:
+                self._tokenizer = Tokenizer.from_folder(self.model, self.device)
+            return self._tokenizer
+
+    @property
+    def language_model(self) -> "UnifiedModel":
+        """The language model with its text tokenizer and projector, loaded on first use."""
+        return self.language.model
+
+    @property
+    def language(self) -> "Language":
+        """Tokenizer and language model, joined; loaded on first use."""
+        import torch
+
+        from pictish.lm.model import UnifiedModel
+        from pictish.pipelines.language import Language
+
+        with self._loading:
+            if self._language is None:
+                dtype = getattr(torch, self.precision)
+                model = UnifiedModel.from_folder(self.model, self.device, dtype)
+                self._language = Language(self.tokenizer, model)
+            return self._language
+
+    def reconstructor(self, *, preview: bool = False) -> "Reconstructor":
+        """Tokenizer and diffusion decoder, or feed-forward `preview`, joined; loaded on first use."""
+        from pictish.pipelines.reconstruct import Reconstructor
+
+        with self._loading:
+            if preview not in self._reconstructors:
+                self._reconstructors[preview] = Reconstructor.from_folder(
+                    self.model,
+                    self.device,
+                    self.tokenizer,
+                    steps=0 if preview else None,
+                    precision=self.precision,
+                )
+            return self._reconstructors[preview]
+
+    def text_to_image(self, reconstructor: "Reconstructor | None" = None) -> "TextToImage":
+        """The language model and what decodes its tokens, if that is needed."""
+        from pictish.pipelines.text_to_image import TextToImage
+
+        return TextToImage(self.language, reconstructor, locate_model(self.model, "lm") / CAPTIONS)
