@@ -1,6 +1,5 @@
 """`pictish train model`: a whole model of one's own pictures, one part after the other."""
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -104,8 +103,8 @@ def _measure(
         a_step = measured.seconds_a_step[stage]
         say(f"  {stage:<10}{steps_of(config, stage):>8,} steps of {a_step:.3g} s: {minutes[stage]:.1f} min")
     say(f"  {'tokens':<10}{captioned:>8,} pictures: {minutes['tokens']:.1f} min")
-    took = f"measured in {time.monotonic() - began:.0f} s"
-    say(f"expected: {sum(minutes.values()):.0f} min on this machine of {os.cpu_count()} cores ({took})")
+    total, took = sum(minutes.values()), time.monotonic() - began
+    say(f"training will take about {total:.0f} min on this machine (measured in {took:.0f} s)")
 
 
 def _train_all(config: "OwnConfig", out: Path, device: str, quiet: bool, say: Callable[[str], None]) -> bool:

@@ -52,23 +52,29 @@ def preset(size: Size, initial: str | None = None, overrides: Sequence[str] = ()
     return parse(OwnConfig, overridden(whole, overrides), f"--size {size}")
 
 
+_PATHS = ("folder", "path", "paths", "cache", "initial")  # keys of paths, wherever they stand
+
+
 def located(config: OwnConfig, folder: Path) -> OwnConfig:
     """The configuration with its relative paths joined to `folder`."""
-    raw = config.model_dump(mode="json")
     here = folder.resolve()
 
-    def join(path: str | None) -> str | None:
-        return path if path in (None, "starter") else str(here / path)
+    def join(value: Any) -> Any:
+        if isinstance(value, list):
+            return [join(each) for each in value]
+        return str(here / value) if isinstance(value, str) and value != "starter" else value
 
+    def joined(raw: Any) -> Any:
+        if isinstance(raw, list):
+            return [joined(each) for each in raw]
+        if not isinstance(raw, dict):
+            return raw
+        return {key: join(value) if key in _PATHS else joined(value) for key, value in raw.items()}
+
+    raw = joined(config.model_dump(mode="json"))
     for stage in STAGES[:2]:
-        data = raw[stage]["data"]
-        data["cache"] = join(data["cache"])
         for split in ("train", "validation"):
-            data[split] = [join(path) for path in data[split]]
+            raw[stage]["data"][split] = join(raw[stage]["data"][split])
     for stage in STAGES[1:]:
         raw[stage]["tokenizer"] = join(raw[stage]["tokenizer"])
-    raw["tokenizer"]["initial"] = join(raw["tokenizer"]["initial"])
-    for split in ("train", "validation"):
-        for source in raw["lm"]["data"][split].values():
-            source["paths"] = [join(path) for path in source["paths"]]
     return parse(OwnConfig, raw, FILE)
