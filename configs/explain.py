@@ -40,7 +40,8 @@ def _entry(name: str, value: Any, depth: int) -> list[str]:
         return [f"{indent}{name}:", *inner]
     if _is_list(value) and value and all(isinstance(each, BaseModel) for each in value):
         lines = [f"{indent}{name}:"]
-        for cls in dict.fromkeys(map(type, value)):  # the keys of elements, which take a line each
+        classes: dict[type[BaseModel], None] = dict.fromkeys(type(each) for each in value)
+        for cls in classes:  # the keys of elements, which take a line each
             for key, field in cls.model_fields.items():
                 if field.description:
                     lines.append(f"{indent}  # {key}: {field.description}")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -144,8 +145,16 @@ def test_parts_are_assembled_and_shown(trained, tmp_path, capsys):
     assert sorted(facts) == ["decoder", "lm", "tokenizer"]
     assert facts["lm"]["tokenizer"] == facts["decoder"]["tokenizer"] == facts["tokenizer"]["fingerprint"]
     assert facts["tokenizer"]["weights"] > 1000
-    assert main(["model", "assemble", str(model), *parts]) == 2
+    assert main(["model", "assemble", str(model), *parts, "--quiet"]) == 0, (
+        "what is there already may be given"
+    )
+    shutil.copytree(out / "decoder", tmp_path / "other")
+    with (tmp_path / "other" / "config.yaml").open("a") as file:
+        file.write("# another decoder\n")
+    other = ["--decoder", str(tmp_path / "other")]
+    assert main(["model", "assemble", str(model), *other]) == 2
     assert "exists already" in capsys.readouterr().err
+    assert main(["model", "assemble", str(model), *other, "--overwrite", "--quiet"]) == 0
     assert main(["model", "assemble", str(tmp_path / "mixed"), *parts[:2], "--lm", "starter"]) == 2
     assert "reads codes of tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "mixed").exists()
