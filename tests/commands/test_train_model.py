@@ -196,3 +196,17 @@ def test_a_configuration_is_shown(capsys):
     shown = capsys.readouterr().out
     assert "\nbatch_size: 3\n" in shown
     assert "# steps between grids of pictures; 0: none" in shown
+
+
+def test_raw_shards_alone(tmp_path, capsys):
+    pictures, out = write_pictures(tmp_path / "pictures"), tmp_path / "shards"
+    words = ["data", "shards", str(pictures), str(out), "--val", "0.25", "--workers", "0"]
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    assert "12 pictures, 12 with captions from name.txt (12)" in said
+    assert "broken.jpg" in said
+    assert "held out for validation: 3 pictures" in said
+    shards = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.tar"))
+    assert shards == ["train/captioned-000000.tar", "validation/captioned-000000.tar"]
+    assert main(words) == 2
+    assert "exists already" in capsys.readouterr().err
