@@ -5,9 +5,9 @@ import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from pictish.io.plain_yaml import parse_yaml, read_yaml
 
@@ -18,6 +18,17 @@ class Config(BaseModel):
     """Base of every configuration: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    renamed: ClassVar[Mapping[str, str]] = {}  # former name of a key -> its name now; both can be read
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, raw: Any) -> Any:
+        """Accept former key names; given beside the new one, a former name is an unknown key."""
+        if not isinstance(raw, Mapping):
+            return raw
+        former = {key: new for key, new in cls.renamed.items() if key in raw and new not in raw}
+        return {former.get(key, key): value for key, value in raw.items()}
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 import threading
 import warnings
@@ -17,10 +16,10 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from pictish.io.files import one_line, printable, read_regular_file
+from pictish.io.finding import Found, find, image_kind, supported
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 128_000_000
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -46,32 +45,22 @@ class ImageFile:
 
 
 def find_images(inputs: Sequence[Path]) -> list[ImageFile]:
-    """Pictures in `inputs` (files, or folders searched to the bottom), sorted by name.
+    """Images in `inputs` (files, or folders searched to the bottom), sorted by name; see `find`.
 
-    The order of `inputs` does not matter; a picture reached twice under one name counts once. Links to
-    files are followed, links to folders below an input are not. ValueError when an input is missing or
-    no picture is found.
+    ValueError when an input is missing or no image is found.
     """
-    found: dict[tuple[str, str], ImageFile] = {}
-    for entry in inputs:
-        if not entry.exists():
-            raise ValueError(f"{printable(entry)}: there is no such file or folder")
-        if entry.is_dir():
-            images = [ImageFile(path, path.relative_to(entry).as_posix()) for path in _walk(entry)]
-        elif entry.suffix.lower() in SUFFIXES:
-            images = [ImageFile(entry, entry.name)]
-        else:
-            raise ValueError(f"{printable(entry)}: not a picture by its name; known are {_known()}")
-        found.update({(image.name, os.path.realpath(image.path)): image for image in images})
-    if not found:
+    return images_of(find(inputs), inputs)
+
+
+def images_of(found: Found, inputs: Sequence[Path]) -> list[ImageFile]:
+    """The images of a search in `inputs`; ValueError when there is none."""
+    if not found.images:
+        if found.problems:
+            name, reason = found.problems[0]
+            raise ValueError(f"{printable(name)}: {reason}")
         places = ", ".join(printable(entry) for entry in inputs) or "nothing was given"
-        raise ValueError(f"no pictures found ({places}); looked for {_known()}")
-    return [found[key] for key in sorted(found)]
-
-
-def holds_images(folder: Path) -> bool:
-    """Whether a picture lies anywhere in the folder."""
-    return next(_walk(folder), None) is not None
+        raise ValueError(f"no pictures found ({places}); looked for {supported()}")
+    return [ImageFile(file.path, file.name) for file in found.images]
 
 
 def load_image(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -96,7 +85,7 @@ def load_image(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
         came = f"{int(pixels[1]):,}" if pixels else "too many"
         raise ValueError(f"{came} pixels; at most {max_pixels:,} are decoded (max_pixels)") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"not a picture; known are {_known()}") from None
+        raise ValueError(f"not a picture; known are {supported()}") from None
     except (
         Exception
     ) as error:  # decoders raise anything on broken bytes: IndexError, struct.error, SyntaxError ...
@@ -135,7 +124,19 @@ def _opened(held: bytes | Image.Image) -> contextlib.AbstractContextManager[Imag
     """The picture, closed at the end unless it is the caller's."""
     if isinstance(held, Image.Image):
         return contextlib.nullcontext(held)
+    if image_kind(held[:32]) == "heic":
+        return _opened_heif(held)
     return Image.open(io.BytesIO(held), formats=_FORMATS)
+
+
+def _opened_heif(blob: bytes) -> Image.Image:
+    """A HEIC picture, whose pixels are not decoded yet; Pillow itself learns nothing of the format."""
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ValueError("HEIC images need pip install 'pictish[heic]'") from None
+    image: Image.Image = HeifImageFile(io.BytesIO(blob))
+    return image
 
 
 def fit_square(image: Image.Image, side: int, *, exact: bool = False) -> npt.NDArray[np.uint8]:
@@ -147,18 +148,6 @@ def fit_square(image: Image.Image, side: int, *, exact: bool = False) -> npt.NDA
     gap = None if exact else 2.0
     small = image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=gap)
     return np.array(small, dtype=np.uint8)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise error
-
-    for root, _, files in os.walk(folder, onerror=fail):
-        yield from (Path(root, name) for name in files if Path(name).suffix.lower() in SUFFIXES)
-
-
-def _known() -> str:
-    return " ".join(sorted(suffix[1:] for suffix in SUFFIXES))
 
 
 @contextlib.contextmanager

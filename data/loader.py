@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import queue
+import signal
 import struct
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from pictish.io.files import one_line, read_regular_file
 
 _FRAME = struct.Struct("<II")  # bytes of JSON, bytes after it
 _WAITING_BYTES = 256 << 20  # of ImageBytes sent ahead
+_ATTEMPTS = 3  # at a picture whose worker process dies
+_FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # by the kernel or a user
 _START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -53,7 +56,12 @@ class Decoded:
     pixels: npt.NDArray[np.uint8] | None  # (side, side, 3)
     size: tuple[int, int] | None  # height, width of the original, upright
     error: str | None  # one line
-    sha256: str | None  # of the source's bytes; None when it cannot be read
+    sha256: str | None  # of the source's bytes; None when the error says nothing about them
+
+    @property
+    def transient(self) -> bool:
+        """Whether the error may pass: reading failed, memory ran out, a process was killed."""
+        return self.error is not None and self.sha256 is None
 
 
 def decode_images(
@@ -119,12 +127,12 @@ def _decode(file: ImageFile | ImageBytes, request: dict[str, Any]) -> tuple[dict
         image = load_image(blob, request["max_pixels"])
         reply["size"] = (image.height, image.width)
         return reply, fit_square(image, request["side"], exact=request["exact"]).tobytes()
-    except OSError as error:
+    except OSError as error:  # in reading: bytes that are no picture are a ValueError
         reply["error"] = error.strerror or one_line(error)
     except ValueError as error:
         reply["error"] = one_line(error)
     except MemoryError:
-        reply["error"] = "not enough memory to decode it"
+        reply["error"], reply["sha256"] = "not enough memory to decode it", None
     return reply, b""
 
 
@@ -181,43 +189,58 @@ class WorkerPool:
 
 
 class _Worker:
-    """The parent's side of one worker process, started again when a picture has killed it."""
+    """The parent's side of one worker process, started again when it has died."""
 
     def __init__(self) -> None:
         self._stopped = False
+        self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
     def ask(self, file: ImageFile | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """The reply for a picture, which is tried again in a new process when the one that had it died."""
         blob = file.blob if isinstance(file, ImageBytes) else b""
         path = os.fspath(file.path) if isinstance(file, ImageFile) else None
-        try:
-            self._wait_until_ready()
-            _send(self._requests, {**request, "path": path, "name": file.name}, blob)
-            reply, pixels = _receive(self._replies)
-        except (EOFError, OSError):
-            self.release()
-            code = self._process.returncode
-            if not self._stopped:
-                self._start()
-            error = f"the decoding process died on it (exit code {code})"
-            return {"error": error, "sha256": None, "size": None, "side": request["side"]}, b""
+        message = {**request, "path": path, "name": file.name}
+        for _ in range(_ATTEMPTS):
+            try:
+                process = self._process or self._start()
+                self._wait_until_ready(process)
+                _send(_pipe(process.stdin), message, blob)
+                reply, pixels = _receive(_pipe(process.stdout))
+                break
+            except (EOFError, OSError, ValueError):  # ValueError: `release` has closed the pipe
+                if self._process is None and not self._stopped:
+                    raise  # no process can be started
+                code = self.release()
+                if self._stopped:
+                    return _died(file, request, code), b""
+        else:
+            return _died(file, request, code), b""
         if "bug" in reply:
             raise RuntimeError(f"a decoding process failed on {file.name!r}:\n{reply['bug']}")
         return reply, pixels
 
     def stop(self) -> None:
+        """End the process, from another thread, for good."""
         self._stopped = True
-        self._process.kill()
+        if process := self._process:
+            process.kill()
 
-    def release(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._requests, self._replies):
+    def release(self) -> int:
+        """End the process; its exit code."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        process.kill()
+        code = process.wait()
+        for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):  # bytes it will not take any more
-                pipe.close()
+                _pipe(pipe).close()
+        return code
 
-    def _start(self) -> None:
+    def _start(self) -> "subprocess.Popen[bytes]":
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        self._ready = False
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
@@ -225,21 +248,36 @@ class _Worker:
             env={**os.environ, **threads},
             start_new_session=True,  # Ctrl-C goes to the parent alone, which then ends its workers
         )
-        assert self._process.stdin
-        assert self._process.stdout
-        self._requests, self._replies = self._process.stdin, self._process.stdout
-        self._ready = False
+        return self._process
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, process: "subprocess.Popen[bytes]") -> None:
         if self._ready:
             return
         try:
-            _receive(self._replies)
+            _receive(_pipe(process.stdout))
         except EOFError:
-            if not self._stopped:
-                raise RuntimeError(f"a decoding process did not start: {self._process.args!r}") from None
+            if not self._stopped and process.wait() >= 0:  # else a signal has ended it
+                raise RuntimeError(f"a decoding process did not start: {process.args!r}") from None
             raise
         self._ready = True
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None, "a worker's pipes are made by Popen"
+    return pipe
+
+
+def _died(file: ImageFile | ImageBytes, request: dict[str, Any], code: int) -> dict[str, Any]:
+    """The reply for a picture whose processes died, the last with this exit code."""
+    sha256 = None
+    if -code in _FROM_OUTSIDE:
+        error = f"the decoding process was killed {_ATTEMPTS} times ({signal.Signals(-code).name})"
+    else:
+        error = f"the decoding process died on it (exit code {code})"
+        with contextlib.suppress(OSError, ValueError):
+            blob = file.blob if isinstance(file, ImageBytes) else read_regular_file(file.path)
+            sha256 = hashlib.sha256(blob).hexdigest()
+    return {"error": error, "sha256": sha256, "size": None, "side": request["side"]}
 
 
 def _serve() -> None:

@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from pictish.data.images import holds_images
 from pictish.data.samples import (
     DamagedSample,
     Sample,
@@ -35,10 +34,11 @@ from pictish.data.samples import (
 )
 from pictish.data.shards import find_shards
 from pictish.io.files import one_line, printable, write_atomic
+from pictish.io.finding import Found, counted, find
 
 _BLOCK = 1024  # samples whose sources are drawn at once
 _HOPELESS = 1000  # samples of one source that cannot be used, none between: something is wrong with all
-_CACHE_FORMAT = "pictish-index-1"
+_CACHE_FORMAT = "pictish-index-2"
 _ARRAYS = ("names", "name_ends", "member_ends", "kinds", "offsets", "sizes")
 
 
@@ -49,6 +49,7 @@ class Source:
     name: str
     paths: tuple[Path, ...]
     weight: float = 1.0  # share of the stream's samples, relative to the other sources'
+    caption_key: str | None = None  # field of the JSON that holds captions, see `sample_captions`
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
@@ -62,6 +63,7 @@ class Report:
     """How many samples were used, and the names of those that could not be, by reason."""
 
     used: int = 0
+    hidden: int = 0  # files of the sources that are left out by their names
     skipped: dict[str, list[str]] = field(default_factory=dict)
     _known: set[tuple[str, str]] = field(default_factory=set, init=False, repr=False, compare=False)
 
@@ -88,6 +90,8 @@ class Report:
         for reason, names in sorted(self.skipped.items()):
             more = f" and {len(names) - most:,} more" if len(names) > most else ""
             found.append(f"{len(names):,} skipped, {reason}: {', '.join(names[:most])}{more}")
+        if self.hidden:
+            found.append(f"{counted(self.hidden, 'hidden file')} ignored")
         return found
 
 
@@ -172,6 +176,11 @@ class Mixture:
         return {name: pool.size for name, pool in self._pools.items()}
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Of each source: 12 hex digits over the names of its samples, wherever they lie."""
+        return {name: str(pool.facts["digest"]) for name, pool in self._pools.items()}
+
+    @property
     def position(self) -> dict[str, Any]:
         """The state behind the sample drawn last, as plain JSON."""
         sources = {name: {**pool.facts, "drawn": self._drawn[name]} for name, pool in self._pools.items()}
@@ -207,8 +216,9 @@ class Mixture:
 
         Whoever calls this hands the outcome to `use` or `skip`, in the order of the slots.
         """
-        index, row = self._pools[slot.source].place(slot.row)
-        return index.read(row, self.tokenizer)
+        pool = self._pools[slot.source]
+        index, row = pool.place(slot.row)
+        return index.read(row, self.tokenizer, pool.caption_key)
 
     def use(self, slot: Slot) -> None:
         """Count a sample as used."""
@@ -247,8 +257,16 @@ class Mixture:
 
     def _indices(self, source: Source, cache: Path | None, own_cache: Path | None) -> list[SampleIndex]:
         """The shards and folders of a source; damage is reported, or a ValueError when strict."""
-        indices = _load(source, cache, own_cache)
+        indices, found = _load(source, cache, own_cache)
+        self.report.hidden += len(found.hidden)
+        for name, reason in found.problems:
+            if self.strict:
+                raise ValueError(f"{printable(name)}: {reason}")
+            self.report.skip(printable(name), reason)
         for index in indices:
+            self.report.hidden += index.hidden
+            for name, reason in index.ignored.items():
+                self.report.skip(sample_name(index.source, name), reason)
             if index.damage is not None:
                 if self.strict:
                     raise ValueError(f"{index.source}: {index.damage}")
@@ -289,7 +307,7 @@ class _Pool:
     """All samples of one source, and their order in an epoch."""
 
     def __init__(self, source: Source, seed: int, indices: Sequence[SampleIndex]) -> None:
-        self._seed, self._name = seed, source.name
+        self._seed, self._name, self.caption_key = seed, source.name, source.caption_key
         self._indices = indices
         self._ends = np.cumsum([len(index) for index in indices])
         self.size = int(self._ends[-1])
@@ -343,10 +361,13 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _load(source: Source, cache: Path | None, own_cache: Path | None) -> list[SampleIndex]:
-    """Indices of a source's shards and folders: unchanged shards from `cache`, the others scanned."""
+def _load(source: Source, cache: Path | None, own_cache: Path | None) -> tuple[list[SampleIndex], Found]:
+    """Indices of a source's shards and folders: unchanged shards from `cache`, the others scanned.
+
+    And what the search for shards found beside them.
+    """
     try:
-        shards, folders = _places(source)
+        shards, folders, found = _places(source)
         known, fresh = _from_cache(cache / f"{source.name}.safetensors") if cache else {}, 0
         indices = []
         for shard in shards:
@@ -355,26 +376,32 @@ def _load(source: Source, cache: Path | None, own_cache: Path | None) -> list[Sa
             indices.append(dataclasses.replace(index, path=shard) if index else index_shard(shard))
         if own_cache and (fresh or known):
             write_atomic(own_cache / f"{source.name}.safetensors", _to_cache(indices))
-        return indices + [index_folder(folder) for folder in folders]
+        return indices + [index_folder(folder) for folder in folders], found
     except OSError as error:
         raise ValueError(f"source {source.name}: {one_line(error)}") from error
     except ValueError as error:
         raise ValueError(f"source {source.name}: {error}") from error
 
 
-def _places(source: Source) -> tuple[list[Path], list[Path]]:
-    """Shards and picture folders of a source."""
-    shards, folders = [], {}
+def _places(source: Source) -> tuple[list[Path], list[Path], Found]:
+    """Shards and picture folders of a source, and what else lies beside the shards."""
+    shards: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
+    beside = Found()
     for entry in source.paths:
         if not entry.is_dir():
-            shards.append(entry)
-        elif next(entry.rglob("*.tar"), None) is None:
+            shards |= {os.path.realpath(shard): shard for shard in find_shards([entry])}
+            continue
+        found = find([entry])
+        if not found.shards:
             folders[os.path.realpath(entry)] = entry
-        elif holds_images(entry):
+            continue
+        if found.images:
             raise ValueError(f"{printable(entry)} holds shards and pictures; name the ones or the others")
-        else:
-            shards.append(entry)
-    return (find_shards(shards) if shards else []), list(folders.values())
+        shards |= {os.path.realpath(shard.path): shard.path for shard in found.shards}
+        beside.hidden += found.hidden
+        beside.problems += found.problems
+    return sorted(shards.values(), key=lambda path: (path.name, str(path))), list(folders.values()), beside
 
 
 def _to_cache(indices: Sequence[SampleIndex]) -> bytes:
@@ -384,6 +411,8 @@ def _to_cache(indices: Sequence[SampleIndex]) -> bytes:
             "path": os.path.realpath(index.path),
             "stamp": index.stamp,
             "damage": index.damage,
+            "ignored": dict(index.ignored),
+            "hidden": index.hidden,
             "suffixes": index.suffixes,
         }
         for index in indices
@@ -400,7 +429,8 @@ def _from_cache(path: Path) -> dict[tuple[str, tuple[int, int]], SampleIndex]:
         found = {}
         for number, facts in enumerate(json.loads(header["__metadata__"][_CACHE_FORMAT])):
             stamp, parts = (facts["stamp"][0], facts["stamp"][1]), [arrays[f"{number}.{n}"] for n in _ARRAYS]
-            index = SampleIndex(Path(facts["path"]), stamp, facts["damage"], tuple(facts["suffixes"]), *parts)
+            said = facts["damage"], dict(facts["ignored"]), int(facts["hidden"]), tuple(facts["suffixes"])
+            index = SampleIndex(Path(facts["path"]), stamp, *said, *parts)
             found[facts["path"], stamp] = index
         return found
     except Exception:  # whatever a damaged cache makes the readers raise: the shards are there to be scanned

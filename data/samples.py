@@ -6,7 +6,7 @@ Raw pictures stay encoded bytes: whoever has a tokenizer turns them into codes. 
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,18 +14,24 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pictish.data.images import SUFFIXES as FOLDER_PICTURES
+from pictish.data.captions import CAPTION_FIELDS
 from pictish.data.loader import ImageBytes
-from pictish.data.shards import PICTURES, scan_shard
+from pictish.data.members import (
+    CAPTIONS,
+    image_members,
+    is_image,
+    is_member,
+    is_named_caption,
+    owners,
+)
+from pictish.data.shards import check_seekable, open_shard
 from pictish.data.token_folder import MANIFEST
 from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line, printable, read_regular_file
+from pictish.io.finding import Found, begins_as_image, kind_of, split_name, unsupported, walk
 
 Picture: TypeAlias = TokenizedImage | ImageBytes  # of a shard of tokens, of a raw one
 
-# Where a sample has several pictures and none is named, the first of these counts.
-_PICTURE_SUFFIXES = ("tokens", *PICTURES, *sorted({s[1:] for s in FOLDER_PICTURES} - set(PICTURES)))
-_TEXT_SUFFIXES = ("json", "txt")
 _KINDS = ("edit", "document", "question", "questions")  # keys of the JSON that say what a sample is
 
 
@@ -100,14 +106,16 @@ def parse_sample(
     members: Mapping[str, bytes],
     tokenizer: str | None = None,
     text_alone: bool = True,
+    caption_key: str | None = None,
 ) -> Sample:
     """The sample whose members, by suffix, hold these bytes.
 
     `tokenizer`: fingerprint that token files must have. `text_alone=False` where a `.txt` without a picture
-    has lost it. DamagedSample, a ValueError of one line naming source and key, for what is no sample.
+    has lost it. `caption_key`: see `sample_captions`. DamagedSample, a ValueError of one line naming source
+    and key, for what is no sample.
     """
     try:
-        return _parse(source, key, members, tokenizer, text_alone)
+        return _parse(source, key, members, tokenizer, text_alone, caption_key)
     except (ValueError, RecursionError) as error:
         raise DamagedSample(sample_name(source, key), one_line(error)) from error
 
@@ -118,7 +126,12 @@ def sample_name(source: str, key: str) -> str:
 
 
 def _parse(
-    source: str, key: str, members: Mapping[str, bytes], tokenizer: str | None, text_alone: bool
+    source: str,
+    key: str,
+    members: Mapping[str, bytes],
+    tokenizer: str | None,
+    text_alone: bool,
+    caption_key: str | None,
 ) -> Sample:
     facts = _object(members["json"]) if "json" in members else {}
     kinds = [kind for kind in _KINDS if kind in facts]
@@ -143,26 +156,24 @@ def _parse(
             return Document(source, key, shown, tuple(given for _, _, given in parts))
         case [_]:
             return Question(source, key, picture(), _turns(facts))
-    if not text_alone or facts or any(map(_is_picture, members)) or "txt" not in members:
-        return Pair(source, key, picture(), _captions(facts, members.get("txt")), facts)
+    if not text_alone or facts or any(map(is_image, members)) or "txt" not in members:
+        return Pair(source, key, picture(), sample_captions(members, facts, caption_key), facts)
     if not (text := _text(members["txt"], "its .txt").strip()):
         raise ValueError("its text is empty")
     return PlainText(source, key, text)
 
 
-def _is_picture(suffix: str) -> bool:
-    return suffix.rpartition(".")[2] in _PICTURE_SUFFIXES
-
-
 def _picture_suffix(members: Mapping[str, bytes], name: str | None) -> str:
     """The member that is the sample's picture, or that its JSON means by `name`."""
+    images = image_members(members, tokens=True)
     if name is None:
-        choice = next((suffix for suffix in _PICTURE_SUFFIXES if suffix in members), None)
-        if choice is None:
-            raise ValueError("has no picture")
-        return choice
+        if "" in images:
+            return images[""][0]
+        if len(images) == 1:  # KEY.input.jpg
+            return next(iter(images.values()))[0]
+        raise ValueError("has named pictures, and no JSON that says which" if images else "has no picture")
     wanted = name.lower()  # as a shard's reader writes suffixes
-    if not _is_picture(wanted):
+    if not is_image(wanted):
         raise ValueError(f"its JSON names {name!r} as a picture; the name of one ends in .tokens or .png ...")
     # A raw shard's JSON is carried over when its pictures become tokens, so it still says source.png then.
     for choice in (wanted, f"{wanted.rpartition('.')[0]}.tokens".removeprefix(".")):
@@ -171,17 +182,48 @@ def _picture_suffix(members: Mapping[str, bytes], name: str | None) -> str:
     raise ValueError(f"lacks the member {name!r} that its JSON names")
 
 
-def _captions(facts: Mapping[str, Any], text: bytes | None) -> tuple[str, ...]:
-    """Every different caption of a pair: of its text, then of its JSON."""
-    listed = facts.get("captions") or []
-    if not isinstance(listed, list):
-        raise ValueError("captions in its JSON is no list")
-    alone = [] if facts.get("caption") is None else [facts["caption"]]
-    read = [] if text is None else [_text(text, "its .txt")]
-    captions = [_string(caption, "a caption").strip() for caption in (*read, *alone, *listed)]
+def sample_captions(
+    members: Mapping[str, bytes], facts: Mapping[str, Any], key: str | None = None
+) -> tuple[str, ...]:
+    """Every different caption of a pair: of its texts, of its JSON, of its lines of JSON.
+
+    A caption of JSON is the text, or each of a list of texts, in one of `CAPTION_FIELDS`; with `key`, in that
+    field (in any case) alone, and texts do not count. ValueError when there is none, and for other values
+    where nothing but captions can stand.
+    """
+    captions: list[str] = []
+    if key is None:
+        texts = sorted(filter(is_named_caption, members))
+        captions += [_text(members[s], f"its .{s}") for s in (*CAPTIONS, *texts) if s in members]
+    fields = CAPTION_FIELDS if key is None else (key.lower(),)
+    for one in (facts, *_lines(members.get("jsonl", b""))):
+        names = {name.lower(): name for name in one}
+        for field in (field for field in fields if field in names):
+            value = one[names[field]]
+            listed = value if isinstance(value, list) else [] if value is None else [value]
+            if key or field in ("caption", "captions") or all(isinstance(text, str) for text in listed):
+                captions += [_string(text, "a caption") for text in listed]
+    captions = [caption.strip() for caption in captions]
     if not any(captions):
-        raise ValueError("has no caption: no text, nor caption or captions in its JSON")
+        said = f"nothing under {key}" if key else "no text, nor caption or another known field"
+        has = f", which has {_keys(facts)}" if facts else ""
+        raise ValueError(f"has no caption: {said} in its JSON{has}")
     return tuple(dict.fromkeys(filter(None, captions)))
+
+
+def _lines(blob: bytes) -> list[dict[str, Any]]:
+    """The objects of a member of JSON lines; lines of other values have no captions."""
+    try:
+        values = [json.loads(line) for line in _text(blob, "its .jsonl").splitlines() if line.strip()]
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("its .jsonl is not lines of JSON") from None
+    return [value for value in values if isinstance(value, dict)]
+
+
+def _keys(facts: Mapping[str, Any], most: int = 8) -> str:
+    """The keys of an object, for an error."""
+    names = [printable(key[:40]) for key in facts]
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
 
 
 def _turns(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -261,6 +303,8 @@ class SampleIndex:
     path: Path
     stamp: tuple[int, int] | None  # of the shard when it was scanned: bytes, nanoseconds; None: a folder
     damage: str | None  # why the samples after these are lost
+    ignored: Mapping[str, str]  # files that belong to no sample, and why
+    hidden: int  # files that are left out by their names
     suffixes: tuple[str, ...]  # as they are written in names of files
     names: npt.NDArray[np.uint8]  # all keys in UTF-8 one after the other
     name_ends: npt.NDArray[np.int64]  # (N,)
@@ -280,14 +324,14 @@ class SampleIndex:
     @functools.cached_property
     def has_pictures(self) -> bool:
         """Whether any sample has one; a lone `.txt` among them has lost its picture."""
-        return any(_is_picture(suffix.lower()) for suffix in self.suffixes)
+        return any(is_image(suffix.lower()) for suffix in self.suffixes)
 
     def key(self, row: int) -> str:
         """Key of a sample."""
         start = int(self.name_ends[row - 1]) if row else 0
         return self.names[start : self.name_ends[row]].tobytes().decode("utf-8", "surrogateescape")
 
-    def read(self, row: int, tokenizer: str | None = None) -> Sample:
+    def read(self, row: int, tokenizer: str | None = None, caption_key: str | None = None) -> Sample:
         """One sample; DamagedSample as from `parse_sample`, and when its files are not what they were."""
         key = self.key(row)
         try:
@@ -295,7 +339,8 @@ class SampleIndex:
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
             raise DamagedSample(sample_name(self.source, key), reason) from error
-        return parse_sample(self.source, key, members, tokenizer, text_alone=not self.has_pictures)
+        alone = not self.has_pictures
+        return parse_sample(self.source, key, members, tokenizer, alone, caption_key)
 
     def _members(self, row: int, key: str) -> dict[str, bytes]:
         rows = range(int(self.member_ends[row - 1]) if row else 0, int(self.member_ends[row]))
@@ -321,67 +366,62 @@ def stamp_of(status: os.stat_result) -> tuple[int, int]:
 
 def index_shard(path: Path) -> SampleIndex:
     """Scan the headers of a shard; what is wrong with it becomes `damage`, what lies before is used."""
-    samples, damage, stamp = [], None, stamp_of(path.stat())
+    stamp = stamp_of(path.stat())
     try:
-        for sample in scan_shard(path):
-            samples.append(sample)
+        with open_shard(path) as shard:
+            check_seekable(shard)
+            return _index(path, stamp, shard.damage, shard.ignored, shard.hidden, list(shard.samples.items()))
     except ValueError as error:
-        damage = one_line(error).removeprefix(f"{printable(path.name)}: ")
-    return _index(path, stamp, damage, samples)
+        return _index(path, stamp, one_line(error).removeprefix(f"{printable(path.name)}: "), {}, 0, [])
 
 
 def index_folder(path: Path) -> SampleIndex:
     """Find the samples of a picture folder and the folders in it: files with one name but for the suffix.
 
-    A JSON also has the pictures that add a part to its name, `a.source.png` beside `a.json`. Links to folders
-    are not followed; names with a leading dot, and the manifest of a token folder, are passed over.
+    What else belongs to a sample says `owners`. Links are followed, hidden files and the manifest of a token
+    folder are left out.
     """
+    found = Found()
+    folders: dict[str, list[str]] = {}
+    for file in walk(path, found):
+        if file.name != MANIFEST:
+            folder, slash, base = file.name.rpartition("/")
+            folders.setdefault(folder + slash, []).append(base)
+    ignored = dict(found.problems)
     samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
-    for root, folders, files in os.walk(path, onerror=_fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        prefix = Path(root).relative_to(path).as_posix() + "/" if Path(root) != path else ""
-        known = [name for name in sorted(files) if not name.startswith(".") and _suffix(name)]
-        if not prefix and MANIFEST in known:
-            known.remove(MANIFEST)
-        texts = {_stem(name) for name in known if _suffix(name) in _TEXT_SUFFIXES}
-        objects = {_stem(name) for name in known if _suffix(name) == "json"}
-        found: dict[str, dict[str, tuple[int, int]]] = {}
-        for name in known:
-            stem = _stem(name)
-            owner = stem
-            if stem not in texts and _is_picture(_suffix(name)):
-                owner = next((shorter for shorter in _shorter(stem) if shorter in objects), stem)
-            found.setdefault(owner, {})[name[len(owner) + 1 :]] = (0, 0)
-        samples += [(prefix + stem, members) for stem, members in found.items()]
-    return _index(path, None, None, samples)
+    for folder, names in folders.items():
+        split = {name: split_name(name) for name in names if is_member(split_name(name)[1])}
+        ignored |= {folder + name: reason for name in names if (reason := _unused(path / folder / name))}
+        stems: dict[str, list[str]] = {}
+        for stem, suffix in split.values():
+            stems.setdefault(stem, []).append(suffix)
+        owner = owners(stems)
+        members: dict[str, dict[str, tuple[int, int]]] = {}
+        for name, (stem, _) in split.items():
+            whose = owner[stem]
+            beside = is_image(split[name][1]) and any(map(is_image, stems.get(whose, ()))) and whose != stem
+            if not name.startswith(f"{whose}.") or (beside and "json" not in stems[whose]):
+                whose = stem  # a file is read by its name; a picture that no JSON names is one of its own
+            members.setdefault(whose, {})[name[len(whose) + 1 :]] = (0, 0)
+        samples += [(folder + stem, own) for stem, own in members.items()]
+    return _index(path, None, None, ignored, len(found.hidden), samples)
 
 
-def _fail(error: OSError) -> None:
-    raise error
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _suffix(name: str) -> str:
-    """Suffix of a file that may be a sample's member, else nothing."""
-    suffix = name.rpartition(".")[2].lower()
-    return suffix if suffix in _PICTURE_SUFFIXES or suffix in _TEXT_SUFFIXES else ""
-
-
-def _shorter(stem: str) -> Iterator[str]:
-    """The name without its last part behind a dot, without its last two, and so on."""
-    while "." in stem:
-        stem = _stem(stem)
-        yield stem
+def _unused(path: Path) -> str | None:
+    """Why a file of a picture folder is no member of a sample though it is a picture; None for others."""
+    kind = kind_of(path.name)
+    if kind == "other" and not is_member(split_name(path.name)[1]) and begins_as_image(path):
+        return "an image whose name does not say so; give it a suffix"
+    return unsupported(path.name) if kind in ("unsupported image", "unsupported shard") else None
 
 
 def _index(
     path: Path,
     stamp: tuple[int, int] | None,
     damage: str | None,
-    samples: list[tuple[str, dict[str, tuple[int, int]]]],
+    ignored: Mapping[str, str],
+    hidden: int,
+    samples: Sequence[tuple[str, Mapping[str, tuple[int, int]]]],
 ) -> SampleIndex:
     suffixes = sorted({suffix for _, members in samples for suffix in members})
     numbers = {suffix: number for number, suffix in enumerate(suffixes)}
@@ -391,6 +431,8 @@ def _index(
         path,
         stamp,
         damage,
+        dict(ignored),
+        hidden,
         tuple(suffixes),
         np.frombuffer(b"".join(names), np.uint8),
         np.cumsum([len(name) for name in names], dtype=np.int64),

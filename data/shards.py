@@ -4,26 +4,22 @@ Only plain bytes come out: no member is ever decoded by its suffix, and pickles 
 """
 
 import contextlib
-import errno
-import os
-import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any
 
-from pictish.io.files import check_relative, one_line, printable, sync, temp_path
+from pictish.data.members import is_image, is_member, owners, split_member
+from pictish.data.tar import LARGEST_MEMBER, contents_of, open_tar
+from pictish.io.files import check_relative, printable, sync, temp_path
+from pictish.io.finding import SHARDS, Found, counted, find, image_kind, kind_of, unsupported
 
-SUFFIXES = frozenset({"tokens", "txt", "json", "png", "jpg", "jpeg", "webp"})
-PICTURES = ("png", "jpg", "jpeg", "webp")  # where a sample has several, the first of these counts
-_NAMED_PICTURE = re.compile(rf"[a-z0-9_-]+\.(tokens|{'|'.join(PICTURES)})")
-_PICKLES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "ckpt", "joblib"})
-_LARGEST_MEMBER = 1 << 30  # bytes, of all members of a sample together too
-_LARGEST_HEADER = 1 << 17  # bytes of long names and the like in front of a member
-_SAID = 300  # letters of an error
 Sample = dict[str, Any]  # "__key__": str, every other key a suffix: bytes
-_Content = TypeVar("_Content")  # of a member: its bytes, or where they lie
+_Place = tuple[int, int]  # offset and size in bytes
+_HEAD = 32  # bytes that tell what kind of image a member is
 
 
 class ShardFile:
@@ -52,9 +48,10 @@ class ShardFile:
         check_key(key)
         if key in self._keys:
             raise ValueError(f"{self.path.name}: two samples are called {printable(key)!r}")
-        if not members or not all(map(is_read, members)):
+        if not members or not all(map(is_member, members)):
             raise ValueError(
-                f"{self.path.name}: {printable(key)!r} has members {sorted(members)}, not {sorted(SUFFIXES)}"
+                f"{self.path.name}: {printable(key)!r} has members {sorted(members)}; images, tokens, "
+                "captions and JSON would fit"
             )
         self._keys.add(key)
         self._tar.write({"__key__": key, **members})
@@ -121,58 +118,156 @@ def shard_name(number: int, prefix: str = "shard") -> str:
     return f"{prefix}-{number:06d}.tar"
 
 
+@dataclass(frozen=True)
+class Shard:
+    """How a shard is understood: which members make up which samples."""
+
+    path: Path
+    samples: Mapping[str, Mapping[str, _Place]]  # by key and suffix, in the order of their first members
+    hidden: int  # members such as `._a.jpg`
+    ignored: Mapping[str, str]  # members of no sample, and why; `*.npy` stands for all of a kind
+    damage: str | None  # why the samples behind these are lost
+    file: IO[bytes]  # the uncompressed tar, while the shard is open
+
+    def read(self, key: str, *, images: bool = True) -> dict[str, bytes]:
+        """The bytes of a sample's members by suffix, those of `images` empty when they are not wanted.
+
+        ValueError when they have more than 1 GiB together.
+        """
+        members = self.samples[key]
+        total = sum(size for _, size in members.values())
+        if total > LARGEST_MEMBER:
+            raise ValueError(f"{total:,} bytes; at most {LARGEST_MEMBER:,} are read")
+        blobs = {}
+        for suffix, (offset, size) in members.items():
+            wanted = images or suffix.endswith("tokens") or not is_image(suffix)
+            self.file.seek(offset)
+            blobs[suffix] = self.file.read(size if wanted else 0)
+        return blobs
+
+
+@contextlib.contextmanager
+def open_shard(path: Path) -> Iterator[Shard]:
+    """A shard whose headers are read. ValueError for what is no tar at all, see `open_tar`."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_tar(path))
+        except ValueError as error:
+            raise ValueError(f"{printable(path.name)}: {error}") from error
+        yield _understood(path, file)
+
+
 def read_shard(path: Path) -> Iterator[Sample]:
     """Samples of one shard in their order: `"__key__"` and the bytes of each member by its suffix.
 
-    Members of other suffixes are passed over. ValueError naming the shard when it is truncated, damaged,
-    holds a pickle, a link or a device, or a name that leads out of a folder; what came before was yielded.
+    ValueError naming the shard when it is damaged or refused, see `open_shard`; what came before was yielded.
     """
-    with path.open("rb") as file, _naming(path):
-        for key, members in _group(_read(file)):
+    with open_shard(path) as shard:
+        for key in shard.samples:
+            try:
+                members = shard.read(key)
+            except ValueError as error:
+                raise ValueError(f"{printable(path.name)}: {printable(key)}: {error}") from error
             yield {"__key__": key, **members}
+        _check_whole(shard)
 
 
-def scan_shard(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+def scan_shard(path: Path) -> Iterator[tuple[str, Mapping[str, _Place]]]:
     """The samples of `read_shard` unread: each key and, by suffix, offset and size of the bytes in the file.
 
-    ValueError where `read_shard` gives one, after the same samples.
+    ValueError where `read_shard` gives one, after the same samples, and for a compressed shard.
     """
-    with path.open("rb") as file, _naming(path):
-        yield from _group(_places(file))
+    with open_shard(path) as shard:
+        check_seekable(shard)
+        yield from shard.samples.items()
+        _check_whole(shard)
 
 
-def is_read(suffix: str) -> bool:
-    """Whether a member is read: its suffix is of `SUFFIXES`, or a named picture's, such as `source.png`."""
-    return suffix in SUFFIXES or _NAMED_PICTURE.fullmatch(suffix) is not None
+def check_seekable(shard: Shard) -> None:
+    """ValueError when a shard is compressed, so that no place in it can be read later."""
+    if not shard.path.name.lower().endswith(".tar"):
+        name = printable(shard.path.name)
+        raise ValueError(f"{name}: compressed shards cannot be read in random order; unpack it")
 
 
-def find_shards(inputs: Sequence[Path]) -> list[Path]:
-    """Tar files among `inputs` and, to the bottom, in its folders; sorted by file name.
+def _check_whole(shard: Shard) -> None:
+    if shard.damage is not None:
+        raise ValueError(f"{printable(shard.path.name)}: {shard.damage}")
 
-    ValueError when an input is missing or no tar file, and when none is found.
-    """
-    found: dict[str, Path] = {}
-    for entry in inputs:
-        if str(entry).startswith("pipe:"):
-            raise ValueError(f"{printable(entry)}: shards are files; commands are not run")
-        if not entry.exists():
-            raise ValueError(f"{printable(entry)}: there is no such file or folder")
-        if not entry.is_dir() and entry.suffix != ".tar":
-            raise ValueError(f"{printable(entry)}: not a shard by its name; a shard ends in .tar")
-        for shard in entry.rglob("*.tar") if entry.is_dir() else [entry]:
-            if shard.is_file():
-                found[os.path.realpath(shard)] = shard
-    if not found:
-        raise ValueError(
-            f"no shards found ({', '.join(map(printable, inputs)) or 'nothing was given'}); looked for *.tar"
+
+def _understood(path: Path, file: IO[bytes]) -> Shard:
+    """The samples of an open tar."""
+    contents = contents_of(file)
+    ignored, others = dict(contents.ignored), Counter[str]()
+    folders: dict[str, dict[str, list[str]]] = {}
+    known: dict[str, tuple[str, str, str]] = {}
+    for name, (offset, size) in contents.places.items():
+        folder, stem, suffix = split_member(name)
+        if kind_of(name) == "unsupported image":
+            ignored[name] = unsupported(name)
+            continue
+        if not is_member(suffix):
+            file.seek(offset)
+            found = image_kind(file.read(min(size, _HEAD)))
+            if found is None:
+                others[suffix] += 1
+                continue
+            suffix = found
+        known[name] = folder, stem, suffix
+        folders.setdefault(folder, {}).setdefault(stem, []).append(suffix)
+    owner = {folder: owners(stems) for folder, stems in folders.items()}
+    samples: dict[str, dict[str, _Place]] = {}
+    incomplete = None  # the sample that was read when the damage came
+    for name, (folder, stem, suffix) in known.items():
+        whose = owner[folder][stem]
+        part = stem[len(whose) + 1 :] if stem.startswith(f"{whose}.") else "" if stem == whose else stem
+        member = (f"{part}.{suffix}" if part else suffix).lower()
+        key = folder + (_escaped(whose) if "." in whose else whose)
+        if member in samples.setdefault(key, {}):
+            ignored[name] = f"a second .{member} of {printable(key)!r}; the first is read"
+        else:
+            samples[key][member] = contents.places[name]
+        incomplete = key if name == contents.last else incomplete
+    for suffix, number in sorted(others.items()):
+        ignored[f"*.{suffix}" if suffix else "* without suffix"] = (
+            f"{counted(number, 'member')} of an unknown kind"
         )
-    return sorted(found.values(), key=lambda shard: (shard.name, str(shard)))
+    if contents.damage is not None and incomplete is not None:
+        del samples[incomplete]
+    return Shard(path, samples, contents.hidden, ignored, contents.damage, file)
+
+
+def find_shards(inputs: Sequence[Path], beside: Found | None = None) -> list[Path]:
+    """Shards among `inputs` and, to the bottom, in their folders; sorted by file name, see `find`.
+
+    ValueError when an input is missing or no shard, and when none is found. What is hidden or cannot be
+    searched goes to `beside`; without it the latter is a ValueError too.
+    """
+    found = find(inputs)
+    given = {entry for entry in inputs if not entry.is_dir()}
+    if strange := [file for file in found.images if file.path in given]:
+        name = printable(strange[0].path)
+        raise ValueError(f"{name}: not a shard by its name; a shard ends in {' '.join(SHARDS)}")
+    problems = [one for one in found.problems if kind_of(one[0]) != "unsupported image"]
+    if problems and (beside is None or not found.shards):
+        name, reason = problems[0]
+        raise ValueError(f"{printable(name)}: {reason}")
+    if beside is not None:
+        beside.problems += problems
+        beside.hidden += found.hidden
+    if not found.shards:
+        raise ValueError(
+            f"no shards found ({', '.join(map(printable, inputs)) or 'nothing was given'}); "
+            f"looked for {' '.join(SHARDS)}"
+        )
+    unique = {str(file.path.resolve()): file.path for file in found.shards}
+    return sorted(unique.values(), key=lambda shard: (shard.name, str(shard)))
 
 
 def key_of(name: str) -> str:
     """Key of a picture's name: no suffix; a key ends at a dot, so others in its last part become %2E."""
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.rpartition(".")[0].replace("%", "%25").replace(".", "%2E")
+    folder, stem, _ = split_member(name)
+    return folder + _escaped(stem)
 
 
 def name_of(key: str) -> str:
@@ -188,109 +283,11 @@ def check_key(key: str) -> None:
         raise ValueError(f"key {printable(key)!r} has a dot in its last part, where a key ends")
 
 
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn whatever is wrong with a tar into a ValueError with its name."""
-    try:
-        yield
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise ValueError(f"{printable(path.name)}: {printable(one_line(error))[:_SAID]}") from error
-    except (RecursionError, OverflowError, KeyError, IndexError) as error:  # of tarfile on headers that lie
-        raise ValueError(f"{printable(path.name)}: damaged headers ({type(error).__name__})") from error
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a place that no file has
-            raise
-        raise ValueError(f"{printable(path.name)}: damaged headers ({one_line(error)})") from error
-
-
-def _read(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
-    """Key, suffix and bytes of each regular member that has a suffix we know."""
-    whose, total = "", 0
-    for key, suffix, (offset, size) in _places(file):
-        total = size + (total if key == whose else 0)
-        whose = key
-        if total > _LARGEST_MEMBER:
-            raise ValueError(f"{printable(key)} has {total:,} bytes; at most {_LARGEST_MEMBER:,} are read")
-        file.seek(offset)
-        blob = file.read(size)
-        if len(blob) != size:
-            raise ValueError("truncated: the last member is cut off")
-        yield key, suffix, blob
-
-
-def _places(file: IO[bytes]) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """Key and suffix of each regular member that has a suffix we know, and where its bytes lie."""
-    end = os.fstat(file.fileno()).st_size
-    for key, suffix, header in _headers(file):
-        if header.offset_data + header.size > end:
-            raise ValueError("truncated: the last member is cut off")
-        yield key, suffix, (header.offset_data, header.size)
-
-
-class _Headers:
-    """What tarfile may read of a file: headers, and no more of them at once than fits in memory."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= _LARGEST_HEADER:
-            raise ValueError(f"damaged: a header of {size:,} bytes; at most {_LARGEST_HEADER:,} are read")
-        return self._file.read(size)
-
-
-def _headers(file: IO[bytes]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Key, suffix and header of each regular member that has a suffix we know."""
-    tar = tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:")  # noqa: SIM115
-    offset = -1
-    while (member := tar.next()) is not None:
-        _forget_headers(tar)
-        if member.size < 0 or tar.offset <= offset:
-            raise ValueError("damaged: a member of negative size")
-        offset = tar.offset
-        if member.isdir():
-            continue
-        check_relative(member.name.removeprefix("./"))
-        if not member.isreg() or member.sparse is not None:
-            raise ValueError(f"{printable(member.name)} is not a plain file")
-        folder, slash, base = member.name.removeprefix("./").rpartition("/")
-        stem, _, suffix = base.partition(".")
-        suffix = suffix.lower()
-        if suffix.rpartition(".")[2] in _PICKLES:
-            raise ValueError(f"{printable(member.name)} is a pickle, which could run code; it is not read")
-        if not is_read(suffix) or not stem:
-            continue
-        if member.size > _LARGEST_MEMBER:
-            raise ValueError(
-                f"{printable(member.name)} has {member.size:,} bytes; at most {_LARGEST_MEMBER:,} are read"
-            )
-        yield folder + slash + stem, suffix, member
-    file.seek(tar.offset)
-    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise ValueError("truncated or damaged: its end mark is missing")
+def _escaped(stem: str) -> str:
+    return stem.replace("%", "%25").replace(".", "%2E")
 
 
 def _forget_headers(tar: tarfile.TarFile) -> None:
     """Empty what tarfile keeps of members behind it, so that memory does not grow with the shard."""
     tar.members = []  # type: ignore[attr-defined]
     tar.pax_headers = {}
-
-
-def _group(members: Iterator[tuple[str, str, _Content]]) -> Iterator[tuple[str, dict[str, _Content]]]:
-    """Neighbours of one key as samples."""
-    seen: set[str] = set()
-    sample: tuple[str, dict[str, _Content]] | None = None
-    for key, suffix, content in members:
-        if sample is None or sample[0] != key:
-            if sample is not None:
-                yield sample
-            if key in seen:
-                raise ValueError(f"two samples are called {printable(key)!r}")
-            seen.add(key)
-            sample = key, {}
-        if suffix in sample[1]:
-            raise ValueError(f"{printable(key)!r} has two members .{suffix}")
-        sample[1][suffix] = content
-    if sample is not None:
-        yield sample

@@ -2,7 +2,7 @@
 
 | source | captions |
 |---|---|
-| folder of pictures | `name.txt`, `.caption`, `.json`; `metadata.jsonl`, `.csv`, `.parquet` |
+| folder of pictures | `name.txt`, `.caption`, `.json` beside `name.jpg`; `metadata.jsonl`, `.csv`, ... |
 | JSONL, CSV or TSV that names files | a field |
 | Parquet: Hugging Face's and img2dataset's | a column; needs pyarrow |
 | WebDataset shards | `.txt`, `.caption`, or a field of `.json` |
@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from pictish.data.captions import captions_of
-from pictish.data.images import SUFFIXES, find_images, holds_images
+from pictish.data.members import CAPTIONS, image_members
 from pictish.data.mixture import Report
-from pictish.data.shards import find_shards, read_shard
+from pictish.data.shards import find_shards, open_shard
 from pictish.io.files import check_relative, one_line, printable, read_regular_file
+from pictish.io.finding import Found, find, kind_of, split_name
 
 PICTURE_FIELDS = (
     "image", "img", "picture", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes",
@@ -33,8 +34,6 @@ PICTURE_FIELDS = (
 """Fields that hold a picture or name its file, in any case; the first that is not empty counts."""
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
-_TEXTS = ("txt", "caption", "text")
-_HIDDEN = ("__MACOSX",)
 _ROWS = 64  # of a Parquet or Arrow file in memory at once
 _LARGEST_TEXT = 1 << 20  # bytes of a caption file
 
@@ -60,7 +59,7 @@ class Reading:
     caption_key: str | None = None
     report: Report = field(default_factory=Report)
     fields: dict[str, None] = field(default_factory=dict)  # names of all that records held
-    ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by suffix
+    ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by kind
 
 
 Reader = Callable[[Path, Reading], Iterator[Item]]
@@ -79,11 +78,10 @@ def reader_of(path: Path) -> tuple[str, Reader]:
     if not path.exists():
         raise ValueError(f"{printable(path)}: there is no such file or folder")
     if not path.is_dir():
-        match path.suffix.lower():
-            case ".tar":
-                return "WebDataset shard", _shards
-            case suffix if suffix in TABLES:
-                return f"{suffix[1:].upper()} file", _table
+        if kind_of(path.name) == "shard":
+            return "WebDataset shard", _shards
+        if (suffix := path.suffix.lower()) in TABLES:
+            return f"{suffix[1:].upper()} file", _table
         raise ValueError(
             f"{printable(path)}: not a source of pictures; a folder, a shard (.tar) or one of "
             f"{' '.join(TABLES)} would fit"
@@ -93,9 +91,10 @@ def reader_of(path: Path) -> tuple[str, Reader]:
         raise ValueError(f"{printable(path)}: holds the splits {splits}; give the folder of one of them")
     if (path / "dataset_info.json").is_file() and any(path.glob("*.arrow")):
         return "folder saved by datasets", _arrow_folder
-    if holds_images(path) or any((path / name).is_file() for name in METADATA[:2]):
+    found = find([path])
+    if found.images or any((path / name).is_file() for name in METADATA[:2]):
         return "folder of pictures", _folder
-    if next(path.rglob("*.tar"), None) is not None:
+    if found.shards:
         return "folder of WebDataset shards", _shards
     if next(path.rglob("*.parquet"), None) is not None:
         return "folder of Parquet files", _parquet_folder
@@ -111,10 +110,12 @@ def reader_of(path: Path) -> tuple[str, Reader]:
 def _folder(path: Path, reading: Reading) -> Iterator[Item]:
     """Pictures in a folder, with captions from files beside them and from metadata files above them."""
     told = _metadata(path, reading)
-    for image in find_images([path]) if holds_images(path) else []:
-        if any(part.startswith(".") or part in _HIDDEN for part in image.name.split("/")):
-            reading.report.skip(image.name, "hidden")
-            continue
+    found = find([path])
+    if found.hidden:
+        reading.ignored["hidden files"] += len(found.hidden)
+    for name, reason in found.problems:
+        reading.report.skip(name, reason)
+    for image in found.images:
         try:
             said_in, captions = _beside(image.path, reading)
         except (ValueError, OSError) as error:
@@ -127,29 +128,23 @@ def _folder(path: Path, reading: Reading) -> Iterator[Item]:
         reading.report.skip(
             os.path.relpath(missing, path), f"no such picture; {next(iter(sources))} names it"
         )
-    _note_others(path, reading)
+    _note_others(found, reading)
 
 
-def _note_others(path: Path, reading: Reading) -> None:
+def _note_others(found: Found, reading: Reading) -> None:
     """Count the files of a picture folder that are neither pictures nor captions; name what may hold some."""
-    for root, folders, files in os.walk(path):
-        folders.sort()
-        stems = {name.rpartition(".")[0] for name in files if Path(name).suffix.lower() in SUFFIXES}
-        for name in sorted(files):
-            stem, _, suffix = name.rpartition(".")
-            suffix, place = suffix.lower(), os.path.relpath(os.path.join(root, name), path)  # noqa: PTH118
-            if f".{suffix}" in SUFFIXES or name in METADATA:
-                continue
-            if suffix in (*_TEXTS, "json") and stem in stems:
-                continue
-            if suffix == "tar":
-                reading.report.skip(place, "a shard in a folder of pictures; give it as a source of its own")
-            elif f".{suffix}" in TABLES and not name.startswith("."):
-                reading.report.skip(
-                    place, "a table that is not read; metadata.jsonl is, or give it as a source"
-                )
-            else:
-                reading.ignored[f".{suffix}" if stem else name] += 1
+    stems = {split_name(file.name)[0] for file in found.images}
+    for shard in found.shards:
+        reading.report.skip(shard.name, "a shard in a folder of pictures; give it as a source of its own")
+    for name in found.others:
+        stem, suffix = split_name(name)
+        base = name.rpartition("/")[2]
+        if base in METADATA or (suffix in (*CAPTIONS, "json") and stem in stems):
+            continue
+        if f".{suffix}" in TABLES:
+            reading.report.skip(name, "a table that is not read; metadata.jsonl is, or give it as a source")
+        else:
+            reading.ignored[f".{suffix}" if suffix else base] += 1
 
 
 def _metadata(path: Path, reading: Reading) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -170,7 +165,7 @@ def _metadata(path: Path, reading: Reading) -> dict[str, dict[str, tuple[str, ..
 def _beside(picture: Path, reading: Reading) -> tuple[str | None, tuple[str, ...]]:
     """Captions from the files beside a picture, and which."""
     if reading.caption_key is None:
-        for suffix in _TEXTS:
+        for suffix in CAPTIONS:
             text = picture.with_suffix(f".{suffix}")
             if text.is_file():
                 caption = " ".join(_text(read_regular_file(text, _LARGEST_TEXT)).split())
@@ -332,40 +327,55 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
 
 
 def _shards(path: Path, reading: Reading) -> Iterator[Item]:
-    shards = find_shards([path])
+    beside = Found()
+    shards = find_shards([path], beside)
+    for name, reason in beside.problems:
+        reading.report.skip(name, reason)
     for table in sorted(path.rglob("*.parquet")) if path.is_dir() else []:
         if table.with_suffix(".tar") not in shards:  # img2dataset writes one beside each shard
             reading.report.skip(table.relative_to(path).as_posix(), "a Parquet file in a folder of shards")
     for shard in shards:
         samples = 0
         try:
-            for sample in read_shard(shard):
-                samples += 1
-                place = f"{shard.stem}/{sample['__key__']}"
-                try:
-                    picture, said_in, captions = _of_sample(sample, reading)
-                except ValueError as error:
-                    reading.report.skip(place, one_line(error))
-                else:
-                    yield Item(place, picture, captions, said_in)
+            with open_shard(shard) as opened:
+                if opened.hidden:
+                    reading.ignored["hidden members"] += opened.hidden
+                for name, reason in opened.ignored.items():
+                    reading.report.skip(f"{shard.name}/{name}", reason)
+                for key in opened.samples:
+                    samples += 1
+                    place = f"{shard.stem}/{key}"
+                    try:
+                        picture, said_in, captions = _of_sample(place, opened.read(key), reading)
+                    except ValueError as error:
+                        reading.report.skip(place, one_line(error))
+                    else:
+                        yield Item(place, picture, captions, said_in)
+                if opened.damage is not None:
+                    raise ValueError(opened.damage)
         except ValueError as error:
             reading.report.skip(f"{shard.name} after sample {samples:,}", one_line(error))
 
 
-def _of_sample(sample: Mapping[str, Any], reading: Reading) -> tuple[bytes, str | None, tuple[str, ...]]:
+def _of_sample(
+    place: str, sample: Mapping[str, bytes], reading: Reading
+) -> tuple[bytes, str | None, tuple[str, ...]]:
     """The picture of a shard's sample, where its captions stand, and these."""
-    pictures = [suffix for suffix in sample if f".{suffix.rpartition('.')[2]}" in SUFFIXES]
     if "tokens" in sample:
         raise ValueError("holds tokens, and pictures are needed")
-    if len(pictures) != 1:
-        raise ValueError(f"holds {len(pictures)} pictures, and one is needed")
+    images = list(image_members(sample).values())
+    if len(images) != 1:
+        raise ValueError(f"holds {len(images)} pictures, and one is needed")
+    used, *more = images[0]
+    for other in more:
+        reading.report.skip(f"{place}.{other}", f"its sample has .{used} too, which is read")
     if reading.caption_key is None:
-        for suffix in _TEXTS:
+        for suffix in CAPTIONS:
             caption = " ".join(_text(sample[suffix]).split()) if suffix in sample else ""
             if caption:
-                return sample[pictures[0]], f".{suffix}", (caption,)
+                return sample[used], f".{suffix}", (caption,)
     said = _said(_object(sample["json"]), ".json", reading) if "json" in sample else (None, ())
-    return (sample[pictures[0]], *said)
+    return (sample[used], *said)
 
 
 def _text(blob: bytes) -> str:

@@ -6,16 +6,20 @@ trainers of pictish read shards with `pictish.data.mixture`, which can resume at
 """
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pictish.data.images import load_image
-from pictish.data.shards import PICTURES, Sample, read_shard
+from pictish.data.shards import Sample, read_shard
 from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line, printable
-from pictish.io.storage import download, find_files, is_remote
+from pictish.io.finding import IMAGES, SHARDS
+from pictish.io.storage import download, find_shards, is_remote
+
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[Exception], bool]
 """What to do with a shard or a sample that cannot be read: True skips it, False ends the iteration."""
@@ -37,9 +41,9 @@ def token_dataset(
         handler: what to do with damaged shards and samples, such as `webdataset.warn_and_continue`; the
             default raises ValueError that names shard and sample.
 
-    Yields dicts of `__key__`, `__url__` and, by suffix, what a sample has: `tokens` a TokenizedImage, `png`,
-    `jpg`, `jpeg` and `webp` a PIL image (upright RGB), `txt` a string, `json` the parsed object. Named
-    pictures keep their name (`source.png`). ValueError when no shard is found.
+    Yields dicts of `__key__`, `__url__` and, by suffix, what a sample has: `tokens` a TokenizedImage, images
+    (`png`, `jpg` ...) a PIL image (upright RGB), `txt` a string, `json` the parsed object, anything else its
+    bytes. Named pictures keep their name (`source.png`). ValueError when no shard is found.
 
     Shards are divided among the processes of torch.distributed and the workers of a DataLoader: each needs
     one at least. A shard of an object store is downloaded to TMPDIR while it is read.
@@ -63,10 +67,12 @@ def _shards(urls: str | Path | Sequence[str | Path]) -> list[str]:
     found: list[str] = []
     for given in [urls] if isinstance(urls, str | Path) else urls:
         for place in expand_urls(str(given)):
-            shards = sorted(file.place for file in find_files(place, ".tar"))
+            shards, beside = find_shards([place])
+            for name, reason in beside.problems:
+                logger.warning("%s: %s", printable(name), printable(reason))
             if not shards:
-                raise ValueError(f"{printable(place)}: no shards found; looked for *.tar")
-            found += shards
+                raise ValueError(f"{printable(place)}: no shards found; looked for {' '.join(SHARDS)}")
+            found += sorted(shard.place for shard in shards)
     if not found:
         raise ValueError("no shards found: urls is empty")
     return found
@@ -121,7 +127,7 @@ class _Decode:
         match name.rpartition(".")[2]:
             case "tokens":
                 return TokenizedImage.from_bytes(value, self.tokenizer)
-            case suffix if suffix in PICTURES:
+            case suffix if suffix in IMAGES:
                 return load_image(value)
             case "txt":
                 return value.decode("utf-8")

@@ -4,6 +4,7 @@
 same facts grow line by line in `manifest.partial.jsonl`, so that a killed run goes on where it stopped.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ from pictish.io.files import (
     shown,
     write_atomic,
 )
+from pictish.io.finding import Found, split_name, walk
 
 FORMAT_VERSION = 2  # rises with that of token files, which version 1 held in theirs
 MANIFEST = "manifest.json"
@@ -42,6 +44,7 @@ class Entry:
     tokens: int
     samples: int = 1
     left_out: tuple[str, ...] = ()  # pictures of a shard that could not be read
+    unread: tuple[str, ...] = ()  # those of them that another run may be able to read
 
     def to_json(self) -> dict[str, Any]:
         """The entry as the manifest has it; what is true of every token file is not repeated."""
@@ -56,25 +59,28 @@ class Entry:
             facts["samples"] = self.samples
         if self.left_out:
             facts["left_out"] = list(self.left_out)
+        if self.unread:
+            facts["unread"] = list(self.unread)
         return facts
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Entry":
         """Undo `to_json`; KeyError, TypeError or ValueError for anything else."""
-        known = {"sha256", "source_sha256", "tokens", "source", "samples", "left_out"}
+        known = {"sha256", "source_sha256", "tokens", "source", "samples", "left_out", "unread"}
         if not set(facts) <= known or not all(
             isinstance(facts[key], str) for key in ("sha256", "source_sha256")
         ):
             raise ValueError("unknown keys")
         source, tokens, samples = facts.get("source"), facts["tokens"], facts.get("samples", 1)
-        left_out = facts.get("left_out", [])
-        if not (source is None or isinstance(source, str)) or not isinstance(left_out, list):
-            raise TypeError("source or left_out")
+        left_out, unread = facts.get("left_out", []), facts.get("unread", [])
+        if not (source is None or isinstance(source, str)):
+            raise TypeError("source")
+        if not isinstance(left_out, list) or not isinstance(unread, list):
+            raise TypeError("left_out or unread")
         if not isinstance(tokens, int) or not isinstance(samples, int):
             raise TypeError("tokens or samples")
-        return cls(
-            source, facts["source_sha256"], facts["sha256"], tokens, samples, tuple(map(str, left_out))
-        )
+        names = tuple(map(str, left_out)), tuple(map(str, unread))
+        return cls(source, facts["source_sha256"], facts["sha256"], tokens, samples, *names)
 
 
 @dataclass(frozen=True)
@@ -194,9 +200,14 @@ class OutputFolder:
             raise ValueError(f"{printable(name)} exists already and differs; --overwrite replaces it")
 
     def store(self, name: str, blob: bytes, entry: Entry) -> None:
-        """Write one file and note it; ValueError as from `may_write`."""
-        self.may_write(name, entry.sha256)
-        write_atomic(self.folder / name, blob)
+        """Write one file and note it; ValueError as from `may_write`, and for a name that is too long."""
+        try:
+            self.may_write(name, entry.sha256)
+            write_atomic(self.folder / name, blob)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise ValueError("file name too long for this file system") from error
         self.note(name, entry)
 
     def note(self, name: str, entry: Entry) -> None:
@@ -270,38 +281,47 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def plan_outputs(images: Sequence[ImageFile], suffix: str = SUFFIX) -> list[str]:
-    """Output names, `sub/name.tokens` for `sub/name.jpg`.
+def plan_outputs(
+    images: Sequence[ImageFile], suffix: str = SUFFIX
+) -> tuple[dict[str, ImageFile], list[tuple[str, str]]]:
+    """Images by the names of their outputs, `sub/name.tokens` for `sub/name.jpg`, and those that have none.
 
-    ValueError naming two pictures that would meet, or one whose name no reader would accept.
+    Two images that would meet have none, nor has one whose name no reader would accept: each with the reason.
+    ValueError when no image is left.
     """
-    taken: dict[str, ImageFile] = {}
+    planned: dict[str, list[ImageFile]] = {}
+    problems = []
     for image in images:
         try:
             check_relative(image.name)
         except ValueError as error:
-            raise ValueError(f"{printable(image.path)}: {error}; rename it") from None
-        name = str(Path(image.name).with_suffix("").as_posix()) + suffix
-        if name in taken:
-            first, second = printable(taken[name].path), printable(image.path)
-            raise ValueError(f"{first} and {second} would both become {printable(name)}; rename one")
-        taken[name] = image
-    return list(taken)
+            problems.append((image.name, f"{error}; rename it"))
+            continue
+        planned.setdefault(split_name(image.name)[0] + suffix, []).append(image)
+    for name, meeting in planned.items():
+        if len(meeting) > 1:
+            images_ = " and ".join(image.name for image in meeting)
+            problems.append((images_, f"would both become {name}; rename one"))
+    outputs = {name: meeting[0] for name, meeting in planned.items() if len(meeting) == 1}
+    if not outputs:
+        raise ValueError("; ".join(f"{printable(name)}: {printable(reason)}" for name, reason in problems))
+    return outputs, problems
 
 
-def find_tokens(inputs: Sequence[Path]) -> list[ImageFile]:
+def find_tokens(inputs: Sequence[Path], beside: Found | None = None) -> list[ImageFile]:
     """Token files in `inputs` (files, or folders searched to the bottom), sorted by name.
 
-    A file that a folder's manifest lists is among them even when it is gone. ValueError when none is found.
+    A file that a folder's manifest lists is among them even when it is gone. What cannot be searched goes to
+    `beside`. ValueError when none is found.
     """
     found: dict[tuple[str, str], ImageFile] = {}
+    beside = Found() if beside is None else beside
     for entry in inputs:
         if entry.is_dir():
             manifest = _read_finished(entry)
-            listed = [entry / name for name in manifest.files if name.endswith(SUFFIX)] if manifest else []
-            paths = [
-                (path, path.relative_to(entry).as_posix()) for path in (*entry.rglob(f"*{SUFFIX}"), *listed)
-            ]
+            listed = [name for name in manifest.files if name.endswith(SUFFIX)] if manifest else []
+            paths = [(file.path, file.name) for file in walk(entry, beside) if file.name.endswith(SUFFIX)]
+            paths += [(entry / name, name) for name in listed]
         elif entry.exists() and entry.suffix == SUFFIX:
             paths = [(entry, entry.name)]
         else:

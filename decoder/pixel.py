@@ -20,6 +20,7 @@ from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion
 from pictish.decoder.schedulers import as_model_sees, begin, build_scheduler, check_scheduler, take_step
 from pictish.io.model_folder import find_decoder, fingerprint
 from pictish.tokenizer.dynamic import Tokenizer
+from pictish.training.isolation import inference, loading
 
 Progress = Callable[[int, int], None]  # steps done, of how many
 
@@ -45,6 +46,7 @@ class Decoder:
         self.side = model.config.side
 
     @classmethod
+    @loading
     def from_folder(
         cls,
         folder: str | Path,
@@ -63,7 +65,7 @@ class Decoder:
         model.denoiser.to(dtype)
         return cls(model, tokenizer, fingerprint(path), device)
 
-    @torch.inference_mode()
+    @inference
     def decode(
         self,
         tokens: Sequence[TokenizedImage],

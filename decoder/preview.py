@@ -25,6 +25,7 @@ from pictish.io.model_folder import (
     write_model_folder,
 )
 from pictish.tokenizer.dynamic import Tokenizer
+from pictish.training.isolation import inference, loading
 
 
 class ResidualBlock(nn.Module):
@@ -96,6 +97,7 @@ class Preview:
         self.side = side
 
     @classmethod
+    @loading
     def from_folder(
         cls, folder: str | Path, tokenizer: Tokenizer, device: str | torch.device = "cpu"
     ) -> "Preview":
@@ -116,7 +118,7 @@ class Preview:
         load_strictly(head, stored.tensors, str(folder))
         return cls(head, tokenizer, device)
 
-    @torch.inference_mode()
+    @inference
     def decode(self, tokens: Sequence[TokenizedImage]) -> Tensor:
         """Pictures as uint8 (B, S, S, 3), squashed to a square as the tokenizer saw them.
 

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pictish.decoder.config import DiffusionConfig, MeanFlowNoise, PreviewConfig, TrainConfig
+from pictish.decoder.denoiser import Latents
 from pictish.decoder.diffusion import DiffusionDecoder, save_diffusion
 from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures, preview_losses
 from pictish.decoder.preview import PreviewHead, build_preview, save_preview
@@ -26,8 +28,10 @@ from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.selector import choose, draw_keep
 from pictish.training.average import Average
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
+from pictish.training.isolation import training
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw, muon
+from pictish.training.resume import fingerprint_of
 from pictish.training.schedule import warmup_cosine
 from pictish.training.sharding import plain, prepare, shard, whole
 from pictish.training.share import ALONE, Share
@@ -37,6 +41,7 @@ from pictish.training.world import accelerator, keep_freed_memory, seeded
 VALIDATION_SEED = 7  # of noise and times, the same at each validation
 
 
+@training
 def train(
     config: TrainConfig,
     run: Path,
@@ -72,13 +77,14 @@ def train(
     names = [name for name, _ in network.named_parameters()]
     average = Average(network, config.objective.ema if isinstance(network, DiffusionDecoder) else 0.0)
     watch = Watch(run, accelerate, anomaly_skip)
-    with accelerate.main_process_first():  # it clears up after a killed save
-        first = restore(run, network, optimizer, names, average, watch)
-    model, optimizer = prepare(accelerate, network, optimizer)
     encoder = None
     if config.objective.perceptual:
         assert config.teacher is not None  # the config refuses it otherwise
         encoder = Encoder(config.teacher).at_all_levels().to(accelerate.device)
+    with accelerate.main_process_first():  # it clears up after a killed save
+        inputs = _inputs(tokenizer, network, encoder, training)
+        first = restore(run, network, optimizer, names, average, watch, inputs)
+    model, optimizer = prepare(accelerate, network, optimizer)
     losses_of = partial(_losses, config=config, network=network, encoder=encoder)
     window: dict[str, list[Tensor]] = {}
     since = time.monotonic()
@@ -128,7 +134,7 @@ def train(
             stop = stop and done % config.log_every == 0
             if done % config.checkpoint_every == 0 or done == config.steps or stop:
                 tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names), **average.tensors()}
-                state = {"watch": watch.state()}
+                state = {"watch": watch.state(), "inputs": inputs}
                 save_checkpoint(run, done, tensors, state, config.keep_checkpoints, accelerate)
             if progress is not None:
                 progress(done, config.steps)
@@ -141,6 +147,23 @@ def train(
         if finished is not None:
             save(run / "model", finished, config, tokenizer)
     return run / "model"
+
+
+def _inputs(
+    tokenizer: Tokenizer, network: nn.Module, encoder: Encoder | None, training: PictureCache
+) -> dict[str, str]:
+    """Fingerprints, by keys of the config, of what a run reads beside its checkpoint."""
+    found = {"data.train": training.digest, "tokenizer": tokenizer.fingerprint}
+    if encoder is not None:
+        found["teacher.weights"] = encoder.sha256[:12]
+    if isinstance(network, DiffusionDecoder):
+        parts: dict[str, Any] = {"model.denoiser.folder": network.denoiser.network}
+        if isinstance(network.latents, Latents):
+            parts["model.autoencoder.folder"] = network.latents.autoencoder
+        for key, part in parts.items():
+            settings = {name: value for name, value in part.config.items() if not name.startswith("_")}
+            found[key] = fingerprint_of(settings)
+    return found
 
 
 BLOCKS = (".down_blocks.", ".mid_block.", ".up_blocks.", ".transformer_blocks.", "stages.")

@@ -18,6 +18,7 @@ from pictish.io.budget import sized_like
 from pictish.io.model_folder import CONFIG, WEIGHTS, load_strictly, need, read_model_folder, whole_folder
 from pictish.io.plain_yaml import to_yaml
 from pictish.tokenizer.parallel import SideBySide
+from pictish.training.isolation import inference, loading
 
 LICENCE = "LICENSE"  # of the weights, beside them
 
@@ -65,6 +66,7 @@ class Upscaler:
         self._side_by_side = SideBySide(self.device)
 
     @classmethod
+    @loading
     def from_folder(
         cls, folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> "Upscaler":
@@ -89,7 +91,7 @@ class Upscaler:
             fitting = ", ".join(str(n) for n in range(1, own + 1) if own % n == 0)
             raise ValueError(f"upscale: {factor} asked for; {fitting} fit this upscaler")
 
-    @torch.inference_mode()
+    @inference
     def enlarge(self, pictures: Iterable[Tensor], factor: int) -> list[Tensor]:
         """Pictures uint8 (factor x H, factor x W, 3) of pictures uint8 (H, W, 3), each of its own size.
 

@@ -1,5 +1,6 @@
-"""Fine-tunes the language model with LoRA (peft) on images with captions, in a plain PyTorch loop.
+"""Fine-tunes the language model with LoRA on images with captions, in a plain PyTorch loop.
 
+    pip install 'pictish[lora]'                    # peft
     pictish tokenize RAW_SHARDS TOKENS             # samples NAME.png, NAME.txt become NAME.tokens, NAME.txt
     python examples/finetune_lora.py TOKENS OUT [MODEL] [STEPS]
 

@@ -29,8 +29,8 @@ def main(prompt: str, out: str, model: str = "starter") -> None:
     legal = legal_ids(vocabulary, language.config.vocab_size)
     ids, cache = torch.tensor([[*text_ids(text, prompt), vocabulary.begin]]), None
     while state.state is not None:
-        output = language(ids, past_key_values=cache, use_cache=True)
-        logits, cache = output.logits[0, -1], output.past_key_values
+        output = language(ids, cache=cache, use_cache=True)
+        logits, cache = output.logits[0, -1], output.cache
         logits = logits.masked_fill(~legal.of([state])[0], -torch.inf)
         ids = torch.multinomial(logits.softmax(dim=-1), 1)[None]  # (1, 1): only the new id is read next
         state.take(int(ids))

@@ -26,6 +26,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from pictish.lm.grammar import Line, Piece, Request, legal_ids
 from pictish.lm.sampling import NEVER, Sampling, draw, draw_together
 from pictish.lm.vocabulary import Vocabulary
+from pictish.training.isolation import inference
 
 CacheKind = Literal["dynamic", "static"]
 Progress = Callable[[int, int], None]  # ids done, of how many at most
@@ -95,7 +96,7 @@ def embed_ids(model: PreTrainedModel, ids: Sequence[int] | Tensor) -> Tensor:
         return embedding(torch.as_tensor(ids, dtype=torch.long, device=device))
 
 
-@torch.inference_mode()
+@inference
 def generate(
     model: PreTrainedModel,
     vocabulary: Vocabulary,

@@ -17,6 +17,7 @@ from pictish.lm.autoregressive import Progress, Rows
 from pictish.lm.config import WritingConfig
 from pictish.lm.sampling import NEVER
 from pictish.lm.vocabulary import Vocabulary
+from pictish.training.isolation import inference
 
 FAR = -1e9  # score of a beam that is not there yet: at first all would be the same
 
@@ -47,7 +48,7 @@ class _Ended:
         return min(score for score, _ in self.texts) >= best / (1 + length) ** self.settings.length_penalty
 
 
-@torch.inference_mode()
+@inference
 def write(
     model: PreTrainedModel,
     vocabulary: Vocabulary,

@@ -114,6 +114,9 @@ class SourceConfig(Config):
 
     paths: tuple[str, ...] = Field(description="shards, patterns of shards, or folders")
     weight: float = Field(1.0, gt=0)
+    caption_key: str | None = Field(
+        None, description="field of a sample's JSON that holds its captions; none: .txt and known fields"
+    )
     caption: float = Field(0.5, ge=0, le=1, description="share of picture-and-text pairs read picture first")
     continuous: float = Field(
         0.0, ge=0, le=1, description="share of captions and answers whose picture enters as features"

@@ -137,7 +137,7 @@ def sources_of(sources: dict[str, SourceConfig], weights: dict[str, float]) -> l
     found = []
     for name, source in sources.items():
         if (weight := weights.get(name, source.weight)) > 0:
-            found.append(Source(name, tuple(matching(source.paths)), weight))
+            found.append(Source(name, tuple(matching(source.paths)), weight, source.caption_key))
     return found
 
 

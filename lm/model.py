@@ -46,6 +46,7 @@ from pictish.lm.config import DefaultsConfig, NewModel, PretrainedModel
 from pictish.lm.packing import Packed, attention_mask, pack
 from pictish.lm.sequence import Document
 from pictish.lm.vocabulary import Vocabulary, vocabulary_of, widen
+from pictish.training.isolation import loading
 
 PROJECTOR = "projector.safetensors"
 TEXT_FILES = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template")
@@ -161,6 +162,7 @@ class UnifiedModel(nn.Module):
         return Output(output.logits, heads(embedded, output.hidden_states[heads.depth], packed))
 
     @classmethod
+    @loading
     def from_folder(
         cls,
         folder: str | Path = "starter",

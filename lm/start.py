@@ -61,7 +61,8 @@ def _texts(config: TrainConfig, run: Path) -> list[str]:
     """Texts of the training sources, each once; samples are read whole, but no picture is decoded."""
     found: set[str] = set()
     for name, source in config.data.train.items():
-        mixture = Mixture([Source(name, tuple(matching(source.paths)))], config.seed, cache=run / "cache")
+        read = Source(name, tuple(matching(source.paths)), caption_key=source.caption_key)
+        mixture = Mixture([read], config.seed, cache=run / "cache")
         for _, drawn in zip(range(min(TEXTS, sum(mixture.sizes.values()))), mixture, strict=False):
             found.update(texts(drawn.sample))
     return sorted(found)

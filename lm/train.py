@@ -45,8 +45,10 @@ from pictish.training.checkpoint import (
     optimizer_tensors,
     save_checkpoint,
 )
+from pictish.training.isolation import training
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw, muon
+from pictish.training.resume import check_inputs, fingerprint_of
 from pictish.training.schedule import warmup_cosine
 from pictish.training.sharding import plain, prepare, shard, whole
 from pictish.training.watch import Watch
@@ -58,6 +60,7 @@ AHEAD = 4  # steps read and packed before they are needed
 Show = Callable[[UnifiedModel, int], None]  # draws sample pictures of the model as it is at a step
 
 
+@training
 def train(
     config: TrainConfig,
     run: Path,
@@ -105,6 +108,7 @@ def train(
         begun = _Begun.read(run, model, image_tokens)
         validation = validation_documents(config, maker, image_tokens, run, report)
     report.note(begun.skipped)
+    inputs = {**begun.inputs, **_inputs(model)}
     every_stage = [stage.trainable for stage in config.stages]
     average = Average(model, config.ema, trained_by(model, every_stage) if config.ema else ())
     if begun.step:
@@ -136,7 +140,11 @@ def train(
                 with accelerate.main_process_first():
                     places = begun.places_of(config.data.lanes) if resumed else None
                     streams = _streams(config, number, accelerate, image_tokens, places, run)
-                skipped = next(iter(streams.values())).report.skipped  # they share it
+                stream = next(iter(streams.values()))
+                skipped = stream.report.skipped  # they share it
+                read = {f"data.train.{name}": digest for name, digest in stream.digests.items()}
+                check_inputs(run, begun.inputs, read)
+                inputs |= read
                 during.callback(report.note, skipped)
                 stage_maker = replace(maker, seed=config.seed + number)
                 # Else the next stage's clipping would divide its fp16 gradients once for each optimizer.
@@ -214,6 +222,7 @@ def train(
                             "skipped": report.skipped,
                             "image_tokens": vars(image_tokens),
                             "watch": watch.state(),
+                            "inputs": inputs,
                         }
                         tensors = {**model.state_dict(), **optimizer_tensors(optimizer, names)}
                         tensors |= average.tensors()
@@ -301,6 +310,7 @@ class _Begun:
     places: tuple[Position, ...] = ()
     skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)  # as in Report
     watch: Mapping[str, Any] | None = None
+    inputs: dict[str, str] = field(default_factory=dict)  # fingerprints of what the config names
 
     @classmethod
     def read(cls, run: Path, model: UnifiedModel, image_tokens: ImageTokens) -> "_Begun":
@@ -310,20 +320,27 @@ class _Begun:
         tensors, state = load_checkpoint(latest)
         if (before := ImageTokens(**state["image_tokens"])) != image_tokens:
             raise ValueError(
-                f"{run}: was begun with the image tokenizer {before.fingerprint} of "
+                f"{run}: tokenizer: was begun with the image tokenizer {before.fingerprint} of "
                 f"{codes_in_words(before.codes, before.cells)}, came {image_tokens.fingerprint} of "
                 f"{codes_in_words(image_tokens.codes, image_tokens.cells)}; give that one, or another --run"
             )
+        inputs = dict(state.get("inputs", {}))
+        check_inputs(latest, inputs, _inputs(model))
         load_weights(model, tensors)
         logger.info("going on from %s", latest.name)
         places = tuple(state["places"])
-        return cls(int(state["step"]), tensors, places, state["skipped"], state.get("watch"))
+        return cls(int(state["step"]), tensors, places, state["skipped"], state.get("watch"), inputs)
 
     def places_of(self, lanes: int) -> Sequence[Position]:
         """Where each lane of the stream goes on."""
         if len(self.places) != lanes:
             raise ValueError(f"the run has data.lanes {len(self.places)}; go on with as many, not {lanes}")
         return self.places
+
+
+def _inputs(model: UnifiedModel) -> dict[str, str]:
+    """Fingerprints, by keys of the config, of what a run reads beside its data and its checkpoint."""
+    return {"model.base": fingerprint_of(model.text_tokenizer.get_vocab())}
 
 
 def _maker(config: TrainConfig, model: UnifiedModel, encode_images: EncodeImages | None) -> Maker:

@@ -5,6 +5,7 @@ The public API is below, see docs/python.md; each name is imported on first use,
 """
 
 import importlib
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +56,15 @@ _PUBLIC = {  # name -> module and name in it
 if not (Path(__file__).parent / "tokenizer").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
+_importing = threading.RLock()
+
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, original = _PUBLIC[name]
-    value = getattr(importlib.import_module(module), original)
+    with _importing:  # two threads would each find packages that the other has imported by half
+        value = getattr(importlib.import_module(module), original)
     globals()[name] = value  # found directly from now on
     return value
 

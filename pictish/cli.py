@@ -1,70 +1,112 @@
 """The `pictish` command: which function answers which words, and how errors reach the user."""
 
+import contextlib
 import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand
 from typer.exceptions import TyperException
 
 from pictish.io.interrupt import Stopped, StoppedAtFailure, handled
 
 # words -> (module:function, one line for `--help`). A module is imported only when its command is asked for.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "tokenize": ("pictish.commands.tokenize:run", "Turn a folder of pictures into tokens."),
-    "detokenize": ("pictish.commands.detokenize:run", "Turn tokens back into pictures."),
-    "inspect": ("pictish.commands.inspect:run", "Show what was kept of a picture, or statistics of tokens."),
-    "generate": ("pictish.commands.generate:run", "Draw what words say, or words and pictures."),
-    "edit": ("pictish.commands.edit:run", "Change a picture as words say."),
-    "describe": ("pictish.commands.describe:run", "Say what a picture shows, or answer a question."),
+    "tokenize": (
+        "pictish.commands.tokenize:run",
+        "Tokenize images: folders of images, or WebDataset shards.",
+    ),
+    "detokenize": ("pictish.commands.detokenize:run", "Reconstruct images from tokens."),
+    "inspect": (
+        "pictish.commands.inspect:run",
+        "Visualize the tokens of an image, or summarize token files.",
+    ),
+    "generate": ("pictish.commands.generate:run", "Generate images from text, or from text and images."),
+    "edit": ("pictish.commands.edit:run", "Edit an image with a text instruction."),
+    "describe": ("pictish.commands.describe:run", "Caption an image, or answer a question about it."),
     "train tokenizer": ("pictish.commands.train:tokenizer", "Train a tokenizer."),
-    "train lm": ("pictish.commands.train:lm", "Train a language model on text and picture codes."),
-    "train decoder": ("pictish.commands.train:decoder", "Train a decoder: codes to pixels."),
+    "train lm": ("pictish.commands.train:lm", "Train a language model on text and image tokens."),
+    "train decoder": ("pictish.commands.train:decoder", "Train a decoder that turns tokens into pixels."),
     "train model": (
         "pictish.commands.train_model:run",
-        "Train all parts of a model on your own pictures.",
+        "Train all parts of a model on your own images.",
     ),
-    "model assemble": ("pictish.commands.model:assemble", "Put a model folder together from its parts."),
-    "model export": ("pictish.commands.model:export", "Write the model of a checkpoint of a training run."),
-    "model info": ("pictish.commands.model:info", "Show the parts of a model folder."),
+    "model assemble": ("pictish.commands.model:assemble", "Assemble a model folder from its parts."),
+    "model export": ("pictish.commands.model:export", "Export the model of a training checkpoint."),
+    "model info": ("pictish.commands.model:info", "List the parts of a model folder."),
     "config show": ("pictish.commands.config:show", "Print a configuration and what its keys mean."),
     "evaluate tokenizer": (
         "pictish.commands.evaluate_tokenizer:run",
-        "Measure quality against the number of tokens.",
+        "Measure reconstruction quality vs. token count.",
     ),
     "evaluate decoder": (
         "pictish.commands.evaluate_decoder:run",
-        "Measure pictures drawn from tokens, or steps against quality.",
+        "Measure decoded images, or quality vs. denoising steps.",
     ),
     "evaluate generation": (
         "pictish.commands.evaluate_generation:run",
-        "Measure pictures drawn from words.",
+        "Measure text-to-image generation.",
     ),
     "evaluate understanding": (
         "pictish.commands.evaluate_understanding:run",
-        "Measure captions and answers about pictures.",
+        "Measure captioning and visual question answering.",
     ),
     "evaluate editing": (
         "pictish.commands.evaluate_editing:run",
-        "Measure edits, and prompts with pictures.",
+        "Measure image editing and multimodal prompts.",
     ),
     "data starter": ("pictish.commands.data:starter", "Build the starter data set as WebDataset shards."),
-    "data shards": ("pictish.commands.data_shards:run", "Turn pictures with captions into raw shards."),
-    "data tasks": ("pictish.commands.data:tasks", "Turn tokenized starter data into training samples."),
-    "import lavit": ("pictish.commands.import_:lavit", "Turn an official LaVIT checkpoint into a model."),
+    "data shards": ("pictish.commands.data_shards:run", "Turn images with captions into WebDataset shards."),
+    "data tasks": (
+        "pictish.commands.data:tasks",
+        "Build language-model training samples from tokenized starter data.",
+    ),
+    "import lavit": (
+        "pictish.commands.import_:lavit",
+        "Convert an official LaVIT checkpoint to a model folder.",
+    ),
 }
 GROUPS = {
-    "train": "Train a part from a configuration, or a whole model on your own pictures.",
-    "model": "Handle model folders.",
-    "config": "Look at configurations.",
-    "evaluate": "Measure a part and write the numbers down.",
+    "train": "Train a part from a YAML configuration, or a whole model on your own images.",
+    "model": "Work with model folders.",
+    "config": "Inspect configurations.",
+    "evaluate": "Evaluate a model and write a report.",
     "data": "Build a data set.",
-    "import": "Take over other people's weights.",
+    "import": "Import third-party checkpoints.",
 }
 PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None}
+
+
+class Command(TyperCommand):
+    """A command whose `--help` shows its options in panels, readable in 80 columns.
+
+    Panels need rich, which nothing else imports; lists of commands stay plain and fast.
+    """
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help: paragraphs rewrapped, no type beside a flag or an argument, `--help` last."""
+        from rich.markup import escape
+        from typer import rich_utils
+
+        paragraphs = (self.help or "").split("\n\n")
+        self.help = escape("\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))
+        param: Any
+        for param in self.get_params(ctx):
+            if isinstance(param, TyperArgument) or getattr(param, "is_flag", False):
+                param.display_type_rich = lambda ctx: None
+            param.help = escape(getattr(param, "help", None) or "")
+        rich_utils.rich_format_help(obj=self, ctx=ctx, markup_mode="rich")
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The `--help` option, in the panel of the running."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.rich_help_panel = "Runtime"
+        return option
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -75,8 +117,26 @@ def main(args: Sequence[str] | None = None) -> int:
     is set in the environment.
     """
     args = list(sys.argv[1:] if args is None else args) or ["--help"]
+    with _logging():
+        return _run(args)
+
+
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Log to stderr; whoever calls `main` from Python gets their own settings back."""
+    root, ours = logging.getLogger(), logging.getLogger("pictish")
+    handlers, level = list(root.handlers), ours.level
     logging.basicConfig(format="pictish: %(message)s")
-    logging.getLogger("pictish").setLevel(logging.INFO)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.setLevel(level)
+        for handler in set(root.handlers) - set(handlers):
+            root.removeHandler(handler)
+
+
+def _run(args: list[str]) -> int:
     said = "interrupted"
     try:
         with handled():
@@ -112,7 +172,9 @@ def build(args: Sequence[str]) -> typer.Typer:
         *group, name = words.split()
         asked = list(args[: len(group) + 1]) == [*group, name]
         parent = groups[group[0]] if group else app
-        parent.command(name, help=None if asked else text)(_function(target) if asked else _other)
+        parent.command(name, cls=Command, help=None if asked else text)(
+            _function(target) if asked else _other
+        )
     for name, sub in groups.items():
         app.add_typer(sub, name=name)
     return app
@@ -129,7 +191,11 @@ def _other() -> None:
 
 def _top(
     version: bool = typer.Option(
-        False, "--version", is_eager=True, callback=lambda asked: _version(asked), help="Print the version."
+        False,
+        "--version",
+        is_eager=True,
+        callback=lambda asked: _version(asked),
+        help="Print the version and exit.",
     ),
 ) -> None:
     pass

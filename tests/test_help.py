@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ HEAVY = [
     "skimage",
     "scipy",
 ]
+PANEL = re.compile(r"^╭─ (.+?) ─+╮$", flags=re.MULTILINE)
 ASK = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
@@ -34,8 +36,9 @@ print(json.dumps({"code": code, "modules": sorted(sys.modules)}), file=sys.stder
 @functools.cache
 def ask(*words: str) -> tuple[str, set[str]]:
     """What `pictish WORDS --help` prints, and the modules it needed."""
+    environment = {**os.environ, "COLUMNS": "80", "PYTHONUTF8": "1"}
     command = [sys.executable, "-c", ASK, str(ROOT), *words, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     answer = json.loads(done.stderr)
     assert answer["code"] == 0
     return done.stdout, set(answer["modules"])
@@ -63,12 +66,27 @@ def test_help_of_a_command_needs_no_heavy_library(words):
     text, modules = ask(*words.split())
     assert modules.isdisjoint(HEAVY)
     assert f"Usage: pictish {words} " in text
-    description = text.split("\n\n")[1].strip()
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    description = PANEL.split(text)[0].strip().partition("\n")[2].strip()
     assert len(description) > 20, "the function of the command has no docstring"
-    options = re.findall(r"^  (--[a-z-]+|-[a-z])(.*(?:\n {4,}.*)*)", text, flags=re.MULTILINE)
+    options = re.findall(r"^│ \*? {0,4}(--[a-z-]+)(.*)│$", text, flags=re.MULTILINE)
     assert len(options) > 1
     for option, rest in options:
-        assert re.search(r"\s{2,}\S", rest), f"{option} has no help text"
+        assert re.search(r" {2,}[A-Za-z0-9]", rest), f"{option} has no help text"
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_options_are_in_panels_and_rare_ones_last(words):
+    text, _ = ask(*words.split())
+    panels = PANEL.findall(text)
+    assert "Options" not in panels, "an option without a panel"
+    order = ["Arguments", "Input/Output", "Token selection", "Sampling", "Decoder", "Input shards"]
+    order += ["Runtime", "Advanced"]
+    assert panels == [name for name in order if name in panels]
+    rare = text.partition("─ Advanced ─")[2]
+    for option in ("--official-quirks", "--gumbel", "--lowres"):
+        assert option in rare or f" {option} " not in text, option
 
 
 def test_flags_that_scripts_rely_on():
@@ -83,7 +101,7 @@ def test_flags_that_scripts_rely_on():
         "--max-pixels",
         "--seed",
     ):
-        assert f"{flag} " in text or f"{flag}\n" in text, flag
+        assert f"{flag} " in text, flag
     for words in COMMANDS:
         if not words.startswith(("data ", "import ", "model ", "config ")):
             assert "--device " in ask(*words.split())[0], words

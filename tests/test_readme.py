@@ -59,7 +59,7 @@ def test_commands_and_options_exist(name):
         known = [one for one in COMMANDS if words[: len(one.split())] == one.split()]
         assert known, f"{name}: there is no command pictish {' '.join(words)}"
         for option in (word for word in words if word.startswith("--")):
-            assert re.search(rf"^  {option}\b", help_of(known[0]), flags=re.MULTILINE), (
+            assert re.search(rf"^│ \*? {{0,4}}{option}\b", help_of(known[0]), flags=re.MULTILINE), (
                 f"{name}: {known[0]} {option}"
             )
         for path in (word for word in words if word.startswith(("docs/", "configs/"))):

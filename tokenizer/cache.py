@@ -19,7 +19,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pictish.data.shards import find_shards, read_shard
+from pictish.data.members import image_members
+from pictish.data.shards import find_shards, open_shard
 from pictish.data.views import picture_views
 from pictish.io.files import matching, printable
 from pictish.tokenizer.config import DataConfig
@@ -28,17 +29,19 @@ from pictish.training.share import ALONE, Share
 logger = logging.getLogger(__name__)
 
 CHUNK = 32  # pictures a task of a worker process
-IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
+_NAME = "pictures-"
 
 
 class PictureCache:
     """Pictures uint8 (M, S, S, 3) of a folder written by `build_cache`, memory-mapped.
 
-    `samples` are the names of what the views were made of, as many of each.
+    `samples` are the names of what the views were made of, as many of each. `digest` is of all that decides
+    the pictures, wherever they lie.
     """
 
     def __init__(self, folder: Path, samples: Sequence[str]):
         self._samples = samples
+        self.digest = folder.name.removeprefix(_NAME)
         self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
 
     def __len__(self) -> int:
@@ -91,7 +94,7 @@ def build_cache(
     samples = [f"{printable(shard)}/{printable(key)}" for shard, key, _ in found]
     blobs = [(key, blob) for _, key, blob in found]
     depends = [side, views, seed, [(key, _digest(blob)) for key, blob in blobs]]
-    final = folder / f"pictures-{_digest(json.dumps(depends).encode())[:12]}"
+    final = folder / f"{_NAME}{_digest(json.dumps(depends).encode())[:12]}"
     if final.is_dir():
         return PictureCache(final, samples)
     temporary = folder / f".{final.name}.pictish-tmp"
@@ -146,15 +149,19 @@ def _report(done: int, count: int) -> None:
 def _read_pictures(shards: Sequence[str]) -> list[tuple[str, str, bytes]]:
     """(name of the shard, key, encoded picture) of every sample that has one, in shard order."""
     blobs = []
-    for shard in find_shards(matching(shards)):
-        for sample in read_shard(shard):
-            found = [sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample]
-            if found:
-                blobs.append((shard.name, sample["__key__"], found[0]))
+    for path in find_shards(matching(shards)):
+        with open_shard(path) as shard:
+            for key in shard.samples:
+                members = shard.read(key)
+                images = image_members(members)
+                if "" in images:
+                    blobs.append((path.name, key, members[images[""][0]]))
+            for name, reason in shard.ignored.items():
+                logger.warning("%s/%s: %s", printable(path.name), printable(name), reason)
+            if shard.damage is not None:
+                logger.warning("%s: %s; the samples behind it are lost", printable(path.name), shard.damage)
     if not blobs:
-        raise ValueError(
-            f"no pictures in {', '.join(shards)}: shards with png, jpg or webp members were asked for"
-        )
+        raise ValueError(f"no pictures in {', '.join(shards)}: shards with pictures were asked for")
     return blobs
 
 

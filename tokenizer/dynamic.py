@@ -39,6 +39,7 @@ from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.network import DynamicTokenizer
 from pictish.tokenizer.parallel import SideBySide, buckets, filled_groups
 from pictish.tokenizer.selector import ErrorSelector, choose
+from pictish.training.isolation import inference, loading
 
 UNDERSTANDING = "understanding"  # the folder beside the tokenizer's, and its part
 
@@ -93,6 +94,7 @@ class Tokenizer:
         return self.network.config.predicts_errors
 
     @classmethod
+    @loading
     def from_folder(cls, folder: str | Path = "starter", device: str | torch.device = "cpu") -> "Tokenizer":
         """Load a model folder, or the shipped `"starter"`.
 
@@ -141,7 +143,7 @@ class Tokenizer:
         """Tokens of uint8 `pixels` (B, S, S, 3) whose originals measured `sizes` (height, width)."""
         return [encoded.tokens for encoded in self.encode(pixels, sizes=sizes, **choice)]
 
-    @torch.inference_mode()
+    @inference
     def encode(
         self,
         images: Sequence[Picture] | Tensor,
@@ -246,12 +248,12 @@ class Tokenizer:
             ).to(self.device)
         return self._understanding_merger
 
-    @torch.inference_mode()
+    @inference
     def scores(self, pixels: Tensor) -> Tensor:
         """The selector's keep probabilities (B, N) of uint8 `pixels` (B, S, S, 3)."""
         return torch.sigmoid(self._encode(pixels, self.network.selector)[1])
 
-    @torch.inference_mode()
+    @inference
     def reconstruct(self, tokens: Sequence[TokenizedImage]) -> Tensor:
         """Features (B, N, F) of every cell from tokens, as decoders read them (`pixels_in` for pictures).
 
@@ -284,7 +286,7 @@ class Tokenizer:
         """
         return self.network.pixels_in(features)
 
-    @torch.inference_mode()
+    @inference
     def code_vectors(self, tokens: Sequence[TokenizedImage]) -> tuple[Tensor, Tensor]:
         """Vectors (B, N, C) of the codes, and where there are any: (B, N) bool.
 
@@ -357,6 +359,7 @@ def _encoder_elsewhere(network: DynamicTokenizer) -> bool:
     return isinstance(config, EncoderConfig) and not isinstance(config.weights, FolderWeights)
 
 
+@loading
 def read_understanding(folder: Path, config: TokenizerConfig, fingerprint: str) -> Merger:
     """The merger for understanding in `folder`; ValueError when it belongs to another tokenizer."""
     stored = read_model_folder(folder)

@@ -5,6 +5,7 @@ does not keep several cores busy: two threads inside each operation took 19 ms o
 takes 13 (docs/log.md).
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,28 +23,31 @@ Result = TypeVar("Result")
 class SideBySide:
     """Maps a function over items, in order; on a GPU one after the other in the caller's thread.
 
-    The threads start with the first use and run operations with one thread each.
+    The threads start with the first use, also with the first in a forked child, which has none of its
+    parent's. They run operations with one thread each.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._threads = torch.get_num_threads() if device.type == "cpu" else 0
         self._pool: ThreadPoolExecutor | None = None
         self._starting = threading.Lock()
+        self._process = os.getpid()
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Results in the order of `items`, without gradients."""
         if not self._threads:
             yield from map(function, items)
             return
+        if self._process != os.getpid():  # a lock may have been held when it forked
+            self._pool, self._starting, self._process = None, threading.Lock(), os.getpid()
         with self._starting:
-            if self._pool is None:
-                self._pool = _single_threaded(self._threads)
+            pool = self._pool = self._pool or _single_threaded(self._threads)
 
         def run(item: Item) -> Result:
             with torch.inference_mode():  # belongs to a thread
                 return function(item)
 
-        yield from self._pool.map(run, items)
+        yield from pool.map(run, items)
 
 
 def _single_threaded(count: int) -> ThreadPoolExecutor:

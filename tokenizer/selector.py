@@ -86,9 +86,9 @@ class ErrorSelector(PatchScores):
     def scores(errors: Tensor) -> Tensor:
         """Logarithm of what keeping each patch gains of its picture's squared error, (B, N).
 
-        `errors` are (B, N, 2). It is an inverse hyperbolic sine, which negative gains have too, and no two gains
-        that differ are equal. Relative to the error with no code at all, faint pictures count like strong ones:
-        the mean PSNR of a number of codes is higher than by absolute gains (docs/log.md).
+        `errors` are (B, N, 2). It is an inverse hyperbolic sine, which negative gains have too, and no two
+        gains that differ are equal. Relative to the error with no code at all, faint pictures count like
+        strong ones: the mean PSNR of a number of codes is higher than by absolute gains (docs/log.md).
         """
         dropped, kept = errors.detach().square().unbind(-1)
         whole = dropped.sum(dim=1, keepdim=True) + GOOD_ENOUGH * dropped.shape[1]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pictish.io.interrupt import Stopped, asked, in_units
+from pictish.io.model_folder import fingerprint, locate_model
 from pictish.tokenizer.cache import PictureCache, resized, training_caches
 from pictish.tokenizer.config import PhaseConfig, TrainConfig
 from pictish.tokenizer.conv import GridReconstructor, as_maps
@@ -26,6 +27,7 @@ from pictish.tokenizer.losses import Teacher
 from pictish.tokenizer.network import DynamicTokenizer, RoundTrip
 from pictish.tokenizer.selector import ErrorSelector, choose
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
+from pictish.training.isolation import training
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw, muon
 from pictish.training.schedule import warmup_cosine
@@ -44,6 +46,7 @@ MOST_VECTORS = 1 << 16  # of them in all: k-means holds the distance of each fro
 STATISTICS = 1024  # pictures from which a frozen network's features are standardised
 
 
+@training
 def train(
     config: TrainConfig,
     run: Path,
@@ -82,7 +85,8 @@ def train(
     names = [name for name, _ in network.named_parameters()]
     watch = Watch(run, accelerate, anomaly_skip)
     with accelerate.main_process_first():  # it clears up after a killed save
-        first = restore(run, network, optimizer, names, watch=watch)
+        inputs = _inputs(config, network, teacher, training, validation)
+        first = restore(run, network, optimizer, names, watch=watch, inputs=inputs)
     network.quantizer.learn_together(share)
     main = accelerate.is_main_process
     model, optimizer = prepare(accelerate, network, optimizer)
@@ -137,7 +141,7 @@ def train(
             stop = stop and done % config.log_every == 0
             if done % config.checkpoint_every == 0 or done == total or stop:
                 tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names)}
-                state = {"watch": watch.state()}
+                state = {"watch": watch.state(), "inputs": inputs}
                 save_checkpoint(run, done, tensors, state, config.keep_checkpoints, accelerate)
             if progress is not None:
                 progress(done, total)
@@ -148,6 +152,24 @@ def train(
         calibrate(finished.eval(), validation, config)
         save_tokenizer(run / "model", finished, overwrite=True)
     return run / "model"
+
+
+def _inputs(
+    config: TrainConfig,
+    network: DynamicTokenizer,
+    teacher: Teacher | None,
+    training: PictureCache,
+    validation: PictureCache,
+) -> dict[str, str]:
+    """Fingerprints, by keys of the config, of what a run reads beside its checkpoint."""
+    found = {"data.train": training.digest, "data.validation": validation.digest, "initial": "none"}
+    if config.initial is not None:
+        found["initial"] = fingerprint(locate_model(config.initial, "tokenizer"))
+    if isinstance(network.encoder, Encoder):
+        found["model.encoder.weights"] = network.encoder.sha256[:12]
+    if teacher is not None:
+        found["teacher.encoder.weights"] = teacher.encoder.sha256[:12]
+    return found
 
 
 def start_from(network: DynamicTokenizer, folder: str) -> None:

@@ -11,15 +11,16 @@ from types import TracebackType
 from typing import Any
 
 from pictish.bulk.batch_tokenizer import Machine
-from pictish.data.images import ImageFile, find_images, holds_images
+from pictish.data.images import ImageFile, images_of
 from pictish.data.loader import Decoded
 from pictish.data.shards import ShardFile, key_of, shard_name
 from pictish.data.token_folder import Entry, OutputFolder, plan_outputs, sources_digest
 from pictish.data.tokens import TokenizedImage
-from pictish.io.files import one_line, printable, sha256_file
+from pictish.io.files import one_line, printable, read_regular_file, sha256_file
+from pictish.io.finding import Found, counted, find
 from pictish.io.interrupt import in_units, stop_here
 from pictish.io.report import Report, Writer
-from pictish.io.storage import holds_shards, is_remote
+from pictish.io.storage import is_remote
 
 _GO_ON = "interrupted; what was tokenized is kept, and the same command goes on from there"
 
@@ -61,6 +62,7 @@ class Job:
     total: int | None  # pictures, None when they are not counted beforehand
     outputs: list[str]
     settings: dict[str, Any]
+    found: Found  # what else the search for pictures met
     run: "Callable[[Work], None]"
 
 
@@ -76,22 +78,32 @@ class Work:
 
 def plan(inputs: Sequence[Path], shards: bool, samples_per_shard: int) -> Job:
     """Find the pictures and name the outputs; ValueError for what cannot be done."""
-    images = find_images(inputs)
-    outputs = plan_outputs(images)
+    found = find(inputs)
+    planned, problems = plan_outputs(images_of(found, inputs))
+    found.problems += problems
+    images, outputs = list(planned.values()), list(planned)
     if not shards:
-        return Job("token-folder", len(images), outputs, {}, lambda work: _fill_folder(work, images, outputs))
+        fill = functools.partial(_fill_folder, images=images, outputs=outputs)
+        return Job("token-folder", len(images), outputs, {}, found, fill)
     parts = [images[start : start + samples_per_shard] for start in range(0, len(images), samples_per_shard)]
     names = [shard_name(number) for number in range(len(parts))]
     settings = {"samples_per_shard": samples_per_shard}
-    return Job("token-shards", len(images), names, settings, lambda work: _fill_shards(work, parts, names))
+    fill = functools.partial(_fill_shards, parts=parts, names=names)
+    return Job("token-shards", len(images), names, settings, found, fill)
 
 
 def hold_shards(inputs: Sequence[str]) -> bool:
-    """Whether the inputs are raw shards; ValueError where some are and others are not."""
-    raw = [entry for entry in inputs if is_remote(entry) or holds_shards(Path(entry), unless=holds_images)]
-    if raw and len(raw) < len(inputs):
-        raise ValueError(f"{printable(raw[0])} is shards, other inputs are not; tokenize them apart")
-    return bool(raw)
+    """Whether the inputs are raw shards; ValueError where some are, and others are pictures."""
+    found = find([Path(entry) for entry in inputs if not is_remote(entry)])
+    remote = [entry for entry in inputs if is_remote(entry)]
+    shards = [*remote, *(file.name for file in found.shards)]
+    if shards and found.images:
+        raise ValueError(
+            f"{counted(len(shards), 'shard')} ({printable(shards[0])} ...) and "
+            f"{counted(len(found.images), 'picture')} ({printable(found.images[0].name)} ...) were found; "
+            "tokenize them apart"
+        )
+    return bool(shards)
 
 
 def _fill_folder(work: Work, images: Sequence[ImageFile], outputs: Sequence[str]) -> None:
@@ -127,29 +139,33 @@ def _fill_shards(work: Work, parts: Sequence[Sequence[ImageFile]], names: Sequen
     todo = []
     for name, part in zip(names, parts, strict=True):
         entry = work.output.finished(name)
-        if entry is None:
-            todo.append((name, part))
+        sources = [] if entry is None else [(image.name, _sha256(image.path)) for image in part]
+        if entry is None or _readable_now(entry, sources):
+            todo.append((name, part, entry is not None))
         else:
-            digest = sources_digest([(image.name, _sha256(image.path)) for image in part])
-            _reuse(work, name, entry, digest == entry.source_sha256)
-    pictures = (image for _, part in todo for image in part)
+            _reuse(work, name, entry, sources_digest(sources) == entry.source_sha256)
+    pictures = (image for _, part, _ in todo for image in part)
     with contextlib.closing(work.machine.tokenize(pictures)) as tokenized, in_units("shard"):
-        for name, part in todo:
+        for name, part, incomplete in todo:
             stop_here(_GO_ON)
-            with ShardBuilder(work, name) as shard:
+            with ShardBuilder(work, name, replaces=incomplete) as shard:
                 for decoded, image in itertools.islice(tokenized, len(part)):
                     shard.add(decoded, image)
                 shard.source_sha256 = sources_digest(shard.sources)
 
 
 class ShardBuilder:
-    """One output shard under way: it is there as a whole when the block ends, or reported as failed."""
+    """One output shard under way: it is there as a whole when the block ends, or reported as failed.
 
-    def __init__(self, work: Work, name: str) -> None:
-        self._work, self._name = work, name
+    It `replaces` one of ours that a passing fault had left incomplete.
+    """
+
+    def __init__(self, work: Work, name: str, *, replaces: bool = False) -> None:
+        self._work, self._name, self._replaces = work, name, replaces
         self._tokens = 0
         self._sha256 = ""
         self._left_out: list[str] = []
+        self._unread: list[str] = []
         self.source_sha256 = ""
         self.sources: list[tuple[str, str | None]] = []
 
@@ -163,6 +179,8 @@ class ShardBuilder:
         self.sources.append((name, decoded.sha256))
         if image is None:
             self._left_out.append(name)
+            if decoded.transient:
+                self._unread.append(name)
             self._work.report.failed(name, decoded.error or "no tokens")
             return
         self._file.write(key_of(name), {"tokens": image.to_bytes()})
@@ -179,13 +197,20 @@ class ShardBuilder:
             self._work.report.failed(self._name, one_line(refused))
             return
         if kind is None:
-            left_out = tuple(sorted(self._left_out))
-            facts = None, self.source_sha256, self._sha256, self._tokens, self._file.samples, left_out
+            names = tuple(sorted(self._left_out)), tuple(sorted(self._unread))
+            facts = None, self.source_sha256, self._sha256, self._tokens, self._file.samples, *names
             self._work.output.note(self._name, Entry(*facts))
 
     def _approve(self, written: Path) -> None:
         self._sha256 = sha256_file(written)
-        self._work.output.may_write(self._name, self._sha256)
+        if not self._replaces:
+            self._work.output.may_write(self._name, self._sha256)
+
+
+def _readable_now(entry: Entry, sources: Sequence[tuple[str, str | None]]) -> bool:
+    """Whether a finished shard lacks pictures that could not be read when it was made, and can be now."""
+    before = [(name, None if name in entry.unread else sha256) for name, sha256 in sources]
+    return before != list(sources) and sources_digest(before) == entry.source_sha256
 
 
 def _reuse(work: Work, name: str, entry: Entry, unchanged: bool) -> None:
@@ -201,6 +226,6 @@ def _reuse(work: Work, name: str, entry: Entry, unchanged: bool) -> None:
 
 def _sha256(path: Path) -> str | None:
     try:
-        return sha256_file(path)
-    except OSError:
+        return hashlib.sha256(read_regular_file(path)).hexdigest()
+    except (OSError, ValueError):
         return None

@@ -17,8 +17,9 @@ from pictish.bulk.shard import Bulk, Outcome
 from pictish.bulk.stats import BulkFolder, ShardStats
 from pictish.data.token_folder import Header
 from pictish.io.files import one_line, printable, write_atomic
+from pictish.io.finding import Found, counted, shard_name_of
 from pictish.io.report import Report
-from pictish.io.storage import Stored, find_files, is_remote, join
+from pictish.io.storage import Stored, find_shards, is_remote, join
 
 REPORT_FORMAT = 1
 _READING = 16  # threads that look for finished shards
@@ -49,6 +50,8 @@ class Result:
     retried: dict[str, int] = field(default_factory=dict)  # attempts of shards that took more than one
     lost: dict[str, str] = field(default_factory=dict)  # shards, and why
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)  # by shard: samples, and why
+    ignored: dict[str, dict[str, str]] = field(default_factory=dict)  # by shard: members, and why
+    hidden: int = 0  # members of shards such as `._a.jpg`
 
     def add(self, stats: ShardStats) -> None:
         """Count a shard that was made in this run."""
@@ -64,6 +67,7 @@ class Result:
         return {
             "engine": plan.engine,
             "format": REPORT_FORMAT,
+            "ignored": self.ignored,
             "left_out": self.left_out,
             "lost": self.lost,
             "pictures": pictures,
@@ -78,26 +82,31 @@ class Result:
         }
 
 
-def find_sources(inputs: Sequence[str], out: str) -> list[Stored]:
-    """Raw shards of paths and URLs, sorted by name; ValueError when none is found or two would meet."""
-    found: dict[str, Stored] = {}
-    for entry in inputs:
-        if not is_remote(entry) and not Path(entry).exists():
-            raise ValueError(f"{printable(entry)}: there is no such file or folder")
-        for shard in find_files(entry, ".tar"):
-            other = found.setdefault(shard.name, shard)
-            if _real(other.place) != _real(shard.place):
-                first, second = printable(other.place), printable(shard.place)
-                raise ValueError(
-                    f"{first} and {second} would both become {printable(shard.name)}; rename one"
-                )
-            if _real(join(out, shard.name)) == _real(shard.place):
-                raise ValueError(
-                    f"{printable(shard.place)} would be replaced by its own tokens; choose another OUT"
-                )
-    if not found:
-        raise ValueError(f"no shards found ({', '.join(map(printable, inputs))}); looked for *.tar")
-    return [found[name] for name in sorted(found)]
+def find_sources(inputs: Sequence[str], out: str) -> tuple[list[Stored], Found]:
+    """Raw shards of paths and URLs, sorted by the names of their tokens, and what else was found.
+
+    Shards that would meet under one name are problems. ValueError when none is left.
+    """
+    shards, found = find_shards(inputs)
+    by_name: dict[str, dict[str, Stored]] = {}
+    for shard in shards:
+        by_name.setdefault(shard_name_of(shard.name), {})[_real(shard.place)] = shard
+    sources = []
+    for name, meeting in sorted(by_name.items()):
+        one, *more = meeting.values()
+        if _real(join(out, name)) in meeting:
+            raise ValueError(
+                f"{printable(join(out, name))} would be replaced by its own tokens; choose another OUT"
+            )
+        if more:
+            places = " and ".join(sorted(printable(shard.place) for shard in meeting.values()))
+            found.problems.append((places, f"would both become {name}; rename one"))
+        else:
+            sources.append(one)
+    if not sources:
+        reason = "; ".join(f"{printable(name)}: {why}" for name, why in found.problems)
+        raise ValueError(reason or f"no shards found ({', '.join(map(printable, inputs))})")
+    return sources, found
 
 
 def _real(place: str) -> str:
@@ -107,16 +116,19 @@ def _real(place: str) -> str:
 def run(plan: Plan, quiet: bool) -> int:
     """Make what is missing; the number of failures: shards that are lost, samples that are left out."""
     rank = Rank.of(os.environ)
-    sources = find_sources(plan.inputs, plan.out)
+    sources, found = find_sources(plan.inputs, plan.out)
     if plan.engine == "ray" and rank.count > 1:
         raise ValueError(f"--engine ray under a launcher of {rank.count} processes; start it once")
     with _workers(plan, rank) as (header, make):
         folder = BulkFolder(plan.out, header, plan.overwrite)
-        folder.prepare({source.name for source in sources})
+        folder.prepare({shard_name_of(source.name) for source in sources})
         own = rank.share(sources)
         result = Result()
         with Report("tokenizing", None, quiet=quiet, strict=plan.strict) as report:
             try:
+                if rank.number == 0:
+                    report.tell(found)
+                    _tell_names(sources, report)
                 todo = _todo(folder, own, plan, report, result)
                 bulk = Bulk(plan.machine, plan.out, header.to_json(), plan.overwrite, plan.strict)
                 if todo:
@@ -127,6 +139,8 @@ def run(plan: Plan, quiet: bool) -> int:
                     facts = result.to_json(report.seconds, plan, rank)
                     text = json.dumps(facts, sort_keys=True, indent=1)
                     write_atomic(_own_report(plan.report, rank), text.encode("ascii") + b"\n")
+        if result.hidden:
+            report.note(f"ignored {counted(result.hidden, 'hidden member')} of shards")
     if not quiet:
         print(_summary(result, report, rank))
     rank.wait_for_others()
@@ -182,11 +196,23 @@ def _collect(
         report.failed(source.name, outcome.reason)
 
 
+def _tell_names(sources: Sequence[Stored], report: Report) -> None:
+    """Note the shards whose tokens have another name."""
+    other = {s.name: name for s in sources if (name := shard_name_of(s.name)) != s.name}
+    if other:
+        names = ", ".join(
+            f"{printable(old)} becomes {printable(new)}" for old, new in list(other.items())[:3]
+        )
+        report.note(names + (f", and {len(other) - 3:,} more likewise" if len(other) > 3 else ""))
+
+
 def _tell_left_out(source: Stored, stats: ShardStats, report: Report, result: Result) -> None:
-    if stats.left_out:
-        result.left_out[source.name] = dict(stats.left_out)
-    for key, reason in stats.left_out.items():
-        report.failed(f"{source.name}/{key}", reason)
+    result.hidden += stats.hidden
+    for told, names in ((result.left_out, stats.left_out), (result.ignored, stats.ignored)):
+        if names:
+            told[source.name] = dict(names)
+        for name, reason in names.items():
+            report.failed(f"{source.name}/{name}", reason)
 
 
 @contextlib.contextmanager

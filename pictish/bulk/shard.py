@@ -12,13 +12,14 @@ from typing import Any
 from pictish.bulk.batch_tokenizer import Machine, MachineSettings
 from pictish.bulk.stats import BulkFolder, ShardStats
 from pictish.data.loader import Decoded, ImageBytes
-from pictish.data.shards import PICTURES, ShardFile, read_shard
+from pictish.data.members import image_members, is_image
+from pictish.data.shards import ShardFile, open_shard
 from pictish.data.token_folder import Header
 from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line, printable, sha256_file
+from pictish.io.finding import shard_name_of, supported
 from pictish.io.storage import Stored, download, is_remote, join, upload
 
-CARRIED = ("txt", "json")  # members of a raw sample that go into the tokens' shard
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # of the output: every other shard would fail alike
 
 
@@ -44,7 +45,7 @@ class Bulk:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a shard: `done` with stats, `lost` for ever, `again` worth a try, or `stop` the run."""
+    """What became of a shard: `done` with stats, `lost`, `again` worth a try, or `stop` the run."""
 
     kind: str
     stats: Mapping[str, Any] | None = None
@@ -57,6 +58,10 @@ class Outcome:
         return ShardStats.from_json(self.stats)
 
 
+class Incomplete(OSError):
+    """A shard was written without samples that a passing fault kept out, and so is not marked as whole."""
+
+
 def attempt(
     machine: Machine, bulk: Bulk, source: Stored, done: Callable[[int], None] = lambda count: None
 ) -> Outcome:
@@ -66,12 +71,24 @@ def attempt(
     except ValueError as error:
         return Outcome("lost", reason=one_line(error).removeprefix(f"{printable(source.name)}: "))
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return Outcome("lost", reason="file name too long for this file system")
         named = error.filename is not None and error.strerror
         reason = f"{error.filename}: {error.strerror}" if named else one_line(error)
         return Outcome("stop" if error.errno in _HOPELESS else "again", reason=reason)
     except Exception as error:
+        if out_of_memory(error):
+            return Outcome("again", reason=f"not enough memory: {one_line(error)}")
         traceback.print_exc()
         return Outcome("lost", reason=f"a bug, {type(error).__name__}: {one_line(error)}")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether Python, torch or CUDA says so; torch's CPU allocator raises a plain RuntimeError."""
+    import torch
+
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def tokenize_shard(
@@ -79,33 +96,36 @@ def tokenize_shard(
 ) -> ShardStats:
     """The shard of tokens of a raw shard, written and committed; `done` hears of pictures as they are done.
 
-    ValueError for a damaged shard, or a place taken by something else; OSError for trouble with files.
+    ValueError for a damaged shard, or a place taken by something else; OSError for trouble with files, and
+    Incomplete when samples are missing that another try may well read.
     """
     folder = bulk.folder()
-    with folder.claim(source.name), contextlib.ExitStack() as stack:
-        local, target = Path(source.place), Path(join(bulk.out, source.name))
+    name = shard_name_of(source.name)
+    with folder.claim(name), contextlib.ExitStack() as stack:
+        local, target = Path(source.place), Path(join(bulk.out, name))
         if is_remote(source.place):
             local = _scratch(stack) / source.name
             download(source.place, local)
         if remote := is_remote(bulk.out):
-            target = _scratch(stack) / source.name
+            target = _scratch(stack) / name
         builder = _Builder(source.name, bulk.strict, done)
         source_sha256 = sha256_file(local)
 
         def approve(written: Path) -> None:
             builder.sha256 = sha256_file(written)
-            folder.may_write(source.name, written, builder.sha256)
-            folder.withdraw(source.name)
+            folder.may_write(name, written, builder.sha256)
+            folder.withdraw(name)
 
         with ShardFile(target, approve=approve) as shard:
-            pictures = _pictures(local, builder.leave_out)
+            pictures = _pictures(local, builder)
             with contextlib.closing(machine.tokenize(pictures)) as tokenized:
                 for decoded, image in tokenized:
                     builder.add(shard, decoded, image)
         if remote:
-            upload(target, join(bulk.out, source.name))
+            upload(target, join(bulk.out, name))
+        builder.check_complete()
         stats = builder.stats(shard.samples, target.stat().st_size, local.stat().st_size, source_sha256)
-        folder.commit(source.name, stats)
+        folder.commit(name, stats)
         return stats
 
 
@@ -122,25 +142,33 @@ class SamplePicture(ImageBytes):
     others: dict[str, bytes]  # what goes with the sample, the same for all of its pictures
 
 
-def _pictures(path: Path, leave_out: Callable[[str, str], None]) -> Iterator[SamplePicture]:
-    """Pictures of a raw shard; samples without one are told to `leave_out`.
+def _pictures(path: Path, builder: "_Builder") -> Iterator[SamplePicture]:
+    """Pictures of a raw shard; what is not tokenized is told to `builder`. ValueError for a damaged shard.
 
-    A sample has one picture, or several with names, as edits and documents have.
+    A sample has one picture, or several with names, as edits and documents have. Its texts are carried over.
     """
-    for sample in read_shard(path):
-        key = sample["__key__"]
-        named = sorted(s for s in sample if "." in s and s.rsplit(".", 1)[1] in PICTURES)
-        found = {f"{s.rsplit('.', 1)[0]}.tokens": sample[s] for s in named}
-        plain = next((suffix for suffix in PICTURES if suffix in sample), None)
-        if plain is not None:
-            found["tokens"] = sample[plain]
-        if not found:
-            leave_out(key, f"holds no picture; known are {' '.join(PICTURES)}")
-            continue
-        others = {name: sample[name] for name in CARRIED if name in sample}
-        last = max(found)
-        for member in sorted(found):
-            yield SamplePicture(found[member], key, member, member == last, others)
+    with open_shard(path) as shard:
+        if shard.damage is not None:
+            raise ValueError(shard.damage)
+        builder.ignored, builder.hidden = dict(shard.ignored), shard.hidden
+        for key in shard.samples:
+            try:
+                sample = shard.read(key)
+            except ValueError as error:
+                builder.leave_out(key, one_line(error))
+                continue
+            images = image_members(sample)
+            if not images:
+                builder.leave_out(key, f"holds no picture; known are {supported()}")
+                continue
+            found = {f"{name}.tokens".removeprefix("."): same for name, same in images.items()}
+            for used, *more in found.values():
+                for other in more:
+                    builder.ignored[f"{key}.{other}"] = f"its sample has .{used} too, which is tokenized"
+            others = {suffix: blob for suffix, blob in sample.items() if not is_image(suffix)}
+            last = max(found)
+            for member in sorted(found):
+                yield SamplePicture(sample[found[member][0]], key, member, member == last, others)
 
 
 class _Builder:
@@ -152,9 +180,13 @@ class _Builder:
         self._pictures = self._pixels = self._tokens = 0
         self._bits = 0.0
         self._left_out: dict[str, str] = {}
+        self.ignored: dict[str, str] = {}  # members of no sample, and why
+        self.hidden = 0
         self._members: dict[str, bytes] = {}  # tokens of the sample under way
         self._images: list[TokenizedImage] = []
         self._broken: str | None = None  # why that sample has no tokens
+        self._passing = False  # whether another try may read what is broken in it
+        self._missing: list[str] = []  # samples that are left out for such a reason, and why
 
     def add(self, shard: ShardFile, decoded: Decoded, image: TokenizedImage | None) -> None:
         """Take in one picture; the last one of a sample writes it, or leaves it out."""
@@ -162,12 +194,17 @@ class _Builder:
         assert isinstance(picture, SamplePicture)
         if image is None:
             self._broken = self._broken or decoded.error or "no tokens"
+            self._passing = self._passing or decoded.transient
         else:
             self._images.append(image)
             self._members[picture.member] = image.to_bytes()
         if not picture.last:
             return
-        if self._broken is not None:
+        if self._broken is not None and self._passing:
+            self._missing.append(f"{printable(picture.name)}: {self._broken}")
+            if self._strict:
+                self.check_complete()
+        elif self._broken is not None:
             self.leave_out(picture.name, self._broken)
         else:
             shard.write(picture.name, {**self._members, **picture.others})
@@ -176,13 +213,19 @@ class _Builder:
             self._bits += sum(one.bits for one in self._images)
             self._pixels += sum(one.size[0] * one.size[1] for one in self._images)
             self._done(len(self._images))
-        self._members, self._images, self._broken = {}, [], None
+        self._members, self._images, self._broken, self._passing = {}, [], None, False
 
     def leave_out(self, key: str, reason: str) -> None:
         """Note a sample that has no tokens; ValueError under --strict."""
         if self._strict:
             raise ValueError(f"{printable(key)}: {reason}")
         self._left_out[key] = reason
+
+    def check_complete(self) -> None:
+        """Incomplete when samples are missing that are not known to be broken."""
+        if self._missing:
+            more = f", and {len(self._missing) - 1:,} more samples" if len(self._missing) > 1 else ""
+            raise Incomplete(f"{self._missing[0]}{more}; the shard is not marked as finished")
 
     def stats(self, samples: int, size: int, source_bytes: int, source_sha256: str) -> ShardStats:
         """What became of the shard."""
@@ -198,4 +241,6 @@ class _Builder:
             tokens=self._tokens,
             bits=round(self._bits),
             left_out=dict(sorted(self._left_out.items())),
+            ignored=dict(sorted(self.ignored.items())),
+            hidden=self.hidden,
         )

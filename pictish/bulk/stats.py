@@ -9,14 +9,15 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pictish.data.shards import read_shard
 from pictish.data.token_folder import MANIFEST, PARTIAL, Header
 from pictish.data.tokens import TokenizedImage
-from pictish.io.files import TEMP_SUFFIX, one_line, printable
+from pictish.io.files import one_line, printable, temp_path
+from pictish.io.finding import shard_name_of
 from pictish.io.storage import (
     Stored,
     delete,
@@ -49,6 +50,8 @@ class ShardStats:
     tokens: int
     bits: int  # of ids and cells, in all, rounded
     left_out: Mapping[str, str]  # keys of samples without tokens, and why
+    ignored: Mapping[str, str] = field(default_factory=dict)  # members of no sample, and why
+    hidden: int = 0  # members such as `._a.jpg`
 
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "ShardStats":
@@ -60,10 +63,18 @@ class ShardStats:
         }
         wrong = [name for name, value in texts.items() if not isinstance(value, str)]
         wrong += [name for name, value in counts.items() if type(value) is not int or value < 0]
-        if wrong or not isinstance(facts.get("left_out"), dict):
-            raise ValueError(f"damaged, {min([*wrong, 'left_out'])} is missing or of another type")
-        left_out = {str(key): str(reason) for key, reason in facts["left_out"].items()}
-        given: dict[str, Any] = {**texts, **counts, "left_out": left_out}
+        counts["hidden"] = facts.get("hidden", 0)  # newer, as is `ignored`
+        told = {"left_out": facts.get("left_out"), "ignored": facts.get("ignored", {})}
+        wrong += [name for name, value in told.items() if not isinstance(value, dict)]
+        wrong += ["hidden"] if type(counts["hidden"]) is not int else []
+        if wrong:
+            raise ValueError(f"damaged, {min(wrong)} is missing or of another type")
+        texts_of = {
+            name: {str(key): str(reason) for key, reason in value.items()}
+            for name, value in told.items()
+            if isinstance(value, dict)
+        }
+        given: dict[str, Any] = {**texts, **counts, **texts_of}
         return cls(**given)
 
 
@@ -110,10 +121,11 @@ class BulkFolder:
         """
         if self.overwrite:
             return None
-        found = self._read_stats(source.name)
+        name = shard_name_of(source.name)
+        found = self._read_stats(name)
         if found is None or found[0].difference(self.header) is not None:
             return None
-        stats, shard = found[1], join(self.place, source.name)
+        stats, shard = found[1], join(self.place, name)
         if stats.source_bytes != source.size or (verify and sha256_of(source.place) != stats.source_sha256):
             raise ValueError("its pictures have changed since; --overwrite makes it anew")
         if size_of(shard) != stats.bytes or (verify and sha256_of(shard) != stats.sha256):
@@ -155,7 +167,7 @@ class BulkFolder:
         except ImportError:  # Windows
             yield
             return
-        path = Path(self.place, f".{name}.lock{TEMP_SUFFIX}")
+        path = temp_path(Path(self.place, f"{name}.lock"))
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)

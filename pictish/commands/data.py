@@ -1,36 +1,42 @@
-"""`pictish data`: emoji, icons, avatars, clip art and photographs as captioned shards, and tasks of them."""
+"""`pictish data`: the starter data set as captioned shards, and training samples built from it."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pictish.commands.options import files, runtime
+
 
 def starter(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the shards and manifest.json.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Output folder for the shards and manifest.json.")
+    ],
     sets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="SET", help="A set to build (repeat for more); else all that can be had."
-        ),
+        files("--set", metavar="SET", help="Set to build; repeat for more (default: all available sets)."),
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where npm packages are kept; OUT/.cache if not given."),
+        files(metavar="DIR", help="Cache of npm packages (default: OUT/.cache)."),
     ] = None,
     photos: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Shards of photographs to add as the set photos."),
+        files(metavar="DIR", help="Folder of photograph shards to add as the set photos."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that draw; 0 draws in this one.")] = 2,
+    workers: Annotated[
+        int, runtime(metavar="N", min=0, help="Rendering processes; 0 renders in the main process.")
+    ] = 2,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace starter data of other settings, and changed shards.")
+        bool,
+        files("--overwrite", help="Replace starter data built with other settings, and modified shards."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")] = False,
+    quiet: Annotated[bool, runtime("--quiet", help="No progress bar and no table.")] = False,
 ) -> None:
-    """Build the starter data set in OUT: emoji, icons and avatars from npm, clip art and stamps if installed.
+    """Build the starter data set: emoji, icons and avatars from npm; clip art and stamps if installed.
 
-    Needs npm, Node.js and resvg-py (pip install 'pictish[starter-data]'). Run again, it continues.
+    Requires npm, Node.js and resvg-py (pip install 'pictish[starter-data]'). An interrupted build resumes
+    where it stopped.
     """
     from rich.console import Console
 
@@ -66,17 +72,19 @@ def _table(manifest: dict[str, Any]) -> Any:
 
 def tasks(
     tokens: Annotated[
-        Path, typer.Argument(metavar="TOKENS", help="Tokenized shards of one split of the starter data.")
+        Path, typer.Argument(metavar="TOKENS", help="Token shards of one split of the starter data.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the shards and manifest.json.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Output folder for the shards and manifest.json.")
+    ],
     pictures: Annotated[
         Path | None,
-        typer.Option(metavar="RAW", help="Raw shards of the same samples: adds questions about colour."),
+        files(metavar="DIR", help="Image shards of the same samples; adds questions about colour."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace tasks that are in OUT.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No table.")] = False,
+    overwrite: Annotated[bool, files("--overwrite", help="Replace the training samples in OUT.")] = False,
+    quiet: Annotated[bool, runtime("--quiet", help="No table.")] = False,
 ) -> None:
-    """Turn tokenized starter data into training samples for the language model: pairs, edits, questions."""
+    """Build training samples for the language model: image-caption pairs, edits, questions and answers."""
     from rich.console import Console
     from rich.table import Table
 

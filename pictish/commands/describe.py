@@ -1,35 +1,39 @@
-"""`pictish describe`: a picture to words."""
+"""`pictish describe`: a caption of an image, or an answer about it."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pictish.commands import options
 from pictish.commands.draw import given_picture
-from pictish.commands.options import Device, Digits, Model, Precision
 
 
 def run(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture to look at.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image to describe.")],
     question: Annotated[
-        str | None, typer.Argument(metavar="[QUESTION]", help="What to say about it.")
+        str | None, typer.Argument(metavar="QUESTION", help="Question about the image.")
     ] = None,
     *,
+    model: options.Model = "starter",
     features: Annotated[
         bool | None,
-        typer.Option("--features/--codes", help="Look at continuous features, or at codes."),
+        options.sampling(
+            "--features/--codes", help="Condition on continuous image features, or on discrete codes."
+        ),
     ] = None,
-    most: Annotated[int | None, typer.Option(min=1, help="Text tokens at most.")] = None,
-    model: Model = "starter",
+    max_new_tokens: Annotated[
+        int | None, options.sampling(metavar="N", min=1, help="Maximum number of text tokens.")
+    ] = None,
     lemmas: Annotated[
-        bool, typer.Option("--lemmas", help="Nouns and verbs of an answer in their basic form; needs spaCy.")
+        bool, options.sampling("--lemmas", help="Lemmatize nouns and verbs of the answer (needs spaCy).")
     ] = False,
-    precision: Digits = Precision.float32,
-    device: Device = "auto",
+    precision: options.Digits = options.Precision.float32,
+    device: options.Device = "auto",
 ) -> None:
-    """Print a caption of IMAGE, or the answer to QUESTION. Settings left away are the model's own."""
+    """Print a caption of IMAGE, or the answer to QUESTION. Unset options use the model's defaults."""
     picture = given_picture(image)
     from pictish.pipelines.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(model, device=device, dtype=precision.value)
-    print(pipe.describe(picture, question, features=features, max_new_tokens=most, lemmas=lemmas))
+    print(pipe.describe(picture, question, features=features, max_new_tokens=max_new_tokens, lemmas=lemmas))

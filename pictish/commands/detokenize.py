@@ -1,32 +1,46 @@
-"""`pictish detokenize`: tokens back to pictures."""
+"""`pictish detokenize`: images from tokens."""
 
 import enum
-import errno
 import functools
 import hashlib
 import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.options import LowRes, PixelGuidance, Scheduler, Size, Steps, Upscale
+from pictish.commands.options import (
+    BatchSize,
+    Device,
+    LowRes,
+    Model,
+    Overwrite,
+    PixelGuidance,
+    Scheduler,
+    Size,
+    Steps,
+    Upscale,
+    decoder,
+    files,
+    runtime,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from pictish.data.token_folder import OutputFolder
     from pictish.data.tokens import TokenizedImage
+    from pictish.io.finding import Found
     from pictish.io.report import Report
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.settings import Drawing
 
 
 class Format(enum.StrEnum):
-    """Kind of the pictures written."""
+    """Image file format."""
 
     png = "png"
     jpg = "jpg"
@@ -42,28 +56,31 @@ ENCODING: dict[Format, tuple[str, dict[str, Any]]] = {
 
 def run(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="TOKENS...", help="Token folders, token files, or token shards.")
+        list[Path], typer.Argument(metavar="TOKENS", help="Token files, token folders, or token shards.")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the pictures.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder.")],
     *,
-    model: Annotated[str, typer.Option(help="Model folder, or `starter`.")] = "starter",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    size: Size = None,
-    format: Annotated[Format, typer.Option(help="Kind of the pictures.")] = Format.png,
+    model: Model = "starter",
+    format: Annotated[Format, files(help="Image file format.")] = Format.png,
+    overwrite: Overwrite = False,
     steps: Steps = None,
     pixel_guidance: PixelGuidance = None,
     scheduler: Scheduler = None,
-    lowres: LowRes = False,
+    seed: Annotated[
+        int, decoder(metavar="N", min=0, help="Random seed of the initial noise, the same for every image.")
+    ] = 0,
     upscale: Upscale = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise that each picture starts from.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")] = 32,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first damaged token file.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")] = False,
+    size: Size = None,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    strict: Annotated[bool, runtime("--strict", help="Stop at the first damaged token file.")] = False,
+    quiet: Annotated[bool, runtime("--quiet", help="No progress bar and no summary.")] = False,
+    lowres: LowRes = False,
 ) -> None:
-    """Turn tokens back into pictures: OUT/sub/name.png for TOKENS/sub/name.tokens, in the original's shape.
+    """Reconstruct images: TOKENS/sub/name.tokens becomes OUT/sub/name.png, in the original aspect ratio.
 
-    Run again, it goes on where it stopped. Damaged tokens are named and left out, the exit code is then 1.
+    An interrupted run resumes where it stopped. Damaged tokens are reported and skipped, and the exit code is
+    then 1.
     """
     from pictish.data.token_folder import Header, OutputFolder
     from pictish.io.report import Report
@@ -71,7 +88,7 @@ def run(
     from pictish.pipelines.settings import Drawing
     from pictish.training.world import resolve_device
 
-    sources = find_sources(inputs, f".{format.value}")
+    sources, found = find_sources(inputs, f".{format.value}")
     where = resolve_device(device)
     reconstructor = Reconstructor.from_folder(model, where, steps=steps, lowres=lowres)
     drawing = Drawing(steps, pixel_guidance, scheduler, upscale)
@@ -88,17 +105,18 @@ def run(
     if (factor := reconstructor.factor(drawing)) > 1:
         settings |= {"upscale": factor, "upscaler": reconstructor.upscaler_of(drawing)}
     header = Header("pictures", tokenizer.fingerprint, tokenizer.codebook_size, settings)
-    outputs = [name for source in sources for name in source.outputs]
+    outputs = [name for source in sources for name in source.outputs if name not in source.meeting]
     with (
         Report("detokenizing", len(outputs), quiet=quiet, strict=strict) as report,
         OutputFolder(out, header, outputs, overwrite) as output,
     ):
+        report.tell(found)
         work = Work(reconstructor, drawing, seed, size, format, batch_size, output, report)
         drawn, before = work.run(sources)
         output.finish()
     if not quiet:
-        parts = [f"{drawn:,} pictures made in {report.seconds:.1f} s", f"{report.failures:,} broken"]
-        print(", ".join([parts[0], *([f"{before:,} were done before"] if before else []), parts[1]]))
+        parts = [f"{drawn:,} images reconstructed in {report.seconds:.1f} s", f"{report.failures:,} failed"]
+        print(", ".join([parts[0], *([f"{before:,} already done"] if before else []), parts[1]]))
     if report.failures:
         raise typer.Exit(1)
 
@@ -111,14 +129,16 @@ class Source:
     name: str
     outputs: list[str]
     damage: str | None = None  # of a shard: what follows `outputs` cannot be read
+    meeting: frozenset[str] = frozenset()  # outputs that two would give, and neither does
 
     def read(self) -> "Iterator[tuple[str, str, bytes | Exception]]":
         """Name, output and bytes, or why there are none, of each of its pictures."""
         from pictish.data.shards import read_shard
         from pictish.data.tokens import LARGEST
         from pictish.io.files import read_regular_file
+        from pictish.io.finding import shard_suffix
 
-        if self.path.suffix != ".tar":
+        if shard_suffix(self.path.name) is None:
             blob: bytes | Exception
             try:
                 blob = read_regular_file(self.path, LARGEST)
@@ -133,22 +153,22 @@ class Source:
             yield f"{self.name}/{sample['__key__']}", output, sample.get("tokens", missing)
 
 
-def find_sources(inputs: Sequence[Path], suffix: str) -> list[Source]:
-    """Everything to be read, in order; ValueError when there is nothing, or two would give one picture."""
+def find_sources(inputs: Sequence[Path], suffix: str) -> "tuple[list[Source], Found]":
+    """Everything to be read, in order, and what cannot be; ValueError when there is nothing.
+
+    Two that would give one picture are not drawn, and named.
+    """
     from pictish.data.shards import find_shards, name_of, read_shard
     from pictish.data.token_folder import SUFFIX, find_tokens
     from pictish.io.files import one_line, printable
-    from pictish.io.storage import holds_shards
+    from pictish.io.finding import Found
 
-    def holds_tokens(folder: Path) -> bool:
-        return next(folder.rglob(f"*{SUFFIX}"), None) is not None
-
-    shards = [entry for entry in inputs if holds_shards(entry, unless=holds_tokens)]
+    shards = [entry for entry in inputs if _is_shards(entry)]
     others = [entry for entry in inputs if entry not in shards]
-    sources = []
-    for file in find_tokens(others) if others else []:
+    sources, found = [], Found()
+    for file in find_tokens(others, found) if others else []:
         sources.append(Source(file.path, file.name, [file.name.removesuffix(SUFFIX) + suffix]))
-    for path in find_shards(shards) if shards else []:
+    for path in find_shards(shards, found) if shards else []:
         outputs: list[str] = []
         damage = None
         try:
@@ -157,14 +177,22 @@ def find_sources(inputs: Sequence[Path], suffix: str) -> list[Source]:
         except ValueError as error:
             damage = one_line(error).removeprefix(f"{path.name}: ")
         sources.append(Source(path, path.name, outputs, damage))
-    taken: dict[str, Source] = {}
+    givers: dict[str, list[Source]] = {}
     for source in sources:
         for output in source.outputs:
-            if output in taken:
-                first, second = printable(taken[output].path), printable(source.path)
-                raise ValueError(f"{first} and {second} would both give {printable(output)}; give them apart")
-            taken[output] = source
-    return sources
+            givers.setdefault(output, []).append(source)
+    meeting = {output: those for output, those in givers.items() if len(those) > 1}
+    problems = [
+        (
+            " and ".join(str(one.path) for one in those),
+            f"would both be written to {output}; give them in separate runs",
+        )
+        for output, those in meeting.items()
+    ]
+    if len(meeting) == len(givers) and problems:
+        raise ValueError("; ".join(f"{printable(names)}: {printable(why)}" for names, why in problems))
+    found.problems += problems
+    return [replace(source, meeting=frozenset(meeting)) for source in sources], found
 
 
 def refuse_others(sources: Sequence[Source], fingerprint: str) -> None:
@@ -179,8 +207,8 @@ def refuse_others(sources: Sequence[Source], fingerprint: str) -> None:
             continue
         if found != fingerprint:
             raise ValueError(
-                f"{printable(name)}: tokens of tokenizer {found}, this model has {fingerprint}; "
-                "give --model the folder that wrote them"
+                f"{printable(name)}: written by tokenizer {found}, but this model has {fingerprint}; "
+                "set --model to the model that wrote the tokens"
             )
         if isinstance(blob, bytes):
             return
@@ -210,7 +238,9 @@ class Work:
         with Writer(self.report) as writer, in_units("batch"):
             for source in sources:
                 for name, output, blob in _readable(source):
-                    stop_here("interrupted; what was drawn is kept, and the same command goes on from there")
+                    stop_here(
+                        "interrupted; finished images are kept, and the same command resumes from there"
+                    )
                     token = self._token(name, blob)
                     if token is None:
                         continue
@@ -266,14 +296,21 @@ class Work:
         buffer = io.BytesIO()
         image.save(buffer, kind, **options)
         blob = buffer.getvalue()
-        try:
-            self.output.store(output, blob, Entry(name, source, hashlib.sha256(blob).hexdigest(), tokens))
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            raise ValueError("a name too long for this file system") from error
+        self.output.store(output, blob, Entry(name, source, hashlib.sha256(blob).hexdigest(), tokens))
 
 
 def _readable(source: Source) -> "Iterator[tuple[str, str, bytes | Exception]]":
-    """What a source gives before its damage, if it has any."""
-    yield from itertools.islice(source.read(), len(source.outputs))
+    """What a source gives before its damage, if it has any, and what nothing else would give too."""
+    for name, output, blob in itertools.islice(source.read(), len(source.outputs)):
+        if output not in source.meeting:
+            yield name, output, blob
+
+
+def _is_shards(entry: Path) -> bool:
+    """A shard, or a folder with shards and no token files."""
+    from pictish.io.finding import find, shard_suffix
+
+    if not entry.is_dir():
+        return shard_suffix(entry.name) is not None
+    found = find([entry])
+    return bool(found.shards) and not any(name.endswith(".tokens") for name in found.others)

@@ -1,4 +1,4 @@
-"""What `pictish generate` and `pictish edit` share: options, names, drawing, and the files they write.
+"""What `pictish generate` and `pictish edit` share: options, file names, generation, and output files.
 
 Their options are parameters of the two functions, for typer; here they are read by name from typer's context,
 so that an option that both have is handled once.
@@ -76,7 +76,7 @@ def origin_of(file: Path | None, command: Literal["generate", "edit"]) -> "Origi
 
     origin = read_origin(file)
     if origin.command != command:
-        raise ValueError(f"{printable(file)}: drawn by pictish {origin.command}, whose --like repeats it")
+        raise ValueError(f"{printable(file)}: made by pictish {origin.command}; use its --like")
     return origin
 
 
@@ -104,11 +104,11 @@ def asked(
             options |= dict.fromkeys(left & {"pixel_guidance", "scheduler"})
         if pictures and origin.pictures and pictures != origin.pictures:
             raise ValueError(
-                "another picture was given than the file of --like was drawn from; give the same"
+                "the input image differs from the one that the --like file was made from; give the same one"
             )
         pictures = pictures or origin.pictures
     if options.get("style") is not None and not (prompt or "").strip():
-        raise ValueError("--style is said behind the words of a PROMPT; give one")
+        raise ValueError("--style is appended to a PROMPT; give one")
     options |= {"command": ctx.info_name, "prompt": prompt, "pictures": pictures}
     return parse(Request, options, ctx.command_path)
 
@@ -139,7 +139,7 @@ def carry_out(
     files.check([name for name, _ in jobs])
     stored = origin.image() if origin and len(jobs) == 1 and first.same_tokens(origin) else None
     if first.pictures and not given and (stored is None or first.keep):
-        raise ValueError("the file of --like was drawn from a picture, which is needed again; give it too")
+        raise ValueError("the --like file was made from an input image, which is needed again; give it too")
     drawer, reconstructor = _load(ctx, first, speaking=stored is None)
     drawing = reconstructor.settled(config.drawing, generated=True)
     sampled: dict[str, Any] = {}
@@ -157,8 +157,8 @@ def carry_out(
     with in_units("batch"):
         for start in range(0, len(jobs), ctx.params["batch_size"]):
             stop_here(
-                f"interrupted; {start} of {len(jobs)} pictures are in {files.out}, "
-                "and the same command with --overwrite draws them all"
+                f"interrupted; {start} of {len(jobs)} images are in {files.out}; "
+                "the same command with --overwrite generates all of them"
             )
             part = jobs[start : start + ctx.params["batch_size"]]
             requests = [request for _, request in part]
@@ -279,8 +279,8 @@ def _check_models(models: dict[str, str | None], origin: "Origin", request: "Req
         theirs = getattr(origin, part)
         if models[part] != theirs:
             raise ValueError(
-                f"the file of --like was drawn with {part} {theirs}, this model's is {models[part]}; "
-                "give --model the one it was drawn with"
+                f"the --like file was made with {part} {theirs}, but this model has {models[part]}; "
+                "set --model to the model that made it"
             )
 
 
@@ -298,18 +298,16 @@ class Files:
         """Refuse, with ValueError, names that come twice, and files that are there unless `overwrite`."""
         twice = sorted({name for name in names if list(names).count(name) > 1})
         if twice:
-            raise ValueError(f"two pictures would be called {twice[0]}.png; ask for them one after the other")
+            raise ValueError(f"two images would be written to {twice[0]}.png; generate them in separate runs")
         suffixes = (".png", ".tokens") if self.save_tokens else (".png",)
         paths = [self.out / f"{name}{suffix}" for name in names for suffix in suffixes]
         if self.grid:
             if self.grid.suffix.lower() != ".png" or self.grid in paths:
-                raise ValueError(
-                    f"--grid {self.grid}: the name of a PNG would fit, and not that of a picture"
-                )
+                raise ValueError(f"--grid {self.grid}: expected a .png name that no generated image has")
             paths.append(self.grid)
         there = [path for path in paths if path.exists()]
         if there and not self.overwrite:
-            raise ValueError(f"{there[0]} is there already; choose another --out, or --overwrite")
+            raise ValueError(f"{there[0]} already exists; give --overwrite to replace it, or another --out")
 
     def store(self, name: str, picture: "Image.Image", origin: "Origin") -> None:
         """Write a picture, and its tokens if they are wanted, each as a whole; say so."""
@@ -332,7 +330,7 @@ class Files:
         columns = count if 1 < count < len(pictures) else math.ceil(math.sqrt(len(pictures)))
         write_atomic(self.grid, png_bytes(even_grid(pictures, columns)))
         if not self.quiet:
-            print(f"{self.grid}  {len(pictures)} pictures")
+            print(f"{self.grid}  {len(pictures)} images")
 
 
 def even_grid(pictures: "Sequence[Image.Image]", columns: int) -> "Image.Image":

@@ -1,4 +1,4 @@
-"""`pictish edit`: a picture and what is to change about it, to a picture."""
+"""`pictish edit`: an image changed as a text instruction says."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,16 +11,19 @@ from pictish.commands import draw, options
 def run(
     ctx: typer.Context,
     image: Annotated[
-        Path | None,
-        typer.Argument(metavar="IMAGE", help="The picture to be changed. With --like, often not needed."),
+        Path | None, typer.Argument(metavar="IMAGE", help="Image to edit. Often optional with --like.")
     ] = None,
     instruction: Annotated[
         str | None,
-        typer.Argument(metavar="INSTRUCTION", help="What to do with it. With --like it may be left away."),
+        typer.Argument(metavar="INSTRUCTION", help="What to change, in words. Optional with --like."),
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("edited"),
+    out: Annotated[Path, options.files(metavar="DIR", help="Output folder.")] = Path("edited"),
     like: options.Like = None,
+    grid: options.Grid = None,
+    save_tokens: options.SaveTokens = False,
+    model: options.Model = "starter",
+    overwrite: options.Overwrite = False,
     count: options.Count = 1,
     seed: options.Seed = 0,
     guidance: options.Guided = None,
@@ -31,34 +34,30 @@ def run(
     min_p: options.MinP = None,
     min_tokens: options.MinTokens = None,
     max_tokens: options.MaxTokens = None,
-    official_quirks: options.Quirks = False,
-    lowres: options.LowRes = False,
-    precision: options.Digits = options.Precision.float32,
+    keep: Annotated[
+        bool, options.decoder(help="Keep source pixels where the edit left the tokens unchanged.")
+    ] = True,
     steps: options.Steps = None,
     pixel_guidance: options.PixelGuidance = None,
     scheduler: options.Scheduler = None,
-    keep: Annotated[
-        bool, typer.Option(help="Leave the pixels alone where the new tokens tell what the old ones did.")
-    ] = True,
     upscale: options.Upscale = None,
     size: options.Size = None,
-    grid: options.Grid = None,
-    save_tokens: options.SaveTokens = False,
     batch_size: options.BatchSize = 8,
-    model: options.Model = "starter",
+    precision: options.Digits = options.Precision.float32,
     device: options.Device = "auto",
-    overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
+    official_quirks: options.Quirks = False,
+    lowres: options.LowRes = False,
 ) -> None:
-    """Change IMAGE as INSTRUCTION says: OUT/name-words-of-the-instruction-SEED.png, in the shape of IMAGE.
+    """Edit IMAGE as INSTRUCTION says, written to OUT/name-words-of-the-instruction-SEED.png.
 
-    Settings left away are the model's own. Each picture says in its file how it was drawn, and --like repeats
-    it from there. IMAGE is then needed where pixels of it were kept, and where words, seed or sampling
-    change.
+    The result has the aspect ratio of IMAGE. Unset options use the model's defaults. Each image file stores
+    its settings and tokens, so --like can redraw it; IMAGE is then needed only where source pixels were
+    kept, or where the instruction, the seed or a sampling option changes.
     """
     origin = draw.origin_of(like, "edit")
     if (image is None or instruction is None) and origin is None:
-        raise ValueError("an IMAGE and an INSTRUCTION are needed, or --like FILE")
+        raise ValueError("give an IMAGE and an INSTRUCTION, or --like FILE")
     given = [] if image is None else [draw.given_picture(image)]
     if instruction is None and origin is not None:
         instruction = origin.prompt

@@ -1,4 +1,4 @@
-"""What the commands of `pictish evaluate` share: options, sources of pictures, files and what they say."""
+"""What the commands of `pictish evaluate` share: options, image sources, output files and tables."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pictish.commands.options import files, runtime
 
 if TYPE_CHECKING:
     from pictish.evaluation.metrics import Better
@@ -23,34 +25,32 @@ UNITS = {"psnr": " dB"}
 
 Inputs = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="IMAGES", help="Pictures, folders of pictures, or shards."),
+    typer.Argument(metavar="IMAGES", help="Images, folders of images, or WebDataset shards."),
 ]
-Model = Annotated[str, typer.Option(help="Model folder, or `starter`.")]
 Photographs = Annotated[
     bool,
-    typer.Option(
-        "--photographs", help="Also evaluate the photographs inside scikit-image, as a set of their own."
+    files(
+        "--photographs", help="Also evaluate the photographs shipped with scikit-image, as a separate set."
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many pictures.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier evaluation.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
+Limit = Annotated[int | None, files(metavar="N", min=1, help="Evaluate only the first N images.")]
+Overwrite = Annotated[bool, files("--overwrite", help="Replace the files of an earlier evaluation.")]
+Quiet = Annotated[bool, runtime("--quiet", help="No progress bar and no table.")]
 Cache = Annotated[
     Path | None,
-    typer.Option(help="File for what the judge knows; judge.safetensors in the folder OUT by default."),
+    files(metavar="FILE", help="Cache of the judge's embeddings (default: judge.safetensors in OUT)."),
 ]
 
 
 def sources_of(
     inputs: list[Path] | None, photographs: bool, limit: int | None, flat: bool = False
 ) -> "dict[str, PictureSource | FlatPictures]":
-    """The sets a user asked for, by name; ValueError when there is none."""
+    """The image sets to evaluate, by name; ValueError when there is none."""
     from pictish.evaluation.pictures import FlatPictures, PictureSource
     from pictish.evaluation.pictures import photographs as inside_scikit_image
 
     if not inputs and not photographs and not flat:
-        raise ValueError("nothing to evaluate: give pictures, folders or shards, or --photographs")
+        raise ValueError("nothing to evaluate: give images, folders or shards, or --photographs")
     sources: dict[str, PictureSource | FlatPictures] = {}
     if inputs:
         sources["pictures"] = PictureSource(inputs, limit)
@@ -66,7 +66,7 @@ def check_free(out: Path, names: Sequence[str], overwrite: bool) -> None:
     taken = [name for name in names if (out / name).exists()]
     if taken and not overwrite:
         raise ValueError(
-            f"{out} already holds {', '.join(taken)}; give --overwrite to replace, or another --out"
+            f"{out} already contains {', '.join(taken)}; give --overwrite to replace them, or another --out"
         )
 
 
@@ -75,12 +75,12 @@ def judge_of(data: Path, cache: Path | None, out: Path, device: Any, quiet: bool
     from pictish.io.report import Report
     from pictish.recipes.starter.evaluation.judge import Judge
 
-    with Report("what the judge knows", None, quiet=quiet, strict=False) as report:
+    with Report("embedding the judge's references", None, quiet=quiet, strict=False) as report:
         return Judge.from_data(data, cache or out / "judge.safetensors", device, report.done)
 
 
 def told(pictures: "Iterable[Picture | Broken]", report: "Report") -> "Iterator[Picture | Broken]":
-    """The same pictures; a broken one is told to the report as it passes."""
+    """The same pictures; each broken one is reported as it passes."""
     from pictish.evaluation.pictures import Broken
 
     for each in pictures:
@@ -134,7 +134,7 @@ def gain_lines(
 
 
 def say_files(console: Any, files: Sequence[Path]) -> None:
-    """One line with the files that were written."""
+    """Print one line with the files that were written."""
     from rich.markup import escape
 
-    console.print("written: " + escape(", ".join(str(file) for file in files)))
+    console.print("wrote " + escape(", ".join(str(file) for file in files)))

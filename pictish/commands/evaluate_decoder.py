@@ -1,4 +1,4 @@
-"""`pictish evaluate decoder`: its pictures beside baselines, or its steps against quality and time."""
+"""`pictish evaluate decoder`: decoded images next to baselines, or quality and time per step count."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pictish.commands.evaluate import (
-    Device,
     Inputs,
     Limit,
-    Model,
     Overwrite,
     Photographs,
     Quiet,
@@ -23,7 +21,7 @@ from pictish.commands.evaluate import (
     told,
     write_numbers,
 )
-from pictish.commands.options import PixelGuidance, Scheduler
+from pictish.commands.options import Device, Model, PixelGuidance, Scheduler, decoder, files, runtime
 
 if TYPE_CHECKING:
     import torch
@@ -37,39 +35,40 @@ CURVE_NUMBERS, CURVE_CHART = "decoder-curve.json", "decoder-curve.png"
 
 
 def run(
-    out: Annotated[Path, typer.Option(help="Folder for the numbers (JSON) and pictures of them (PNG).")],
+    out: Annotated[Path, files(metavar="DIR", help="Output folder for the report (JSON) and figures (PNG).")],
     inputs: Inputs = None,
     *,
     model: Model = "starter",
     photographs: Photographs = False,
     limit: Limit = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Steps of the decoder, where not its own.")
+        int | None,
+        decoder(metavar="N", min=1, max=1000, help="Number of denoising steps (default: the decoder's own)."),
     ] = None,
     pixel_guidance: PixelGuidance = None,
     scheduler: Scheduler = None,
     upscale: Annotated[
         Literal[1, 2, 4],
-        typer.Option(help="Compare at so many times the decoder's side, before and after the upscaler."),
+        decoder(help="Compare at this multiple of the decoder's resolution, with and without the upscaler."),
     ] = 1,
     curve: Annotated[
-        bool, typer.Option("--curve", help="Instead: 1 to 50 steps with two schedulers, as a chart.")
+        bool, decoder("--curve", help="Measure 1 to 50 steps with two schedulers instead, and draw a chart.")
     ] = False,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of the noise and of the intervals.")] = 0,
+    seed: Annotated[int, runtime(metavar="N", help="Random seed of the noise and the bootstrap.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a decoder against its preview, thumbnails of as many bits as the codes, and a mean picture."""
+    """Compare a decoder with its preview, with thumbnails of equal bits, and with a mean image."""
     from rich.console import Console
 
     from pictish.pipelines.settings import Drawing
     from pictish.training.world import resolve_device
 
     if curve and steps is not None:
-        raise ValueError("--curve goes through steps of its own; leave --steps away")
+        raise ValueError("--curve sweeps the number of steps; do not give --steps")
     if curve and upscale != 1:
-        raise ValueError(f"--curve is of the decoder alone; leave --upscale {upscale} away")
+        raise ValueError(f"--curve measures the decoder alone; do not give --upscale {upscale}")
     sources = sources_of(inputs, photographs, limit)
     names = [CURVE_NUMBERS, CURVE_CHART] if curve else [NUMBERS, *(SHEET.format(name) for name in sources)]
     check_free(out, names, overwrite)
@@ -103,12 +102,12 @@ def _load(model: str, device: "torch.device", drawing: "Drawing", seed: int) -> 
 def _code(
     evaluation: "DecoderEvaluation", sources: "dict[str, PictureSource | FlatPictures]", quiet: bool
 ) -> "tuple[list[Coded], int]":
-    """Every set as codes, and how many pictures could not be read."""
+    """Tokenize every set; returns the sets and the number of unreadable images."""
     from pictish.io.report import Report
 
     sets, failures = [], 0
     for name, source in sources.items():
-        with Report(f"{name} to codes", source.total, quiet=quiet, strict=False) as report:
+        with Report(f"tokenizing {name}", source.total, quiet=quiet, strict=False) as report:
             sets.append(evaluation.code(name, told(source.decode(), report), report.done))
         failures += report.failures
     return sets, failures
@@ -131,7 +130,7 @@ def _measure(evaluation: "DecoderEvaluation", sets: "list[Coded]", out: Path, qu
     tables: list[Any] = []
     for each in numbers["sets"]:
         rows = [(name, way, name == "decoder") for name, way in each["ways"].items()]
-        heading = "diffusion decoder against others"
+        heading = "diffusion decoder vs. baselines"
         lines = gain_lines(heading, each["gain_over"], evaluation.metrics, numbers["confidence"])
         tables += [_table(each, "way", rows, []), "\n".join(lines) + "\n"]
     return tables

@@ -1,15 +1,11 @@
-"""`pictish evaluate editing`: edits, and prompts with pictures, in the eyes of a judge, beside ceilings."""
+"""`pictish evaluate editing`: edits and multimodal prompts, scored by a judge, next to upper bounds."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pictish.commands.evaluate import (
     Cache,
-    Device,
-    Model,
     Overwrite,
     Quiet,
     check_free,
@@ -18,7 +14,7 @@ from pictish.commands.evaluate import (
     table,
     write_numbers,
 )
-from pictish.commands.options import Steps
+from pictish.commands.options import Device, Model, Steps, files, runtime
 
 if TYPE_CHECKING:
     from pictish.recipes.starter.evaluation.editing import EditingEvaluation
@@ -26,26 +22,31 @@ if TYPE_CHECKING:
 NUMBERS, CHART, SHEET, PROMPTS = "editing.json", "editing.png", "editing-edits.png", "editing-prompts.png"
 SHORT = {"edited": "edited", "true codes": "codes", "real": "real", "source": "source"}
 NOTES = """\
-asked: what was asked came true; in controls the source is nearest.
-kept: one of the {nearest} nearest concepts is source or target but for what was asked.
-style: it is the target's. codes: the target's own codes, drawn. real:
-the target, itself left out of the references. source: drawn back, unchanged."""
+asked: the requested change was made; for controls, the source is nearest.
+kept: apart from the request, one of the {nearest} nearest concepts is the source or target.
+style: the target's style. codes: the target's own codes, decoded. real: the
+target itself, excluded from the references. source: the source, reconstructed."""
 
 
 def run(
-    data: Annotated[Path, typer.Option(help="Folder that `pictish data starter` built.")],
-    out: Annotated[Path, typer.Option(help="Folder for the numbers (JSON) and pictures of them (PNG).")],
+    data: Annotated[Path, files(metavar="DIR", help="Starter data set, built by `pictish data starter`.")],
+    out: Annotated[Path, files(metavar="DIR", help="Output folder for the report (JSON) and figures (PNG).")],
     *,
     model: Model = "starter",
-    limit: Annotated[int, typer.Option(min=1, help="Edits, and prompts of each other sort, at most.")] = 200,
+    limit: Annotated[
+        int, files(metavar="N", min=1, help="Maximum number of edits, and of each other kind of prompt.")
+    ] = 200,
     steps: Steps = None,
     cache: Cache = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of the choice of edits, of pictures and intervals.")] = 0,
+    seed: Annotated[
+        int,
+        runtime(metavar="N", help="Random seed of the chosen edits, the generated images and the bootstrap."),
+    ] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Edit held-out pictures and have a judge say whether what was asked changed, and nothing else."""
+    """Edit held-out images; a judge scores whether the requested change, and nothing else, was made."""
     from rich.console import Console
 
     from pictish.io.model_folder import fingerprint, locate_model
@@ -76,7 +77,7 @@ def run(
 def _edits(
     evaluation: "EditingEvaluation", limit: int, header: Mapping[str, Any], out: Path, quiet: bool
 ) -> dict[str, Any]:
-    """Draw the edits in every way, write chart and sheet; their numbers."""
+    """Generate the edits in every way, write chart and sheet; returns their numbers."""
     from pictish.io.files import write_atomic
     from pictish.io.report import Report
     from pictish.recipes.starter.evaluation.editing import WAYS
@@ -93,14 +94,14 @@ def _edits(
 
 
 def _mixed(evaluation: "EditingEvaluation", limit: int, out: Path, quiet: bool) -> dict[str, Any]:
-    """Draw the prompts with pictures, write their sheet; their numbers, None where there are none."""
+    """Generate from multimodal prompts, write their sheet; returns their numbers, None without prompts."""
     from pictish.io.files import write_atomic
     from pictish.io.report import Report
     from pictish.recipes.starter.evaluation.editing import WITH_IMAGE, WITH_TEXT
     from pictish.recipes.starter.evaluation.editing_views import mixed_sheet
 
     texts, images = evaluation.texts(limit), evaluation.images(limit)
-    with Report("prompts with pictures", len(texts) + len(images), quiet=quiet, strict=False) as report:
+    with Report("multimodal prompts", len(texts) + len(images), quiet=quiet, strict=False) as report:
         of_texts, of_images = (evaluation.draw_mixed(prompts, report.done) for prompts in (texts, images))
     with_text = evaluation.scores_with_text(texts, of_texts.embeddings)
     with_image = evaluation.scores_with_image(images, of_images.embeddings)
@@ -120,7 +121,7 @@ def _mixed(evaluation: "EditingEvaluation", limit: int, out: Path, quiet: bool) 
 
 
 def _tables(numbers: dict[str, Any]) -> list[Any]:
-    """Tables of at most 80 columns, in per cent, and what their words mean."""
+    """Tables of at most 80 columns, in percent, and a legend."""
     from pictish.recipes.starter.evaluation.editing import EDITED, MEASURES, WAYS, WITH_IMAGE, WITH_TEXT
 
     shown: list[Any] = []

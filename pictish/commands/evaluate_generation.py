@@ -1,15 +1,11 @@
-"""`pictish evaluate generation`: what a model draws from words, in the eyes of a judge, beside ceilings."""
+"""`pictish evaluate generation`: text-to-image generation, scored by a judge, next to upper bounds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from pictish.commands.evaluate import (
     Cache,
-    Device,
-    Model,
     Overwrite,
     Quiet,
     check_free,
@@ -18,7 +14,7 @@ from pictish.commands.evaluate import (
     table,
     write_numbers,
 )
-from pictish.commands.options import Steps
+from pictish.commands.options import Device, Model, Steps, files, runtime
 
 if TYPE_CHECKING:
     from pictish.recipes.starter.evaluation.drawn import Shown
@@ -26,29 +22,34 @@ if TYPE_CHECKING:
 
 NUMBERS, CHART, SHEET = "generation.json", "generation.png", "generation-pictures.png"
 NOTES = """\
-hit@k: the prompted concept is among the k concepts nearest to the picture.
-strict@k: its picture in the prompted style is among the k nearest pictures.
-true codes: the codes of the picture that was asked for, by the same decoder.
-real: that picture itself, left out of those it is compared with in hit@k.
-composition: skin tone, gender and role are right; all: the style too.
-range: {confidence:.0%} interval; share of codes: what is generated, of true codes."""
+hit@k: the prompted concept is among the k concepts nearest to the image.
+strict@k: its image in the prompted style is among the k nearest images.
+true codes: the target image's own codes, rendered by the same decoder.
+real: the target image itself, excluded from the references of hit@k.
+composition: skin tone, gender and role are correct; all: the style as well.
+range: {confidence:.0%} interval; vs. codes: generated relative to true codes."""
 
 
 def run(
-    data: Annotated[Path, typer.Option(help="Folder that `pictish data starter` built.")],
-    out: Annotated[Path, typer.Option(help="Folder for the numbers (JSON) and pictures of them (PNG).")],
+    data: Annotated[Path, files(metavar="DIR", help="Starter data set, built by `pictish data starter`.")],
+    out: Annotated[Path, files(metavar="DIR", help="Output folder for the report (JSON) and figures (PNG).")],
     *,
     model: Model = "starter",
-    limit: Annotated[int, typer.Option(min=1, help="Prompts a measure, at most.")] = 200,
+    limit: Annotated[int, files(metavar="N", min=1, help="Maximum number of prompts per measure.")] = 200,
     steps: Steps = None,
-    curve: Annotated[bool, typer.Option(help="Also go through guidance scales.")] = True,
+    curve: Annotated[bool, files(help="Also sweep the guidance scale.")] = True,
     cache: Cache = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of prompts, pictures and intervals.")] = 0,
+    seed: Annotated[
+        int,
+        runtime(
+            metavar="N", help="Random seed of the chosen prompts, the generated images and the bootstrap."
+        ),
+    ] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw seen captions and held-out compositions, and have a judge say what the pictures show."""
+    """Generate images from seen captions and held-out compositions; a judge scores what they show."""
     from rich.console import Console
 
     from pictish.io.model_folder import fingerprint, locate_model
@@ -79,7 +80,7 @@ def run(
 def _measure(
     evaluation: "GenerationEvaluation", limit: int, curve: bool, out: Path, quiet: bool
 ) -> dict[str, Any]:
-    """Draw everything, write sheet and chart; the numbers by measure."""
+    """Generate everything, write sheet and chart; returns the numbers by measure."""
     from pictish.io.files import write_atomic
     from pictish.recipes.starter.evaluation.generation import REAL, curve_size
     from pictish.recipes.starter.evaluation.generation_views import generation_chart, generation_sheet
@@ -117,7 +118,7 @@ def _curve(evaluation: "GenerationEvaluation", asked: "Sequence[Asked]", quiet: 
 
 
 def _tables(numbers: dict[str, Any]) -> list[Any]:
-    """Tables of at most 80 columns, in per cent, and what their words mean."""
+    """Tables of at most 80 columns, in percent, and a legend."""
     from pictish.recipes.starter.evaluation.generation import COMPOSED, CONCEPT, STYLED
 
     seen, held_out, curve = numbers["seen"], numbers["held_out"], numbers["curve"]
@@ -140,7 +141,7 @@ def _tables(numbers: dict[str, Any]) -> list[Any]:
 
 
 def _ways(name: str, measured: dict[str, Any], columns: Mapping[str, str]) -> Any:
-    """What is generated, its interval, its ceilings, and the share of the true codes that it reaches."""
+    """Generated images, their interval, the upper bounds, and the ratio to the true codes."""
     from pictish.recipes.starter.evaluation.generation import GENERATED, WAYS
 
     drawn = table({"name": name, "pictures": measured["prompts"]}, "in %", list(columns.values()))
@@ -151,7 +152,7 @@ def _ways(name: str, measured: dict[str, Any], columns: Mapping[str, str]) -> An
         if way == GENERATED:
             ranges = (f"{100 * own[key]['low']:.0f}-{100 * own[key]['high']:.0f}" for key in columns)
             drawn.add_row("  range", *ranges, style="dim")
-    drawn.add_row("share of codes", *(_percent(measured["share"][key]) for key in columns))
+    drawn.add_row("vs. codes", *(_percent(measured["share"][key]) for key in columns))
     return drawn
 
 

@@ -7,10 +7,8 @@ import typer
 
 from pictish.commands.evaluate import (
     DIGITS,
-    Device,
     Inputs,
     Limit,
-    Model,
     Overwrite,
     Photographs,
     Quiet,
@@ -23,6 +21,7 @@ from pictish.commands.evaluate import (
     told,
     write_numbers,
 )
+from pictish.commands.options import Device, Model, files, runtime
 
 if TYPE_CHECKING:
     from pictish.evaluation.tokenizer import Evaluation
@@ -31,23 +30,23 @@ NUMBERS, CHART, SHEET = "tokenizer.json", "tokenizer.png", "tokenizer-{}.png"
 
 
 def run(
-    out: Annotated[
-        Path, typer.Option(help="Folder for the numbers (JSON), the chart and the contact sheets (PNG).")
-    ],
+    out: Annotated[Path, files(metavar="DIR", help="Output folder for the report (JSON) and figures (PNG).")],
     inputs: Inputs = None,
     *,
     model: Model = "starter",
     photographs: Photographs = False,
     flat: Annotated[
-        bool, typer.Option("--flat", help="Also evaluate pictures of one colour, sixteen of them, as a set.")
+        bool, files("--flat", help="Also evaluate 16 single-colour images, as a separate set.")
     ] = False,
     limit: Limit = None,
     device: Device = "auto",
-    seed: Annotated[int, typer.Option(help="Of the random selection and of the intervals.")] = 0,
+    seed: Annotated[
+        int, runtime(metavar="N", help="Random seed of the random-selection baseline and the bootstrap.")
+    ] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a tokenizer: quality against token count, its selection against simpler ones."""
+    """Measure reconstruction quality as a function of token count, and token selection against baselines."""
     from pictish.evaluation.plot import quality_chart
     from pictish.evaluation.sheets import contact_sheet_of
     from pictish.io.files import write_atomic
@@ -89,7 +88,7 @@ def _say(report: dict[str, Any], files: list[Path]) -> None:
     from rich.console import Console
 
     console = Console(soft_wrap=True, highlight=False)
-    heading = "learned selection against others of the same lengths, and a thumbnail of as many bits"
+    heading = "learned selection vs. baselines of equal length, and a thumbnail of equal bits"
     shown = {metric: report["better"][metric] for metric in ("psnr", "feature_distance")}
     for measured in report["sets"]:
         console.print(_table(measured))

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from pictish.commands.evaluate import Device, Model, Overwrite, Quiet, check_free, say_files, write_numbers
+from pictish.commands.evaluate import Overwrite, Quiet, check_free, say_files, write_numbers
+from pictish.commands.options import Device, Model, files, runtime
 
 if TYPE_CHECKING:
     from pictish.recipes.starter.evaluation.understanding import Described
@@ -22,19 +21,21 @@ MEASURES = {
 
 
 def run(
-    data: Annotated[Path, typer.Option(help="Folder of the starter data.")],
-    out: Annotated[Path, typer.Option(help="Folder for the numbers (JSON) and pictures of them (PNG).")],
+    data: Annotated[Path, files(metavar="DIR", help="Starter data set, built by `pictish data starter`.")],
+    out: Annotated[Path, files(metavar="DIR", help="Output folder for the report (JSON) and figures (PNG).")],
     *,
     model: Model = "starter",
     limit: Annotated[
-        int, typer.Option(min=1, help="Pictures of each split, shared by the emoji sets.")
+        int, files(metavar="N", min=1, help="Number of images per split, divided among the emoji sets.")
     ] = 200,
-    seed: Annotated[int, typer.Option(help="Of the choice of pictures and of the intervals.")] = 0,
+    seed: Annotated[
+        int, runtime(metavar="N", help="Random seed of the chosen images and the bootstrap.")
+    ] = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure captions and answers about pictures of seen and of unseen concepts."""
+    """Measure captions and answers about images of seen and unseen concepts."""
     from pictish.io.files import sha256_file, write_atomic
     from pictish.io.model_folder import fingerprint, locate_model
     from pictish.io.report import Report
@@ -80,7 +81,7 @@ def _chart(numbers: dict[str, Any]) -> bytes:
             Bars(
                 f"{TITLES[title]} ({split['pictures']:,} pictures)",
                 [*MEASURES.values(), *kinds],
-                {"model": model, "always the commonest answer": commonest},
+                {"model": model, "most common answer": commonest},
             )
         )
     return bar_chart(panels, f"lines: {numbers['confidence']:.0%} intervals")
@@ -132,7 +133,7 @@ def _say(numbers: dict[str, Any], files: Iterable[Path]) -> None:
     from rich.table import Table
 
     console = Console(soft_wrap=True, highlight=False)
-    heading = f"in per cent, {numbers['confidence']:.0%} intervals; beside it the commonest answer to all"
+    heading = f"in percent, {numbers['confidence']:.0%} intervals; always: giving the most common answer"
     drawn = Table(title=heading, title_justify="left", title_style="", box=SIMPLE, padding=(0, 1, 0, 0))
     drawn.add_column("", no_wrap=True)
     for title, split in numbers["splits"].items():

@@ -1,4 +1,4 @@
-"""`pictish generate`: words, or words and pictures, to pictures."""
+"""`pictish generate`: images from text, or from text and images."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,33 +14,43 @@ def run(
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PROMPT",
-            help="What to draw; one picture each. With --image or --like it may be left away.",
+            metavar="PROMPT", help="Text to draw; one image per prompt. Optional with --image or --like."
         ),
     ] = None,
     *,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(
-            "--prompts", metavar="FILE", help="Prompts from a file, one a line; - reads standard input."
-        ),
+        options.files("--prompts", metavar="FILE", help="Prompts from a file, one per line; - is stdin."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("generated"),
+    out: Annotated[Path, options.files(metavar="DIR", help="Output folder.")] = Path("generated"),
     image: Annotated[
-        list[Path] | None, typer.Option(help="A picture that goes before the words; may be given again.")
-    ] = None,
-    style: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Said behind the words; the starter knows noto, twemoji, fluent-emoji-flat, openclipart.",
-        ),
+        list[Path] | None,
+        options.files(metavar="FILE", help="Input image placed before the prompt; repeat for more."),
     ] = None,
     like: options.Like = None,
+    grid: options.Grid = None,
+    save_tokens: options.SaveTokens = False,
+    model: options.Model = "starter",
+    lm: Annotated[
+        Path | None, options.files(metavar="DIR", help="Language model to use instead of the model's own.")
+    ] = None,
+    decoder: Annotated[
+        Path | None, options.files(metavar="DIR", help="Decoder to use instead of the model's own.")
+    ] = None,
+    overwrite: options.Overwrite = False,
+    style: Annotated[
+        str | None,
+        options.sampling(
+            metavar="NAME",
+            help="Style appended to the prompt; the starter model knows noto, twemoji, fluent-emoji-flat "
+            "and openclipart.",
+        ),
+    ] = None,
     count: options.Count = 1,
     seed: options.Seed = 0,
     aspect: Annotated[
-        str | None, typer.Option(metavar="W:H", help="Width to height, such as 3:2; a square unless given.")
+        str | None,
+        options.sampling(metavar="W:H", help="Aspect ratio, width to height, such as 3:2 (default: square)."),
     ] = None,
     guidance: options.Guided = None,
     image_guidance: options.ImageGuided = None,
@@ -50,33 +60,23 @@ def run(
     min_p: options.MinP = None,
     min_tokens: options.MinTokens = None,
     max_tokens: options.MaxTokens = None,
-    official_quirks: options.Quirks = False,
-    lowres: options.LowRes = False,
-    precision: options.Digits = options.Precision.float32,
     steps: options.Steps = None,
     pixel_guidance: options.PixelGuidance = None,
     scheduler: options.Scheduler = None,
     upscale: options.Upscale = None,
     size: options.Size = None,
-    grid: options.Grid = None,
-    save_tokens: options.SaveTokens = False,
     batch_size: options.BatchSize = 8,
-    model: options.Model = "starter",
-    lm: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Language model to use instead of the model's own.")
-    ] = None,
-    decoder: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Decoder to use instead of the model's own.")
-    ] = None,
+    precision: options.Digits = options.Precision.float32,
     device: options.Device = "auto",
-    overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
+    official_quirks: options.Quirks = False,
+    lowres: options.LowRes = False,
 ) -> None:
-    """Draw what each PROMPT says: OUT/words-of-the-prompt-SEED.png. Settings left away are the model's own.
+    """Generate one image per PROMPT, written to OUT/words-of-the-prompt-SEED.png.
 
-    The same prompt, seed and model give the same picture on the same machine. Each picture says in its file
-    how it was drawn, and --like repeats it from there; where words, seed and sampling stay as they were,
-    the very tokens in it are drawn.
+    Unset options use the model's defaults. The same prompt, seed and model give the same image on the same
+    machine. Each image file stores its settings and tokens, so --like can redraw it; the stored tokens are
+    reused unless the prompt, the seed or a sampling option changes.
     """
     origin = draw.origin_of(like, "generate")
     given = [draw.given_picture(path) for path in image or []]
@@ -84,7 +84,7 @@ def run(
     texts: list[str | None] = [*listed] if listed else [origin.prompt if origin else None]
     requests = [draw.asked(ctx, text, given, origin) for text in texts]
     if not (requests[0].prompt is not None or requests[0].pictures):
-        raise ValueError("nothing to draw: give a PROMPT, an --image, or both")
+        raise ValueError("nothing to generate: give a PROMPT, an --image, or both")
     stems = " ".join(path.stem for path in image or [])
     jobs = [
         (f"{draw.slug(request.words or stems)}-{each.seed}", each)

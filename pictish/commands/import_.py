@@ -1,10 +1,12 @@
-"""`pictish import`: other people's checkpoints to pictish model folders."""
+"""`pictish import`: third-party checkpoints to pictish model folders."""
 
 import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pictish.commands.options import files, runtime
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,35 +25,41 @@ class Parts(enum.StrEnum):
 
 
 class Mode(enum.StrEnum):
-    """How the merger's masks are computed."""
+    """How the merger computes its masks."""
 
     exact = "exact"
     gather = "gather"
 
 
 def lavit(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a LaVIT-7B-v1 or -v2 download.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New model folder.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Folder of a downloaded LaVIT-7B-v1 or -v2 checkpoint.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output model folder.")],
     part: Annotated[
         list[Parts] | None,
-        typer.Option(metavar="PART", help=f"One of {', '.join(Parts)} (repeat for more); else all."),
+        files(metavar="PART", help=f"Part to import; repeat for more (default: all): {', '.join(Parts)}."),
     ] = None,
     merger: Annotated[
-        Mode, typer.Option(help="exact: LaVIT's numbers. gather: kept rows alone, faster, other codes.")
+        Mode,
+        runtime(help="exact: LaVIT's own numerics. gather: kept patches only; faster, some codes differ."),
     ] = Mode.exact,
     heads: Annotated[
         str | None,
-        typer.Option(metavar="E,M,D", help="Attention heads of encoder, merger and code decoders."),
+        runtime(metavar="E,M,D", help="Number of attention heads of encoder, merger and code decoders."),
     ] = None,
     pictures: Annotated[
         list[Path] | None,
-        typer.Option(help="Pictures to compare the merger's modes on; else those in scikit-image."),
+        files(
+            metavar="PATH",
+            help="Images on which to compare the merger modes (default: those in scikit-image).",
+        ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")] = False,
+    quiet: Annotated[bool, runtime("--quiet", help="No progress bar and no summary.")] = False,
 ) -> None:
-    """Turn an official LaVIT checkpoint into a model folder for all commands. The weights keep their licence.
+    """Convert an official LaVIT checkpoint to a model folder. The weights keep their licence.
 
-    Every key is accounted for before anything is written. Run again, it goes on where it stopped.
+    Every key is accounted for before anything is written. An interrupted import resumes where it stopped.
     """
 
     from pictish.io.report import Bar
@@ -79,8 +87,8 @@ def lavit(
     for name, size in made.parts.items():
         print(f"{out / name}: {size / 1e6:,.1f} MB")
     if made.agreement is not None:
-        print(f"merger: gather gives {100 * made.agreement.equal:.1f} % of the codes of exact")
-    print(f"The weights keep the licence they were published with; {out / 'README.md'} says so.")
+        print(f"merger: gather and exact agree on {100 * made.agreement.equal:.1f} % of the codes")
+    print(f"The weights keep their original licence; see {out / 'README.md'}.")
 
 
 def _heads(text: str | None) -> "Heads | None":
@@ -90,7 +98,7 @@ def _heads(text: str | None) -> "Heads | None":
         return None
     numbers = text.split(",")
     if len(numbers) != 3 or not all(number.strip().isdecimal() and int(number) for number in numbers):
-        raise ValueError(f"--heads {text}: three numbers would fit, as in 16,16,16")
+        raise ValueError(f"--heads {text}: expected three positive integers, as in 16,16,16")
     return Heads(*map(int, numbers))
 
 

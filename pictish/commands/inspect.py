@@ -1,5 +1,6 @@
-"""`pictish inspect`: what is kept of a picture, which patches share a code, statistics of tokens."""
+"""`pictish inspect`: what is kept of an image, which patches share a code, statistics of tokens."""
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator
@@ -8,55 +9,63 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pictish.commands.options import Steps, Upscale
+from pictish.commands.options import Device, Model, Overwrite, Steps, Upscale, files, runtime, selection
 
 if TYPE_CHECKING:
     from pictish.data.tokens import TokenizedImage
     from pictish.evaluation.pictures import Broken
+    from pictish.io.finding import Found
     from pictish.io.report import Report
 
 
 def run(
     inputs: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE|TOKENS", help="One picture; or token files, token folders, shards."),
+        typer.Argument(
+            metavar="IMAGE|TOKENS", help="One image; or token files, token folders or token shards."
+        ),
     ],
     *,
     out: Annotated[
-        Path | None, typer.Option(help="Where the drawing goes (PNG); NAME-inspect.png here unless given.")
+        Path | None, files(metavar="FILE", help="Output figure, a PNG (default: NAME-inspect.png).")
     ] = None,
     codebook: Annotated[
         bool,
-        typer.Option(
-            "--codebook", help="Draw patches of these pictures, folders or shards that share a code."
-        ),
+        files("--codebook", help="Show which patches of these images, folders or shards share a code."),
     ] = False,
-    model: Annotated[str, typer.Option(help="Model folder, or `starter`; not used for tokens.")] = "starter",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    steps: Steps = None,
-    upscale: Upscale = None,
-    budget: Annotated[int | None, typer.Option(min=1, help="Keep exactly so many patches.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Keep patches with a score above this.")] = None,
+    as_json: Annotated[bool, files("--json", help="Print JSON instead of text.")] = False,
+    model: Model = "starter",
+    overwrite: Overwrite = False,
+    budget: Annotated[
+        int | None, selection(metavar="N", min=1, help="Exact number of tokens per image.")
+    ] = None,
+    threshold: Annotated[
+        float | None, selection(metavar="T", help="Keep patches whose selector score is above T.")
+    ] = None,
     quality: Annotated[
         float | None,
-        typer.Option(metavar="DB", help="Keep as few patches as are expected to reach this PSNR, in dB."),
+        selection(metavar="DB", help="Fewest tokens expected to reach this reconstruction PSNR, in dB."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of text.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing drawing.")] = False,
+    caption_key: Annotated[
+        str | None, files(metavar="KEY", help="Field of the samples' JSON that holds the captions.")
+    ] = None,
+    steps: Steps = None,
+    upscale: Upscale = None,
+    device: Device = "auto",
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="No progress bar, and no text about a drawing.")
+        bool, runtime("--quiet", help="No progress bar, and no text when a figure is written.")
     ] = False,
 ) -> None:
-    """Draw what is kept of a picture, or patches that share a code; or print statistics of tokens."""
+    """Visualize the tokens of an image, or the patches that share a code; or summarize token files."""
     from pictish.io.report import Report
 
     settings = {"budget": budget, "threshold": threshold, "quality": quality}
     given = [f"--{name} {value}" for name, value in settings.items() if value is not None]
     if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} were given; give one of them")
+        raise ValueError(f"{' and '.join(given)} exclude each other; give only one of them")
     for name, value in {"steps": steps, "upscale": upscale}.items():
         if codebook and value is not None:
-            raise ValueError(f"--{name} {value} is for one picture; with --codebook nothing is decoded")
+            raise ValueError(f"--{name} {value} does not apply to --codebook, which decodes nothing")
     with Report("reading", None, quiet=quiet, strict=False) as report:
         if codebook:
             target = _free(out or Path("codebook.png"), overwrite)
@@ -70,8 +79,8 @@ def run(
             options: dict[str, Any] = {"out": out, "steps": steps, "upscale": upscale, **settings}
             for name, setting in options.items():
                 if setting is not None:
-                    raise ValueError(f"--{name} is for pictures; of tokens, given here, numbers are printed")
-            facts = _tokens(inputs, report)
+                    raise ValueError(f"--{name} applies to images; for tokens, only statistics are printed")
+            facts = _tokens(inputs, caption_key, report)
             lines = []
     if as_json:
         print(json.dumps(facts, indent=2, sort_keys=True))
@@ -85,20 +94,22 @@ def run(
 
 def _is_picture(inputs: list[Path]) -> bool:
     """Whether one picture is asked for; ValueError for several, or for a folder without tokens."""
-    from pictish.data.images import SUFFIXES
     from pictish.io.files import printable
-    from pictish.io.storage import holds_shards
+    from pictish.io.finding import find, kind_of
 
-    pictures = [entry for entry in inputs if entry.suffix.lower() in SUFFIXES and not entry.is_dir()]
+    pictures = [entry for entry in inputs if kind_of(entry.name) == "image" and not entry.is_dir()]
     if pictures and len(inputs) > 1:
         raise ValueError(
-            f"one picture is drawn at a time, {len(inputs)} inputs came; --codebook takes many pictures"
+            f"expected a single image, got {len(inputs)} inputs; use --codebook for several images"
         )
     for entry in inputs:
-        if entry.is_dir() and not holds_shards(entry) and next(entry.rglob("*.tokens"), None) is None:
+        if not entry.is_dir():
+            continue
+        found = find([entry])
+        if not found.shards and not any(name.endswith(".tokens") for name in found.others):
             raise ValueError(
                 f"{printable(entry)}: no tokens in this folder (*.tokens, *.tar); "
-                "give one picture to draw, or pictures with --codebook"
+                "give a single image, or several with --codebook"
             )
     return bool(pictures)
 
@@ -106,9 +117,9 @@ def _is_picture(inputs: list[Path]) -> bool:
 def _free(target: Path, overwrite: bool) -> Path:
     """The file to draw into; ValueError when it is no PNG by name, or exists and is not to be replaced."""
     if target.suffix.lower() != ".png":
-        raise ValueError(f"--out {target}: the drawing is a PNG; give a name that ends in .png")
+        raise ValueError(f"--out {target}: figures are PNG files; give a name that ends in .png")
     if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists already; give --overwrite to replace it, or another --out")
+        raise ValueError(f"{target} already exists; give --overwrite to replace it, or another --out")
     return target
 
 
@@ -148,7 +159,7 @@ def _picture(
             scores=scores,
             ids=token.ids,
             title=f"{printable(source.name)}  ·  {picture.width} by {picture.height} px",
-            caption=f"{len(token)} tokens, one for each kept patch of {cells}  ·  {token.bits:,.0f} bits  ·  "
+            caption=f"{len(token)} of {cells} patches kept, one token each  ·  {token.bits:,.0f} bits  ·  "
             f"{token.bits_per_pixel:.2g} bits per pixel",
         )
     )
@@ -181,10 +192,10 @@ def _picture_lines(facts: dict[str, Any], shown: int = 16) -> list[str]:
     cells = facts["grid"][0] * facts["grid"][1]
     ids = " ".join(map(str, facts["ids"][:shown])) + (" ..." if len(facts["ids"]) > shown else "")
     return [
-        f"{facts['picture']}: {facts['tokens']} tokens of at most {cells}, {facts['bits']:,.0f} bits, "
+        f"{facts['picture']}: {facts['tokens']} of at most {cells} tokens, {facts['bits']:,.0f} bits, "
         f"{facts['bits_per_pixel']:.2g} bits per pixel",
         f"ids: {ids}",
-        f"drawing: {facts['drawing']}",
+        f"figure: {facts['drawing']}",
     ]
 
 
@@ -208,19 +219,28 @@ def _codebook(
 
 def _code_lines(facts: dict[str, Any]) -> list[str]:
     return [
-        f"{facts['pictures']:,} pictures, {facts['tokens']['total']:,} tokens, {facts['codes_used']:,} of "
+        f"{facts['pictures']:,} images, {facts['tokens']['total']:,} tokens, {facts['codes_used']:,} of "
         f"{facts['codebook_size']:,} codes used, perplexity {facts['perplexity']:,.0f}",
-        f"drawing: {facts['drawing']}",
+        f"figure: {facts['drawing']}",
     ]
 
 
-def _tokens(inputs: list[Path], report: "Report") -> dict[str, Any]:
-    """Statistics of token files, token folders and shards; damaged ones are told, not counted."""
+def _tokens(inputs: list[Path], caption_key: str | None, report: "Report") -> dict[str, Any]:
+    """Statistics of token files, token folders and shards; damaged ones are told, not counted.
+
+    Of shards also how they are understood, which is all there is of raw ones.
+    """
+    from pictish.commands.inspect_shards import inspect_shards
     from pictish.evaluation.metrics import CodeStatistics
     from pictish.evaluation.pictures import Broken
+    from pictish.io.finding import Found
 
+    beside = Found()
+    shards, others = _sorted(inputs, beside)
+    report.tell(beside)
+    understood = {"shards": inspect_shards(shards, caption_key, report)} if shards else {}
     statistics: CodeStatistics | None = None
-    for each in _read_tokens(inputs):
+    for each in _read_tokens(shards, others):
         if isinstance(each, Broken):
             report.failed(each.name, each.error)
             continue
@@ -228,62 +248,90 @@ def _tokens(inputs: list[Path], report: "Report") -> dict[str, Any]:
             statistics = CodeStatistics(each.codebook_size, each.tokenizer)
         statistics.add(each)
         report.done()
+    if statistics is None and understood:
+        return understood
     if statistics is None:
-        raise ValueError("no statistics: no readable tokens")
+        raise ValueError("no readable tokens found")
     lengths = {str(length): number for length, number in statistics.length_histogram().items()}
-    return {**statistics.summary(), "tokenizer": statistics.tokenizer, "lengths": lengths}
+    return {**statistics.summary(), "tokenizer": statistics.tokenizer, "lengths": lengths, **understood}
 
 
-def _read_tokens(inputs: list[Path]) -> "Iterator[TokenizedImage | Broken]":
-    from pictish.data.shards import find_shards, read_shard
+def _sorted(inputs: list[Path], beside: "Found") -> tuple[list[Path], list[Path]]:
+    """The shards among the inputs and in their folders, and the inputs without any."""
+    from pictish.data.shards import find_shards
+    from pictish.io.finding import find, shard_suffix
+
+    holders = [
+        entry
+        for entry in inputs
+        if (find([entry]).shards if entry.is_dir() else shard_suffix(entry.name) is not None)
+    ]
+    return (find_shards(holders, beside) if holders else []), [
+        entry for entry in inputs if entry not in holders
+    ]
+
+
+def _read_tokens(shards: list[Path], others: list[Path]) -> "Iterator[TokenizedImage | Broken]":
+    """Tokens of token files and of the samples of shards that have any."""
+    from pictish.data.shards import open_shard
     from pictish.data.token_folder import find_tokens, read_tokens
     from pictish.data.tokens import TokenizedImage
     from pictish.evaluation.pictures import Broken
     from pictish.io.files import one_line
-    from pictish.io.storage import holds_shards
+    from pictish.io.finding import Found
 
-    shards = [entry for entry in inputs if holds_shards(entry)]
-    others = [entry for entry in inputs if entry not in shards]
-    for file in find_tokens(others) if others else []:
+    beside = Found()
+    files = find_tokens(others, beside) if others else []
+    yield from (Broken(name, reason) for name, reason in beside.problems)
+    for file in files:
         try:
             yield read_tokens(file.path)
         except (ValueError, OSError) as error:
             yield Broken(file.name, one_line(error))
-    for shard in find_shards(shards) if shards else []:
-        for sample in read_shard(shard):
-            if "tokens" not in sample:
-                yield Broken(f"{shard.name}/{sample['__key__']}", "this sample has no tokens")
-                continue
-            try:
-                yield TokenizedImage.from_bytes(sample["tokens"])
-            except ValueError as error:
-                yield Broken(f"{shard.name}/{sample['__key__']}", one_line(error))
+    for path in shards:
+        with contextlib.suppress(ValueError, OSError), open_shard(path) as shard:  # told by inspect_shards
+            tokens = {key: [s for s in one if s.endswith("tokens")] for key, one in shard.samples.items()}
+            for key, names in tokens.items() if any(tokens.values()) else []:
+                if not names:
+                    yield Broken(f"{path.name}/{key}", "this sample has no tokens")
+                for name in names:
+                    try:
+                        yield TokenizedImage.from_bytes(shard.read(key, images=False)[name])
+                    except ValueError as error:
+                        yield Broken(f"{path.name}/{key}.{name}", one_line(error))
 
 
 def _print_statistics(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from pictish.commands.inspect_shards import shard_lines
+
     console = Console()
+    for shard in facts.get("shards", []):
+        for line in shard_lines(shard):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if "tokens" not in facts:
+        return
     tokens = facts["tokens"]
     rows = [
-        ("pictures", f"{facts['pictures']:,}"),
+        ("images", f"{facts['pictures']:,}"),
         ("tokenizer", facts["tokenizer"]),
         ("tokens", f"{tokens['total']:,}"),
         (
-            "tokens a picture",
+            "tokens per image",
             f"mean {tokens['mean']:.1f}, median {tokens['p50']}, 95th percentile {tokens['p95']}",
         ),
         ("codes used", f"{facts['codes_used']:,} of {facts['codebook_size']:,} ({facts['usage']:.1%})"),
         ("perplexity", f"{facts['perplexity']:,.1f}"),
-        ("bits a picture", f"{facts['bits_per_picture']:,.1f} ({facts['bits_per_token']:.4g} a token)"),
+        ("bits per image", f"{facts['bits_per_picture']:,.1f} ({facts['bits_per_token']:.4g} per token)"),
         ("bits per pixel", f"{facts['bits_per_pixel']:.3g}"),
     ]
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*row)
     console.print(table, highlight=False)
-    console.print("\ntokens a picture", highlight=False)
+    console.print("\ntokens per image", highlight=False)
     for line in histogram_lines({int(key): number for key, number in facts["lengths"].items()}):
         console.print(line, highlight=False, markup=False)
 

@@ -1,68 +1,139 @@
-"""Options that several commands have."""
+"""Options that several commands have, and the panels that group them in `--help`."""
 
 import enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-Model = Annotated[str, typer.Option(help="Model folder, or `starter`.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Count = Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the first picture; the next ones count on from it.")]
-Size = Annotated[int | None, typer.Option(min=1, max=16_384, help="Longer side of the pictures in pixels.")]
+# An option in one of the panels of `--help`.
+files = partial(typer.Option, rich_help_panel="Input/Output")
+selection = partial(typer.Option, rich_help_panel="Token selection")
+sampling = partial(typer.Option, rich_help_panel="Sampling")
+decoder = partial(typer.Option, rich_help_panel="Decoder")
+runtime = partial(typer.Option, rich_help_panel="Runtime")
+advanced = partial(typer.Option, rich_help_panel="Advanced")
 
-
+Model = Annotated[str, files(metavar="MODEL", help="Model folder, or `starter`.")]
+Device = Annotated[str, runtime(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Count = Annotated[int, sampling(metavar="N", min=1, help="Number of images per prompt.")]
+Seed = Annotated[
+    int,
+    sampling(
+        metavar="N",
+        min=0,
+        help="Random seed of the first image; each further image adds 1.",
+    ),
+]
+Size = Annotated[
+    int | None,
+    decoder(
+        metavar="PIXELS",
+        min=1,
+        max=16_384,
+        help="Length of the longer side of the images.",
+    ),
+]
 Upscale = Annotated[
     Literal[1, 2, 4] | None,
-    typer.Option(help="Super-resolution factor; 1 is off. Default: that of the model's upscaler, if any."),
+    decoder(
+        help="Super-resolution factor (1 disables it). Default: the factor of the model's upscaler, if any.",
+    ),
 ]
 
 
 class Precision(enum.StrEnum):
-    """Digits of the large networks."""
+    """Data type of the large networks."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
 
 
 Digits = Annotated[
-    Precision, typer.Option("--precision", help="Of language model and denoiser; bfloat16 halves the memory.")
+    Precision,
+    runtime(
+        "--precision",
+        help="Data type of the language model and the denoiser; bfloat16 halves the memory.",
+    ),
 ]
-LowRes = Annotated[bool, typer.Option("--lowres", help="Draw with the decoder of low resolution.")]
-Guided = Annotated[float | None, typer.Option(help="How strictly to follow the words; 1 adds nothing.")]
+LowRes = Annotated[bool, advanced("--lowres", help="Use the model's low-resolution decoder.")]
+Guided = Annotated[
+    float | None,
+    sampling(
+        metavar="SCALE",
+        help="Text classifier-free guidance scale (1 disables it).",
+    ),
+]
 ImageGuided = Annotated[
-    float | None, typer.Option(help="How strictly to follow the pictures given; 1 adds nothing.")
+    float | None,
+    sampling(
+        metavar="SCALE",
+        help="Image classifier-free guidance scale (1 disables it).",
+    ),
 ]
 Quirks = Annotated[
     bool,
-    typer.Option(
-        "--official-quirks", help="Treat pictures in a prompt as LaVIT's code does, its defects included."
+    advanced(
+        "--official-quirks",
+        help="Handle images in a prompt exactly as the official LaVIT code does, bugs included.",
     ),
 ]
-Temperature = Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest code each time.")]
-TopK = Annotated[int | None, typer.Option(min=1, help="Draw from so many likeliest codes only.")]
-TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest codes with this share together.")]
-MinP = Annotated[float | None, typer.Option(help="Leave out codes below this share of the likeliest.")]
-MinTokens = Annotated[int | None, typer.Option(min=1, help="Tokens that a picture has at least.")]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens that a picture has at most.")]
+Temperature = Annotated[
+    float | None, sampling(metavar="T", min=0, help="Sampling temperature (0 is greedy decoding).")
+]
+TopK = Annotated[
+    int | None, sampling(metavar="K", min=1, help="Sample from the K most probable tokens only.")
+]
+TopP = Annotated[
+    float | None,
+    sampling(
+        metavar="P",
+        help="Nucleus sampling: smallest set of tokens with total probability >= P.",
+    ),
+]
+MinP = Annotated[
+    float | None,
+    sampling(
+        metavar="P",
+        help="Drop tokens less probable than P times the most probable one.",
+    ),
+]
+MinTokens = Annotated[int | None, sampling(metavar="N", min=1, help="Minimum number of tokens per image.")]
+MaxTokens = Annotated[int | None, sampling(metavar="N", min=1, help="Maximum number of tokens per image.")]
 Like = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Repeat the picture in FILE; options given replace its own."),
+    files(
+        metavar="FILE",
+        help="Redraw the image in FILE from the settings stored in it; options given here override them.",
+    ),
 ]
-Grid = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Write all pictures as one sheet, a PNG, too.")
-]
-SaveTokens = Annotated[bool, typer.Option("--save-tokens", help="Write the tokens beside each picture.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace pictures that are there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")]
+Grid = Annotated[Path | None, files(metavar="FILE", help="Also write all images as one grid (PNG).")]
+SaveTokens = Annotated[bool, files("--save-tokens", help="Also write the tokens of each image.")]
+BatchSize = Annotated[int, runtime(metavar="N", min=1, help="Number of images per batch.")]
+Overwrite = Annotated[bool, files("--overwrite", help="Replace existing files.")]
+Quiet = Annotated[bool, runtime("--quiet", help="Print errors only.")]
 Steps = Annotated[
-    int | None, typer.Option(min=0, max=1000, help="Steps of the diffusion decoder; 0 is the preview.")
+    int | None,
+    decoder(
+        metavar="N",
+        min=0,
+        max=1000,
+        help="Number of denoising steps; 0 uses the preview decoder.",
+    ),
 ]
 PixelGuidance = Annotated[
-    float | None, typer.Option(min=0, help="How strictly the decoder follows the tokens; 1 adds nothing.")
+    float | None,
+    decoder(
+        metavar="SCALE",
+        min=0,
+        help="Decoder classifier-free guidance scale (1 disables it).",
+    ),
 ]
 Scheduler = Annotated[
-    str | None, typer.Option(help="Class name of a diffusers scheduler, such as DDIMScheduler.")
+    str | None,
+    decoder(
+        metavar="CLASS",
+        help="Name of a diffusers scheduler class, such as DDIMScheduler.",
+    ),
 ]

@@ -1,13 +1,16 @@
-"""`pictish tokenize`: pictures to token files or to shards, raw shards to shards of tokens."""
+"""`pictish tokenize`: images to token files or token shards."""
 
 import enum
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from pictish.commands.options import BatchSize, Device, Model, Overwrite, advanced, files, runtime, selection
 
 if TYPE_CHECKING:
     from pictish.bulk.batch_tokenizer import MachineSettings
@@ -16,59 +19,77 @@ logger = logging.getLogger(__name__)
 
 
 class Format(enum.StrEnum):
-    """What is written."""
+    """Output format."""
 
     folder = "folder"
     shards = "shards"
 
 
 class Engine(enum.StrEnum):
-    """Who works on raw shards."""
+    """What runs the tokenization of input shards."""
 
     local = "local"
     ray = "ray"
 
 
+shards = partial(typer.Option, rich_help_panel="Input shards")
+
 Inputs = Annotated[
     list[str],
     typer.Argument(
-        metavar="IMAGES...", help="Pictures, folders of them, or raw shards (s3:// and gs:// too)."
+        metavar="IMAGES",
+        help="Images, folders of images, or WebDataset shards (local, s3:// or gs://).",
     ),
 ]
-Out = Annotated[str, typer.Argument(metavar="OUT", help="Folder for the tokens.")]
-Model = Annotated[str, typer.Option(help="Model folder, or `starter`.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Output folder.")]
 Kind = Annotated[
-    Format | None, typer.Option(help="A file a picture, or WebDataset shards; raw shards give shards.")
+    Format | None,
+    files(help="Output format: one token file per image, or WebDataset shards (always for input shards)."),
 ]
-Budget = Annotated[int | None, typer.Option(min=1, help="Exactly so many tokens a picture.")]
-Threshold = Annotated[float | None, typer.Option(help="Keep patches with a score above this (default 0.5).")]
+PerShard = Annotated[
+    int | None,
+    files(metavar="N", min=1, help="Images per output shard with --format shards (default: 1000)."),
+]
+Budget = Annotated[int | None, selection(metavar="N", min=1, help="Exact number of tokens per image.")]
+Threshold = Annotated[
+    float | None,
+    selection(metavar="T", help="Keep patches whose selector score is above T (default: 0.5)."),
+]
 Quality = Annotated[
     float | None,
-    typer.Option(metavar="DB", help="As few tokens as are expected to reach this PSNR, in dB."),
+    selection(metavar="DB", help="Fewest tokens expected to reach this reconstruction PSNR, in dB."),
 ]
-Sample = Annotated[bool, typer.Option("--sample", help="Draw the kept patches by their scores.")]
+Sample = Annotated[bool, selection("--sample", help="Sample the kept patches from their selector scores.")]
+Seed = Annotated[
+    int | None, selection(metavar="N", help="Random seed of --sample and --gumbel (default: 0).")
+]
 Gumbel = Annotated[
     bool,
-    typer.Option("--gumbel", help="Draw as LaVIT's code does for a picture alone, seeded before each."),
+    advanced(
+        "--gumbel", help="Sample with Gumbel noise, as the official LaVIT code does (reseeded per image)."
+    ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Of --sample and --gumbel (default 0).")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; 0: this one does.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures a step of the model.")]
-PerShard = Annotated[int | None, typer.Option(min=1, help="Of --format shards, for pictures (default 1000).")]
-MaxPixels = Annotated[int, typer.Option(min=1, help="Larger pictures are refused before decoding.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace tokens that are there.")]
-OfShards = Annotated[Engine, typer.Option("--engine", help="Of raw shards: this machine, or a Ray cluster.")]
-Processes = Annotated[int | None, typer.Option(min=1, help="Of raw shards: how many at once (default 1).")]
+Workers = Annotated[
+    int | None,
+    runtime(metavar="N", min=0, help="Processes that decode images; 0 decodes in the main process."),
+]
+MaxPixels = Annotated[
+    int, runtime(metavar="N", min=1, help="Reject images with more pixels, before decoding them.")
+]
+OfShards = Annotated[Engine, shards("--engine", help="Run on this machine, or on a Ray cluster.")]
+Processes = Annotated[
+    int | None, shards(metavar="N", min=1, help="Number of shards tokenized in parallel (default: 1).")
+]
 Retries = Annotated[
-    int | None, typer.Option(min=0, help="Of raw shards: how often one is tried again (default 2).")
+    int | None, shards(metavar="N", min=0, help="Number of retries of a failed shard (default: 2).")
 ]
-Verify = Annotated[bool, typer.Option("--verify", help="Of raw shards: check finished ones by every byte.")]
-Told = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE", help="Of raw shards: JSON of rates and losses.")
+Verify = Annotated[bool, shards("--verify", help="Check finished shards byte by byte before skipping them.")]
+Rates = Annotated[
+    Path | None,
+    shards("--report", metavar="FILE", help="Write throughput and failures to FILE, as JSON."),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first broken picture.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no summary.")]
+Strict = Annotated[bool, runtime("--strict", help="Stop at the first unreadable image.")]
+Quiet = Annotated[bool, runtime("--quiet", help="No progress bar and no summary.")]
 
 
 def run(
@@ -76,32 +97,32 @@ def run(
     out: Out,
     *,
     model: Model = "starter",
-    device: Device = "auto",
     format: Kind = None,
+    samples_per_shard: PerShard = None,
+    overwrite: Overwrite = False,
     budget: Budget = None,
     threshold: Threshold = None,
     quality: Quality = None,
     sample: Sample = False,
-    gumbel: Gumbel = False,
     seed: Seed = None,
-    workers: Workers = None,
-    batch_size: BatchSize = 32,
-    samples_per_shard: PerShard = None,
-    max_pixels: MaxPixels = 128_000_000,
-    overwrite: Overwrite = False,
     engine: OfShards = Engine.local,
     processes: Processes = None,
     retries: Retries = None,
     verify: Verify = False,
-    report: Told = None,
+    report: Rates = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    max_pixels: MaxPixels = 128_000_000,
+    device: Device = "auto",
     strict: Strict = False,
     quiet: Quiet = False,
+    gumbel: Gumbel = False,
 ) -> None:
-    """Turn pictures into tokens: OUT/sub/name.tokens for IMAGES/sub/name.jpg, and OUT/manifest.json.
+    """Tokenize images: IMAGES/sub/name.jpg becomes OUT/sub/name.tokens; OUT/manifest.json lists them all.
 
-    Raw shards become shards of their names, each with its OUT/NAME_stats.json; many processes and machines
-    may share the work. Run again, it goes on where it stopped. Broken pictures are named and left out, the
-    exit code is then 1.
+    Input shards become token shards of the same names, each with an OUT/NAME_stats.json; several processes
+    and machines can share the work. An interrupted run resumes where it stopped. Unreadable images are
+    reported and skipped, and the exit code is then 1.
     """
     from pictish.bulk.batch_tokenizer import MachineSettings, Selection
     from pictish.bulk.pictures import hold_shards
@@ -113,9 +134,11 @@ def run(
         from pictish.bulk import run as bulk
 
         if format is Format.folder:
-            raise ValueError(f"{inputs[0]}: raw shards become shards; --format folder is for pictures")
+            raise ValueError(f"{inputs[0]}: shards are tokenized to shards; --format folder is for images")
         if samples_per_shard is not None:
-            logger.warning("--samples-per-shard does nothing for raw shards")
+            logger.warning(
+                "--samples-per-shard is ignored: output shards hold the samples of the input shards"
+            )
         many, again = processes or 1, 2 if retries is None else retries
         failures = bulk.run(
             bulk.Plan(inputs, out, machine, engine.value, many, again, overwrite, verify, strict, report),
@@ -125,11 +148,11 @@ def run(
         flags: dict[str, object] = {"--engine": engine is not Engine.local, "--processes": processes}
         flags |= {"--retries": retries, "--verify": verify, "--report": report}
         for flag in (flag for flag, given in flags.items() if given not in (None, False)):
-            logger.warning("%s does nothing for pictures", flag)
+            logger.warning("%s is ignored: it applies to input shards only", flag)
         if samples_per_shard is not None and format is not Format.shards:
-            logger.warning("--samples-per-shard does nothing without --format shards")
-        shards = (samples_per_shard or 1000) if format is Format.shards else None
-        failures = _tokenize_pictures(inputs, out, machine, shards, overwrite, strict, quiet)
+            logger.warning("--samples-per-shard is ignored without --format shards")
+        per_shard = (samples_per_shard or 1000) if format is Format.shards else None
+        failures = _tokenize_pictures(inputs, out, machine, per_shard, overwrite, strict, quiet)
     if failures:
         raise typer.Exit(1)
 
@@ -143,7 +166,7 @@ def _tokenize_pictures(
     strict: bool,
     quiet: bool,
 ) -> int:
-    """To a folder of tokens, or to shards of so many samples; the number of failures."""
+    """Write a token folder, or shards of `samples_per_shard` samples; returns the number of failures."""
     from pictish.bulk.batch_tokenizer import open_machine
     from pictish.bulk.pictures import Totals, Work, plan
     from pictish.data.token_folder import Header, OutputFolder
@@ -152,7 +175,9 @@ def _tokenize_pictures(
     from pictish.io.storage import is_remote
 
     if is_remote(out):
-        raise ValueError(f"{out}: pictures become tokens on this machine; raw shards may go to a URL")
+        raise ValueError(
+            f"{out}: tokens of images are written to a local folder; only token shards can go to a URL"
+        )
     check_apart(Path(out), [Path(entry) for entry in inputs], inside=False)
     job = plan([Path(entry) for entry in inputs], samples_per_shard is not None, samples_per_shard or 1)
     totals = Totals()
@@ -164,6 +189,7 @@ def _tokenize_pictures(
             Report("tokenizing", job.total, quiet=quiet, strict=strict) as report,
             OutputFolder(Path(out), header, job.outputs, overwrite) as output,
         ):
+            report.tell(job.found)
             job.run(Work(machine, output, report, totals))
             output.finish()
     if not quiet:

@@ -1,4 +1,4 @@
-"""`pictish train`: one function a part; each builds nothing itself but calls the part's own loop."""
+"""`pictish train`: one function per model; each calls the training loop of its package."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pictish.commands.options import Device, files, runtime
 from pictish.configs import shipped_names
 
 if TYPE_CHECKING:
@@ -14,24 +15,28 @@ if TYPE_CHECKING:
 
 ConfigName = Annotated[
     str,
-    typer.Argument(help=f"A YAML file, or a shipped name: {', '.join(shipped_names())} (see `config show`)."),
+    typer.Argument(metavar="CONFIG", help=f"A YAML file, or a shipped config: {', '.join(shipped_names())}."),
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Changes such as batch_size=32 data.views=1")]
-Run = Annotated[Path, typer.Option(help="Folder for checkpoints, metrics.jsonl and the finished model.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="OVERRIDES", help="Config overrides, such as batch_size=32 data.views=1."),
+]
+Run = Annotated[
+    Path, files(metavar="DIR", help="Run folder: checkpoints, metrics.jsonl and the final model.")
+]
 AnomalySkip = Annotated[
     int,
-    typer.Option(min=0, help="Pass over so many steps whose loss or gradient goes wrong; one more stops."),
+    runtime(metavar="N", min=0, help="Skip up to N steps with a non-finite or exploding loss, then abort."),
 ]
 Fsdp = Annotated[
     bool,
-    typer.Option(
+    runtime(
         "--fsdp",
         envvar="ACCELERATE_USE_FSDP",
-        help="Several processes share the weights out among them (FSDP2); else each has all of them.",
+        help="Shard parameters and optimizer state with FSDP2 (default: DDP).",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings and errors.")]
+Quiet = Annotated[bool, runtime("--quiet", help="Print warnings and errors only.")]
 
 
 def tokenizer(
@@ -43,7 +48,7 @@ def tokenizer(
     fsdp: Fsdp = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the dynamic tokenizer; run again to go on where it stopped."""
+    """Train a dynamic tokenizer. An interrupted run resumes from its last checkpoint."""
     from pictish.configs import load, parse
     from pictish.tokenizer.config import TrainConfig
     from pictish.tokenizer.train import train
@@ -59,14 +64,17 @@ def lm(
     overrides: Overrides = None,
     run: Run = Path("runs/lm"),
     device: Device = "auto",
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first damaged sample.")] = False,
+    strict: Annotated[bool, runtime("--strict", help="Stop at the first damaged sample.")] = False,
+    caption_key: Annotated[
+        str | None, runtime(metavar="KEY", help="Field of the samples' JSON that holds the captions.")
+    ] = None,
     anomaly_skip: AnomalySkip = 0,
     fsdp: Fsdp = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a language model on shards of text and pictures; run again to go on where it stopped.
+    """Train a language model on text and image shards. An interrupted run resumes from its last checkpoint.
 
-    Damaged samples are named at the end and left out, the exit code is then 1.
+    Damaged samples are skipped and listed at the end, and the exit code is then 1.
     """
     from pictish.commands.train_lm import code_vectors_of, image_encoder, image_tokens_of, showing
     from pictish.configs import load, parse
@@ -77,7 +85,11 @@ def lm(
     from pictish.training.world import resolve_device
 
     changes = [*(overrides or []), *(["data.strict=true"] if strict else [])]
-    settings = parse(TrainConfig, load(config, changes), config)
+    asked = load(config, changes)
+    for source in ("train", "validation") if caption_key else ():
+        for each in asked.get("data", {}).get(source, {}).values():
+            each["caption_key"] = caption_key
+    settings = parse(TrainConfig, asked, config)
     tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
     report = Report()
     with _begun(run, settings, quiet):
@@ -101,7 +113,7 @@ def decoder(
     fsdp: Fsdp = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a decoder of codes to pictures; run again to go on where it stopped."""
+    """Train a decoder that turns tokens into pixels. An interrupted run resumes from its last checkpoint."""
     from pictish.configs import load, parse
     from pictish.decoder.config import TrainConfig
     from pictish.decoder.train import train
@@ -114,56 +126,52 @@ def decoder(
 
 @contextmanager
 def _begun(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
-    """Hold the run for this process, its resolved config written.
+    """Lock the run folder for this process and write the resolved config.
 
-    ValueError when another process holds it, or when the run there was made with a config that decides other
-    weights.
+    ValueError when another process holds it, or when a step of it was trained with settings that decide other
+    weights; a run without a step takes any.
     """
     import logging
     import os
 
-    from pictish.configs import load
     from pictish.io.files import only_writer, write_atomic
     from pictish.io.plain_yaml import to_yaml
 
-    logging.getLogger("pictish").setLevel(logging.WARNING if quiet else logging.INFO)
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one writes
-        yield
+    logger = logging.getLogger("pictish")
+    level = logger.level
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    try:
+        if os.environ.get("RANK", "0") != "0":  # of several processes the first one writes
+            yield
+            return
+        with only_writer(run):
+            if (run / "config.yaml").exists():
+                _may_replace(run, settings)
+            write_atomic(run / "config.yaml", to_yaml(settings).encode())
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _may_replace(run: Path, settings: "BaseModel") -> None:
+    """ValueError unless the run may take these settings; what earlier ones made before a step is removed."""
+    import shutil
+
+    from pictish.configs import load, parse
+    from pictish.training.checkpoint import latest_checkpoint
+    from pictish.training.resume import differences, in_one_line
+
+    written, now = run / "config.yaml", settings.model_dump(mode="json")
+    latest = latest_checkpoint(run)
+    if latest is None:
+        shutil.rmtree(run / "text_tokenizer", ignore_errors=True)
         return
-    with only_writer(run):
-        resolved = run / "config.yaml"
-        if resolved.exists() and _deciding(load(resolved)) != _deciding(settings.model_dump(mode="json")):
-            raise ValueError(
-                f"{run}: holds a run with another config; "
-                "give another --run, or the overrides it was made with"
-            )
-        write_atomic(resolved, to_yaml(settings).encode())
-        yield
-
-
-# What may be another when a run goes on: how it reports, keeps checkpoints and reads, not what it learns.
-UNDECIDING = (
-    "log_every",
-    "validate_every",
-    "sample_every",
-    "samples",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "tensorboard",
-    "usage_alarm",
-    "data.strict",
-    "data.workers",
-    "data.read_ahead",
-)
-
-
-def _deciding(config: dict[str, Any]) -> dict[str, Any]:
-    """A config, as plain data, without what decides nothing about the weights."""
-    kept = {name: value for name, value in config.items() if name not in UNDECIDING}
-    if "data" in kept:
-        data = kept["data"].items()
-        kept["data"] = {name: value for name, value in data if f"data.{name}" not in UNDECIDING}
-    return kept
+    before = parse(type(settings), load(written), str(written)).model_dump(mode="json")
+    if changed := differences(before, now):
+        raise ValueError(
+            f"{run}: {latest.name} was trained with other settings: {in_one_line(changed)}; "
+            "give those it was trained with, or another --run"
+        )
 
 
 def _with_progress(work, quiet: bool) -> None:

@@ -1,4 +1,4 @@
-"""What `pictish train lm` hands to the loop, which knows neither tokenizer nor decoder."""
+"""What `pictish train lm` passes to the loop, which knows neither tokenizer nor decoder."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def image_tokens_of(tokenizer: "Tokenizer") -> "ImageTokens":
-    """What a language model needs to know of a tokenizer."""
+    """What a language model needs to know about a tokenizer."""
     from pictish.lm.model import ImageTokens
 
     return ImageTokens(
@@ -32,7 +32,7 @@ def image_tokens_of(tokenizer: "Tokenizer") -> "ImageTokens":
 
 
 def code_vectors_of(tokenizer: "Tokenizer") -> "Tensor":
-    """The vectors (codes, width) of all codes in order, for soft targets and alignment."""
+    """The codebook (codes, width), in id order, for soft targets and alignment."""
     import torch
 
     with torch.no_grad():  # inference tensors could not be trained with
@@ -41,7 +41,7 @@ def code_vectors_of(tokenizer: "Tokenizer") -> "Tensor":
 
 
 def image_encoder(tokenizer: "Tokenizer") -> "EncodeImages":
-    """A function that encodes raw pictures of shards while the language model trains, as inference does."""
+    """A function that encodes the images of raw shards while the language model trains, as inference does."""
     return partial(_encode, tokenizer)
 
 
@@ -65,7 +65,7 @@ def _encode(tokenizer: "Tokenizer", pictures: "Sequence[ImageBytes]") -> "list[E
 
 
 def showing(config: "TrainConfig", tokenizer: "Tokenizer", run: Path) -> "Show | None":
-    """A function that draws the config's `samples` during training, or None when there are none."""
+    """A function that generates the config's `samples` during training, or None when there are none."""
     if not (config.sample_every and config.samples):
         return None
     from pictish.pipelines.reconstruct import Reconstructor
@@ -82,7 +82,7 @@ def _show(
     model: "UnifiedModel",
     step: int,
 ) -> None:
-    """Write `run/samples/step-00001000.png`: one picture a text, side by side."""
+    """Write `run/samples/step-00001000.png`: one image per text, side by side."""
     from PIL import Image
 
     from pictish.data.images import png_bytes

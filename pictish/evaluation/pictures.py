@@ -1,6 +1,7 @@
 """The pictures an evaluation runs over, one at a time: image folders, image files and WebDataset shards."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
     from pictish.data.images import ImageFile
+
+logger = logging.getLogger(__name__)
 
 BATCH = 32
 PHOTOGRAPHS = (
@@ -68,36 +71,43 @@ class Prepared:
 class PictureSource:
     """Pictures of folders, files and shards in a fixed order, decoded when asked for and never kept.
 
-    A folder that holds tars gives the pictures inside them, any other its image files. ValueError when there
-    is nothing to read.
+    Of a sample in a shard all pictures count, named ones too. ValueError when there is nothing to read.
     """
 
     def __init__(self, inputs: Sequence[Path], limit: int | None = None) -> None:
-        from pictish.data.images import find_images
-        from pictish.data.shards import find_shards
-        from pictish.io.storage import holds_shards
+        from pictish.data.images import images_of
+        from pictish.io.finding import find
 
-        shards = [entry for entry in inputs if holds_shards(entry)]
-        others = [entry for entry in inputs if entry not in shards]
-        self.files: list[ImageFile] = find_images(others) if others or not shards else []
-        self.shards: list[Path] = find_shards(shards) if shards else []
+        found = find(inputs)
+        self.shards = sorted((file.path for file in found.shards), key=lambda path: (path.name, str(path)))
+        self.files: list[ImageFile] = [] if self.shards and not found.images else images_of(found, inputs)
         self.limit = limit
+        self._problems = [Broken(name, reason) for name, reason in found.problems]
+        if note := found.note():
+            logger.warning(note)
 
     def decode(self, wanted: Collection[int] | None = None) -> Iterator[Picture | Broken]:
-        """Every picture, or those whose index is wanted."""
+        """Every picture, or those whose index is wanted; first what could not be searched, which has none."""
         from pictish.data.images import load_image
         from pictish.io.files import one_line
 
         last = max(wanted) if wanted else None
-        for index, (name, source) in enumerate(self._sources()):
+        if wanted is None:
+            yield from self._problems
+        index = 0
+        for name, source in self._sources():
+            if isinstance(source, ValueError):
+                if wanted is None:
+                    yield Broken(name, one_line(source))
+                continue
             if index == self.limit or (last is not None and index > last):
                 return
-            if wanted is not None and index not in wanted:
-                continue
-            try:
-                yield Picture(index, name, load_image(source))
-            except (ValueError, OSError) as error:
-                yield Broken(name, one_line(error))
+            if wanted is None or index in wanted:
+                try:
+                    yield Picture(index, name, load_image(source))
+                except (ValueError, OSError) as error:
+                    yield Broken(name, one_line(error))
+            index += 1
 
     @property
     def total(self) -> int | None:
@@ -106,22 +116,36 @@ class PictureSource:
             return self.limit
         return len(self.files) if self.limit is None else min(self.limit, len(self.files))
 
-    def _sources(self) -> Iterator[tuple[str, Path | bytes]]:
-        from pictish.data.shards import PICTURES, read_shard
+    def _sources(self) -> Iterator[tuple[str, Path | bytes | ValueError]]:
+        """Name of each picture and what holds it, or why something is no picture."""
+        from pictish.data.members import image_members
+        from pictish.data.shards import open_shard
+        from pictish.io.finding import supported
 
         for file in self.files:
             yield file.name, file.path
-        for shard in self.shards:
-            found = False
-            for sample in read_shard(shard):
-                suffix = next((suffix for suffix in PICTURES if suffix in sample), None)
-                if suffix is not None:
-                    found = True
-                    yield f"{shard.name}/{sample['__key__']}.{suffix}", sample[suffix]
-            if not found:
-                raise ValueError(
-                    f"{shard} holds no pictures; expected members ending in {' '.join(PICTURES)}"
-                )
+        for path in self.shards:
+            pictures = 0
+            try:
+                with open_shard(path) as shard:
+                    for name, reason in shard.ignored.items():
+                        yield f"{path.name}/{name}", ValueError(reason)
+                    for key in shard.samples:
+                        members = shard.read(key)
+                        images = image_members(members)
+                        for used, *more in images.values():
+                            pictures += 1
+                            yield f"{path.name}/{key}.{used}", members[used]
+                            for other in more:
+                                why = f"its sample has .{used} too, which is read"
+                                yield f"{path.name}/{key}.{other}", ValueError(why)
+                    if not pictures:
+                        raise ValueError(f"holds no pictures; known are {supported()}")
+                    if shard.damage is not None:
+                        raise ValueError(shard.damage)
+            except (ValueError, OSError) as error:
+                reason = str(error).removeprefix(f"{path.name}: ")
+                yield path.name, ValueError(reason)
 
 
 class FlatPictures:

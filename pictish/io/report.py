@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from pictish.io.files import one_line, printable
+from pictish.io.finding import Found
 from pictish.io.interrupt import StoppedAtFailure
 
 
@@ -64,7 +65,7 @@ class Report(Bar):
 
     def __init__(self, task: str, total: int | None, *, quiet: bool, strict: bool) -> None:
         super().__init__(task, total, quiet=quiet)
-        self._strict = strict
+        self._strict, self._quiet = strict, quiet
         self._started = time.perf_counter()
         self.failures = 0
 
@@ -79,6 +80,18 @@ class Report(Bar):
         self.advance()
         if self._strict:
             raise StoppedAtFailure
+
+    def tell(self, found: Found) -> None:
+        """Say what a search for inputs could not use, as failures, and what it ignored, as a note."""
+        if note := found.note():
+            self.note(note)
+        for name, reason in found.problems:
+            self.failed(name, reason)
+
+    def note(self, text: str) -> None:
+        """Say something that is no failure; nothing when quiet."""
+        if not self._quiet:
+            self.console.print(Text(f"pictish: {printable(text)}"), soft_wrap=True)
 
     @property
     def seconds(self) -> float:

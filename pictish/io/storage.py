@@ -7,12 +7,13 @@ tried again when it fails, and its size is compared before it counts; local file
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pictish.io.files import one_line, printable, sha256_file, write_atomic
+from pictish.io.finding import Found, find, is_hidden, kind_of, unsupported
 
 REMOTE = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}  # scheme: the extra of pictish that brings its library
 ATTEMPTS = 4
@@ -46,30 +47,41 @@ def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else str(Path(folder, name))
 
 
-def holds_shards(entry: Path, unless: Callable[[Path], bool] = lambda folder: False) -> bool:
-    """Whether an input is shards: a tar file, or a folder with some at any depth, `unless` that says no."""
-    if not entry.is_dir():
-        return entry.suffix == ".tar"
-    return next(entry.rglob("*.tar"), None) is not None and not unless(entry)
+def find_shards(places: Sequence[str]) -> tuple[list[Stored], Found]:
+    """The shards among files and folders, local or remote, and what else lies there (see `finding.find`)."""
+    found = find([Path(place) for place in places if not is_remote(place)])
+    shards = [Stored(str(file.path), file.path.name, file.path.stat().st_size) for file in found.shards]
+    for place in filter(is_remote, places):
+        shards += _find_remote(place, found)
+    return shards, found
 
 
-def find_files(place: str, suffix: str) -> list[Stored]:
-    """The file at `place`, or those of that suffix anywhere below the folder that it is."""
-    if not is_remote(place):
-        path = Path(place)
-        found = path.rglob(f"*{suffix}") if path.is_dir() else iter([path] if path.is_file() else [])
-        return [Stored(str(one), one.name, one.stat().st_size) for one in found if one.is_file()]
+def _find_remote(place: str, found: Found) -> list[Stored]:
+    """The shards at or below a URL; what else lies there goes to `found`, by its name."""
     scheme = place.partition("://")[0]
 
-    def listed(system: Any, path: str) -> dict[str, Any]:
-        found: dict[str, Any] = system.find(path, detail=True)
-        return found
+    def listed(system: Any, path: str) -> tuple[str, dict[str, Any]]:
+        return path, system.find(path, detail=True)
 
-    return [
-        Stored(f"{scheme}://{name.removeprefix(f'{scheme}://')}", name.rpartition("/")[2], int(facts["size"]))
-        for name, facts in _patiently(place, listed).items()
-        if name.endswith(suffix) and facts["type"] == "file"
-    ]
+    root, files = _patiently(place, listed)
+    shards = []
+    for path, facts in files.items():
+        name = path.removeprefix(root).strip("/") or path.rpartition("/")[2]
+        kind = kind_of(name)
+        if facts["type"] != "file":
+            continue
+        if any(map(is_hidden, name.split("/"))):
+            found.hidden.append(name)
+        elif kind == "shard":
+            url = f"{scheme}://{path.removeprefix(f'{scheme}://')}"
+            shards.append(Stored(url, path.rpartition("/")[2], int(facts["size"])))
+        elif kind == "image":
+            found.problems.append((name, "an image in an object store; tokenize images from a local folder"))
+        elif kind == "other":
+            found.others.append(name)
+        else:
+            found.problems.append((name, unsupported(name)))
+    return shards
 
 
 def list_folder(place: str) -> dict[str, int]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
+from pictish.training.isolation import inference, loading
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,6 +38,7 @@ class Language:
         self.tokenizer, self.model = tokenizer, model
 
     @classmethod
+    @loading
     def from_folder(
         cls,
         folder: str | Path = "starter",
@@ -96,6 +99,7 @@ class Language:
             inside=True,
         )
 
+    @inference
     def embed(self, parts: "Sequence[Part]", draw: bool, bare: bool = False) -> "torch.Tensor":
         """Embeddings (L, D) of parts, with the marker that opens a picture behind them when `draw`.
 
@@ -117,5 +121,4 @@ class Language:
         device = self.tokenizer.device
         places = torch.from_numpy(np.stack([np.zeros_like(joined.places), joined.places])).to(device)
         features = None if joined.features is None else torch.from_numpy(joined.features).to(device)
-        with torch.inference_mode():
-            return model.embed(torch.from_numpy(ids)[None].to(device), features, places)[0]
+        return model.embed(torch.from_numpy(ids)[None].to(device), features, places)[0]

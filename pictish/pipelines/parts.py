@@ -1,12 +1,12 @@
 """The parts of a model folder, each loaded on first use."""
 
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
 from pictish.io.model_folder import locate_model
 from pictish.lm.captions import CAPTIONS
 from pictish.pipelines.language import Precision
+from pictish.training.isolation import loading
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,6 @@ class ModelParts:
 
     def __init__(self, model: str | Path, device: "torch.device", precision: Precision) -> None:
         self.model, self.device, self.precision = model, device, precision
-        self._loading = threading.RLock()
         self._tokenizer: Tokenizer | None = None
         self._language: Language | None = None
         self._reconstructors: dict[bool, Reconstructor] = {}
@@ -55,12 +54,7 @@ class ModelParts:
     @property
     def tokenizer(self) -> "Tokenizer":
         """The tokenizer, loaded on first use."""
-        from pictish.tokenizer.dynamic import Tokenizer
-
-        with self._loading:
-            if self._tokenizer is None:
-                self._tokenizer = Tokenizer.from_folder(self.model, self.device)
-            return self._tokenizer
+        return self._tokenizer or self._load_tokenizer()
 
     @property
     def language_model(self) -> "UnifiedModel":
@@ -70,35 +64,45 @@ class ModelParts:
     @property
     def language(self) -> "Language":
         """Tokenizer and language model, joined; loaded on first use."""
-        import torch
-
-        from pictish.lm.model import UnifiedModel
-        from pictish.pipelines.language import Language
-
-        with self._loading:
-            if self._language is None:
-                dtype = getattr(torch, self.precision)
-                model = UnifiedModel.from_folder(self.model, self.device, dtype)
-                self._language = Language(self.tokenizer, model)
-            return self._language
+        return self._language or self._load_language()
 
     def reconstructor(self, *, preview: bool = False) -> "Reconstructor":
         """Tokenizer and diffusion decoder, or feed-forward `preview`, joined; loaded on first use."""
-        from pictish.pipelines.reconstruct import Reconstructor
-
-        with self._loading:
-            if preview not in self._reconstructors:
-                self._reconstructors[preview] = Reconstructor.from_folder(
-                    self.model,
-                    self.device,
-                    self.tokenizer,
-                    steps=0 if preview else None,
-                    precision=self.precision,
-                )
-            return self._reconstructors[preview]
+        return self._reconstructors.get(preview) or self._load_reconstructor(preview)
 
     def text_to_image(self, reconstructor: "Reconstructor | None" = None) -> "TextToImage":
         """The language model and what decodes its tokens, if that is needed."""
         from pictish.pipelines.text_to_image import TextToImage
 
         return TextToImage(self.language, reconstructor, locate_model(self.model, "lm") / CAPTIONS)
+
+    @loading
+    def _load_tokenizer(self) -> "Tokenizer":
+        from pictish.tokenizer.dynamic import Tokenizer
+
+        if self._tokenizer is None:  # else another thread has loaded it meanwhile
+            self._tokenizer = Tokenizer.from_folder(self.model, self.device)
+        return self._tokenizer
+
+    @loading
+    def _load_language(self) -> "Language":
+        import torch
+
+        from pictish.lm.model import UnifiedModel
+        from pictish.pipelines.language import Language
+
+        if self._language is None:
+            model = UnifiedModel.from_folder(self.model, self.device, getattr(torch, self.precision))
+            self._language = Language(self.tokenizer, model)
+        return self._language
+
+    @loading
+    def _load_reconstructor(self, preview: bool) -> "Reconstructor":
+        from pictish.pipelines.reconstruct import Reconstructor
+
+        if preview not in self._reconstructors:
+            steps = 0 if preview else None
+            self._reconstructors[preview] = Reconstructor.from_folder(
+                self.model, self.device, self.tokenizer, steps=steps, precision=self.precision
+            )
+        return self._reconstructors[preview]

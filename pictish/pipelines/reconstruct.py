@@ -17,6 +17,7 @@ from pictish.io.model_folder import (
 )
 from pictish.pipelines.language import Precision
 from pictish.pipelines.settings import Drawing, settle_pixels
+from pictish.training.isolation import inference, loading
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +52,7 @@ class Reconstructor:
         self.upscaler = upscaler
 
     @classmethod
+    @loading
     def from_folder(
         cls,
         folder: str | Path = "starter",
@@ -105,6 +107,7 @@ class Reconstructor:
         name = tokenizer.fingerprint if path is None else fingerprint(path)
         return cls(tokenizer, preview, decoder, name, upscaler)
 
+    @inference
     def __call__(
         self,
         tokens: Sequence[TokenizedImage],
@@ -241,6 +244,7 @@ class Reconstructor:
             self.decoder.check(settled.steps, settled.guidance, settled.scheduler)
         return settled
 
+    @inference
     def kept(
         self, pictures: Sequence[Image.Image], tokens: Sequence[TokenizedImage]
     ) -> "list[Source] | None":

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from pictish.io.files import one_line, write_atomic
 from pictish.pipelines.nearest import Embed
+from pictish.training.isolation import inference, loading
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def embedded(captions: Sequence[str]) -> tuple[Embed, npt.NDArray[np.float32]] |
     return embed, rows
 
 
+@loading
 def minilm(path: Path) -> Embed:
     """What embeds texts with the BERT in a zip: means over tokens, of unit length; ValueError for another."""
     import torch
@@ -98,7 +100,7 @@ def minilm(path: Path) -> Embed:
     except Exception as error:  # of zipfile, safetensors, tokenizers, transformers
         raise ValueError(f"{path}: damaged, or no MiniLM ({one_line(error)}); install it again") from error
 
-    @torch.inference_mode()
+    @inference
     def embed(texts: Sequence[str]) -> npt.NDArray[np.float32]:
         order = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # alike lengths need little padding
         rows = np.zeros((len(texts), config.hidden_size), np.float32)

@@ -15,6 +15,7 @@ from pictish.lm.config import DrawingConfig
 from pictish.pipelines.language import Language, Precision, Said
 from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
 from pictish.pipelines.settings import GenerationConfig, settle_codes
+from pictish.training.isolation import loading
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ class TextToImage:
         self.captions = captions  # captions.json of the language model; read when it is asked for
 
     @classmethod
+    @loading
     def from_folder(
         cls,
         folder: str | Path = "starter",

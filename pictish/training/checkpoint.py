@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from pictish.io.files import one_line
 from pictish.training.average import PREFIX, Average
+from pictish.training.resume import check_inputs
 from pictish.training.sharding import local, local_rows
 from pictish.training.stored import ALONE, Stored, index_of, read_like, shard_metadata, shard_name
 from pictish.training.watch import Watch
@@ -119,16 +121,19 @@ def restore(
     names: Sequence[str],
     average: Average | None = None,
     watch: Watch | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> int:
     """Fill a module and its optimizer, strictly, from the last checkpoint of `run`; returns the step or 0.
 
     The checkpoint holds the state dict of the module, `optimizer_tensors(optimizer, names)`,
-    `average.tensors()`, and in its state, as `watch`, `watch.state()`.
+    `average.tensors()`, and in its state, as `watch`, `watch.state()`, and as `inputs` the fingerprints that
+    `check_inputs` compares.
     """
     latest = latest_checkpoint(run)
     if latest is None:
         return 0
     tensors, state = load_checkpoint(latest)
+    check_inputs(latest, state.get("inputs", {}), inputs or {})
     load_weights(module, tensors)
     if average is not None:
         average.load(tensors)
@@ -140,10 +145,14 @@ def restore(
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Fill a module, sharded or not, from the state dict in a checkpoint, which must fit it exactly."""
+    """Fill a module, sharded or not, from the state dict in a checkpoint; ValueError unless it fits."""
     places = module.state_dict()
     own = [name for name in tensors if not name.startswith((OPTIMIZER, PREFIX))]
-    module.load_state_dict({name: read_like(tensors, name, places.get(name)) for name in own})
+    state = {name: read_like(tensors, name, places.get(name)) for name in own}
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint: its weights do not fit this model: {one_line(error)}") from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:

@@ -38,7 +38,8 @@ def resolve_device(name: str) -> torch.device:
 def accelerator(device: str, mixed_precision: str = "no") -> "Accelerator":
     """An accelerate.Accelerator on `device` (as `resolve_device`), in the precision of `resolve_precision`.
 
-    It never wraps FSDP around a network, whatever its launcher asked for: see sharding.py.
+    accelerate never wraps FSDP around a network: see sharding.py. What this leaves in the environment and in
+    accelerate's state is undone by `isolation.training`, inside which training functions call it.
     """
     from accelerate import Accelerator
 
@@ -46,7 +47,6 @@ def accelerator(device: str, mixed_precision: str = "no") -> "Accelerator":
     precision = resolve_precision(mixed_precision, target)
     if mixed_precision == "auto":
         logger.info("mixed_precision auto: %s", precision)
-    os.environ.pop("ACCELERATE_USE_FSDP", None)
     if target.type == "cuda" and target.index is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         torch.cuda.set_device(target)
         os.environ["ACCELERATE_TORCH_DEVICE"] = str(target)  # accelerate would take cuda:0

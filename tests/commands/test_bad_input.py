@@ -130,7 +130,7 @@ def test_a_description_is_never_empty(speaking, capsys, monkeypatch, most):
     wanted[model.eos] = 2e4
     model.language.lm_head.register_forward_hook(lambda module, given, logits: logits + wanted)
     monkeypatch.setattr(UnifiedModel, "from_folder", lambda *given: model)
-    words = ["describe", str(speaking.parent / "bar.png"), "--most", most, "--model", str(speaking)]
+    words = ["describe", str(speaking.parent / "bar.png"), "--max-new-tokens", most, "--model", str(speaking)]
     assert cli.main(words) == 0
     assert capsys.readouterr().out.strip()
 

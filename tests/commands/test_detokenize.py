@@ -108,7 +108,7 @@ def test_tokens_become_pictures_of_the_same_names(tmp_path, folder, detokenize, 
     for name, picture in zip(NAMES, expected, strict=True):
         with Image.open(tmp_path / "out" / f"{name}.png") as written:
             assert np.array_equal(np.asarray(written), np.asarray(picture))
-    assert detokenize.out.startswith("4 pictures made in ")
+    assert detokenize.out.startswith("4 images reconstructed in ")
     assert detokenize.err == ""
 
 
@@ -158,7 +158,7 @@ def test_what_tokenize_writes_can_be_read(tmp_path, detokenize, tiny_models):
         assert detokenize(tmp_path / "t", tmp_path / "out") == 0
         assert sorted(content(tmp_path / "out")) == ["manifest.json", "x.0.png", "x.1.png", "x.2.png"]
         shutil.rmtree(tmp_path / "t")
-    assert "3 were done before" in detokenize.out or "3 pictures made" in detokenize.out
+    assert "3 already done" in detokenize.out or "3 images reconstructed" in detokenize.out
 
 
 def test_finished_pictures_are_not_made_again(tmp_path, folder, detokenize, seen):
@@ -168,7 +168,7 @@ def test_finished_pictures_are_not_made_again(tmp_path, folder, detokenize, seen
     shutil.move(tmp_path / "wide.tokens", folder / "wide.tokens")
     assert detokenize(folder, tmp_path / "out") == 0
     assert sum(seen) == 4
-    assert "3 were done before" in detokenize.out
+    assert "3 already done" in detokenize.out
     detokenize(folder, tmp_path / "fresh")
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
 
@@ -219,7 +219,7 @@ def test_damaged_tokens_are_named_and_counted_and_the_rest_is_done(tmp_path, fol
         assert len(lines) == 5
         for name, complaint in complaints.items():
             assert any(name in line and complaint in line for line in lines), (name, lines)
-        assert "5 broken" in detokenize.out
+        assert "5 failed" in detokenize.out
     assert content(tmp_path / "out") == content(tmp_path / "clean")
 
 
@@ -275,7 +275,7 @@ def test_tokens_of_another_tokenizer_are_refused_on_one_line(tmp_path, folder, d
     assert detokenize(source, tmp_path / "out", model=tmp_path / "other") == 2
     theirs = read_tokens(find_tokens([folder])[0].path).tokenizer
     assert len(detokenize.err.splitlines()) == 1
-    assert f"tokens of tokenizer {theirs}" in detokenize.err
+    assert f"written by tokenizer {theirs}" in detokenize.err
     assert not (tmp_path / "out").exists()
 
 
@@ -300,10 +300,13 @@ def test_without_a_decoder_the_tokenizer_reconstructs_the_picture(tmp_path, fold
 def test_two_tokens_that_map_to_one_picture_are_named(tmp_path, folder, detokenize, images):
     with ShardFile(tmp_path / "a.tar") as shard:
         shard.write("z", {"tokens": images["z"].to_bytes()})
-    assert detokenize(folder, tmp_path / "a.tar", tmp_path / "out") == 2
+    assert detokenize(folder, tmp_path / "a.tar", tmp_path / "out") == 1
     assert "z.tokens" in detokenize.err
-    assert "a.tar would both give z.png" in detokenize.err
-    assert not (tmp_path / "out").exists()
+    assert "a.tar: would both be written to z.png" in detokenize.err
+    made = {path.stem for path in (tmp_path / "out").rglob("*.png")}
+    assert made == {Path(f"{name}.png").stem for name in images} - {"z"}
+    assert detokenize(tmp_path / "a.tar", folder / "z.tokens", tmp_path / "none") == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_inputs_that_hold_no_tokens_are_one_line(tmp_path, detokenize):
@@ -362,7 +365,7 @@ def test_a_folder_from_before_upscalers_is_continued_with_upscale_off(
     assert detokenize(folder, tmp_path / "out", model=model) == 2
     assert "it was written with upscale none, this run has 4" in detokenize.err
     assert detokenize(folder, tmp_path / "out", "--upscale", "1", model=model) == 0
-    assert "3 were done before" in detokenize.out
+    assert "3 already done" in detokenize.out
     detokenize(folder, tmp_path / "fresh")
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
 

@@ -69,7 +69,7 @@ def test_a_second_run_gives_the_same_bytes_and_needs_overwrite(pictures, tiny_mo
     assert evaluate(tiny_models, pictures, "--out", out, "--quiet") == 0
     first = {path.name: path.read_bytes() for path in out.iterdir()}
     assert evaluate(tiny_models, pictures, "--out", out) == 2
-    assert "already holds tokenizer.json" in capsys.readouterr().err
+    assert "already contains tokenizer.json" in capsys.readouterr().err
     assert evaluate(tiny_models, pictures, "--out", out, "--quiet", "--overwrite") == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
     assert str(tmp_path).encode() not in first["tokenizer.json"]

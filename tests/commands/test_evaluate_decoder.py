@@ -81,9 +81,9 @@ def test_evaluation_writes_numbers_and_sheet_twice_the_same(pictures, model, tmp
     text = capsys.readouterr().out
     assert "FID-small(4)" in text
     assert "…" not in text, "the table does not fit into 80 columns"
-    assert max(map(len, text.split("written:")[0].splitlines())) <= 80
+    assert max(map(len, text.split("wrote ")[0].splitlines())) <= 80
     assert evaluate(model, pictures, "--out", out) == 2
-    assert "already holds decoder.json" in capsys.readouterr().err
+    assert "already contains decoder.json" in capsys.readouterr().err
     assert evaluate(model, pictures, "--out", out, "--quiet", "--overwrite") == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
 
@@ -104,7 +104,7 @@ def test_curve_writes_numbers_and_chart(pictures, model, tmp_path, capsys, monke
         assert point["seconds"] > 0
     with Image.open(out / "decoder-curve.png") as chart:
         assert min(chart.size) > 300
-    text = capsys.readouterr().out.split("written:")[0]
+    text = capsys.readouterr().out.split("wrote ")[0]
     assert "…" not in text, "the table does not fit into 80 columns"
     assert max(map(len, text.splitlines())) <= 80
 
@@ -126,8 +126,8 @@ def test_a_model_without_a_preview_head_and_a_broken_picture(pictures, model, tm
     ("words", "said"),
     [
         (("--scheduler", "DDIMScheduler"), "not for noise of kind flow"),
-        (("--curve", "--steps", 4), "leave --steps away"),
-        (("--curve", "--upscale", 4), "leave --upscale 4 away"),
+        (("--curve", "--steps", 4), "do not give --steps"),
+        (("--curve", "--upscale", 4), "do not give --upscale 4"),
         (("--steps", 0), "--steps"),
         (("--pixel-guidance", 1000), "0 to 100 fit"),
     ],
@@ -167,7 +167,7 @@ def test_figures_before_and_after_the_upscaler(pictures, model, tmp_path, capsys
     gained = report["sets"][0]["gain_over"]["decoder, upscaled"]["psnr"]["mean"]
     before, after = (ways[name]["psnr"]["mean"] for name in ("decoder", "decoder, upscaled"))
     assert gained == pytest.approx(before - after, abs=1e-3)
-    text = capsys.readouterr().out.split("written:")[0]
+    text = capsys.readouterr().out.split("wrote ")[0]
     assert "…" not in text, "the table does not fit into 80 columns"
     assert max(map(len, text.splitlines())) <= 80
 

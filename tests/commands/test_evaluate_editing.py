@@ -51,13 +51,13 @@ def test_evaluation_writes_numbers_and_pictures_twice_the_same(model, data, tmp_
     for name in FILES[:2] + FILES[3:4]:
         with Image.open(out / name) as image:
             assert min(image.size) > 300
-    text = capsys.readouterr().out.split("written:")[0]
+    text = capsys.readouterr().out.split("wrote ")[0]
     for word in ("changes (", "controls (", "skin tone", "image and text (7)", "image and image (7)"):
         assert word in text
     assert "…" not in text, "a table does not fit into 80 columns"
     assert max(map(len, text.splitlines())) <= 80
     assert evaluate(model, *words) == 2
-    assert "already holds editing.json" in capsys.readouterr().err
+    assert "already contains editing.json" in capsys.readouterr().err
     assert evaluate(model, *words, "--quiet", "--overwrite") == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
     assert str(tmp_path).encode() not in first["editing.json"]

@@ -50,13 +50,13 @@ def test_evaluation_writes_numbers_chart_and_sheet_twice_the_same(evaluate, tmp_
     for name in ("generation.png", "generation-pictures.png"):
         with Image.open(out / name) as image:
             assert min(image.size) > 300
-    text = capsys.readouterr().out.split("written:")[0]
-    for words in ("seen captions (3)", "held-out compositions (3)", "share of codes", "best scale:"):
+    text = capsys.readouterr().out.split("wrote ")[0]
+    for words in ("seen captions (3)", "held-out compositions (3)", "vs. codes", "best scale:"):
         assert words in text
     assert "…" not in text, "the tables do not fit into 80 columns"
     assert max(map(len, text.splitlines())) <= 80
     assert evaluate("--out", out) == 2
-    assert "already holds generation.json" in capsys.readouterr().err
+    assert "already contains generation.json" in capsys.readouterr().err
     assert evaluate("--out", out, "--limit", 3, "--quiet", "--overwrite") == 0
     assert capsys.readouterr().out == ""
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first

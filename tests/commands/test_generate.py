@@ -190,7 +190,7 @@ def test_a_style_is_said_behind_the_words(draw, tmp_path, refused):
     ours, theirs = read_origin(only(tmp_path / "style")), read_origin(only(tmp_path / "words"))
     assert ours.tokens == theirs.tokens
     assert only(tmp_path / "style").name == only(tmp_path / "words").name
-    assert "--style is said behind the words of a PROMPT" in refused(" ", "--style", "noto")
+    assert "--style is appended to a PROMPT" in refused(" ", "--style", "noto")
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "lm", "decoder"])
@@ -206,7 +206,7 @@ def test_another_model_is_refused_by_the_part_that_differs(draw, refused, model,
         changed = changed.model_copy(update={"tokens": base64.b64encode(blob).decode()})
     (tmp_path / "other.png").write_bytes(png_with_origin(Image.new("RGB", (8, 8)), changed))
     line = refused("--like", tmp_path / "other.png")
-    assert f"drawn with {part} ffffffffffff, this model's is {fingerprint(model / part)}" in line
+    assert f"made with {part} ffffffffffff, but this model has {fingerprint(model / part)}" in line
 
 
 def test_another_language_model_is_refused_though_its_tokens_are_there(draw, refused, model, tmp_path):
@@ -214,7 +214,7 @@ def test_another_language_model_is_refused_though_its_tokens_are_there(draw, ref
     other = shutil.copytree(model, tmp_path / "model")
     tokenizer = Tokenizer.from_folder(model)
     speaking_model(tokenizer, seed=1).save(other / "lm", dtype=torch.float32, overwrite=True)
-    assert "drawn with lm " in refused("--like", only(tmp_path / "first"), model=other)
+    assert "made with lm " in refused("--like", only(tmp_path / "first"), model=other)
 
 
 def test_files_that_do_not_say_how_they_were_drawn(refused, source, tmp_path):
@@ -224,7 +224,7 @@ def test_files_that_do_not_say_how_they_were_drawn(refused, source, tmp_path):
     (tmp_path / "x.png").write_bytes(b"GIF89a")
     assert "not a PNG" in refused("--like", tmp_path / "x.png")
     assert "No such file" in refused("--like", tmp_path / "none.png")
-    assert "nothing to draw" in refused()
+    assert "nothing to generate" in refused()
 
 
 def test_given_pictures_are_needed_again_only_for_new_tokens(draw, refused, source, tmp_path):
@@ -234,10 +234,10 @@ def test_given_pictures_are_needed_again_only_for_new_tokens(draw, refused, sour
         assert read_origin(path).pictures == (digest_of(picture),)
     assert draw("again", "--like", path) == 0
     assert only(tmp_path / "again").read_bytes() == path.read_bytes()
-    assert "drawn from a picture, which is needed again" in refused("--like", path, "--seed", "1")
+    assert "made from an input image, which is needed again" in refused("--like", path, "--seed", "1")
     told_picture("blue", "bar").save(tmp_path / "bar.png")
     line = refused("--like", path, "--seed", "1", "--image", tmp_path / "bar.png")
-    assert "another picture was given" in line
+    assert "the input image differs" in line
     with Image.open(source) as picture:
         picture.save(tmp_path / "copy.bmp")  # the same pixels
     assert draw("new", "--like", path, "--seed", "1", "--image", tmp_path / "copy.bmp") == 0
@@ -259,15 +259,15 @@ def test_an_edit_keeps_the_shape_and_is_repeated(draw, refused, source, tmp_path
         True,
         (30, 60),
     )
-    assert "drawn by pictish edit, whose --like repeats it" in refused("--like", path)
+    assert "made by pictish edit; use its --like" in refused("--like", path)
     assert "which is needed again" in refused("--like", path, command="edit")
     assert draw("again", "--like", path, source, command="edit") == 0
     assert only(tmp_path / "again").read_bytes() == path.read_bytes()
     assert draw("new", "--like", path, source, "make it blue", command="edit") == 0
     assert only(tmp_path / "new").name == "disc-make-it-blue-0.png"
     told_picture("blue", "bar").save(tmp_path / "bar.png")
-    assert "another picture was given" in refused("--like", path, tmp_path / "bar.png", command="edit")
-    assert "an IMAGE and an INSTRUCTION are needed" in refused(source, command="edit")
+    assert "the input image differs" in refused("--like", path, tmp_path / "bar.png", command="edit")
+    assert "give an IMAGE and an INSTRUCTION" in refused(source, command="edit")
 
 
 def test_an_edit_that_kept_no_pixels_is_repeated_without_its_source(draw, refused, source, tmp_path):
@@ -287,7 +287,7 @@ def test_an_edit_that_kept_no_pixels_is_repeated_without_its_source(draw, refuse
 def test_the_grid_shows_all_pictures(draw, refused, tmp_path):
     grid = tmp_path / "sheets" / "grid.png"
     assert draw("out", *PROMPTS[:2], "--count", "3", "--grid", grid, "--batch-size", "4") == 0
-    assert f"{grid}  6 pictures\n" in draw.out
+    assert f"{grid}  6 images\n" in draw.out
     with Image.open(grid) as sheet:
         assert sheet.size == (3 * 33 + 1, 2 * 33 + 1)
         for number in range(6):
@@ -295,10 +295,10 @@ def test_the_grid_shows_all_pictures(draw, refused, tmp_path):
             left, top = 1 + 33 * (number % 3), 1 + 33 * (number // 3)
             with Image.open(tmp_path / "out" / name) as picture:
                 assert sheet.crop((left, top, left + 32, top + 32)).tobytes() == picture.tobytes()
-    assert "is there already" in refused(*PROMPTS[:2], "--grid", grid)
-    assert "the name of a PNG would fit" in refused("a", "--grid", tmp_path / "grid.jpg")
+    assert "already exists" in refused(*PROMPTS[:2], "--grid", grid)
+    assert "expected a .png name" in refused("a", "--grid", tmp_path / "grid.jpg")
     own = tmp_path / "refused" / "a-0.png"
-    assert "not that of a picture" in refused("a", "--grid", own)
+    assert "that no generated image has" in refused("a", "--grid", own)
 
 
 def test_a_grid_is_even():
@@ -338,10 +338,10 @@ def test_a_preview_needs_no_diffusers(model, tmp_path):
 
 def test_names_that_are_taken_are_refused_before_anything_is_loaded(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(TextToImage, "from_folder", None)
-    assert "two pictures would be called a-red-apple-0.png" in refused("a red apple", "A red apple!")
+    assert "two images would be written to a-red-apple-0.png" in refused("a red apple", "A red apple!")
     (tmp_path / "refused").mkdir()
     (tmp_path / "refused" / "the-sun-0.png").write_bytes(png_bytes(Image.new("RGB", (8, 8))))
-    assert "the-sun-0.png is there already" in refused("the sun")
+    assert "the-sun-0.png already exists" in refused("the sun")
     assert "guidance: got nan" in refused("a sun", "--guidance", "nan")
     assert "seed: got 18446744073709551616" in refused("a sun", "--seed", 2**64)
 
@@ -406,7 +406,7 @@ def test_another_upscaler_or_none_is_refused(draw, refused, model, enlarging, tm
     other = Path(shutil.copytree(enlarging, tmp_path / "other"))
     network = tiny_upscaler(seed=1)
     save_upscaler(other / "upscaler", network.config, network.state_dict(), overwrite=True)
-    assert "drawn with upscaler " in refused("--like", path, model=other)
+    assert "made with upscaler " in refused("--like", path, model=other)
     assert draw("plain", "--like", path, "--upscale", "1", model=other) == 0
     (other / "upscaler" / "config.yaml").write_text("part: upscaler\n")
     assert "upscaler: damaged, config.yaml has nothing as model" in refused("a sun", model=other)

@@ -187,7 +187,9 @@ def test_too_little_space_is_told_before_anything_is_written(checkpoint, tmp_pat
 
 @pytest.mark.parametrize("heads", ["3,2", "0,1,1", "a,b,c"])
 def test_heads_are_three_numbers(checkpoint, tmp_path, capsys, heads):
-    assert "three numbers would fit" in refused(capsys, checkpoint, tmp_path / "out", "--heads", heads)
+    assert "expected three positive integers" in refused(
+        capsys, checkpoint, tmp_path / "out", "--heads", heads
+    )
 
 
 def test_heads_that_do_not_divide_the_width(checkpoint, tmp_path, capsys):

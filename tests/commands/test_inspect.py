@@ -1,5 +1,7 @@
+import io
 import json
 import math
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +56,7 @@ def test_a_picture_is_drawn_and_its_tokens_are_told(image, tiny_models, tmp_path
     drawing = tmp_path / "bild ü [1]-inspect.png"
     with Image.open(drawing) as drawn:
         assert drawn.width > 4 * 250
-    assert "bild ü [1].png: 3 tokens" in text
+    assert "bild ü [1].png: 3 of at most 64 tokens" in text
     assert "bits per pixel" in text
     assert drawing.name in text
 
@@ -136,7 +138,46 @@ def test_token_files_and_shards_give_the_same_statistics(token_folder, tmp_path,
     for words in ([token_folder], files, [tmp_path / "shards"], sorted((tmp_path / "shards").iterdir())):
         assert inspect(*words, "--json") == 0
         answers.append(facts(capsys))
+    shards = [answer.pop("shards", []) for answer in answers]
+    assert [[(each["samples"], each["images"]) for each in one] for one in shards] == [
+        [],
+        [],
+        *2 * [[(2, 2), (1, 1)]],
+    ]
     assert all(answer == answers[0] for answer in answers)
+
+
+def test_a_raw_shard_is_shown_as_it_is_understood(tmp_path, capsys):
+    members = {
+        "a.jpg": b"P",
+        "a.txt": b"a cat",
+        "b.jpg": b"P",
+        "b.json": b'{"Label": "a dog"}',
+        "c.x.jpg": b"P",
+    }
+    with tarfile.open(tmp_path / "raw.tar", "w") as archive:
+        for name, blob in {**members, "._a.jpg": b"", "a.npy": b"1"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(blob)
+            archive.addfile(info, io.BytesIO(blob))
+    assert inspect(tmp_path / "raw.tar") == 1
+    said = capsys.readouterr()
+    assert said.err == "pictish: raw.tar/*.npy: 1 member of an unknown kind\n"
+    assert said.out.splitlines()[:3] == [
+        "raw.tar: 3 samples, 3 images, 1 caption",
+        "  members: 3 .jpg, 1 .txt, 1 .json",
+        "  for training: 1 captioned image",
+    ]
+    assert "not for training: 1 sample, has no caption: no text, nor caption or another" in said.out
+    assert "known field in its JSON, which has Label (b)" in said.out
+    assert "ignored: 1 hidden member" in said.out
+    assert inspect(tmp_path / "raw.tar", "--json", "--caption-key", "Label") == 1
+    (shard,) = facts(capsys)["shards"]
+    assert (shard["kinds"], shard["captions"]) == ({"captioned image": 1}, 1)
+    assert inspect(tmp_path) == 1
+    (tmp_path / "raw.tar").write_bytes(b"no tar" * 99)
+    assert inspect(tmp_path / "raw.tar") == 1
+    assert "raw.tar: " in capsys.readouterr().err
 
 
 def test_a_damaged_token_file_is_named_and_not_counted(token_folder, capsys):
@@ -156,14 +197,14 @@ def test_users_mistakes_are_one_line(image, token_folder, tmp_path, capsys):
         "no tokens in this folder": [tmp_path / "empty"],
         "there is no such file": [tmp_path / "absent"],
         "No such file": [tmp_path / "absent.png"],
-        "one picture is drawn at a time": [image, image],
-        "--budget is for pictures": [token_folder, "--budget", 3],
-        "--out is for pictures": [token_folder, "--out", "x.png"],
-        "--steps is for pictures": [token_folder, "--steps", 0],
-        "--steps 0 is for one picture": [image, "--codebook", "--steps", 0],
-        "--budget 3 and --threshold 0.5 were given; give one": [image, "--budget", 3, "--threshold", 0.5],
-        "--budget 3 and --quality 20.0 were given; give one": [image, "--budget", 3, "--quality", 20],
-        "--quality is for pictures": [token_folder, "--quality", 20],
+        "expected a single image, got 2 inputs": [image, image],
+        "--budget applies to images": [token_folder, "--budget", 3],
+        "--out applies to images": [token_folder, "--out", "x.png"],
+        "--steps applies to images": [token_folder, "--steps", 0],
+        "--steps 0 does not apply to --codebook": [image, "--codebook", "--steps", 0],
+        "--budget 3 and --threshold 0.5 exclude each other": [image, "--budget", 3, "--threshold", 0.5],
+        "--budget 3 and --quality 20.0 exclude each other": [image, "--budget", 3, "--quality", 20],
+        "--quality applies to images": [token_folder, "--quality", 20],
         "ends in .png": [image, "--out", "drawing.jpg"],
         "two tokenizers": [token_folder, other],
     }

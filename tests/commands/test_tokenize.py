@@ -424,7 +424,7 @@ def test_flags_that_do_nothing_are_said_to(tmp_path, tokenize, caplog):
     fill(tmp_path / "in", 1)
     assert tokenize(tmp_path / "in", tmp_path / "out", "--seed", "3", "--samples-per-shard", "2") == 0
     assert "--seed does nothing without --sample or --gumbel" in caplog.text
-    assert "--samples-per-shard does nothing without --format shards" in caplog.text
+    assert "--samples-per-shard is ignored without --format shards" in caplog.text
 
 
 def test_an_output_of_another_tokenizer_or_of_other_settings_is_refused(tmp_path, tokenize):
@@ -583,7 +583,7 @@ def test_shards_are_not_mixed_and_not_written_over_themselves(tmp_path, tokenize
     before = content(tmp_path / "raw")
     for words, complaint in (
         ([tmp_path / "raw", tmp_path / "in", tmp_path / "out"], "tokenize them apart"),
-        ([tmp_path / "raw", tmp_path / "out", "--format", "folder"], "raw shards become shards"),
+        ([tmp_path / "raw", tmp_path / "out", "--format", "folder"], "--format folder is for images"),
         ([tmp_path / "raw", tmp_path / "raw", "--overwrite"], "replaced by its own tokens"),
         ([tmp_path / "raw", tmp_path / "copy", tmp_path / "out"], "would both become raw-0.tar"),
     ):

@@ -9,6 +9,7 @@ import pytest
 
 from pictish.bulk.stats import BulkFolder
 from pictish.cli import main
+from pictish.data import loader
 from pictish.data.shards import ShardFile, read_shard
 from pictish.tokenizer.dynamic import Tokenizer
 from tests.bulk_runs import content, noise_png, pictish, raw_shards
@@ -189,6 +190,61 @@ def test_broken_samples_are_lost_by_name_and_strict_loses_the_shard(tmp_path, to
         assert facts["lost"] == {}
 
 
+@pytest.fixture
+def failing(monkeypatch):
+    """Decoding has no memory for a picture while its number of failures, set by the test, is above 0."""
+    left = {"times": 0}
+    original = loader.load_image
+
+    def load(blob, *rest):
+        if blob == noise_png(2) and left["times"]:
+            left["times"] -= 1
+            raise MemoryError
+        return original(blob, *rest)
+
+    monkeypatch.setattr(loader, "load_image", load)
+    return left
+
+
+@pytest.mark.parametrize("strict", [(), ("--strict",)])
+def test_a_shard_with_a_loss_by_a_passing_fault_is_not_finished(tmp_path, tokenize, failing, strict):
+    raw_shards(tmp_path / "raw", 2)
+    tokenize(tmp_path / "raw", tmp_path / "fresh")
+    failing["times"] = 1  # the second try succeeds within the run
+    assert tokenize(tmp_path / "raw", tmp_path / "retried", *strict) == 0
+    assert content(tmp_path / "retried") == content(tmp_path / "fresh")
+    failing["times"] = 9
+    out = tmp_path / "out"
+    assert tokenize(tmp_path / "raw", out, "--retries", "0", *strict) == 1
+    assert "raw-0.tar: s0/002: not enough memory to decode it; the shard is not marked" in tokenize.err
+    assert not (out / "raw-0_stats.json").exists()
+    assert strict or (out / "raw-1_stats.json").exists()  # strict ends at the first loss
+    failing["times"] = 0
+    assert tokenize(tmp_path / "raw", out) == 0
+    assert content(out) == content(tmp_path / "fresh")
+
+
+def test_a_shard_of_pictures_is_made_again_when_what_was_missing_can_be_read(tmp_path, tokenize, failing):
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        (tmp_path / "in" / f"{number}.png").write_bytes(noise_png(number))
+    (tmp_path / "in" / "4.png").write_bytes(b"no picture")
+    words = ["--format", "shards"]
+    assert tokenize(tmp_path / "in", tmp_path / "fresh", *words) == 1
+    failing["times"] = 9
+    assert tokenize(tmp_path / "in", tmp_path / "out", *words) == 1
+    assert "3 pictures tokenized" in tokenize.out
+    assert tokenize(tmp_path / "in", tmp_path / "out", *words) == 1
+    assert content(tmp_path / "out") != content(tmp_path / "fresh")
+    failing["times"] = 0
+    assert tokenize(tmp_path / "in", tmp_path / "out", *words) == 1
+    assert "4.png: not a picture" in tokenize.err
+    assert "4 pictures tokenized" in tokenize.out
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+    assert tokenize(tmp_path / "in", tmp_path / "out", *words) == 1
+    assert "0 pictures tokenized" in tokenize.out
+
+
 def test_a_shard_that_another_run_writes_is_left_to_it(tmp_path, tokenize):
     raw_shards(tmp_path / "raw", 2)
     tokenize(tmp_path / "raw", tmp_path / "fresh")
@@ -204,8 +260,8 @@ def test_a_shard_that_another_run_writes_is_left_to_it(tmp_path, tokenize):
 def test_flags_of_raw_shards_are_said_to_do_nothing_for_pictures(tmp_path, tokenize, caplog):
     (tmp_path / "one.png").write_bytes(noise_png(0))
     assert tokenize(tmp_path / "one.png", tmp_path / "out", "--processes", "2", "--verify") == 0
-    assert "--processes does nothing for pictures" in caplog.text
-    assert "--verify does nothing for pictures" in caplog.text
+    assert "--processes is ignored: it applies to input shards only" in caplog.text
+    assert "--verify is ignored" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -213,7 +269,7 @@ def test_flags_of_raw_shards_are_said_to_do_nothing_for_pictures(tmp_path, token
     [
         (["ftp://host/x", "OUT"], "s3://"),
         (["pipe:cat x", "OUT"], "no such file"),
-        (["RAW", "OUT", "--format", "folder"], "raw shards become shards"),
+        (["RAW", "OUT", "--format", "folder"], "--format folder is for images"),
         (["RAW", "OUT", "--device", "tpu", "--processes", "2"], "tpu"),
         (["RAW", "OUT", "--processes", "0"], "--processes"),
         (["RAW", "OUT", "--engine", "spark"], "--engine"),

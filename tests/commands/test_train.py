@@ -1,16 +1,26 @@
 """`pictish train`: what may be another when a run goes on, and that a run has one process."""
 
+import logging
+
 import pytest
 
-from pictish.commands.train import UNDECIDING, _begun
+from pictish.commands.train import _begun
 from pictish.configs import load, parse
 from pictish.decoder.config import TrainConfig as DecoderConfig
 from pictish.io.files import only_writer
 from pictish.lm.config import TrainConfig
 from pictish.tokenizer.config import TrainConfig as TokenizerConfig
+from pictish.training.resume import MEMORY, READING, REPORTING
 
 PARTS = {"tokenizer": TokenizerConfig, "preview": DecoderConfig, "lm": TrainConfig}
-OTHER_VALUES = {"data.strict": "true", "data.read_ahead": "false", "tensorboard": "true", "samples": "[a]"}
+OTHER_VALUES = {
+    "data.strict": "true",
+    "data.read_ahead": "false",
+    "tensorboard": "true",
+    "samples": "[a]",
+    "data.cache": "/c",
+}
+OTHER_VALUES |= {"checkpointing": "true", "model.attn_implementation": "eager", "data.accumulate": "2"}
 
 
 def config(part, *changes):
@@ -20,13 +30,30 @@ def config(part, *changes):
 def has(part, name):
     fields = PARTS[part].model_fields
     group, _, own = name.rpartition(".")
-    return (own in fields["data"].annotation.model_fields) if group else (own in fields)
+    inner = getattr(fields[group].annotation, "model_fields", {}) if group else fields  # a union has none
+    return own in inner
 
 
-@pytest.mark.parametrize(("part", "name"), [(p, n) for p in PARTS for n in UNDECIDING if has(p, n)])
-def test_a_run_goes_on_with_other_reporting(part, name, tmp_path):
-    with _begun(tmp_path, config(part), quiet=False):
+def step(run, part="lm"):
+    """A checkpoint, of which the command looks at the name alone."""
+    folder = run / "checkpoints" / "step-00000500"
+    folder.mkdir(parents=True)
+    with _begun(run, config(part), quiet=False):
         pass
+
+
+def refusal(run, part, *changes):
+    other = pytest.raises(ValueError, match="step-00000500 was trained with other settings: ")
+    with other as refused, _begun(run, config(part, *changes), quiet=False):
+        pass
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [(p, n) for p in PARTS for n in REPORTING + READING + MEMORY if has(p, n)]
+)
+def test_a_run_resumes_with_other_reporting_and_less_memory(part, name, tmp_path):
+    step(tmp_path, part)
     changed = config(part, f"{name}={OTHER_VALUES.get(name, '1')}")
     assert changed != config(part)
     with _begun(tmp_path, changed, quiet=False):
@@ -35,16 +62,71 @@ def test_a_run_goes_on_with_other_reporting(part, name, tmp_path):
 
 @pytest.mark.parametrize(
     ("part", "change"),
-    [("lm", "seed=1"), ("lm", "data.rows=16"), ("preview", "steps=99"), ("tokenizer", "seed=1")],
+    [
+        ("lm", "data.train.pictures.paths=[/moved/*.tar]"),
+        ("lm", "data.validation={}"),
+        ("lm", "tokenizer=/moved"),
+        ("tokenizer", "data.train=[/moved/a.tar]"),
+        ("tokenizer", "data.validation=[/moved/b.tar, /moved/c.tar]"),
+        ("preview", "tokenizer=/moved"),
+        ("preview", "data.cache=/moved"),
+    ],
 )
-def test_what_decides_the_weights_must_be_the_same(part, change, tmp_path):
-    with _begun(tmp_path, config(part), quiet=False):
+def test_a_run_resumes_with_moved_inputs(part, change, tmp_path):
+    step(tmp_path, part)
+    with _begun(tmp_path, config(part, change), quiet=False):
         pass
-    with (
-        pytest.raises(ValueError, match="holds a run with another config"),
-        _begun(tmp_path, config(part, change), quiet=False),
-    ):
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("lm", "seed=1", "seed was 0, 1 now"),
+        ("lm", "data.rows=16", "data.rows was 4, 16 now"),
+        ("lm", "stages=[{name: all, steps: 99, warmup: 4}]", "stages[0].steps was"),
+        ("lm", "data.train.more={paths: [/new.tar]}", "data.train.more.weight was not set, 1.0 now"),
+        ("lm", "data.train.pictures.weight=2", "data.train.pictures.weight was 1.0, 2.0 now"),
+        ("preview", "steps=99", "steps was"),
+        ("preview", "data.views=7", "data.views was"),
+        ("tokenizer", "seed=1", "seed was 0, 1 now"),
+        ("tokenizer", "phases=[{name: a, steps: 7, warmup: 2, quantize: true}]", "phases[0].steps was"),
+    ],
+)
+def test_other_settings_are_named_with_both_values(part, change, said, tmp_path):
+    step(tmp_path, part)
+    before = (tmp_path / "config.yaml").read_bytes()
+    assert said in refusal(tmp_path, part, change)
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_many_differences_are_counted(tmp_path):
+    step(tmp_path)
+    changes = ["seed=1", "ema=0.5", "weight_decay=0.3", "clip_norm=3", "hidden_dropout=0.3", "data.rows=16"]
+    assert "; and 1 more; give those" in refusal(tmp_path, "lm", *changes)
+
+
+def test_a_run_without_a_step_takes_a_new_config(tmp_path):
+    with _begun(tmp_path, config("lm"), quiet=False):
+        (tmp_path / "text_tokenizer").mkdir()  # of the config's data and number of pieces
+    changed = config("lm", "seed=1", "model.base.pieces=310")
+    with _begun(tmp_path, changed, quiet=False):
+        assert parse(PARTS["lm"], load(tmp_path / "config.yaml"), "run") == changed
+        assert not (tmp_path / "text_tokenizer").exists()
+    (tmp_path / "config.yaml").write_text("no: config")
+    with _begun(tmp_path, changed, quiet=False):
         pass
+
+
+def test_a_level_of_logging_that_a_caller_has_set_comes_back(tmp_path):
+    logger = logging.getLogger("pictish")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with _begun(tmp_path, config("lm"), quiet=False):
+            assert logger.level == logging.INFO
+        assert logger.level == logging.ERROR
+    finally:
+        logger.setLevel(before)
 
 
 def test_a_run_has_one_process(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 import yaml
@@ -210,6 +210,19 @@ def test_any_mapping_round_trips(tmp_path_factory, tree, text):
     path.write_text(to_yaml(tree), "utf-8")
     assert load(path) == tree
     assert to_yaml(load(path)) == path.read_text("utf-8")
+
+
+class Renamed(Config):
+    renamed: ClassVar = {"old": "new"}
+
+    new: int = 1
+
+
+def test_a_former_key_name_is_still_read():
+    assert parse(Renamed, {"old": 2}, "x") == parse(Renamed, {"new": 2}, "x")
+    assert parse(Renamed, {"old": 2}, "x").model_dump() == {"new": 2}
+    with pytest.raises(ValueError, match="old"):
+        parse(Renamed, {"old": 2, "new": 3}, "x")
 
 
 def test_a_mapping_can_be_replaced(tmp_path):

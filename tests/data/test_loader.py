@@ -11,7 +11,7 @@ from PIL import Image
 
 from pictish.data import loader
 from pictish.data.images import ImageFile, find_images, fit_square, load_image
-from pictish.data.loader import ImageBytes, decode_images
+from pictish.data.loader import ImageBytes, WorkerPool, decode_images
 
 
 def pictures(folder, count, side=40):
@@ -86,23 +86,72 @@ def test_a_picture_that_still_has_its_checksum_is_not_decoded(tmp_path, workers)
     assert all(one.error is None for one in found)
 
 
-def test_a_picture_that_kills_its_worker_is_broken_and_the_rest_goes_on(tmp_path, monkeypatch):
-    files = pictures(tmp_path / "in", 6)
-    trap = """
-import os
+def trapped(monkeypatch, what: str) -> None:
+    """Run `what` in the workers before they decode 002.png."""
+    trap = f"""
+import os, pathlib
 import pictish.data.loader as loader
 decode = loader._decode
 def deadly(file, request):
     if file.name == "002.png":
-        os.kill(os.getpid(), 9)
+        {what}
     return decode(file, request)
 loader._decode = deadly
 """
     path, serve = loader._START.split("from pictish.data.loader")
     monkeypatch.setattr(loader, "_START", f"{path}{trap}from pictish.data.loader{serve}")
+
+
+def test_a_picture_that_kills_its_worker_is_broken_and_the_rest_goes_on(tmp_path, monkeypatch):
+    files = pictures(tmp_path / "in", 6)
+    trapped(monkeypatch, "os._exit(7)")
     found = list(decode_images(files, 16, workers=2))
     assert [one.error is None for one in found] == [True, True, False, True, True, True]
-    assert "died" in found[2].error
+    assert found[2].error == "the decoding process died on it (exit code 7)"
+    assert found[2].sha256 == hashlib.sha256(files[2].path.read_bytes()).hexdigest()
+    assert not found[2].transient
+
+
+def test_a_picture_whose_worker_is_killed_from_outside_is_tried_again(tmp_path, monkeypatch):
+    files = pictures(tmp_path / "in", 6)
+    expected = list(decode_images(files, 16, workers=0))
+    mark = tmp_path / "killed"
+    once = f"mark = pathlib.Path({str(mark)!r}); mark.exists() or (mark.touch(), os.kill(os.getpid(), 9))"
+    trapped(monkeypatch, once)
+    found = list(decode_images(files, 16, workers=2))
+    assert mark.exists()
+    assert all(map(same, found, expected))
+    trapped(monkeypatch, "os.kill(os.getpid(), 9)")
+    (one,) = decode_images(files[2:3], 16, workers=1)
+    assert one.error == "the decoding process was killed 3 times (SIGKILL)"
+    assert one.transient, "it says nothing about the picture"
+
+
+@pytest.mark.parametrize("when", ["starting", "idle"])
+def test_a_worker_killed_between_pictures_is_replaced(tmp_path, when):
+    files = pictures(tmp_path / "in", 3)
+    with WorkerPool(1) as pool:
+        if when == "idle":
+            list(decode_images(files, 16, pool))
+        os.kill(pool._all[0]._process.pid, signal.SIGKILL)
+        assert all(map(same, decode_images(files, 16, pool), decode_images(files, 16, 0)))
+
+
+@pytest.mark.parametrize("fault", [OSError(5, "Input/output error"), MemoryError()])
+def test_faults_that_say_nothing_of_a_picture_are_transient(tmp_path, monkeypatch, fault):
+    def fail(*args, **settings):
+        raise fault
+
+    files = pictures(tmp_path / "in", 1)
+    monkeypatch.setattr(loader, "read_regular_file" if isinstance(fault, OSError) else "load_image", fail)
+    (one,) = decode_images(files, 16, 0)
+    assert one.error
+    assert one.transient
+    monkeypatch.undo()
+    files[0].path.write_bytes(b"no picture")
+    (one,) = decode_images(files, 16, 0)
+    assert one.error
+    assert not one.transient
 
 
 def test_stopping_early_leaves_no_process(tmp_path):

@@ -264,6 +264,27 @@ def test_what_is_damaged_is_left_out_and_named_or_stops_a_strict_run(tmp_path, d
     assert "\n" not in str(error.value)
 
 
+def test_what_belongs_to_no_sample_is_reported_again_from_the_cache(tmp_path):
+    path = write(tmp_path / "S" / "a.tar", "ab")
+    with tarfile.open(path, "a") as archive:
+        for name in ("._a.txt", "a.npy"):
+            archive.addfile(tarfile.TarInfo(name))
+    (tmp_path / "S" / ".hidden.tar").write_bytes(b"")
+    for _ in range(2):
+        stream = Mixture([Source("s", (tmp_path / "S",))], 0, cache=tmp_path / "cache")
+        assert len(take(stream, 4)) == 4
+        assert stream.report.skipped == {"1 member of an unknown kind": ["a.tar/*.npy"]}
+        assert stream.report.hidden == 2
+        assert stream.report.lines()[-1] == "2 hidden files ignored"
+
+
+def test_a_source_may_name_the_field_of_its_captions(tmp_path):
+    members = {"png": b"P", "txt": b"a.png", "json": b'{"Label": "a cat"}'}
+    path = write(tmp_path / "a.tar", "ab", lambda key: members)
+    (drawn,) = take(Mixture([Source("s", (path,), caption_key="label")], 0), 1)
+    assert drawn.sample.captions == ("a cat",)
+
+
 def test_commands_are_not_run(tmp_path):
     for asked in (f"pipe:touch {tmp_path}/ran", f"pipe:touch {tmp_path}/ran.tar"):
         with pytest.raises(ValueError, match=r"source a: pipe:.*commands are not run"):

@@ -95,6 +95,40 @@ def test_documents_and_plain_text():
     assert parse({"txt": b"words\n"}) == PlainText("one.tar", "k", "words")
 
 
+@pytest.mark.parametrize(
+    ("members", "captions"),
+    [
+        ({"json": dump({"caption": ["a cat", "a black cat"]})}, ["a cat", "a black cat"]),
+        ({"json": dump({"text": "a cat"})}, ["a cat"]),
+        ({"json": dump({"TEXT": "a cat", "caption": None})}, ["a cat"]),
+        ({"json": dump({"prompt": "a cat", "description": {"en": "x"}})}, ["a cat"]),
+        ({"caption": b"a dog", "cls": b"3"}, ["a dog"]),
+        ({"text": b"a dog"}, ["a dog"]),
+        ({"caption.txt": b"a dog"}, ["a dog"]),
+        ({"jsonl": b'{"caption": "a"}\n{"caption": "b"}\n[1]\n'}, ["a", "b"]),
+        ({"txt": b"a", "json": dump({"captions": ["b", "a"], "alt": "c"})}, ["a", "b", "c"]),
+    ],
+)
+def test_captions_of_known_names(members, captions):
+    assert list(parse({"jpg": b"P", **members}).captions) == captions
+
+
+def test_captions_under_a_key_of_the_users():
+    members = {"jpg": b"P", "txt": b"a.jpg", "json": dump({"Label": ["a cat"], "caption": "x"})}
+    assert parse_sample("s", "k", members, caption_key="label").captions == ("a cat",)
+    with pytest.raises(
+        ValueError, match="has no caption: nothing under title in its JSON, which has Label, caption"
+    ):
+        parse_sample("s", "k", members, caption_key="title")
+
+
+def test_a_picture_with_a_name_is_the_picture_where_it_is_alone():
+    assert parse({"input.jpg": b"P", "caption.txt": b"x"}).picture == raw(b"P", "input.jpg")
+    assert parse({"png": b"mask", "jpg": b"P", "txt": b"x"}).picture == raw(b"P", "jpg")
+    with pytest.raises(ValueError, match="has named pictures, and no JSON that says which"):
+        parse({"a.jpg": b"P", "b.jpg": b"P", "txt": b"x"})
+
+
 TURN = {"question": "q", "answer": "a"}
 DAMAGED = [
     ({"txt": b"\xff"}, "its .txt is not UTF-8"),
@@ -108,7 +142,10 @@ DAMAGED = [
     ({"png": b"P", "json": b"[" * 100_000}, "its .json is no JSON$"),
     ({"png": b"P", "json": b"[1]"}, "no JSON object"),
     ({"png": b"P", "json": dump({"caption": 3})}, "a caption is missing or no text"),
-    ({"png": b"P", "json": dump({"captions": "x"})}, "captions in its JSON is no list"),
+    ({"png": b"P", "json": dump({"captions": ["x", 3]})}, "a caption is missing or no text"),
+    ({"png": b"P", "json": dump({"title": "x"})}, "has no caption: .* in its JSON, which has title"),
+    ({"png": b"P", "jsonl": b"{"}, "its .jsonl is not lines of JSON"),
+    ({"jpg": b"P", "cls": b"281"}, "has no caption"),
     ({"png": b"P", "json": b'{"caption": "\\ud83d"}'}, "half of a character"),
     ({"json": dump({"caption": "x"})}, "has no picture"),
     ({"txt": b"x", "json": dump({"style": "noto"})}, "has no picture"),
@@ -250,11 +287,18 @@ def test_named_pictures_go_through_a_shard_but_no_named_text_or_pickle(tmp_path)
     with pytest.raises(ValueError, match="has members"), ShardFile(tmp_path / "a.tar") as shard:
         shard.write("a", {"x.source.png": b"x"})
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name in ("a.Source.PNG", "a.more.source.png", "a.source.txt", "a.png.txt"):
+        for name in ("a.json", "a.Source.PNG", "b.more.source.png", "b.source.txt", "b.png.txt"):
             info = tarfile.TarInfo(name)
             info.size = 1
             tar.addfile(info, io.BytesIO(b"x"))
-    assert list(read_shard(tmp_path / "a.tar")) == [{"__key__": "a", "source.png": b"x"}]
+    assert list(read_shard(tmp_path / "a.tar")) == [
+        {"__key__": "a", "json": b"x", "source.png": b"x"},
+        *(
+            {"__key__": f"b%2E{name}", kind: b"x"}
+            for name, kind in (("more%2Esource", "png"), ("source", "txt"))
+        ),
+        {"__key__": "b%2Epng", "txt": b"x"},
+    ]
     with tarfile.open(tmp_path / "b.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("a.source.png"))
         tar.addfile(tarfile.TarInfo("a.source.pickle"))
@@ -273,6 +317,8 @@ def test_a_picture_folder(tmp_path):
         "sub/white.source.png": b"S",
         "sub/white.target.png": b"T",
         "sub/alone.tif": b"A",
+        "sub/odd": b"\xff\xd8\xff",
+        "sub/old.psd": b"",
         "manifest.json": b"{}",
         "notes.md": b"",
         ".hidden.txt": b"h",
@@ -286,6 +332,7 @@ def test_a_picture_folder(tmp_path):
     assert set(rows) == {"cat", "sub/alone", "sub/dog.v2", "sub/white"}
     assert index.read(rows["cat"]) == Pair("F", "cat", ImageBytes(b"C", "F/cat.jpg"), ("a cat",), {})
     assert index.read(rows["sub/dog.v2"]).captions == ("a dog",)
+    assert (index.hidden, list(index.ignored)) == (2, ["sub/odd", "sub/old.psd"])
     edit = index.read(rows["sub/white"])
     assert (edit.before.blob, edit.after.blob) == (b"S", b"T")
     with pytest.raises(DamagedSample, match="F/sub/alone: has no caption"):

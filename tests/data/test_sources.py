@@ -191,10 +191,9 @@ def test_what_a_folder_holds_beside_pictures_is_counted(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join([*map(json.dumps, rows), "{"]))
     found, reading = read(tmp_path)
     assert found == expected()
-    assert reading.ignored == {".md": 1, ".mp4": 1, ".txt": 1}
+    assert reading.ignored == {".md": 1, ".mp4": 1, ".txt": 1, "hidden files": 1}
     named = {name for names in reading.report.skipped.values() for name in names}
     assert named == {
-        ".thumbnails/one.png",
         "rows.jsonl",
         "more.tar",
         "three.png",

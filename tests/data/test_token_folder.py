@@ -207,10 +207,15 @@ def test_an_output_that_is_a_file_is_refused(tmp_path):
 
 def test_outputs_mirror_the_names_and_two_that_meet_are_named(tmp_path):
     images = [ImageFile(tmp_path / name, name) for name in ("a.v2.jpg", "sub/b.png", "ü 名.webp")]
-    assert plan_outputs(images) == ["a.v2.tokens", "sub/b.tokens", "ü 名.tokens"]
-    assert plan_outputs(images, ".png")[0] == "a.v2.png"
-    meeting = [ImageFile(tmp_path / name, name) for name in ("sub/a.jpg", "sub/a.png")]
-    with pytest.raises(ValueError, match=r"sub/a\.jpg and .*sub/a\.png would both become sub/a\.tokens"):
+    names = ["a.v2.tokens", "sub/b.tokens", "ü 名.tokens"]
+    assert plan_outputs(images) == (dict(zip(names, images, strict=True)), [])
+    assert next(iter(plan_outputs(images, ".png")[0])) == "a.v2.png"
+    meeting = [ImageFile(tmp_path / name, name) for name in ("b.jpg", "b.png", "sub/a.jpg", "sub/a.png")]
+    met = [("b.jpg and b.png", "b.tokens"), ("sub/a.jpg and sub/a.png", "sub/a.tokens")]
+    problems = [(both, f"would both become {name}; rename one") for both, name in met]
+    planned, found = plan_outputs([*images[:1], *meeting])
+    assert (list(planned), found) == (["a.v2.tokens"], problems)
+    with pytest.raises(ValueError, match=r"sub/a\.jpg and sub/a\.png: would both become sub/a\.tokens"):
         plan_outputs(meeting)
 
 

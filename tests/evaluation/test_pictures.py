@@ -70,6 +70,20 @@ def test_limit_and_wanted(folder, shards):
     assert [each.index for each in PictureSource([folder]).decode({3})] == [3]
 
 
+def test_what_is_left_out_is_named_and_the_rest_is_read(tmp_path, folder, shards, caplog):
+    (folder / "._a.png").write_bytes(b"mac")
+    (folder / "old.psd").write_bytes(b"8BPS")
+    with ShardWriter(shards, prefix="two") as writer:
+        writer.write("s", {"jpg": png_bytes(picture(7)), "png": png_bytes(picture(8))})
+    (shards / "torn.tar").write_bytes(b"no tar" * 99)
+    found = list(PictureSource([folder, shards]).decode())
+    broken = {each.name: each.error for each in found if isinstance(each, Broken)}
+    assert set(broken) == {"old.psd", "broken.png", "torn.tar", "two-000000.tar/s.png"}
+    assert broken["two-000000.tar/s.png"] == "its sample has .jpg too, which is read"
+    assert len(found) - len(broken) == 3 + 3 + 1
+    assert "ignored 1 hidden file (._a.png)" in caplog.text
+
+
 def test_nothing_to_read_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no pictures found"):
@@ -78,8 +92,9 @@ def test_nothing_to_read_is_an_error(tmp_path):
         PictureSource([tmp_path / "absent"])
     with ShardWriter(tmp_path / "words") as writer:
         writer.write("key", {"txt": b"a caption"})
-    with pytest.raises(ValueError, match=r"shard-000000\.tar holds no pictures"):
-        list(PictureSource([tmp_path / "words"]).decode())
+    (found,) = PictureSource([tmp_path / "words"]).decode()
+    assert isinstance(found, Broken)
+    assert (found.name, found.error[:17]) == ("shard-000000.tar", "holds no pictures")
 
 
 def test_photographs_are_colour_pictures_inside_scikit_image():

@@ -7,7 +7,7 @@ from pictish.io.storage import (
     Stored,
     delete,
     download,
-    find_files,
+    find_shards,
     is_remote,
     join,
     list_folder,
@@ -59,9 +59,11 @@ def round_trip(folder, tmp_path):
     assert read_bytes(place) == BLOB
     assert size_of(place) == len(BLOB)
     assert list_folder(folder) == {"b.json": 2}
-    assert find_files(folder, ".tar") == [Stored(place, "a.tar", len(BLOB))]
-    assert find_files(place, ".tar") == [Stored(place, "a.tar", len(BLOB))]
-    assert find_files(join(folder, "nothing"), ".tar") == []
+    write_bytes(join(folder, "sub/._a.tar"), b"")
+    for one in (folder, place):
+        shards, found = find_shards([one])
+        assert shards == [Stored(place, "a.tar", len(BLOB))]
+        assert found.hidden == (["sub/._a.tar"] if one == folder else [])
     (tmp_path / "blob").write_bytes(BLOB)
     assert sha256_of(place) == sha256_of(str(tmp_path / "blob"))
     write_bytes(place, b"new")

@@ -63,6 +63,22 @@ def test_raw_and_continuous_pictures_resume_bit_for_bit(shards):
     assert lines(shards / "whole") == lines(shards / "run")
 
 
+def test_a_run_resumes_with_moved_data_and_less_memory_and_not_with_other_data(shards):
+    short = "stages=[{name: a, steps: 4, warmup: 1}, {name: b, steps: 2, warmup: 0}]"
+    config = config_for(shards, short, "checkpoint_every=2")
+    train(config, shards / "whole", IMAGE_TOKENS, "cpu")
+    stopped(shards, config, 5)  # step 4 is saved: the next stage has no place in its data yet
+    (shards / "shards").rename(shards / "moved")
+    moved = [f"data.train.pictures.paths=[{shards}/moved/*.tar]", "data.accumulate=2", "checkpointing=true"]
+    pair_shard(shards / "moved" / "2.tar", 4, seed=5)
+    with pytest.raises(ValueError, match=r"trained with another data\.train\.pictures: its fingerprint was"):
+        train(config_for(shards, short, *moved), shards / "run", IMAGE_TOKENS, "cpu")
+    (shards / "moved" / "2.tar").unlink()
+    train(config_for(shards, short, *moved), shards / "run", IMAGE_TOKENS, "cpu")
+    whole, broken = (load_file(shards / run / "model" / "model.safetensors") for run in ("whole", "run"))
+    assert all(torch.allclose(whole[key], broken[key], atol=1e-4) for key in whole)
+
+
 def damage(shards) -> None:
     with ShardFile(shards / "shards" / "2.tar") as shard:
         shard.write("bad", {"tokens": b"hello", "txt": b"a red car"})

@@ -108,7 +108,7 @@ def test_an_edit_is_that_of_the_command(pipe, command, pictures, tmp_path, keep)
 
 
 def test_a_description_is_that_of_the_command(pipe, command, pictures):
-    text = command("describe", pictures / "bar.png", "which colour?", "--most", 7)
+    text = command("describe", pictures / "bar.png", "which colour?", "--max-new-tokens", 7)
     with Image.open(pictures / "bar.png") as image:
         assert text == pipe.describe(image, "which colour?", max_new_tokens=7) + "\n"
     texts = pipe.describe([pictures / "bar.png", pictures / "disc.png"], max_new_tokens=4, batch_size=1)

@@ -1,6 +1,7 @@
 """The training loop: the loss falls, a stopped run goes on bit for bit, the cache is made once."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,24 @@ def test_a_stopped_run_goes_on_bit_for_bit(shards, tmp_path, stop, optimizer):
     for name in ("config.yaml", "model.safetensors"):
         whole, parts = (tmp_path / run / "model" / name for run in ("whole", "parts"))
         assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_a_stopped_run_takes_moved_pictures_and_no_others(shards, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(done: int, total: int) -> None:
+        if done >= 3:
+            raise Killed
+
+    moved = Path(shutil.copytree(shards, tmp_path / "moved"))
+    for folder in (shards, moved):
+        with pytest.raises(Killed):
+            train(config(folder, *SHORT), tmp_path / "run", "cpu", kill)
+    assert lines(tmp_path / "run")[-1]["step"] == 4, "it went on"
+    write_shard(moved / "train.tar", 39)
+    with pytest.raises(ValueError, match=r"was trained with another data\.train: its fingerprint was"):
+        train(config(moved, *SHORT), tmp_path / "run", "cpu", kill)
 
 
 def test_the_codebook_starts_once_and_from_enough_vectors(shards, tmp_path, monkeypatch):

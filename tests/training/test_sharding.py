@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pictish.training.accelerate_settings import own_accelerate
 from pictish.training.sharding import local, local_rows, plain, shard, whole
 from pictish.training.world import accelerator
 
@@ -44,8 +45,10 @@ def test_what_is_not_sharded_stays_as_it_is():
 
 def test_accelerate_does_not_wrap_fsdp_around_a_network_itself(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    accelerator("cpu")
-    assert "ACCELERATE_USE_FSDP" not in os.environ
+    with own_accelerate(torch.device("cpu"), "no", fsdp=True):
+        accelerator("cpu")
+        assert "ACCELERATE_USE_FSDP" not in os.environ, "it would read it"
+    assert os.environ["ACCELERATE_USE_FSDP"] == "true"
 
 
 @pytest.mark.exhaustive

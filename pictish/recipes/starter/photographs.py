@@ -10,8 +10,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pictish.data.shards import PICTURES, find_shards, scan_shard
+from pictish.data.shards import find_shards, scan_shard
 from pictish.io.files import one_line, printable
+from pictish.io.finding import IMAGES
 from pictish.recipes.starter.nouns import Nouns
 from pictish.recipes.starter.phrases import PHOTO
 from pictish.recipes.starter.render import Photograph
@@ -33,7 +34,7 @@ def photo_listing(folder: Path, nouns: Nouns) -> Listing:
         with shard.open("rb") as file:
             inventory.update(hashlib.file_digest(file, "sha256").digest())
             for key, places in scan_shard(shard):
-                suffix = next((suffix for suffix in PICTURES if suffix in places), None)
+                suffix = next((suffix for suffix in IMAGES if suffix in places), None)
                 if suffix is None or "json" not in places:
                     raise ValueError(f"{printable(shard.name)}: {printable(key)} lacks its picture or .json")
                 offset, size = places["json"]

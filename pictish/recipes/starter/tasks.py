@@ -17,8 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pictish.data.shards import PICTURES, ShardWriter, find_shards, read_shard
+from pictish.data.shards import ShardWriter, find_shards, read_shard
 from pictish.io.files import one_line, only_writer, printable, sha256_file, temp_path, write_atomic
+from pictish.io.finding import IMAGES
 from pictish.recipes.starter.captions import descriptions, prompts
 from pictish.recipes.starter.colours import main_colour
 from pictish.recipes.starter.concepts import composition_of, split_of
@@ -101,7 +102,7 @@ def read_colours(pictures: Path, keys: set[str]) -> dict[str, str]:
     for shard in find_shards([pictures]):
         for sample in read_shard(shard):
             key = sample["__key__"]
-            if key in missing and (suffix := next((s for s in PICTURES if s in sample), None)):
+            if key in missing and (suffix := next((s for s in IMAGES if s in sample), None)):
                 missing.remove(key)
                 if suffix == "png" and (colour := main_colour(sample["png"])):
                     colours[key] = colour
