@@ -40,10 +40,12 @@ def _entry(name: str, value: Any, depth: int) -> list[str]:
         return [f"{indent}{name}:", *inner]
     if _is_list(value) and value and all(isinstance(each, BaseModel) for each in value):
         lines = [f"{indent}{name}:"]
-        for each in value:
-            # one line an element: its keys are explained once, above, by the class they have in common
-            lines.append(f"{indent}  - {_flow(each.model_dump(mode='json'))}")
-        return lines
+        classes: dict[type[BaseModel], None] = dict.fromkeys(type(each) for each in value)
+        for cls in classes:  # the keys of elements, which take a line each
+            for key, field in cls.model_fields.items():
+                if field.description:
+                    lines.append(f"{indent}  # {key}: {field.description}")
+        return lines + [f"{indent}  - {_flow(each.model_dump(mode='json'))}" for each in value]
     return [f"{indent}{name}: {_flow(_plain(value))}"]
 
 

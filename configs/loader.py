@@ -60,10 +60,15 @@ def load(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict[str, A
     So do the mappings that a file lists as `replaces: [data.train]`, beside its `extends`.
     Raises ValueError for a file that is not there or cannot be read, and for an override without `=`.
     """
+    return overridden(_read(_locate(name_or_path, None), ()), overrides)
+
+
+def overridden(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Plain data of a configuration with overrides such as `optimizer.lr=1e-4` applied, as `load` does."""
     changes: dict[str, Any] = {}
     for override in overrides:
         changes = _merge(changes, _parse_override(override))
-    return _extended(_read(_locate(name_or_path, None), ()), changes, "override")
+    return _extended(raw, changes, "override")
 
 
 def parse(cls: type[ConfigT], raw: Mapping[str, Any], source: str) -> ConfigT:

@@ -22,7 +22,6 @@ from pictish.data.loader import ImageBytes, decode_images
 from pictish.data.shards import ShardWriter, check_key, key_of
 from pictish.data.sources import Item, Reading, read_source, reader_of
 from pictish.io.files import one_line, read_regular_file, temp_path, write_atomic
-from pictish.io.interrupt import stop_here
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "pictish-pictures", 1
@@ -92,7 +91,6 @@ def look(
     found = Found(source, kind, Reading(caption_key))
     waiting: deque[Item] = deque()
     for decoded in decode_images(_requests(found, waiting), _SIDE, workers):
-        stop_here("interrupted; nothing was written yet")
         item = waiting.popleft()
         if decoded.size is None:
             found.reading.report.skip(item.name, decoded.error or "cannot be read")
@@ -153,7 +151,6 @@ def write_raw_shards(
         sources = [(found, None), *([] if isinstance(validation, float) else [(validation, SPLITS[1])])]
         for each, always in sources:
             for item, digest in _usable(each):
-                stop_here("interrupted; the pictures will be read again")
                 split = always or SPLITS[digest in held_out]
                 kind = KINDS[not item.captions]
                 key = _free_key(item.name, keys[split])

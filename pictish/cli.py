@@ -33,6 +33,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train tokenizer": ("pictish.commands.train:tokenizer", "Train a tokenizer."),
     "train lm": ("pictish.commands.train:lm", "Train a language model on text and image tokens."),
     "train decoder": ("pictish.commands.train:decoder", "Train a decoder that turns tokens into pixels."),
+    "train model": (
+        "pictish.commands.train_model:run",
+        "Train all parts of a model on your own images.",
+    ),
+    "model assemble": ("pictish.commands.model:assemble", "Assemble a model folder from its parts."),
+    "model export": ("pictish.commands.model:export", "Export the model of a training checkpoint."),
+    "model info": ("pictish.commands.model:info", "List the parts of a model folder."),
+    "config show": ("pictish.commands.config:show", "Print a configuration and what its keys mean."),
     "evaluate tokenizer": (
         "pictish.commands.evaluate_tokenizer:run",
         "Measure reconstruction quality vs. token count.",
@@ -54,6 +62,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Measure image editing and multimodal prompts.",
     ),
     "data starter": ("pictish.commands.data:starter", "Build the starter data set as WebDataset shards."),
+    "data shards": ("pictish.commands.data_shards:run", "Turn images with captions into WebDataset shards."),
     "data tasks": (
         "pictish.commands.data:tasks",
         "Build language-model training samples from tokenized starter data.",
@@ -64,7 +73,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
 }
 GROUPS = {
-    "train": "Train a model from a YAML configuration.",
+    "train": "Train a part from a YAML configuration, or a whole model on your own images.",
+    "model": "Work with model folders.",
+    "config": "Inspect configurations.",
     "evaluate": "Evaluate a model and write a report.",
     "data": "Build a data set.",
     "import": "Import third-party checkpoints.",

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pictish.commands import draw, options
+from pictish.io.model_folder import Part
 
 
 def run(
@@ -17,6 +18,10 @@ def run(
         ),
     ] = None,
     *,
+    prompts_file: Annotated[
+        Path | None,
+        options.files("--prompts", metavar="FILE", help="Prompts from a file, one per line; - is stdin."),
+    ] = None,
     out: Annotated[Path, options.files(metavar="DIR", help="Output folder.")] = Path("generated"),
     image: Annotated[
         list[Path] | None,
@@ -26,6 +31,12 @@ def run(
     grid: options.Grid = None,
     save_tokens: options.SaveTokens = False,
     model: options.Model = "starter",
+    lm: Annotated[
+        Path | None, options.files(metavar="DIR", help="Language model to use instead of the model's own.")
+    ] = None,
+    decoder: Annotated[
+        Path | None, options.files(metavar="DIR", help="Decoder to use instead of the model's own.")
+    ] = None,
     lm: Annotated[
         Path | None, options.files(metavar="DIR", help="Language model to use instead of the model's own.")
     ] = None,
@@ -75,7 +86,8 @@ def run(
     """
     origin = draw.origin_of(like, "generate")
     given = [draw.given_picture(path) for path in image or []]
-    texts: list[str | None] = [*prompts] if prompts else [origin.prompt if origin else None]
+    listed = [*(prompts or []), *(_prompts_in(prompts_file) if prompts_file is not None else [])]
+    texts: list[str | None] = [*listed] if listed else [origin.prompt if origin else None]
     requests = [draw.asked(ctx, text, given, origin) for text in texts]
     if not (requests[0].prompt is not None or requests[0].pictures):
         raise ValueError("nothing to generate: give a PROMPT, an --image, or both")
@@ -86,4 +98,32 @@ def run(
         for name, request in zip(names, requests, strict=True)
         for each in draw.with_seeds(request, count)
     ]
-    draw.carry_out(ctx, jobs, given, origin)
+    others: dict[Part, Path | None] = {"lm": lm, "decoder": decoder}
+    chosen = {name: folder for name, folder in others.items() if folder is not None}
+    if not chosen:
+        draw.carry_out(ctx, jobs, given, origin)
+        return
+    from pictish.pipelines.assemble import with_parts
+
+    with with_parts(model, chosen) as together:
+        ctx.params["model"] = str(together)
+        draw.carry_out(ctx, jobs, given, origin)
+
+
+def _prompts_in(file: Path) -> list[str]:
+    """The prompts of a file, or of standard input: lines that are not blank.
+
+    ValueError where there are none, or for text that is not UTF-8.
+    """
+    import sys
+
+    from pictish.io.files import printable, read_regular_file
+
+    try:
+        blob = sys.stdin.buffer.read() if str(file) == "-" else read_regular_file(file)
+        found = [line.strip() for line in blob.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"--prompts {printable(file)}: not UTF-8 text") from None
+    if not any(found):
+        raise ValueError(f"--prompts {printable(file)}: holds no prompt; one a line would fit")
+    return list(filter(None, found))

@@ -171,6 +171,7 @@ def _tokenize_pictures(
     from pictish.bulk.batch_tokenizer import open_machine
     from pictish.bulk.pictures import Totals, Work, plan
     from pictish.data.token_folder import Header, OutputFolder
+    from pictish.io.files import check_apart
     from pictish.io.report import Report
     from pictish.io.storage import is_remote
 
@@ -178,6 +179,7 @@ def _tokenize_pictures(
         raise ValueError(
             f"{out}: tokens of images are written to a local folder; only token shards can go to a URL"
         )
+    check_apart(Path(out), [Path(entry) for entry in inputs], inside=False)
     job = plan([Path(entry) for entry in inputs], samples_per_shard is not None, samples_per_shard or 1)
     totals = Totals()
     with open_machine(settings) as machine:

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pictish.commands.options import Device, files, runtime
+from pictish.configs import shipped_names
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 ConfigName = Annotated[
     str,
-    typer.Argument(
-        metavar="CONFIG", help="Name of a shipped config, such as starter/tokenizer, or a YAML file."
-    ),
+    typer.Argument(metavar="CONFIG", help=f"A YAML file, or a shipped config: {', '.join(shipped_names())}."),
 ]
 Overrides = Annotated[
     list[str] | None,

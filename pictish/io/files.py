@@ -117,6 +117,17 @@ def only_writer(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def check_apart(out: Path, inputs: Sequence[Path], *, inside: bool = True) -> None:
+    """ValueError where `out` is one of the folders that are read or, if `inside`, lies in one."""
+    place = out.resolve()
+    for entry in inputs:
+        other = entry.resolve()
+        if entry.is_dir() and (place == other or (inside and other in place.parents)):
+            raise ValueError(
+                f"{printable(out)}: lies among the inputs, in {printable(entry)}; choose another"
+            )
+
+
 def read_regular_file(path: Path, most: int | None = None) -> bytes:
     """A file's bytes; ValueError for a pipe or device, which could block for ever, and for over `most`."""
     status = path.stat()

@@ -1,0 +1,230 @@
+"""`pictish train model`: a whole model of one's own pictures, one part after the other."""
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from pictish.commands.train import Device, Quiet, _begun
+
+if TYPE_CHECKING:
+    from pictish.configs import Config
+    from pictish.recipes.own.config import OwnConfig, Stage
+    from pictish.recipes.own.rehearsal import Progress
+
+_EVERY = 30.0  # seconds between two lines where there is no terminal
+
+Pictures = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PICTURES",
+        help="A folder of pictures (name.txt, metadata.jsonl or metadata.csv), a JSONL, CSV or Parquet file, "
+        "WebDataset shards, or a folder saved by datasets.",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the preset, such as lm.data.rows=4 decoder.steps=500")
+]
+Val = Annotated[
+    str, typer.Option(metavar="FRACTION|SOURCE", help="Pictures held out, or another source of them.")
+]
+CaptionKey = Annotated[
+    str | None, typer.Option(metavar="FIELD", help="Field of the captions (default: known names).")
+]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode pictures.")]
+
+
+def run(
+    pictures: Pictures,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Model folder; it holds everything else too.")],
+    overrides: Overrides = None,
+    *,
+    size: Annotated[
+        Literal["tiny", "small", "base"],
+        typer.Option(
+            help="tiny: seconds, to see that everything runs; small: 300 to 3,000 pictures on a CPU; "
+            "base: for a GPU. Times are not measured yet."
+        ),
+    ] = "small",
+    val: Val = "0.05",
+    caption_key: CaptionKey = None,
+    initial: Annotated[
+        str | None,
+        typer.Option("--from", metavar="MODEL", help="Start from this model's tokenizer weights."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the pictures, write OUT/train.yaml, measure, and stop.")
+    ] = False,
+    workers: Workers = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Train tokenizer, decoder and language model on your own pictures; OUT becomes a model folder.
+
+    Settings are written to OUT/train.yaml, which may be edited before training begins. Interrupted, the same
+    command resumes. Pictures that cannot be used are named and left out, the exit code is then 1.
+    """
+    from pictish.io.files import check_apart, only_writer
+    from pictish.recipes.own import prepare
+
+    check_apart(out, [pictures])
+    say: Callable[[str], None] = (lambda line: None) if quiet else partial(print, flush=True)
+    with only_writer(out):
+        manifest = prepare.raw_shards(pictures, out, val, caption_key, workers, say)
+        config, begun = prepare.settings(out, size, initial, overrides or [])
+        if dry_run or not begun:
+            _measure(config, out, manifest, device, say)
+        if not dry_run:
+            if _train_all(config, out, device, quiet, say):
+                _finish(config, out, manifest, device, say)
+            say(f'model folder: {out}; try: pictish generate "..." --model {out}')
+    if any(source["left_out"] for source in manifest["sources"]):
+        raise typer.Exit(1)
+
+
+def _measure(
+    config: "OwnConfig", out: Path, manifest: dict[str, Any], device: str, say: Callable[[str], None]
+) -> None:
+    """Rehearse the training, and say how long it will take."""
+    from pictish.recipes.own.config import STAGES
+    from pictish.recipes.own.rehearsal import rehearse, steps_of
+
+    say("measuring a few steps of each part on this machine ...")
+    began = time.monotonic()
+    measured = rehearse(config, out, partial(_train, device), partial(_tokenize, device))
+    counts = manifest["samples"]
+    captioned = sum(count for name, count in counts.items() if name.endswith("/captioned"))
+    minutes = measured.minutes(config, captioned)
+    for stage in STAGES:
+        a_step = measured.seconds_a_step[stage]
+        say(f"  {stage:<10}{steps_of(config, stage):>8,} steps of {a_step:.3g} s: {minutes[stage]:.1f} min")
+    say(f"  {'tokens':<10}{captioned:>8,} pictures: {minutes['tokens']:.1f} min")
+    total, took = sum(minutes.values()), time.monotonic() - began
+    say(f"training will take about {total:.0f} min on this machine (measured in {took:.0f} s)")
+
+
+def _train_all(config: "OwnConfig", out: Path, device: str, quiet: bool, say: Callable[[str], None]) -> bool:
+    """Train what is not trained yet and put it into OUT; whether anything was."""
+    from pictish.io.model_folder import CONFIG
+    from pictish.pipelines.assemble import assemble
+    from pictish.recipes.own.config import STAGES, located
+
+    there, trained = located(config, out), False
+    for stage in STAGES:
+        settings, folder = getattr(there, stage), out / "runs" / stage
+        if not _is_trained(folder, settings):
+            with _begun(folder, settings, quiet):
+                say(f"training the {stage}; losses are in {folder / 'metrics.jsonl'}")
+                line = _Line(stage, folder / "metrics.jsonl", say)
+                _train(device, stage, settings, folder, line)
+                trained = True
+        assemble(out, {stage: folder}, overwrite=True)
+        if stage == STAGES[0]:
+            _tokenize(device, out)
+    return trained or not (out / "README.md").is_file() or not (out / "lm" / CONFIG).is_file()
+
+
+def _is_trained(run: Path, settings: "Config") -> bool:
+    """Whether a run has come to its end by these very settings."""
+    from pictish.configs import load
+    from pictish.io.model_folder import CONFIG
+
+    done = (run / "model" / CONFIG).is_file() and (run / CONFIG).is_file()
+    return done and load(run / CONFIG) == settings.model_dump(mode="json")
+
+
+def _train(device: str, stage: "Stage", settings: Any, run: Path, progress: "Progress") -> Path:
+    """Train one part; the folder of its model."""
+    match stage:
+        case "tokenizer":
+            from pictish.tokenizer.train import train as train_tokenizer
+
+            return train_tokenizer(settings, run, device, progress)
+        case "decoder":
+            from pictish.decoder.train import train as train_decoder
+
+            return train_decoder(settings, run, device, progress)
+        case "lm":
+            from pictish.commands.train_lm import code_vectors_of, image_tokens_of
+            from pictish.lm.train import train as train_lm
+            from pictish.tokenizer.dynamic import Tokenizer
+            from pictish.training.world import resolve_device
+
+            tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
+            known, vectors = image_tokens_of(tokenizer), code_vectors_of(tokenizer)
+            return train_lm(settings, run, known, device, code_vectors=vectors, progress=progress)
+
+
+def _tokenize(device: str, folder: Path) -> None:
+    """FOLDER/data to FOLDER/tokens, by FOLDER/tokenizer: what has captions."""
+    from pictish.bulk.batch_tokenizer import MachineSettings, Selection
+    from pictish.bulk.run import Plan
+    from pictish.bulk.run import run as bulk
+    from pictish.data.images import MAX_PIXELS
+
+    machine = MachineSettings(str(folder / "tokenizer"), device, Selection(), 0, 32, MAX_PIXELS)
+    for split in ("train", "validation"):
+        shards = sorted(map(str, (folder / "data" / split).glob("captioned-*.tar")))
+        plan = Plan(shards, str(folder / "tokens" / split), machine, "local", 1, 2, False, False, False, None)
+        if failures := bulk(plan, quiet=True):
+            raise ValueError(f"{folder / 'data' / split}: {failures:,} pictures could not be tokenized")
+
+
+class _Line:
+    """Says how far a training is: step, loss, time left. On a terminal in one line that moves."""
+
+    def __init__(self, stage: str, metrics: Path, say: Callable[[str], None]) -> None:
+        self._stage, self._metrics, self._say = stage, metrics, say
+        self._moves = sys.stdout.isatty()
+        self._began: tuple[float, int] | None = None
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._began is None:
+            self._began, self._last = (now, done), now
+        if done < total and now - self._last < (1.0 if self._moves else _EVERY):
+            return
+        self._last = now
+        began, first = self._began
+        a_step = (now - began) / max(1, done - first)
+        line = f"  {self._stage} {done:,}/{total:,}{self._loss()}, {_duration(a_step * (total - done))} left"
+        if not self._moves:
+            self._say(line)
+        elif done == total:
+            self._say(f"\r{line}\033[K")
+        else:
+            print(f"\r{line}\033[K", end="", flush=True)
+
+    def _loss(self) -> str:
+        from pictish.recipes.own.results import last_value
+
+        found = last_value(self._metrics, ("loss", "total"))
+        return "" if found is None else f", loss {found[1]:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _finish(
+    config: "OwnConfig", out: Path, manifest: dict[str, Any], device: str, say: Callable[[str], None]
+) -> None:
+    """Measure, draw samples and write the model card."""
+    from pictish.pipelines.pipeline import Pipeline
+    from pictish.recipes.own import results
+
+    pipe = Pipeline.from_pretrained(out, device=device)
+    numbers = results.evaluate(config, out, pipe)
+    results.draw_samples(config, out, pipe)
+    results.write_card(config, out, manifest, numbers)
+    say(
+        f"{numbers['held_out_pictures']:,} held-out pictures: {numbers['codes_a_picture']:.1f} codes, "
+        f"PSNR {numbers['psnr_decoder']:.2f} dB (decoder), {numbers['psnr_preview']:.2f} dB (preview)"
+    )
+    say(f"{out / results.SAMPLES}, {out / results.NUMBERS}, {out / results.CARD}")

@@ -1,0 +1,120 @@
+"""What comes before training: the pictures as raw shards in OUT/data, the settings in OUT/train.yaml."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pictish.configs import load, parse
+from pictish.configs.explain import commented_yaml
+from pictish.data.collect import Found, look, read_manifest, write_raw_shards
+from pictish.io.files import printable, write_atomic
+from pictish.recipes.own.config import FILE, STAGES, OwnConfig, Size, preset
+
+_EVERY = 30.0  # seconds between two lines
+
+
+def raw_shards(
+    pictures: Path, out: Path, val: str, key: str | None, workers: int | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The manifest of OUT/data, which is made of the pictures if it is not there yet."""
+    fraction, other = fraction_or_source(val)
+    wanted = [(os.path.realpath(path), key) for path in (pictures, *([other] if other else []))]
+    manifest = read_manifest(out / "data")
+    if manifest is None:
+        if strangers := sorted(path.name for path in out.iterdir() if not path.name.startswith(".")):
+            raise ValueError(f"{out}: holds {strangers[0]}; choose an empty folder for a new model")
+        decoders = min(4, os.cpu_count() or 1) if workers is None else workers
+        found = look(pictures, key, decoders, _counted("read", say))
+        validation: float | Found = fraction if other is None else look(other, key, decoders)
+        if not found.captioned:
+            fields = ", ".join(found.reading.fields)
+            raise ValueError(
+                f"{pictures}: no captions found for {found.pictures:,} pictures; write name.txt beside "
+                f"name.jpg, or a metadata.jsonl{f'; give --caption-key one of {fields}' if fields else ''}"
+            )
+        manifest = write_raw_shards(found, out / "data", validation, _counted("written", say))
+    made = [(source["source"], source["caption_key"]) for source in manifest["sources"]]
+    same_share = other is not None or manifest["validation"] == fraction
+    if made != wanted or not same_share:
+        raise ValueError(
+            f"{out / 'data'}: was made from {' and '.join(name for name, _ in made)} with --val "
+            f"{manifest['validation']}; give the same, or another OUT"
+        )
+    if not manifest["samples"].get("validation/captioned"):
+        raise ValueError(f"--val {val}: holds no picture with captions; give another one, and another OUT")
+    for line in described(manifest):
+        say(line)
+    return manifest
+
+
+def fraction_or_source(val: str) -> tuple[float, Path | None]:
+    """--val as a fraction, or as the path of a source."""
+    try:
+        return float(val), None
+    except ValueError:
+        return 0.0, Path(val)
+
+
+def described(manifest: dict[str, Any]) -> list[str]:
+    """What was found, in lines."""
+    lines = []
+    for source in manifest["sources"]:
+        said = ", ".join(f"{place} ({count:,})" for place, count in source["captions_from"].items())
+        smallest, median, largest = (
+            "{1} x {0}".format(*source["sizes"][name]) for name in ("smallest", "median", "largest")
+        )
+        lines += [
+            f"{printable(source['source'])}: {source['kind']}",
+            f"  {source['pictures']:,} pictures, {source['captioned']:,} with captions"
+            + (f" from {said}" if said else ""),
+            f"  {smallest} to {largest} pixels, median {median}; {source['copies']:,} exact copies",
+        ]
+        for reason, left_out in source["left_out"].items():
+            names = ", ".join(map(printable, left_out["names"][:5]))
+            more = f" and {left_out['count'] - 5:,} more" if left_out["count"] > 5 else ""
+            lines.append(f"  left out, {reason}: {names}{more}")
+        if source["ignored"]:
+            others = ", ".join(f"{count:,} {printable(name)}" for name, count in source["ignored"].items())
+            lines.append(f"  other files, not read: {others}")
+    counts = manifest["samples"]
+    held_out = sum(count for name, count in counts.items() if name.startswith("validation/"))
+    return [*lines, f"held out for validation: {held_out:,} pictures"]
+
+
+def _counted(what: str, say: Callable[[str], None]) -> Callable[[int], None]:
+    """Says every half a minute how many pictures were read or written."""
+    last = time.monotonic()
+
+    def count(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > _EVERY:
+            last = time.monotonic()
+            say(f"  {done:,} pictures {what}")
+
+    return count
+
+
+def settings(out: Path, size: Size, initial: str | None, overrides: Sequence[str]) -> tuple[OwnConfig, bool]:
+    """The settings in OUT/train.yaml, written if it is not there yet, and whether training has begun."""
+    path = out / FILE
+    if initial not in (None, "starter"):
+        initial = os.path.realpath(str(initial))
+    wanted = preset(size, initial, overrides)
+    if not path.is_file():
+        header = (
+            f"pictish train model PICTURES {out} --size {size}\n"
+            "All settings of this model; edit them before training begins and run the command again.\n"
+            "Relative paths start at this folder. Presets are not measured yet."
+        )
+        write_atomic(path, commented_yaml(wanted, header).encode())
+    config = parse(OwnConfig, load(path), str(path))
+    asked = {
+        f"--size {size}": size not in (config.size, "small"),
+        f"{' '.join(overrides)}": bool(overrides) and config != wanted,
+        f"--from {initial}": initial is not None and config.tokenizer.initial != initial,
+    }
+    if others := [name for name, other in asked.items() if other]:
+        raise ValueError(f"{path}: has other settings than {others[0]}; edit it, or choose another OUT")
+    return config, any((out / "runs" / stage / "config.yaml").is_file() for stage in STAGES)
