@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import io
 import logging
 import os
 import sys
@@ -118,15 +117,9 @@ def main(args: Sequence[str] | None = None) -> int:
     one line on stderr; anything else is a bug and keeps its traceback, as mistakes do when PICTISH_TRACEBACK
     is set in the environment.
     """
-<<<<<<< HEAD
     args = [_expanded(arg) for arg in (sys.argv[1:] if args is None else args)] or ["--help"]
-    with _logging(), _escaping():
-        return _run(args)
-=======
-    args = list(sys.argv[1:] if args is None else args) or ["--help"]
     with lasting_streams() as finish, _logging():  # the log's handler takes stderr as it is then
         return _run(args, finish)
->>>>>>> pixels
 
 
 @contextlib.contextmanager
@@ -144,26 +137,7 @@ def _logging() -> Iterator[None]:
             root.removeHandler(handler)
 
 
-<<<<<<< HEAD
-@contextlib.contextmanager
-def _escaping() -> Iterator[None]:
-    """Escape what a terminal cannot encode, in place of an error."""
-    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
-    before = [stream.errors for stream in streams]
-    for stream in streams:
-        stream.reconfigure(errors="backslashreplace")
-    try:
-        yield
-    finally:
-        for stream, errors in zip(streams, before, strict=True):
-            with contextlib.suppress(OSError, ValueError):  # closed by its reader
-                stream.reconfigure(errors=errors)
-
-
-def _run(args: list[str]) -> int:
-=======
 def _run(args: list[str], finish: Callable[[], None]) -> int:
->>>>>>> pixels
     said = "interrupted"
     try:
         with handled():

@@ -37,12 +37,6 @@ def run(
     decoder: Annotated[
         Path | None, options.files(metavar="DIR", help="Decoder to use instead of the model's own.")
     ] = None,
-    lm: Annotated[
-        Path | None, options.files(metavar="DIR", help="Language model to use instead of the model's own.")
-    ] = None,
-    decoder: Annotated[
-        Path | None, options.files(metavar="DIR", help="Decoder to use instead of the model's own.")
-    ] = None,
     overwrite: options.Overwrite = False,
     style: Annotated[
         str | None,
