@@ -199,7 +199,6 @@ def _format_of(blob: bytes) -> str:
         if b"avif" in brands or b"avis" in brands:
             return "AVIF"
         if any(brand in brands for brand in _HEIF_BRANDS):
-            _register_heif()
             return "HEIF"
     for signature, name in _UNREAD.items():
         if blob.startswith(signature):
@@ -207,17 +206,9 @@ def _format_of(blob: bytes) -> str:
     raise _NotAPicture(f"not a picture; known are {supported()}")
 
 
-def _register_heif() -> None:
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        raise _NotAPicture("a picture of the format HEIC, which needs pip install 'pictish[heic]'") from None
-    register_heif_opener()
-
-
 def _decoded_file(blob: bytes, kind: str, max_pixels: int) -> tuple[Image.Image, int]:
     try:
-        with Image.open(io.BytesIO(blob), formats=(kind,)) as image:
+        with _opened_heif(blob) if kind == "HEIF" else Image.open(io.BytesIO(blob), formats=(kind,)) as image:
             key = _colour_key(blob) if kind == "PNG" else None
             if key is not None and image.mode == "RGB" and blob[24] == 16:
                 return _with_deep_key(image, blob, key, max_pixels)
@@ -318,7 +309,7 @@ def _opened_heif(blob: bytes) -> Image.Image:
     try:
         from pillow_heif import HeifImageFile
     except ImportError:
-        raise ValueError("HEIC images need pip install 'pictish[heic]'") from None
+        raise _NotAPicture("HEIC images need pip install 'pictish[heic]'") from None
     image: Image.Image = HeifImageFile(io.BytesIO(blob))
     return image
 
