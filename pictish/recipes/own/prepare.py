@@ -112,8 +112,8 @@ def settings(out: Path, size: Size, initial: str | None, overrides: Sequence[str
     config = parse(OwnConfig, load(path), str(path))
     asked = {
         f"--size {size}": size not in (config.size, "small"),
-        f"{' '.join(overrides)}": bool(overrides) and config != wanted,
         f"--from {initial}": initial is not None and config.tokenizer.initial != initial,
+        f"{' '.join(overrides)}": bool(overrides) and config != wanted,
     }
     if others := [name for name, other in asked.items() if other]:
         raise ValueError(f"{path}: has other settings than {others[0]}; edit it, or choose another OUT")
