@@ -301,7 +301,8 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
 
 
 def _eight_bits(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
-    return np.rint(values.clip(0, 1) * 255).astype(np.uint8)
+    rounded: npt.NDArray[np.uint8] = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
+    return rounded
 
 
 def _opened_heif(blob: bytes) -> Image.Image:

@@ -311,7 +311,8 @@ def _values(layout: _Layout, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.floa
     whole = numbers.reshape(height, layout.across * width, count)[:, : layout.width].astype(np.float64)
     if layout.number == _FLOAT:
         return unit_floats(whole)
-    return whole / (2**layout.bits - 1)
+    scaled: npt.NDArray[np.float64] = whole / (2**layout.bits - 1)
+    return scaled
 
 
 def _undo_predictor(layout: _Layout, rows: npt.NDArray[np.uint8], count: int) -> npt.NDArray[Any]:

@@ -48,7 +48,7 @@ def preset(size: Size, initial: str | None = None, overrides: Sequence[str] = ()
         for split in ("train", "validation")
     }
     raw["lm"]["data"] = {**raw["lm"]["data"], **tokens}
-    whole: dict[str, Any] = {"size": size, **raw}
+    whole: dict[str, Any] = {"size": size, **{str(stage): settings for stage, settings in raw.items()}}
     return parse(OwnConfig, overridden(whole, overrides), f"--size {size}")
 
 

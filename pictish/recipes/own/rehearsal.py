@@ -34,7 +34,9 @@ class Measured:
 
     def minutes(self, config: OwnConfig, pictures: int) -> dict[str, float]:
         """What each part of training is expected to take; `pictures` have captions."""
-        found = {stage: steps_of(config, stage) * self.seconds_a_step[stage] / 60 for stage in STAGES}
+        found: dict[str, float] = {
+            stage: steps_of(config, stage) * self.seconds_a_step[stage] / 60 for stage in STAGES
+        }
         return {**found, "tokens": pictures * self.seconds_a_picture / 60}
 
 

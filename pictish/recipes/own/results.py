@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from pictish.data.images import fit_square, load_image, png_bytes
-from pictish.data.samples import ImageBytes, Pair, index_shard
+from pictish.data.loader import ImageBytes
+from pictish.data.samples import Pair, index_shard
 from pictish.evaluation.drawing import SheetRow, contact_sheet
 from pictish.evaluation.metrics import psnr
 from pictish.io.files import printable, write_atomic
