@@ -1,4 +1,4 @@
-"""Codes to what a denoiser reads: maps beside the picture, and a sequence for its cross-attention.
+"""Conditioning of a denoiser: maps concatenated to the picture, and a sequence for its cross-attention.
 
 Legend: B pictures, N = grid x grid cells, F feature channels, C code dimension, D width of
 the sequence, L its length, H x W the denoiser's own map.
@@ -13,25 +13,25 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from pictish.decoder.config import ConditionConfig
-from pictish.training.share import ALONE, Share
+from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 
-class Told(NamedTuple):
-    """What the tokenizer's codes say of B pictures."""
+class Conditioning(NamedTuple):
+    """What the decoder is conditioned on, for B pictures."""
 
     features: Tensor | None  # (B, N, F) of the tokenizer's reconstructor, standardised, where they are read
     codes: Tensor  # (B, N, C) code vectors at their cells, or in their order where cells are not known
     real: Tensor  # (B, N) bool: where there are any
     pixels: Tensor | None  # (B, 3, s, s) in [0, 1]: those among the features, where there are any
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> "Told":
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         """The same with every tensor changed."""
         features = None if self.features is None else change(self.features)
         pixels = None if self.pixels is None else change(self.pixels)
-        return Told(features, change(self.codes), change(self.real), pixels)
+        return Conditioning(features, change(self.codes), change(self.real), pixels)
 
 
-class Conditions(NamedTuple):
+class EncodedConditions(NamedTuple):
     """What the denoiser reads."""
 
     maps: Tensor | None  # (B, channels, H, W)
@@ -40,7 +40,7 @@ class Conditions(NamedTuple):
     pooled: Tensor | None  # (B, P)
 
 
-class Condition(nn.Module):
+class ConditionEncoder(nn.Module):
     """Learned projections of codes and features, and the null condition that guidance starts from."""
 
     def __init__(self, config: ConditionConfig, features: int, code: int, cells: int, enlarge: int):
@@ -64,22 +64,24 @@ class Condition(nn.Module):
             self.to_pooled = nn.Linear(features, config.pooled)
             self.no_pooled = nn.Parameter(torch.zeros(config.pooled))
 
-    def forward(self, told: Told, drop: Tensor, size: tuple[int, int] | None = None) -> Conditions:
+    def forward(
+        self, conditioning: Conditioning, drop: Tensor, size: tuple[int, int] | None = None
+    ) -> EncodedConditions:
         """Conditions of pictures, the null condition where `drop` (B,) bool.
 
         `size` is the denoiser's map (H, W) where it is not the square it was trained on.
         """
-        assert told.features is not None
+        assert conditioning.features is not None
         rows, real, maps, pooled = None, None, None, None
         if self.config.sequence:
-            rows, real = self._sequence(told)
+            rows, real = self._sequence(conditioning)
             first = torch.zeros_like(real)
             first[:, 0] = True  # attention must see something: the null condition is one row
             rows = torch.where((drop[:, None] & first)[..., None], self.nothing.to(rows.dtype), rows)
             real = torch.where(drop[:, None], first, real)
         if self.config.channels:
             maps = rearrange(
-                self.to_maps(told.features),
+                self.to_maps(conditioning.features),
                 "b (y x) (c p q) -> b c (y p) (x q)",
                 y=self.grid,
                 p=self.enlarge,
@@ -89,34 +91,38 @@ class Condition(nn.Module):
                 maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
             maps = torch.where(drop[:, None, None, None], self.no_maps.to(maps.dtype), maps)
         if self.config.pooled:
-            pooled = self.to_pooled(told.features.mean(dim=1))
+            pooled = self.to_pooled(conditioning.features.mean(dim=1))
             pooled = torch.where(drop[:, None], self.no_pooled.to(pooled.dtype), pooled)
-        return Conditions(maps, rows, real, pooled)
+        return EncodedConditions(maps, rows, real, pooled)
 
-    def _sequence(self, told: Told) -> tuple[Tensor, Tensor]:
+    def _sequence(self, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
         """Rows (B, L, D), and which are real (B, L)."""
-        assert told.features is not None
+        assert conditioning.features is not None
         rows, real = [], []
         if "features" in self.config.sequence:
-            rows.append(self.from_features(told.features) + self.cells)
-            real.append(torch.ones_like(told.features[..., 0], dtype=torch.bool))
+            rows.append(self.from_features(conditioning.features) + self.cells)
+            real.append(torch.ones_like(conditioning.features[..., 0], dtype=torch.bool))
         if "codes" in self.config.sequence:
-            rows.append(self.from_codes(told.codes) + self.order[: told.codes.shape[1]])
-            real.append(told.real)
+            rows.append(self.from_codes(conditioning.codes) + self.order[: conditioning.codes.shape[1]])
+            real.append(conditioning.real)
         return self.norm(torch.cat(rows, dim=1)), torch.cat(real, dim=1)
 
 
 def hide(
-    pictures: Tensor, generator: torch.Generator, rate: float, grid: int, share: Share = ALONE
+    pictures: Tensor,
+    generator: torch.Generator,
+    rate: float,
+    grid: int,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor]:
     """A source for training: pictures (B, C, H, W) with cells hidden, and where they are seen (B, 1, H, W).
 
     A part `rate` of the pictures show some of their cells at random, the others nothing. An edit sees what is
-    to stay: the cells where the codes of source and target agree. `pictures` may be a process's `share`.
+    to stay: the cells where the codes of source and target agree. `pictures` may be one process's rows.
     """
     count, _, height, width = pictures.shape
-    shown = share.drawn(torch.rand, (count,), generator) < rate
-    part = share.drawn(torch.rand, (count, 1, 1), generator)
-    seen = (share.drawn(torch.rand, (count, grid, grid), generator) < part) & shown[:, None, None]
+    shown = process_group.drawn(torch.rand, (count,), generator) < rate
+    part = process_group.drawn(torch.rand, (count, 1, 1), generator)
+    seen = (process_group.drawn(torch.rand, (count, grid, grid), generator) < part) & shown[:, None, None]
     mask = repeat(seen.to(pictures), "b y x -> b 1 (y p) (x q)", p=height // grid, q=width // grid)
     return pictures * mask, mask

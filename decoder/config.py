@@ -1,6 +1,6 @@
 """What a decoder is and how it is trained, as typed settings."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -231,6 +231,8 @@ class ObjectiveConfig(Config):
 class TrainConfig(Config):
     """An experiment: `pictish train decoder CONFIG`."""
 
+    renamed: ClassVar = {"budgets": "fixed_length_probability"}
+
     part: Literal["decoder"] = "decoder"
     model: Annotated[PreviewConfig | DiffusionConfig, Field(discriminator="kind")]
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -250,7 +252,9 @@ class TrainConfig(Config):
     warmup: int = Field(100, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    budgets: float = Field(0.2, ge=0, le=1, description="share of pictures whose number of tokens is drawn")
+    fixed_length_probability: float = Field(
+        0.2, ge=0, le=1, description="share of pictures whose number of tokens is drawn"
+    )
     seed: int = Field(0, ge=0, lt=2**63)
     log_every: int = Field(20, gt=0)
     validate_every: int = Field(500, gt=0)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pictish.decoder.condition import Conditions
+from pictish.decoder.condition import EncodedConditions
 from pictish.decoder.config import (
     AutoencoderConfig,
     DiffusionConfig,
@@ -45,7 +45,7 @@ class Denoiser(nn.Module):
         self,
         noisy: Tensor,
         times: Tensor,
-        conditions: Conditions,
+        conditions: EncodedConditions,
         prior: Tensor | None,
         source: tuple[Tensor, Tensor] | None,
         lengths: Tensor | None = None,
@@ -133,7 +133,7 @@ def build_denoiser(config: DiffusionConfig, channels: int, sample_size: int) -> 
     taken = sorted(set(ours) & set(config.denoiser.settings) - {"addition_time_embed_dim"})
     if taken:
         raise ValueError(
-            f"denoiser.settings: {', '.join(taken)} follow from the rest of the config; leave them away"
+            f"denoiser.settings: {', '.join(taken)} follow from the rest of the config; omit them"
         )
     unknown = sorted(set(config.denoiser.settings) - set(cls._get_init_keys(cls)))
     if unknown:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pictish.configs import parse
 from pictish.decoder import denoiser as parts
-from pictish.decoder.condition import Condition, Told
+from pictish.decoder.condition import ConditionEncoder, Conditioning
 from pictish.decoder.config import AutoencoderConfig, ConditionConfig, DiffusionConfig
 from pictish.decoder.heads import HeadCondition
 from pictish.decoder.noise import Noise
@@ -68,7 +68,7 @@ class DiffusionDecoder(nn.Module):
         self,
         noisy: Tensor,
         times: Tensor,
-        told: Told,
+        conditioning: Conditioning,
         drop: Tensor,
         prior: Tensor | None = None,
         source: tuple[Tensor, Tensor] | None = None,
@@ -78,10 +78,10 @@ class DiffusionDecoder(nn.Module):
 
         `prior` is what `self.prior` gives; `lengths` as for the denoiser.
         """
-        conditions = self.condition(told, drop, (noisy.shape[-2], noisy.shape[-1]))
+        conditions = self.condition(conditioning, drop, (noisy.shape[-2], noisy.shape[-1]))
         return self.denoiser(noisy, times, conditions, prior, source, lengths)
 
-    def prior(self, told: Told, size: tuple[int, int] | None = None) -> Tensor | None:
+    def prior(self, conditioning: Conditioning, size: tuple[int, int] | None = None) -> Tensor | None:
         """What residuals are about: the pixels that codes tell as maps (B, C, H, W). None: no residuals here.
 
         `size` is H x W where it is not the square of training. Guidance leaves it alone: both of its branches
@@ -89,10 +89,10 @@ class DiffusionDecoder(nn.Module):
         """
         if self.config.residual is None:
             return None
-        assert told.pixels is not None
+        assert conditioning.pixels is not None
         height, width = size or (self.sample_size, self.sample_size)
         shrink = self.config.side // self.sample_size
-        pixels = told.pixels
+        pixels = conditioning.pixels
         if pixels.shape[-2:] != (height * shrink, width * shrink):
             pixels = F.interpolate(
                 pixels, size=(height * shrink, width * shrink), mode="bilinear", align_corners=False
@@ -130,11 +130,13 @@ class DiffusionDecoder(nn.Module):
         return self.latents.encode(scaled) if self.latents else scaled
 
 
-def _condition(config: DiffusionConfig, tokenizer: Tokenizer, enlarge: int) -> Condition | HeadCondition:
+def _condition(
+    config: DiffusionConfig, tokenizer: Tokenizer, enlarge: int
+) -> ConditionEncoder | HeadCondition:
     network = tokenizer.network
     sizes = network.features, network.quantizer.dim, tokenizer.cells
     if isinstance(config.condition, ConditionConfig):
-        return Condition(config.condition, *sizes, enlarge)
+        return ConditionEncoder(config.condition, *sizes, enlarge)
     return HeadCondition(config.condition, *sizes)
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pictish.decoder.condition import Conditions, Told
+from pictish.decoder.condition import Conditioning, EncodedConditions
 from pictish.decoder.config import HeadsConfig
 from pictish.tokenizer.reconstructor import Reconstructor
 
@@ -53,9 +53,11 @@ class HeadCondition(nn.Module):
         if config.null:
             self.null = nn.Parameter(torch.zeros(config.null, config.width))
 
-    def forward(self, told: Told, drop: Tensor, size: tuple[int, int] | None = None) -> Conditions:
+    def forward(
+        self, conditioning: Conditioning, drop: Tensor, size: tuple[int, int] | None = None
+    ) -> EncodedConditions:
         """Conditions of pictures, those of no codes where `drop` (B,) bool; of maps of any `size`."""
-        kept = told.each(lambda tensor: tensor[~drop])
+        kept = conditioning.each(lambda tensor: tensor[~drop])
         features = kept.features
         if self.trunk is not None:
             features = self.trunk(kept.codes, kept.real)
@@ -72,4 +74,4 @@ class HeadCondition(nn.Module):
             real = torch.ones(count, self.cells, dtype=torch.bool, device=drop.device)
             real[drop] = torch.arange(self.cells, device=drop.device) < self.config.null
             sequence[drop, : self.config.null] = self.null.to(sequence.dtype)
-        return Conditions(None, sequence, real, pooled)
+        return EncodedConditions(None, sequence, real, pooled)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pictish.decoder.condition import Told
+from pictish.decoder.condition import Conditioning
 from pictish.decoder.config import ObjectiveConfig
 from pictish.decoder.diffusion import DiffusionDecoder
 from pictish.decoder.noise import draw_parts
-from pictish.training.share import ALONE, Share
+from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 SCALE = 16.0  # of the times that are embedded; with 1,000, as elsewhere, du/dt would be huge
 FLOOR = 0.05  # of the time that x is divided by, as in pMF and JiT (arXiv 2511.13720)
@@ -31,15 +31,18 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # z, and embedded t and t 
 
 
 def draw_times(
-    count: int, objective: ObjectiveConfig, generator: torch.Generator, share: Share = ALONE
+    count: int,
+    objective: ObjectiveConfig,
+    generator: torch.Generator,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor]:
     """Times t and r of training, on the CPU; a fraction `objective.flow_matching` of them are equal.
 
-    They may be a process's `share` of a batch's.
+    They may be one process's part of a batch's.
     """
-    first = draw_parts(count, objective, generator, share)
-    second = draw_parts(count, objective, generator, share)
-    equal = share.drawn(torch.rand, (count,), generator) < objective.flow_matching
+    first = draw_parts(count, objective, generator, process_group)
+    second = draw_parts(count, objective, generator, process_group)
+    equal = process_group.drawn(torch.rand, (count,), generator) < objective.flow_matching
     second = torch.where(equal, first, second)
     return torch.maximum(first, second), torch.minimum(first, second)
 
@@ -51,7 +54,7 @@ def velocity_errors(
     t: Tensor,
     r: Tensor,
     v: Tensor,
-    told: Told,
+    conditioning: Conditioning,
     drop: Tensor,
     prior: Tensor | None,
     source: tuple[Tensor, Tensor] | None,
@@ -62,14 +65,17 @@ def velocity_errors(
     `network`, perhaps wrapped for several processes.
     """
     # with gradients first: autocast keeps its copies of the weights, and those made without have none
-    x = model(z, SCALE * t, told, drop, prior, source, SCALE * (t - r)).float()
+    x = model(z, SCALE * t, conditioning, drop, prior, source, SCALE * (t - r)).float()
     u = (z - x) / _maps(t).clamp_min(FLOOR)
     rows = (r < t).nonzero().flatten()
     along = torch.zeros_like(u)
     if len(rows):
-        told, prior = told.each(lambda tensor: tensor[rows]), None if prior is None else prior[rows]
+        conditioning, prior = (
+            conditioning.each(lambda tensor: tensor[rows]),
+            None if prior is None else prior[rows],
+        )
         source = None if source is None else (source[0][rows], source[1][rows])
-        predict = _frozen(network, told, drop[rows], prior, source, (z.shape[-2], z.shape[-1]))
+        predict = _frozen(network, conditioning, drop[rows], prior, source, (z.shape[-2], z.shape[-1]))
         along[rows] = derivative(predict, z[rows], t[rows], r[rows])
     return x, (u + _maps(t - r) * along - v).square()
 
@@ -77,7 +83,7 @@ def velocity_errors(
 @torch.no_grad()
 def _frozen(
     network: DiffusionDecoder,
-    told: Told,
+    conditioning: Conditioning,
     drop: Tensor,
     prior: Tensor | None,
     source: tuple[Tensor, Tensor] | None,
@@ -88,7 +94,7 @@ def _frozen(
     Under autocast the weights are in its precision: autocast itself and forward mode disagree on the types of
     normalised maps (PyTorch 2.14).
     """
-    conditions = network.condition(told, drop, size)
+    conditions = network.condition(conditioning, drop, size)
     device, denoiser = drop.device.type, network.denoiser
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     tensors = chain(denoiser.named_parameters(), denoiser.named_buffers())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pictish.decoder.config import AnyNoise, DiffusionNoise, ObjectiveConfig
-from pictish.training.share import ALONE, Share
+from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 TIMES = 1000  # what diffusers calls num_train_timesteps
 FLOOR = 0.15  # of the noise level that an error of x_0 is divided by: cleaner pictures weigh no more
@@ -42,13 +42,17 @@ class Noise:
         return a[:, None, None, None], b[:, None, None, None]
 
     def draw_times(
-        self, count: int, objective: ObjectiveConfig, generator: torch.Generator, share: Share = ALONE
+        self,
+        count: int,
+        objective: ObjectiveConfig,
+        generator: torch.Generator,
+        process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> Tensor:
         """Training times (B,) on the CPU; whole numbers for a diffusion process, as samplers visit them.
 
-        They may be a process's `share` of a batch's.
+        They may be one process's part of a batch's.
         """
-        times = draw_parts(count, objective, generator, share) * TIMES
+        times = draw_parts(count, objective, generator, process_group) * TIMES
         return times.floor() if isinstance(self.config, DiffusionNoise) else times
 
     def mix(self, x: Tensor, n: Tensor, times: Tensor) -> Tensor:
@@ -103,13 +107,16 @@ class Noise:
 
 
 def draw_parts(
-    count: int, objective: ObjectiveConfig, generator: torch.Generator, share: Share = ALONE
+    count: int,
+    objective: ObjectiveConfig,
+    generator: torch.Generator,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Tensor:
     """Times (B,) from 0 to 1 by the distribution of `objective`, on the CPU."""
     if objective.times == "logit_normal":
-        normal = share.drawn(torch.randn, (count,), generator)
+        normal = process_group.drawn(torch.randn, (count,), generator)
         return torch.sigmoid(objective.mean + objective.deviation * normal)
-    return share.drawn(torch.rand, (count,), generator)
+    return process_group.drawn(torch.rand, (count,), generator)
 
 
 @lru_cache(maxsize=16)

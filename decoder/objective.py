@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pictish.data.images import png_bytes
-from pictish.decoder.condition import Condition, Told, hide
+from pictish.decoder.condition import ConditionEncoder, Conditioning, hide
 from pictish.decoder.config import MeanFlowNoise, ObjectiveConfig
 from pictish.decoder.diffusion import DiffusionDecoder
 from pictish.decoder.meanflow import draw_times, self_weighted, velocity_errors
@@ -20,7 +20,7 @@ from pictish.decoder.noise import TIMES
 from pictish.decoder.pixel import sample
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.losses import map_distances
-from pictish.training.share import ALONE, Share
+from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 QUARTERS = 4  # of the times, logged apart: an average hides which noise levels learn
 
@@ -29,14 +29,14 @@ class Batch(NamedTuple):
     """What the codes of B pictures say, and the pictures."""
 
     features: Tensor  # (B, N, F) of the reconstructor
-    codes: Tensor  # (B, N, C), see `Told`
+    codes: Tensor  # (B, N, C), see `Conditioning`
     real: Tensor  # (B, N) bool
     target: Tensor  # (B, 3, S, S) in [0, 1]
     plain: Tensor | None  # (B, 3, s, s): the pixels among the predicted features, where there are any
 
     @property
-    def told(self) -> Told:
-        return Told(self.features, self.codes, self.real, self.plain)
+    def conditioning(self) -> Conditioning:
+        return Conditioning(self.features, self.codes, self.real, self.plain)
 
 
 def preview_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -57,41 +57,41 @@ def diffusion_losses(
     batch: Batch,
     objective: ObjectiveConfig,
     generator: torch.Generator,
-    share: Share = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Tensor]:
     """The weighted squared error of the prediction, and that of x_0 (in its units) by quarters of the time.
 
     Of MeanFlow it is that of the velocity; `velocity_error` is its mean before an adaptive weighting, and x_0
     is predicted where the two times are equal.
     All draws come from `generator` on the CPU. `model` is `network`, perhaps wrapped for several processes;
-    `encoder` is what `objective.perceptual` compares pictures by. `batch` may be a process's `share` of the
+    `encoder` is what `objective.perceptual` compares pictures by. `batch` may be one process's rows of the
     step's: the mean of all processes' losses is then the batch's.
     """
-    prior = network.prior(batch.told)
+    prior = network.prior(batch.conditioning)
     clean = network.encode(batch.target, prior)
     count, device = len(clean), clean.device
     average = isinstance(network.noise.config, MeanFlowNoise)
     if average:
-        t, r = (times.to(device) for times in draw_times(count, objective, generator, share))
+        t, r = (times.to(device) for times in draw_times(count, objective, generator, process_group))
         times, equal = t * TIMES, t == r
     else:
-        times = network.noise.draw_times(count, objective, generator, share).to(device)
+        times = network.noise.draw_times(count, objective, generator, process_group).to(device)
         equal = torch.ones_like(times, dtype=torch.bool)
-    n = share.drawn(torch.randn, clean.shape, generator).to(clean)
-    drop = (share.drawn(torch.rand, (count,), generator) < objective.dropout).to(device)
+    n = process_group.drawn(torch.randn, clean.shape, generator).to(clean)
+    drop = (process_group.drawn(torch.rand, (count,), generator) < objective.dropout).to(device)
     source = None
     if network.config.condition.source:
-        assert isinstance(network.condition, Condition), "heads take no source"
-        source = hide(clean, generator, objective.source, network.condition.grid, share)
+        assert isinstance(network.condition, ConditionEncoder), "heads take no source"
+        source = hide(clean, generator, objective.source, network.condition.grid, process_group)
     noisy = network.noise.mix(clean, n, times)
     adaptive = objective.weighting == "adaptive"
     if average:
-        seen = batch.told, drop, prior, source
+        seen = batch.conditioning, drop, prior, source
         found, errors = velocity_errors(model, network, noisy, t, r, n - clean, *seen)
         losses = {"velocity_error": errors.mean()}
         losses["loss"] = self_weighted(errors.sum((1, 2, 3))).mean() if adaptive else losses["velocity_error"]
     else:
-        predicted = model(noisy, times, batch.told, drop, prior, source).float()
+        predicted = model(noisy, times, batch.conditioning, drop, prior, source).float()
         errors = (predicted - network.noise.target(clean, n, times)).square()
         losses = {"loss": (errors * network.noise.weights(times, objective)).mean()}
         found = network.noise.clean(predicted, noisy, times)
@@ -106,9 +106,9 @@ def diffusion_losses(
         weighed = self_weighted(distances).mean() if adaptive else losses["perceptual"]
         losses["loss"] = losses["loss"] + objective.perceptual * weighed
     with torch.no_grad():
-        by_picture = share.gathered((found.clamp(-10, 10) - clean).square().mean((1, 2, 3)))
-        quarter = (share.gathered(times) * QUARTERS / TIMES).long().clamp_max(QUARTERS - 1)
-        quarter[~share.gathered(equal)] = QUARTERS  # not of x_0
+        by_picture = process_group.gathered((found.clamp(-10, 10) - clean).square().mean((1, 2, 3)))
+        quarter = (process_group.gathered(times) * QUARTERS / TIMES).long().clamp_max(QUARTERS - 1)
+        quarter[~process_group.gathered(equal)] = QUARTERS  # not of x_0
         for number in range(QUARTERS):
             if (quarter == number).any():
                 losses[f"x0_error_{number + 1}of{QUARTERS}"] = by_picture[quarter == number].mean()
@@ -139,7 +139,7 @@ def grid_of_pictures(network: nn.Module, batch: Batch) -> bytes:
             columns.append(
                 sample(
                     network,
-                    batch.told,
+                    batch.conditioning,
                     noise.to(batch.target.device),
                     generators,
                     steps=drawing.steps,

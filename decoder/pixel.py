@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder import meanflow
-from pictish.decoder.condition import Told
+from pictish.decoder.condition import Conditioning
 from pictish.decoder.config import HeadsConfig, MeanFlowNoise
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion
 from pictish.decoder.schedulers import as_model_sees, begin, build_scheduler, check_scheduler, take_step
@@ -93,7 +93,7 @@ class Decoder:
         if strength < 1:
             check_scheduler(scheduler, self.model.config.noise, steps, strength)
         assert len(generators) == len(tokens), (len(generators), len(tokens))
-        told = self.told(tokens)
+        conditioning = self.conditioning(tokens)
         group = self.model.config.micro_batch
         pictures = []
         groups = range(0, len(tokens), group)
@@ -105,7 +105,7 @@ class Decoder:
             noise += [noise[0]] * (group - len(chosen))
             drawn = sample(
                 self.model,
-                told.each(lambda tensor, rows=padded: tensor[rows]),  # type: ignore[misc]
+                conditioning.each(lambda tensor, rows=padded: tensor[rows]),  # type: ignore[misc]
                 torch.stack(noise).to(self.device),
                 [generators[index] for index in chosen] + [torch.Generator()] * (group - len(chosen)),
                 steps=steps,
@@ -119,14 +119,14 @@ class Decoder:
         rgb = torch.cat(pictures) if pictures else torch.empty(0, 3, height, width)
         return rearrange((rgb * 255).round().to(torch.uint8), "b c h w -> b h w c").cpu()
 
-    def told(self, tokens: Sequence[TokenizedImage]) -> Told:
+    def conditioning(self, tokens: Sequence[TokenizedImage]) -> Conditioning:
         """What the denoiser's conditions are made of."""
         condition = self.model.config.condition
         own = isinstance(condition, HeadsConfig) and condition.trunk is not None
         features = None if own else self.tokenizer.reconstruct(tokens)
         codes, real = self.tokenizer.code_vectors(tokens)
         pixels = None if features is None else self.tokenizer.pixels_in(features)
-        return Told(features, codes, real, pixels).each(lambda tensor: tensor.to(self.device))
+        return Conditioning(features, codes, real, pixels).each(lambda tensor: tensor.to(self.device))
 
     def _source(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
         """RGB pictures (B, 3, S, S) in [0, 1], and where they stay in maps (B, 1, H, W)."""
@@ -148,9 +148,7 @@ class Decoder:
         if not 0 < strength <= 1:
             raise ValueError(f"strength: {strength} asked for; above 0 to 1 fit")
         if strength < 1 and sources is None:
-            raise ValueError(
-                f"strength: {strength} asked for, but no source picture to start from; leave it away"
-            )
+            raise ValueError(f"strength: {strength} asked for, but no source picture to start from; omit it")
         # maps of cells beside the picture need whole cells
         cell = self.side // self.tokenizer.grid[0] if self.model.config.condition.channels else 1
         unit = math.lcm(cell, self.model.denoiser.shrink * self.model.denoiser.patch)
@@ -167,7 +165,7 @@ class Decoder:
 
 def sample(
     model: DiffusionDecoder,
-    told: Told,
+    conditioning: Conditioning,
     noise: Tensor,
     generators: Sequence[torch.Generator],
     *,
@@ -184,14 +182,14 @@ def sample(
     (B, 3, S, S) in [0, 1] and where they stay (B, 1, H, W). With a `strength` below 1 the last of the steps
     are taken, from what is known with noise on top: the source, or, about a prior, what stays of it.
     """
-    prior = model.prior(told, (noise.shape[-2], noise.shape[-1]))
+    prior = model.prior(conditioning, (noise.shape[-2], noise.shape[-1]))
     known, shown = None, None
     if source:
         known = model.encode(source[0], prior)
         shown = (known * source[1], source[1])
     branches = 1 if guidance == 1 else 2
     drop = torch.arange(branches, device=noise.device).repeat_interleave(len(noise)).bool()  # told, then not
-    repeated = told.each(lambda tensor: torch.cat([tensor] * branches))
+    repeated = conditioning.each(lambda tensor: torch.cat([tensor] * branches))
     conditions = model.condition(repeated, drop, (noise.shape[-2], noise.shape[-1]))
     start = shown[0] if shown and prior is not None else known  # no residual: what the new codes tell
     start = start if strength < 1 else None

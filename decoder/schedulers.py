@@ -55,7 +55,7 @@ def build_scheduler(name: str | None, noise: AnyNoise) -> Any:
 def _class_for(name: str | None, noise: AnyNoise) -> tuple[Any, dict[str, Any]]:
     """The class and its arguments, by its signature alone; ValueError as of `build_scheduler`."""
     if isinstance(noise, MeanFlowNoise):
-        raise ValueError(f"scheduler {name}: noise of kind meanflow is sampled without one; leave it away")
+        raise ValueError(f"scheduler {name}: noise of kind meanflow is sampled without one; omit it")
     if name is None:
         raise ValueError(f"scheduler: none is given; try {_some(noise)}")
     import diffusers.schedulers

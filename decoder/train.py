@@ -29,14 +29,14 @@ from pictish.tokenizer.selector import choose, draw_keep
 from pictish.training.average import Average
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.isolation import training
+from pictish.training.loss_guard import LossGuard
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw, muon
+from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 from pictish.training.resume import fingerprint_of
+from pictish.training.runtime import accelerator, keep_freed_memory, seeded
 from pictish.training.schedule import warmup_cosine
 from pictish.training.sharding import plain, prepare, shard, whole
-from pictish.training.share import ALONE, Share
-from pictish.training.watch import Watch
-from pictish.training.world import accelerator, keep_freed_memory, seeded
 
 VALIDATION_SEED = 7  # of noise and times, the same at each validation
 
@@ -59,15 +59,15 @@ def train(
     when asked to.
     """
     if fsdp and isinstance(config.model, DiffusionConfig) and isinstance(config.model.noise, MeanFlowNoise):
-        raise ValueError("--fsdp: noise of kind meanflow needs the weights whole; leave it away")
+        raise ValueError("--fsdp: noise of kind meanflow needs unsharded weights; omit it")
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
     tokenizer = Tokenizer.from_folder(config.tokenizer, accelerate.device)
     sides = tokenizer.image_size, _side(config, tokenizer)
     torch.manual_seed(config.seed)
     network = build(config, tokenizer).to(accelerate.device)  # first: it refuses what does not fit at once
-    share = Share.of(accelerate)
-    share.rows(config.batch_size)  # refused now where it cannot be shared out
+    process_group = ProcessGroup.of(accelerate)
+    process_group.rows(config.batch_size)  # refused now where it cannot be shared out
     main = accelerate.is_main_process
     with accelerate.main_process_first():  # it fills the cache, which the others then find
         training, validation = training_caches(config.data, max(sides), run, config.seed)
@@ -76,14 +76,14 @@ def train(
     optimizer = optimizer_of(network, config.learning_rate, config.weight_decay)
     names = [name for name, _ in network.named_parameters()]
     average = Average(network, config.objective.ema if isinstance(network, DiffusionDecoder) else 0.0)
-    watch = Watch(run, accelerate, anomaly_skip)
+    guard = LossGuard(run, accelerate, anomaly_skip)
     encoder = None
     if config.objective.perceptual:
         assert config.teacher is not None  # the config refuses it otherwise
         encoder = Encoder(config.teacher).at_all_levels().to(accelerate.device)
     with accelerate.main_process_first():  # it clears up after a killed save
         inputs = _inputs(tokenizer, network, encoder, training)
-        first = restore(run, network, optimizer, names, average, watch, inputs)
+        first = restore(run, network, optimizer, names, average, guard, inputs)
     model, optimizer = prepare(accelerate, network, optimizer)
     losses_of = partial(_losses, config=config, network=network, encoder=encoder)
     window: dict[str, list[Tensor]] = {}
@@ -93,21 +93,21 @@ def train(
     with MetricsLog(run, first, config.tensorboard, main=main) as metrics, stretch:
         for step in range(first, config.steps):
             generator = seeded(config.seed, step)
-            pictures = training.batch(step, config.batch_size, config.seed, share)
-            draw = partial(_draw, config=config, generator=generator, share=share)
+            pictures = training.batch(step, config.batch_size, config.seed, process_group)
+            draw = partial(_draw, config=config, generator=generator, process_group=process_group)
             batch = _batch(tokenizer, pictures, sides[1], draw)
             rate = warmup_cosine(step, peak=config.learning_rate, warmup=config.warmup, total=config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            watch.begin(network)
+            guard.begin(network)
             with accelerate.autocast():
-                losses = losses_of(model, batch, generator=generator, share=share)
+                losses = losses_of(model, batch, generator=generator, process_group=process_group)
             accelerate.backward(losses["loss"])
             norm = plain(accelerate.clip_grad_norm_(network.parameters(), config.clip_norm))
             done = step + 1
-            samples = partial(training.names, step, config.batch_size, config.seed, share)
+            samples = partial(training.names, step, config.batch_size, config.seed, process_group)
             loss = losses["loss"] * len(pictures)
-            good, stop = watch.judge(done, loss, len(pictures), {"gradient_norm": norm}, asked(), samples)
+            good, stop = guard.check(done, loss, len(pictures), {"gradient_norm": norm}, asked(), samples)
             if good:
                 optimizer.step()
                 average.update()
@@ -118,7 +118,7 @@ def train(
                 speed = len(window["loss"]) * config.batch_size / (time.monotonic() - since)
                 own = {name: torch.stack(values).double().mean() for name, values in window.items()}
                 means = {name: accelerate.reduce(value, "mean").item() for name, value in own.items()}
-                metrics.write(done, learning_rate=rate, pictures_per_second=speed, **watch.numbers(), **means)
+                metrics.write(done, learning_rate=rate, pictures_per_second=speed, **guard.numbers(), **means)
                 window, since = {}, time.monotonic()
             if done % config.validate_every == 0 or done == config.steps:
                 batches = _in_order(tokenizer, validation, sides[1], config.batch_size)
@@ -134,13 +134,13 @@ def train(
             stop = stop and done % config.log_every == 0
             if done % config.checkpoint_every == 0 or done == config.steps or stop:
                 tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names), **average.tensors()}
-                state = {"watch": watch.state(), "inputs": inputs}
+                state = {"watch": guard.state(), "inputs": inputs}
                 save_checkpoint(run, done, tensors, state, config.keep_checkpoints, accelerate)
             if progress is not None:
                 progress(done, config.steps)
             if stop and done < config.steps:
                 raise Stopped(
-                    f"interrupted; step {done} of {config.steps} is saved, the same command goes on there"
+                    f"interrupted; step {done} of {config.steps} is saved, the same command resumes there"
                 )
     with average.applied():
         finished = whole(network, skeleton, accelerate)
@@ -214,11 +214,11 @@ def _losses(
     config: TrainConfig,
     network: nn.Module,
     encoder: Encoder | None,
-    share: Share = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, Tensor]:
     """Scalars by name, `loss` among them; `model` is `network` as accelerate wrapped it."""
     if isinstance(network, DiffusionDecoder):
-        return diffusion_losses(model, network, encoder, batch, config.objective, generator, share)
+        return diffusion_losses(model, network, encoder, batch, config.objective, generator, process_group)
     return preview_losses(model, batch)
 
 
@@ -242,8 +242,17 @@ def _side(config: TrainConfig, tokenizer: Tokenizer) -> int:
     return tokenizer.network.pixel_side or tokenizer.image_size  # `build` refuses a tokenizer of no pixels
 
 
-def _draw(logits: Tensor, config: TrainConfig, generator: torch.Generator, share: Share) -> Tensor:
-    kept = draw_keep(logits, 0.1, generator, fixed_length=config.budgets, exploration=0.0, share=share)
+def _draw(
+    logits: Tensor, config: TrainConfig, generator: torch.Generator, process_group: ProcessGroup
+) -> Tensor:
+    kept = draw_keep(
+        logits,
+        0.1,
+        generator,
+        fixed_length=config.fixed_length_probability,
+        exploration=0.0,
+        process_group=process_group,
+    )
     return kept.keep
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pictish
 from pictish.io.model_folder import locate_model
-from pictish.lm.grammar import Line, legal_ids, one_image
+from pictish.lm.grammar import DecodingState, legal_ids, one_image
 from pictish.lm.vocabulary import text_ids, vocabulary_of
 
 
@@ -25,7 +25,7 @@ def main(prompt: str, out: str, model: str = "starter") -> None:
     language = AutoModelForCausalLM.from_pretrained(locate_model(model, "lm"), dtype=torch.float32)
     text = AutoTokenizer.from_pretrained(locate_model(model, "lm"))
     vocabulary, grid = vocabulary_of(text), pipe.tokenizer.grid
-    state = Line(vocabulary, one_image(math.prod(grid), cells=vocabulary.cells), inside=True)
+    state = DecodingState(vocabulary, one_image(math.prod(grid), cells=vocabulary.cells), inside=True)
     legal = legal_ids(vocabulary, language.config.vocab_size)
     ids, cache = torch.tensor([[*text_ids(text, prompt), vocabulary.begin]]), None
     while state.state is not None:
@@ -34,7 +34,7 @@ def main(prompt: str, out: str, model: str = "starter") -> None:
         logits = logits.masked_fill(~legal.of([state])[0], -torch.inf)
         ids = torch.multinomial(logits.softmax(dim=-1), 1)[None]  # (1, 1): only the new id is read next
         state.take(int(ids))
-    (image,) = state.pieces
+    (image,) = state.segments
     cells = None if image.cells is None else np.array(image.cells)
     origin = pipe.tokenizer.fingerprint, pipe.tokenizer.codebook_size
     tokens = pictish.TokenizedImage(np.array(image.codes), cells, grid, (512, 512), *origin)

@@ -1,10 +1,10 @@
-"""Generation: prompts in, pieces of text and pictures out, one id a step for all prompts together.
+"""Generation: prompts in, segments of text and pictures out, one id per step for all prompts together.
 
-    rows = Rows(model, branches)            a row a branch: the full prompt, and those that guidance needs
-    while any prompt goes on:
-        logits = guided(rows.logits)        a row a prompt
+    batch = DecodeBatch(model, branches)     one row per branch: the prompt, and those that guidance needs
+    while any prompt is unfinished:
+        logits = guided(batch.logits)        one row per prompt
         ids = draw(logits where legal)
-        rows.keep(...), rows.step(ids)      finished prompts leave; all branches of a prompt read the same id
+        batch.keep(...), batch.step(ids)     without finished prompts; a prompt's branches read the same id
 
 Guidance has two scales, as in InstructPix2Pix (arXiv 2211.09800), and concerns the ids of pictures only. What
 a prompt gets depends on the others of its batch by no more than the rounding of tensors of other shape.
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from pictish.lm.grammar import Line, Piece, Request, legal_ids
+from pictish.lm.grammar import DecodingState, GenerationConstraints, Segment, legal_ids
 from pictish.lm.sampling import NEVER, Sampling, draw, draw_together
 from pictish.lm.vocabulary import Vocabulary
 from pictish.training.isolation import inference
@@ -102,14 +102,14 @@ def generate(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
     prompts: Sequence[Prompt],
-    request: Request,
+    constraints: GenerationConstraints,
     *,
     sampling: Sampling = PLAIN,
     guidance: Guidance = UNGUIDED,
     generators: Sequence[torch.Generator] | torch.Generator | None = None,
     cache: CacheKind = "dynamic",
     progress: Progress | None = None,
-) -> list[list[Piece]]:
+) -> list[list[Segment]]:
     """What a transformers causal LM in eval mode says to each prompt: its pieces in order, one at least.
 
     Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it. From a
@@ -128,50 +128,52 @@ def generate(
         raise ValueError(f"{len(prompts)} prompts to sample for need as many generators, not {found}")
     if not prompts:
         return []
-    lines = [Line(vocabulary, request, prompt.inside) for prompt in prompts]
-    speakers = [
-        _Speaker(line, *_branches(prompt, guidance), generator)
-        for line, prompt, generator in zip(lines, prompts, generators, strict=True)
+    decodings = [DecodingState(vocabulary, constraints, prompt.inside) for prompt in prompts]
+    sequences = [
+        _ActiveSequence(decoding, *_branches(prompt, guidance), generator)
+        for decoding, prompt, generator in zip(decodings, prompts, generators, strict=True)
     ]
-    rows = Rows(model, [branch for s in speakers for branch in s.branches], request.max_new_tokens, cache)
-    legal = legal_ids(vocabulary, rows.logits.shape[1], request.strays, rows.logits.device)
-    codes = vocabulary.is_code(torch.arange(rows.logits.shape[1], device=rows.logits.device))
+    batch = DecodeBatch(
+        model, [branch for s in sequences for branch in s.branches], constraints.max_new_tokens, cache
+    )
+    legal = legal_ids(vocabulary, batch.logits.shape[1], constraints.ignored_ids, batch.logits.device)
+    codes = vocabulary.is_code(torch.arange(batch.logits.shape[1], device=batch.logits.device))
     for step in itertools.count(1):
-        logits = _guided(speakers, rows.logits, guidance, codes)
-        logits = logits.masked_fill(~legal.of([s.line for s in speakers]), NEVER)
+        logits = _guided(sequences, batch.logits, guidance, codes)
+        logits = logits.masked_fill(~legal.of([s.decoding for s in sequences]), NEVER)
         if not logits.amax(dim=1).isfinite().all():
-            if rows.logits.amax(dim=1).isfinite().all():
+            if batch.logits.amax(dim=1).isfinite().all():
                 raise ValueError(
                     f"guidance scales {guidance.text_scale} and {guidance.image_scale}: guided logits are "
                     "not finite numbers; smaller scales would fit"
                 )
             raise ValueError("the model's logits are not finite numbers; its weights may have diverged")
         if shared is None:
-            ids = draw(logits, sampling, [s.generator for s in speakers]).tolist()
+            ids = draw(logits, sampling, [s.generator for s in sequences]).tolist()
         else:  # those that are done draw too
-            places = [lines.index(s.line) for s in speakers]
-            ids = draw_together(logits, sampling, shared, places, len(lines)).tolist()
-        for speaker, token in zip(speakers, ids, strict=True):
-            speaker.line.take(token)
+            places = [decodings.index(s.decoding) for s in sequences]
+            ids = draw_together(logits, sampling, shared, places, len(decodings)).tolist()
+        for sequence, token in zip(sequences, ids, strict=True):
+            sequence.decoding.take(token)
         if progress is not None:
-            progress(step, request.max_new_tokens)
+            progress(step, constraints.max_new_tokens)
         # finished prompts leave with all their rows; the others read on
-        owners = [s.line for s in speakers for _ in s.branches]  # R
-        kept = [row for row, line in enumerate(owners) if line.state is not None]
-        speakers = [s for s in speakers if s.line.state is not None]
-        if not speakers:
-            return [line.pieces for line in lines]
+        owners = [s.decoding for s in sequences for _ in s.branches]  # R
+        kept = [row for row, decoding in enumerate(owners) if decoding.state is not None]
+        sequences = [s for s in sequences if s.decoding.state is not None]
+        if not sequences:
+            return [decoding.segments for decoding in decodings]
         if len(kept) < len(owners):
-            rows.keep(kept)
-        rows.step([owners[row].latest for row in kept])
+            batch.keep(kept)
+        batch.step([owners[row].latest for row in kept])
     raise AssertionError("every prompt ends")
 
 
 @dataclass(frozen=True, eq=False)
-class _Speaker:
-    """A prompt that goes on: what it has got, its rows in the batch, and what each of them weighs."""
+class _ActiveSequence:
+    """An unfinished sequence: its decoding state, its guidance branches, and their weights."""
 
-    line: Line
+    decoding: DecodingState
     branches: list[Tensor]
     weights: list[float]
     generator: torch.Generator
@@ -196,19 +198,21 @@ def _branches(prompt: Prompt, guidance: Guidance) -> tuple[list[Tensor], list[fl
     return [prompt.full, *(branch for branch, _ in others)], [text, *(weight for _, weight in others)]
 
 
-def _guided(speakers: Sequence[_Speaker], logits: Tensor, guidance: Guidance, codes: Tensor) -> Tensor:
+def _guided(
+    sequences: Sequence[_ActiveSequence], logits: Tensor, guidance: Guidance, codes: Tensor
+) -> Tensor:
     """Logits (P, V) from those of all branches (R, V): text as the full prompt says, codes by weight.
 
     LaVIT weighs log-softmax values; they differ by a constant a row, which no draw notices. Standard
     deviations are those of the ids that `codes` (V,) marks.
     """
     chosen = []
-    for speaker, own in zip(speakers, logits.split([len(s.branches) for s in speakers]), strict=True):
+    for sequence, own in zip(sequences, logits.split([len(s.branches) for s in sequences]), strict=True):
         mixed = own[0]
-        if speaker.line.inside and len(own) > 1:
-            weights = own.new_tensor(speaker.weights)
+        if sequence.decoding.inside and len(own) > 1:
+            weights = own.new_tensor(sequence.weights)
             if guidance.ramp:  # full + strength (guided - full); scales rise alike, so weights do
-                strength = guidance.strength(speaker.line.progress)
+                strength = guidance.strength(sequence.decoding.progress)
                 weights = strength * weights
                 weights[0] += 1 - strength
             mixed = (own * weights[:, None]).sum(dim=0)
@@ -219,8 +223,8 @@ def _guided(speakers: Sequence[_Speaker], logits: Tensor, guidance: Guidance, co
     return torch.stack(chosen)
 
 
-class Rows:
-    """The batch as the model sees it: cache, mask and positions, and `logits` (R, V) of what comes next.
+class DecodeBatch:
+    """The batch that the model decodes: cache, mask and positions, and `logits` (R, V) of what comes next.
 
     All that is particular to transformers' caches is here. Rows are padded on the left, so that they grow
     together; each counts its positions from its own first token.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pictish.lm.autoregressive import Progress, Rows
-from pictish.lm.config import WritingConfig
+from pictish.lm.autoregressive import DecodeBatch, Progress
+from pictish.lm.config import BeamSearchConfig
 from pictish.lm.sampling import NEVER
 from pictish.lm.vocabulary import Vocabulary
 from pictish.training.isolation import inference
@@ -26,13 +26,13 @@ FAR = -1e9  # score of a beam that is not there yet: at first all would be the s
 class _Ended:
     """The best texts of one prompt that have ended, at most as many as beams."""
 
-    settings: WritingConfig
+    settings: BeamSearchConfig
     texts: list[tuple[float, list[int]]] = field(default_factory=list)
 
     def add(self, ids: list[int], total: float) -> None:
         """Enter a text whose ids have this log-probability together, if it is among the best."""
         score = total / (1 + len(ids)) ** self.settings.length_penalty
-        if len(self.texts) == self.settings.beams:
+        if len(self.texts) == self.settings.num_beams:
             worst = min(self.texts, key=lambda text: text[0])
             if score <= worst[0]:
                 return
@@ -41,23 +41,23 @@ class _Ended:
 
     def done(self, best: float, length: int) -> bool:
         """Whether no beam can be better any more; `best` is the score of one of `length` ids."""
-        if len(self.texts) < self.settings.beams:
+        if len(self.texts) < self.settings.num_beams:
             return False
-        if self.settings.early or self.settings.beams == 1:
+        if self.settings.early_stopping or self.settings.num_beams == 1:
             return True
         return min(score for score, _ in self.texts) >= best / (1 + length) ** self.settings.length_penalty
 
 
 @inference
-def write(
+def beam_search(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
     prompts: Sequence[Tensor],
-    settings: WritingConfig,
+    settings: BeamSearchConfig,
     *,
     progress: Progress | None = None,
 ) -> list[list[int]]:
-    """Text ids, without EOS, that follow each of `prompts` (L, D); at least `settings.least`.
+    """Text ids, without EOS, that follow each of `prompts` (L, D); at least `settings.min_new_tokens`.
 
     Any id below the pictures' may be among them. `progress` and ValueError as `generate`, and ValueError for
     a model without EOS.
@@ -67,19 +67,19 @@ def write(
         raise ValueError("the text tokenizer has no end-of-text token; beam search needs one")
     if not prompts:
         return []
-    beams = settings.beams
+    beams = settings.num_beams
     ended = [_Ended(settings) for _ in prompts]
     going = list(range(len(prompts)))  # P
     written: list[list[int]] = [[] for _ in range(len(prompts) * beams)]  # of P x B rows
-    rows = Rows(model, prompts, settings.most, "dynamic")
-    rows.keep([place for place in going for _ in range(beams)])
-    scores = torch.tensor([[0.0] + [FAR] * (beams - 1)] * len(going), device=rows.logits.device)  # (P, B)
-    for length in range(1, settings.most + 1):
-        chances = rows.logits.log_softmax(dim=-1)  # (P x B, V)
+    batch = DecodeBatch(model, prompts, settings.max_new_tokens, "dynamic")
+    batch.keep([place for place in going for _ in range(beams)])
+    scores = torch.tensor([[0.0] + [FAR] * (beams - 1)] * len(going), device=batch.logits.device)  # (P, B)
+    for length in range(1, settings.max_new_tokens + 1):
+        chances = batch.logits.log_softmax(dim=-1)  # (P x B, V)
         if not chances.amax(dim=1).isfinite().all():
             raise ValueError("the model's logits are not finite numbers; its weights may have diverged")
         chances[:, vocabulary.text :] = NEVER
-        if length <= settings.least:
+        if length <= settings.min_new_tokens:
             chances[:, eos] = NEVER
         totals = (chances + scores.flatten()[:, None]).view(len(going), -1)  # (P, B x V)
         best = totals.topk(2 * beams, dim=1)
@@ -96,11 +96,11 @@ def write(
             break
         written = [[*written[row], token] for row, token, _ in chosen]
         scores = torch.tensor([total for *_, total in chosen], device=scores.device).view(-1, beams)
-        if length < settings.most:
-            rows.keep([row for row, *_ in chosen])
-            rows.step([token for _, token, _ in chosen])
+        if length < settings.max_new_tokens:
+            batch.keep([row for row, *_ in chosen])
+            batch.step([token for _, token, _ in chosen])
         if progress is not None:
-            progress(length, settings.most)
+            progress(length, settings.max_new_tokens)
     for place, prompt in enumerate(going):
         for beam in range(beams):
             ended[prompt].add(written[place * beams + beam], scores[place, beam].item())
@@ -121,7 +121,7 @@ def _extend(
     Those that end are entered in `ended`, if they are among as many best as there are beams.
     """
     found: list[tuple[int, int, float]] = []
-    beams = ended.settings.beams
+    beams = ended.settings.num_beams
     for rank, (total, place) in enumerate(candidates):
         row, token = first + place // width, place % width
         if token != eos:

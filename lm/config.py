@@ -1,6 +1,6 @@
 """What a language model is and how it is trained, as typed settings."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,10 +12,12 @@ from pictish.training.schedule import check_warmup
 class NewModel(Config):
     """A transformers causal LM with random weights, and a byte-level BPE trained on the data."""
 
+    renamed: ClassVar = {"pieces": "vocab_size"}
+
     kind: Literal["new"] = "new"
     architecture: str = Field("llama", description="transformers' `model_type`: llama, qwen3, gpt2, ...")
     settings: dict[str, Any] = Field(description="of transformers' config class, such as hidden_size")
-    pieces: int = Field(2048, gt=256, description="size of the text vocabulary, 256 of it bytes")
+    vocab_size: int = Field(2048, gt=256, description="size of the text vocabulary, 256 of it bytes")
 
 
 class PretrainedModel(Config):
@@ -39,8 +41,10 @@ class LanguageModelConfig(Config):
     )
 
 
-class DrawingConfig(Config):
+class ImageGenerationConfig(Config):
     """How tokens of pictures are drawn unless the user says otherwise."""
+
+    renamed: ClassVar = {"strays": "ignored_ids"}
 
     guidance: float = Field(
         2.0, ge=-100, le=100, description="how strictly words are followed; 1 adds nothing"
@@ -63,35 +67,46 @@ class DrawingConfig(Config):
     min_p: float | None = Field(None, ge=0, le=1)
     min_tokens: int = Field(1, gt=0)
     max_tokens: int | None = Field(None, gt=0, description="none: as many as a picture may have")
-    strays: tuple[int, ...] = Field(
+    ignored_ids: tuple[int, ...] = Field(
         (), description="ids that may come between codes and are then left out, as LaVIT's"
     )
 
 
-class WritingConfig(Config):
+class BeamSearchConfig(Config):
     """How a text about a picture is written, by beam search, and where it is cut."""
 
-    beams: int = Field(gt=0, description="1 takes the likeliest id each time")
-    least: int = Field(ge=0, description="ids before a text may end")
-    most: int = Field(gt=0)
+    renamed: ClassVar = {
+        "beams": "num_beams",
+        "least": "min_new_tokens",
+        "most": "max_new_tokens",
+        "early": "early_stopping",
+        "cuts": "stop_strings",
+        "lower": "lowercase",
+    }
+
+    num_beams: int = Field(gt=0, description="1 takes the likeliest id each time")
+    min_new_tokens: int = Field(ge=0, description="ids before a text may end")
+    max_new_tokens: int = Field(gt=0)
     length_penalty: float = Field(1.0, description="scores are divided by length to this power")
-    early: bool = Field(False, description="stop at as many ended texts as beams")
-    cuts: tuple[str, ...] = Field((), description="a text ends before the first of these")
-    lower: bool = Field(False, description="whether the text is made lower case")
+    early_stopping: bool = Field(False, description="stop at as many ended texts as beams")
+    stop_strings: tuple[str, ...] = Field((), description="a text ends before the first of these")
+    lowercase: bool = Field(False, description="whether the text is made lower case")
 
     @model_validator(mode="after")
-    def _fits(self) -> "WritingConfig":
-        if self.least > self.most:
-            raise ValueError(f"least {self.least} is above most {self.most}")
+    def _fits(self) -> "BeamSearchConfig":
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}"
+            )
         return self
 
 
 class DefaultsConfig(Config):
     """What a model does unless the user says otherwise."""
 
-    drawing: DrawingConfig = DrawingConfig()
-    caption: WritingConfig | None = Field(None, description="none: the likeliest id each time, not cut")
-    answer: WritingConfig | None = None
+    drawing: ImageGenerationConfig = ImageGenerationConfig()
+    caption: BeamSearchConfig | None = Field(None, description="none: the likeliest id each time, not cut")
+    answer: BeamSearchConfig | None = None
     continuous: bool = Field(False, description="whether pictures to be described enter as features")
 
 
@@ -130,6 +145,8 @@ class SourceConfig(Config):
 class DataConfig(Config):
     """What is read, in which rows."""
 
+    renamed: ClassVar = {"accumulate": "gradient_accumulation_steps"}
+
     train: dict[str, SourceConfig]
     validation: dict[str, SourceConfig] = Field({}, description="sources of documents to measure on")
     length: int = Field(512, gt=8, description="tokens a row")
@@ -137,7 +154,7 @@ class DataConfig(Config):
     lanes: int = Field(
         4, gt=0, description="streams that a step takes its rows from; as many processes as divide it fit"
     )
-    accumulate: int = Field(1, gt=0, description="forwards a step and process")
+    gradient_accumulation_steps: int = Field(1, gt=0, description="forwards a step and process")
     read_ahead: bool = Field(True, description="read and tokenize in a thread while the model computes")
     strict: bool = Field(False, description="stop at the first damaged sample")
 
@@ -233,7 +250,7 @@ class TrainConfig(Config):
     def _consistent(self) -> "TrainConfig":
         if not self.stages:
             raise ValueError("stages: one or more are needed, none was given")
-        for name in ("lanes", "accumulate"):
+        for name in ("lanes", "gradient_accumulation_steps"):
             if self.data.rows % (count := getattr(self.data, name)):
                 raise ValueError(f"data.rows {self.data.rows} is no multiple of data.{name}, {count}")
         for name, source in {**self.data.train, **self.data.validation}.items():

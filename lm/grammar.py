@@ -1,4 +1,4 @@
-"""Which ids are legal next: the state machine of generation, one `Line` a prompt.
+"""Which ids are legal next: the state machine of constrained decoding, one `DecodingState` per prompt.
 
     outside a picture    text ids, EOS, and [IMG] while a picture is allowed and has room
     before anything      the same without EOS; with room for one id only those that show
@@ -8,8 +8,8 @@ Where the vocabulary has skips, a code takes the next cell of the grid, a skip p
 says, and behind the last cell only [/IMG] is legal. A code follows each skip; a skip is legal while the cells
 and ids that it leaves suffice for the codes that are still to come, one at least.
 
-A model that was made so may say other ids between codes: these `strays` count as codes do, but are left out
-of what is drawn, and one true code there is at least.
+A model may emit other ids between codes: these `ignored_ids` count as codes do, but are dropped from the
+picture, which has at least one true code.
 
 `max_new_tokens` holds to the id, markers and EOS counted: a picture begins only where its shortest form still
 fits, and its end is forced while there is room for it. So every picture ends, and none is empty; nor is an
@@ -29,7 +29,7 @@ from pictish.lm.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationConstraints:
     """What may be generated, and how much; ValueError for limits that contradict each other.
 
     Text only: `Request(100)`. Text and up to three pictures: `Request(500, max_images=3, max_codes=64)`.
@@ -41,7 +41,7 @@ class Request:
     max_images: int = 0
     min_codes: int = 1
     max_codes: int = 256
-    strays: tuple[int, ...] = ()
+    ignored_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_images < 0 or not (self.text or self.max_images):
@@ -54,30 +54,30 @@ class Request:
 
 
 def one_image(
-    max_codes: int, min_codes: int = 1, strays: tuple[int, ...] = (), *, cells: int | None = None
-) -> Request:
-    """The request for exactly one picture and nothing else; `cells` as in the vocabulary."""
+    max_codes: int, min_codes: int = 1, ignored_ids: tuple[int, ...] = (), *, cells: int | None = None
+) -> GenerationConstraints:
+    """The constraints for exactly one picture and nothing else; `cells` as in the vocabulary."""
     # every code takes a cell and every skip passes one: there are never more ids than cells
     inner = max_codes if cells is None else min(2 * max_codes, cells)
-    return Request(inner + 2, False, 1, min_codes, max_codes, strays)
+    return GenerationConstraints(inner + 2, False, 1, min_codes, max_codes, ignored_ids)
 
 
 @dataclass(frozen=True)
-class TextPiece:
+class TextSegment:
     """Text ids without EOS, at least one."""
 
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class ImagePiece:
+class ImageSegment:
     """A picture's codes without any offset, at least one, and their cells where the vocabulary has skips."""
 
     codes: tuple[int, ...]
     cells: tuple[int, ...] | None = None
 
 
-Piece = TextPiece | ImagePiece
+Segment = TextSegment | ImageSegment
 
 
 class State(IntEnum):
@@ -102,19 +102,19 @@ class Legal:
     table: Tensor  # (states, V) bool; no skip is in it
     passed: Tensor | None  # (V,) cells that an id passes over, too many if it is no skip; None: no skips
 
-    def of(self, lines: "Sequence[Line]") -> Tensor:
+    def of(self, decodings: "Sequence[DecodingState]") -> Tensor:
         """For lines that go on: bool (P, V)."""
-        legal = self.table[[line.state for line in lines]]
+        legal = self.table[[decoding.state for decoding in decodings]]
         if self.passed is None:
             return legal
-        longest = torch.tensor([line.longest_skip for line in lines], device=legal.device)
+        longest = torch.tensor([decoding.longest_skip for decoding in decodings], device=legal.device)
         return legal | (self.passed <= longest[:, None])
 
 
 def legal_ids(
     vocabulary: Vocabulary,
     width: int,
-    strays: tuple[int, ...] = (),
+    ignored_ids: tuple[int, ...] = (),
     device: torch.device | str = "cpu",
 ) -> Legal:
     """The legal ids of a model of `width` ids; ValueError for too few."""
@@ -133,7 +133,7 @@ def legal_ids(
     table[State.VISIBLE], table[State.FIRST], table[State.FIRST_OR_BEGIN] = visible, first, first | begin
     table[State.TEXT], table[State.TEXT_OR_BEGIN], table[State.BEGIN] = text, text | begin, begin
     table[State.TRUE_CODE], table[State.END] = code.clone(), end
-    code[list(strays)] = True
+    code[list(ignored_ids)] = True
     table[State.CODE], table[State.CODE_OR_END] = code, code | end
     passed = None
     if vocabulary.cells is not None:
@@ -144,49 +144,51 @@ def legal_ids(
     return Legal(table.to(device), passed)
 
 
-class Line:
-    """What one prompt has got so far, and what may follow."""
+class DecodingState:
+    """What has been decoded for one prompt, and what may follow."""
 
-    def __init__(self, vocabulary: Vocabulary, request: Request, inside: bool):
+    def __init__(self, vocabulary: Vocabulary, constraints: GenerationConstraints, inside: bool):
         self.vocabulary = vocabulary
-        self.request = request
+        self.constraints = constraints
         self.inside = inside
-        self.pieces: list[Piece] = []
+        self.segments: list[Segment] = []
         self.current: list[int] = []  # ids of the piece being written
-        self.count = 0  # of codes and strays of the picture being written
+        self.count = 0  # of codes and ignored ids of the picture being written
         self.cell = 0  # that its next code lies on, if the vocabulary has skips
         self.skipped = False  # whether the id taken last is a skip
         self.latest = -1  # the id taken last
-        self.left = request.max_new_tokens
-        self.images_left = request.max_images - inside
+        self.left = constraints.max_new_tokens
+        self.images_left = constraints.max_images - inside
         self.shown = False  # whether anything visible is there, text or a picture
         self.ended = False
         if self.images_left < 0:
-            raise ValueError("the prompt ends with [IMG], but the request allows no image")
-        if inside and self.left < request.min_codes + 1:
-            raise ValueError(f"an image of {request.min_codes} codes does not fit max_new_tokens {self.left}")
-        if vocabulary.cells is not None and request.max_images:
-            if request.min_codes > vocabulary.cells:
+            raise ValueError("the prompt ends with [IMG], but the constraints allow no image")
+        if inside and self.left < constraints.min_codes + 1:
+            raise ValueError(
+                f"an image of {constraints.min_codes} codes does not fit max_new_tokens {self.left}"
+            )
+        if vocabulary.cells is not None and constraints.max_images:
+            if constraints.min_codes > vocabulary.cells:
                 raise ValueError(
-                    f"min_codes {request.min_codes} asked for; a picture has {vocabulary.cells} cells"
+                    f"min_codes {constraints.min_codes} asked for; a picture has {vocabulary.cells} cells"
                 )
-            if request.strays:
-                raise ValueError("strays are for models without skips; strays=() would fit")
+            if constraints.ignored_ids:
+                raise ValueError("ignored_ids are for models without skips; use ignored_ids=()")
 
     @property
     def state(self) -> State | None:
         """What may come next; None: nothing, the line is done."""
-        request = self.request
+        constraints = self.constraints
         if self.inside:
-            full = self.count == request.max_codes or self.cell == self.vocabulary.cells
+            full = self.count == constraints.max_codes or self.cell == self.vocabulary.cells
             if full or self.left == 1:
                 return State.END
-            if not self.current and (self.count == request.max_codes - 1 or self.left == 2):
+            if not self.current and (self.count == constraints.max_codes - 1 or self.left == 2):
                 return State.TRUE_CODE
-            short = self.count < request.min_codes or not self.current or self.skipped
+            short = self.count < constraints.min_codes or not self.current or self.skipped
             return State.CODE if short else State.CODE_OR_END
-        speak = request.text and self.left > 0 and not self.ended
-        begin = self.images_left > 0 and self.left >= request.min_codes + 2 and not self.ended
+        speak = constraints.text and self.left > 0 and not self.ended
+        begin = self.images_left > 0 and self.left >= constraints.min_codes + 2 and not self.ended
         if speak and not self.shown:
             if begin:
                 return State.FIRST_OR_BEGIN
@@ -198,10 +200,10 @@ class Line:
     @property
     def longest_skip(self) -> int:
         """How many cells the next id may pass over at most; 0: it may be no skip."""
-        cells, request = self.vocabulary.cells, self.request
-        if cells is None or not self.inside or self.skipped or self.count == request.max_codes:
+        cells, constraints = self.vocabulary.cells, self.constraints
+        if cells is None or not self.inside or self.skipped or self.count == constraints.max_codes:
             return 0
-        to_come = max(1, request.min_codes - self.count)  # codes behind the skip, at least
+        to_come = max(1, constraints.min_codes - self.count)  # codes behind the skip, at least
         return max(0, cells - self.cell - to_come) if self.left >= to_come + 2 else 0
 
     @property
@@ -209,7 +211,7 @@ class Line:
         """Fraction done of the picture being written: cells passed, or codes where there are no cells."""
         if self.vocabulary.skips:
             return self.cell / (self.vocabulary.skips + 1)
-        return self.count / self.request.max_codes
+        return self.count / self.constraints.max_codes
 
     def take(self, token: int) -> None:
         """Append one legal id."""
@@ -224,7 +226,7 @@ class Line:
             whole = np.array([self.vocabulary.begin, *self.current, self.vocabulary.end])
             codes, cells = picture_of(whole, self.vocabulary)
             places = None if cells is None else tuple(cells.tolist())
-            self.pieces.append(ImagePiece(tuple(codes.tolist()), places))
+            self.segments.append(ImageSegment(tuple(codes.tolist()), places))
             self.inside, self.shown, self.current = False, True, []
         elif token == self.vocabulary.eos:
             self.ended = True
@@ -235,7 +237,7 @@ class Line:
             self._finish_text()
 
     def _take_inside(self, token: int) -> None:
-        if token not in self.request.strays:
+        if token not in self.constraints.ignored_ids:
             self.current.append(token)
         skips = self.vocabulary.ranges["skips"]
         self.skipped = self.vocabulary.cells is not None and skips.first <= token < skips.first + skips.count
@@ -246,5 +248,5 @@ class Line:
 
     def _finish_text(self) -> None:
         if self.current:
-            self.pieces.append(TextPiece(tuple(self.current)))
+            self.segments.append(TextSegment(tuple(self.current)))
             self.current = []

@@ -16,7 +16,7 @@ from pictish.data.importing import Meta, Part, Piece, Shape, Source
 from pictish.io.files import one_line, write_atomic
 from pictish.io.model_folder import CONFIG, SHARDS, WEIGHTS
 from pictish.io.plain_yaml import to_yaml
-from pictish.lm.config import DefaultsConfig, DrawingConfig, WritingConfig
+from pictish.lm.config import BeamSearchConfig, DefaultsConfig, ImageGenerationConfig
 from pictish.lm.model import PROJECTOR, FolderConfig, ImageTokens
 from pictish.lm.sentencepiece import Piece as TextPiece
 from pictish.lm.sentencepiece import picture_tokenizer, read_pieces
@@ -28,7 +28,7 @@ RECOMPUTED = "rotary_emb.inv_freq"  # in old files; transformers makes it anew
 
 # The released code's own settings: text to image, several pictures in a prompt, captions, VQA.
 DEFAULTS = DefaultsConfig(
-    drawing=DrawingConfig(
+    drawing=ImageGenerationConfig(
         guidance=4.0,
         among_pictures=5.0,
         image_guidance=5.0,  # as `among_pictures`: one scale from nothing to all that was said
@@ -37,22 +37,24 @@ DEFAULTS = DefaultsConfig(
         min_tokens=20,
         max_tokens=200,
     ),
-    caption=WritingConfig(beams=2, least=8, most=36, cuts=(".",)),
-    answer=WritingConfig(
-        beams=5,
-        least=2,
-        most=10,
+    caption=BeamSearchConfig(num_beams=2, min_new_tokens=8, max_new_tokens=36, stop_strings=(".",)),
+    answer=BeamSearchConfig(
+        num_beams=5,
+        min_new_tokens=2,
+        max_new_tokens=10,
         length_penalty=0.0,
-        early=True,
-        cuts=("\n", "question:", "Long answer:", ",", "."),
-        lower=True,
+        early_stopping=True,
+        stop_strings=("\n", "question:", "Long answer:", ",", "."),
+        lowercase=True,
     ),
     continuous=True,
 )
 
 
-def plan_language(source: Source, *, codes: int, most: int, features: int, override: str) -> Part | None:
-    """The language model's folder, for a tokenizer of `codes` that gives a picture at most `most` tokens.
+def plan_language(
+    source: Source, *, codes: int, max_tokens: int, features: int, override: str
+) -> Part | None:
+    """The language model's folder, for a tokenizer of `codes` codes and at most `max_tokens` tokens.
 
     Its projector reads rows of `features` channels; it lies in the file `override`, and without that file
     there is none. None where something is wrong, which is noted in `source`.
@@ -77,7 +79,9 @@ def plan_language(source: Source, *, codes: int, most: int, features: int, overr
         return None
     if projector:
         weights[PROJECTOR] = projector
-    return Part("lm", weights, partial(_finish, config, pieces, ImageTokens("0" * 12, codes, most, features)))
+    return Part(
+        "lm", weights, partial(_finish, config, pieces, ImageTokens("0" * 12, codes, max_tokens, features))
+    )
 
 
 def _config(source: Source) -> LlamaConfig | None:
@@ -222,9 +226,9 @@ def _finish(
         index: dict[str, Any] = {"metadata": {"total_size": total, "sha256": digests}, "weight_map": placed}
         write_atomic(folder / SHARDS, json.dumps(index, indent=1, sort_keys=True).encode())
     # suppressed were ids 3 to 31999 alone: the control pieces and the image's start stayed possible
-    drawing = DEFAULTS.drawing.model_copy(update={"strays": (0, 1, 2, len(pieces))})
+    drawing = DEFAULTS.drawing.model_copy(update={"ignored_ids": (0, 1, 2, len(pieces))})
     stored = FolderConfig(
-        image_tokens=ImageTokens(tokenizer, tokens.codes, tokens.most, tokens.features),
+        image_tokens=ImageTokens(tokenizer, tokens.codes, tokens.max_tokens, tokens.features),
         projector="linear" if (folder / PROJECTOR).is_file() else False,
         defaults=DEFAULTS.model_copy(update={"drawing": drawing}),
     )

@@ -10,14 +10,14 @@ import contextlib
 import copy
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -63,9 +63,17 @@ class ImageTokens:
 
     fingerprint: str  # 12 hex digits
     codes: int
-    most: int  # tokens of one picture
+    max_tokens: int  # of one image
     features: int  # channels of the merger's rows
     cells: int | None = None  # of the grid, which codes are written with; None: in their order only
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_former_names(cls, raw: Any) -> Any:
+        """`max_tokens` was `most` in earlier model folders."""
+        if isinstance(raw, Mapping) and "most" in raw and "max_tokens" not in raw:
+            return {"max_tokens" if key == "most" else key: value for key, value in raw.items()}
+        return raw
 
 
 class FolderConfig(Config):

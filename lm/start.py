@@ -31,7 +31,7 @@ def starting_model(
     if isinstance(base, NewModel):
         folder = run / "text_tokenizer"
         if not folder.is_dir():
-            trained = train_text_tokenizer(_texts(config, run), base.pieces)
+            trained = train_text_tokenizer(_texts(config, run), base.vocab_size)
             with whole_folder(folder, False, lambda name: False) as temp:
                 trained.save_pretrained(temp)
         text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)

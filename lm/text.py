@@ -17,19 +17,21 @@ def decode_text(
     return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
-def train_text_tokenizer(texts: Iterable[str], pieces: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `pieces` strings, EOS and PAD among them; any text can be written with it.
+def train_text_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `vocab_size` strings, EOS and PAD among them; any text can be written with it.
 
     The same texts give the same tokenizer, in whatever order they come. Raises ValueError for too few pieces.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if pieces < len(alphabet) + 2:
-        raise ValueError(f"{pieces} pieces were asked for; bytes and markers alone are {len(alphabet) + 2}")
+    if vocab_size < len(alphabet) + 2:
+        raise ValueError(
+            f"{vocab_size} pieces were asked for; bytes and markers alone are {len(alphabet) + 2}"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=pieces, special_tokens=[EOS, PAD], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=[EOS, PAD], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(sorted(texts), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)

@@ -35,7 +35,6 @@ from pictish.lm.trainable import layer_matrices, trainable, trained_by, vocabula
 from pictish.lm.validation import validate, validation_documents
 from pictish.lm.vocabulary import text_ids
 from pictish.lm.window import Window
-from pictish.training.ahead import Ahead
 from pictish.training.average import Average
 from pictish.training.checkpoint import (
     latest_checkpoint,
@@ -46,17 +45,18 @@ from pictish.training.checkpoint import (
     save_checkpoint,
 )
 from pictish.training.isolation import training
+from pictish.training.loss_guard import LossGuard
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw, muon
+from pictish.training.prefetch import Prefetcher
 from pictish.training.resume import check_inputs, fingerprint_of
+from pictish.training.runtime import accelerator, keep_freed_memory, seeded
 from pictish.training.schedule import warmup_cosine
 from pictish.training.sharding import plain, prepare, shard, whole
-from pictish.training.watch import Watch
-from pictish.training.world import accelerator, keep_freed_memory, seeded
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 4  # steps read and packed before they are needed
+PREFETCH_DEPTH = 4  # steps read and packed before they are needed
 Show = Callable[[UnifiedModel, int], None]  # draws sample pictures of the model as it is at a step
 
 
@@ -113,8 +113,8 @@ def train(
     average = Average(model, config.ema, trained_by(model, every_stage) if config.ema else ())
     if begun.step:
         average.load(begun.moments)
-    watch = Watch(run, accelerate, anomaly_skip)
-    watch.load(begun.watch)
+    guard = LossGuard(run, accelerate, anomaly_skip)
+    guard.load(begun.guard)
     if show is not None and begun.step < total:
         with average.applied():
             shown = whole(model, skeleton, accelerate)
@@ -154,13 +154,15 @@ def train(
                 steps = zip(
                     *(batches(stage_maker.documents(s), *each) for s in streams.values()), strict=True
                 )
-                ahead = during.enter_context(Ahead(steps, AHEAD if config.data.read_ahead else 0))
+                prefetcher = during.enter_context(
+                    Prefetcher(steps, PREFETCH_DEPTH if config.data.read_ahead else 0)
+                )
                 during.enter_context(in_units(f"stretch of {config.log_every} steps"))
                 window = Window()
                 if not resumed:
-                    watch.forget()
+                    guard.forget()
                 for step in range(max(first, begun.step), last):
-                    parts, waited = ahead.next()  # rows and place of each of this process's lanes
+                    parts, waited = prefetcher.next()  # rows and place of each of this process's lanes
                     seed = seeded(config.seed, step).initial_seed() * config.data.lanes % 2**63
                     if rank := accelerate.process_index:  # else its dropout would be that of the first
                         torch.manual_seed((seed + rank) % 2**63)
@@ -183,12 +185,12 @@ def train(
                             for lane, (rows, _) in zip(streams, parts, strict=True)
                         ]
                     )
-                    watch.begin(model)
+                    guard.begin(model)
                     losses = backward(accelerate, wrapped, objective, packed, config)
                     norm = plain(accelerate.clip_grad_norm_(model.parameters(), config.clip_norm))
                     done = step + 1
                     found = losses.total, losses.counts.sum(), {"gradient_norm": norm}
-                    good, stop = watch.judge(done, *found, asked(), partial(_samples, parts))
+                    good, stop = guard.check(done, *found, asked(), partial(_samples, parts))
                     if good:
                         optimizer.step()
                         average.update()
@@ -198,7 +200,7 @@ def train(
                     saving = done % config.checkpoint_every == 0 or done == last or stop
                     # a window never reaches over a checkpoint
                     if window.steps and (done % config.log_every == 0 or saving):
-                        numbers = {**watch.numbers(), **window.numbers(accelerate)}
+                        numbers = {**guard.numbers(), **window.numbers(accelerate)}
                         metrics.write(done, learning_rate=rate, **numbers)
                     if validation and (done % config.validate_every == 0 or done == total):
                         with average.applied():
@@ -221,7 +223,7 @@ def train(
                             "places": [reached[lane] for lane in range(config.data.lanes)],
                             "skipped": report.skipped,
                             "image_tokens": vars(image_tokens),
-                            "watch": watch.state(),
+                            "watch": guard.state(),
                             "inputs": inputs,
                         }
                         tensors = {**model.state_dict(), **optimizer_tensors(optimizer, names)}
@@ -231,7 +233,7 @@ def train(
                         progress(done, total)
                     if stop and done < total:
                         raise Stopped(
-                            f"interrupted; step {done} of {total} is saved, the same command goes on there"
+                            f"interrupted; step {done} of {total} is saved, the same command resumes there"
                         )
     with average.applied():
         finished = whole(model, skeleton, accelerate, "cpu")
@@ -251,7 +253,7 @@ def backward(
     """Add the gradient of the mean over the learned tokens of all processes; returns this process's sums."""
     learned = accelerate.reduce(torch.tensor(float(packed.learned), device=accelerate.device), "sum")
     sums: list[Losses] = []
-    parts = packed.split(max(1, len(packed.ids) // config.data.accumulate))
+    parts = packed.split(max(1, len(packed.ids) // config.data.gradient_accumulation_steps))
     for number, part in enumerate(parts):
         with ExitStack() as during:
             if number < len(parts) - 1:
@@ -309,7 +311,7 @@ class _Begun:
     moments: Mapping[str, Tensor] = field(default_factory=dict)  # the optimizer's, in the checkpoint
     places: tuple[Position, ...] = ()
     skipped: Mapping[str, Sequence[str]] = field(default_factory=dict)  # as in Report
-    watch: Mapping[str, Any] | None = None
+    guard: Mapping[str, Any] | None = None
     inputs: dict[str, str] = field(default_factory=dict)  # fingerprints of what the config names
 
     @classmethod
@@ -334,7 +336,7 @@ class _Begun:
     def places_of(self, lanes: int) -> Sequence[Position]:
         """Where each lane of the stream goes on."""
         if len(self.places) != lanes:
-            raise ValueError(f"the run has data.lanes {len(self.places)}; go on with as many, not {lanes}")
+            raise ValueError(f"the run has data.lanes {len(self.places)}; resume with as many, not {lanes}")
         return self.places
 
 
@@ -371,7 +373,7 @@ def _streams(
     """This process's lanes of stage `number`, each where it goes on."""
     lanes, rank, world = config.data.lanes, accelerate.process_index, accelerate.num_processes
     if lanes % world:
-        raise ValueError(f"{world} processes cannot share out data.lanes {lanes}; give a multiple of {world}")
+        raise ValueError(f"{world} processes cannot divide data.lanes {lanes}; give a multiple of {world}")
     first = Mixture(
         sources_of(config.data.train, config.stages[number].weights),
         config.seed + number,

@@ -55,7 +55,7 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def write_told_shards(folder: Path, count: int, seed: int = 0) -> None:
+def write_described_shards(folder: Path, count: int, seed: int = 0) -> None:
     """`pairs.tar`, `edits.tar` (of colour) and `questions.tar` of told pictures, `count` samples each."""
     rng = np.random.default_rng(seed)
     colours = list(COLOURS)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pictish.data.tokens import TokenizedImage
-from tests.shards import drawn_picture, told_picture, write_shard, write_told_shards
+from tests.shards import drawn_picture, told_picture, write_described_shards, write_shard
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -138,7 +138,7 @@ LM_SETTINGS = [
 @pytest.fixture(scope="module")
 def speaking(chain) -> Path:
     """The chain's model with a language model beside it, trained on told pictures, tokenized or raw."""
-    write_told_shards(chain / "told", 200)
+    write_described_shards(chain / "told", 200)
     model = ["--model", chain / "model", "--quiet"]
     words = ["--format", "shards", *model]
     pictish("tokenize", chain / "told" / "pairs.tar", chain / "tokens", *words)

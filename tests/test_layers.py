@@ -105,7 +105,7 @@ def test_every_part_imports_only_what_it_may():
         ("pictish.data.tokens", "from . import files"),
         ("pictish.lm.model", "def later():\n    from pictish import decoder"),
         ("pictish.lm.model", "import pictish.tokenizer.dynamic"),
-        ("pictish.training.world", "from pictish.configs import load"),
+        ("pictish.training.runtime", "from pictish.configs import load"),
         ("pictish.tokenizer.train", "from pictish.cli import main"),
         ("pictish.pipelines.reconstruct", "from pictish.commands import tokenize"),
     ],

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pictish.training.share import Share
+from pictish.training.process_group import ProcessGroup
 from tests.shards import write_shard
 
 ROOT = Path(__file__).parents[1]
@@ -164,5 +164,5 @@ def test_a_decoder_in_shards_is_what_one_process_learns(tmp_path, decoder_settin
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused():
-    with pytest.raises(ValueError, match="3 processes cannot share out a batch_size of 8; give a multiple"):
-        Share(0, 3).rows(8)
+    with pytest.raises(ValueError, match="3 processes cannot divide a batch_size of 8; give a multiple"):
+        ProcessGroup(0, 3).rows(8)

@@ -24,7 +24,7 @@ from pictish.data.shards import find_shards, open_shard
 from pictish.data.views import picture_views
 from pictish.io.files import matching, printable
 from pictish.tokenizer.config import DataConfig
-from pictish.training.share import ALONE, Share
+from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +47,19 @@ class PictureCache:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def batch(self, step: int, size: int, seed: int, share: Share = ALONE) -> Tensor:
-        """Pictures (B, S, S, 3) uint8 of a process's `share` of step `step`, whose batch has `size`.
+    def batch(self, step: int, size: int, seed: int, process_group: ProcessGroup = SINGLE_PROCESS) -> Tensor:
+        """Pictures (B, S, S, 3) uint8 of one process's rows of step `step`, whose batch has `size`.
 
         Each comes once an epoch, in an order that `seed` fixes.
         """
-        return torch.from_numpy(self.pictures[self._rows(step, size, seed)[share.rows(size)]])
+        return torch.from_numpy(self.pictures[self._rows(step, size, seed)[process_group.rows(size)]])
 
-    def names(self, step: int, size: int, seed: int, share: Share = ALONE) -> list[str]:
+    def names(
+        self, step: int, size: int, seed: int, process_group: ProcessGroup = SINGLE_PROCESS
+    ) -> list[str]:
         """Names of the samples of `batch`."""
         views = len(self) // len(self._samples)
-        return [self._samples[row // views] for row in self._rows(step, size, seed)[share.rows(size)]]
+        return [self._samples[row // views] for row in self._rows(step, size, seed)[process_group.rows(size)]]
 
     def _rows(self, step: int, size: int, seed: int) -> np.ndarray:
         places = np.arange(step * size, (step + 1) * size)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -132,15 +132,21 @@ class ErrorSelectorConfig(Config):
 class SelectorConfig(Config):
     """LaVIT's scores, and those of tokenizers trained before positions were sent; inference only."""
 
+    renamed: ClassVar = {
+        "relief": "neighbor_suppression",
+        "budgets": "fixed_length_probability",
+        "blind": "exploration_probability",
+    }
+
     kind: Literal["score"] = "score"
     rate: float = Field(0.4, gt=0, le=1)
     guide: float = Field(0.1, ge=0)
-    relief: float = Field(
-        0.3, ge=0, description="what each neighbour at an edge, once kept, takes from a score"
+    neighbor_suppression: float = Field(
+        0.3, ge=0, description="how much a kept patch lowers the score of each adjacent patch (soft NMS)"
     )
     noise: float = Field(0.1, ge=0, le=1)
-    budgets: float = Field(0.15, ge=0, le=1)
-    blind: float = Field(0.15, ge=0, le=1)
+    fixed_length_probability: float = Field(0.15, ge=0, le=1)
+    exploration_probability: float = Field(0.15, ge=0, le=1)
 
 
 class TransformerConfig(Config):
@@ -209,6 +215,8 @@ AnyReconstructor = Annotated[
 class TokenizerConfig(Config):
     """The whole network: everything that decides which ids a picture gets."""
 
+    renamed: ClassVar = {"alone": "patch_reconstruction_weight"}
+
     encoder: AnyEncoder
     width: int = Field(192, gt=0)
     heads: int = Field(6, gt=0)
@@ -224,8 +232,8 @@ class TokenizerConfig(Config):
     reconstructor: AnyReconstructor | None = Field(
         ReconstructorConfig(), description="none: codes cannot be turned back into features"
     )
-    alone: float = Field(0.0, ge=0, description="tokenizers of before; not read any more")
-    magnitude: float = Field(0.0, ge=0, description="tokenizers of before; not read any more")
+    patch_reconstruction_weight: float = Field(0.0, ge=0, description="of earlier tokenizers; ignored")
+    magnitude: float = Field(0.0, ge=0, description="of earlier tokenizers; ignored")
 
     @property
     def places_codes(self) -> bool:

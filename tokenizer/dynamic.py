@@ -85,7 +85,7 @@ class Tokenizer:
         self.places_codes = network.config.places_codes  # else their order is all that counts
         self.codebook_size = network.quantizer.codes
         self.micro_batch = encoder.micro_batch
-        self.exact_squash = encoder.shrink == "exact"
+        self.exact_resize = encoder.shrink == "exact"
         self._side_by_side = SideBySide(self.device)
         self._understanding: Path | None = None
         self._understanding_merger: Merger | None = None
@@ -127,9 +127,9 @@ class Tokenizer:
         tokenizer._understanding = beside if (beside / CONFIG).is_file() else None
         return tokenizer
 
-    def squash(self, image: Picture) -> npt.NDArray[np.uint8]:
+    def resize(self, image: Picture) -> npt.NDArray[np.uint8]:
         """A picture as the encoder sees it: (S, S, 3) uint8; ValueError and OSError as `load_image`."""
-        return fit_square(load_image(image), self.image_size, exact=self.exact_squash)
+        return fit_square(load_image(image), self.image_size, exact=self.exact_resize)
 
     def tokenize(self, images: Sequence[Picture], **choice: Unpack[Choice]) -> list[TokenizedImage]:
         """Tokens of pictures of any size and shape, each as `load_image` takes it: path, bytes, PIL, array.
@@ -156,7 +156,7 @@ class Tokenizer:
     ) -> list[EncodedImage]:
         """Tokens of images and, with `features_for`, continuous features (K, D) of their kept patches.
 
-        `images` are as `tokenize` takes them, or uint8 pixels (B, S, S, 3) that `squash` made of originals of
+        `images` are as `tokenize` takes them, or uint8 pixels (B, S, S, 3) that `resize` made of originals of
         `sizes` (height, width). Features for `"understanding"` are what a language model reads in place of
         codes, in training and inference alike: those of the model's merger for understanding if it has one,
         as LaVIT does. Features for `"quantization"` are the rows that become codes. ValueError as `tokenize`.
@@ -165,7 +165,7 @@ class Tokenizer:
             pictures = [load_image(image) for image in images]
             if not pictures:
                 return []
-            images = torch.from_numpy(np.stack([self.squash(image) for image in pictures]))
+            images = torch.from_numpy(np.stack([self.resize(image) for image in pictures]))
             sizes = [(image.height, image.width) for image in pictures]
         assert sizes is not None
         assert len(images) == len(sizes), (len(images), len(sizes))

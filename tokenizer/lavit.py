@@ -365,11 +365,11 @@ def _settings(sizes: Sizes, heads: Heads, mode: str, reconstructor: dict[str, An
         "heads": heads.merger,
         "mlp_ratio": _ratio(sizes.width, sizes.hidden),
         "project": False,
-        "selector": {"relief": 0.0},
+        "selector": {"neighbor_suppression": 0.0},
         "merger": {"layers": sizes.layers, "mode": mode},
         "quantizer": {"kind": "euclidean", "codes": sizes.codes, "dim": sizes.code_dim},
         "reconstructor": reconstructor,
-        "alone": 0.0,
+        "patch_reconstruction_weight": 0.0,
     }
 
 

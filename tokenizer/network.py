@@ -30,7 +30,7 @@ from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.quantizers import build_quantizer
 from pictish.tokenizer.reconstructor import Reconstructor
 from pictish.tokenizer.selector import ErrorSelector, Selector, choose, draw_keep
-from pictish.training.share import ALONE, Share
+from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 SHIFTS = 16  # pixels: more than the largest stride that a perceptual distance notices
 
@@ -89,7 +89,7 @@ class DynamicTokenizer(nn.Module):
                 )
         self.selector: Selector | ErrorSelector
         if isinstance(config.selector, SelectorConfig):
-            self.selector = Selector(width, config.encoder.grid, config.selector.relief)
+            self.selector = Selector(width, config.encoder.grid, config.selector.neighbor_suppression)
         else:
             self.selector = ErrorSelector(width)
         self.merger = Merger(width, heads, ratio, config.merger.layers, config.merger.mode)
@@ -116,7 +116,7 @@ class DynamicTokenizer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it is."""
-        return self.selector.level.device
+        return self.selector.logit_bias.device
 
     @property
     def features(self) -> int:
@@ -176,9 +176,9 @@ class DynamicTokenizer(nn.Module):
         generator: torch.Generator,
         quantize: bool,
         noise: float = 1.0,
-        share: Share = ALONE,
+        process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> Losses:
-        """One training step's losses of uint8 `pixels` (B, S, S, 3), a process's `share` of the batch.
+        """One training step's losses of uint8 `pixels` (B, S, S, 3), one process's rows of the batch.
 
         `originals` (B, s, s, 3) uint8 are the same pictures at the reconstructed side. `generator` draws the
         keep mask with Gumbel `noise` of this scale.
@@ -186,7 +186,7 @@ class DynamicTokenizer(nn.Module):
         assert isinstance(self.reconstructor, GridReconstructor)
         assert isinstance(self.selector, ErrorSelector)
         assert isinstance(self.config.selector, ErrorSelectorConfig)
-        keep, free, errors, codes = self._merge_dense(pixels, generator, noise, share)
+        keep, free, errors, codes = self._merge_dense(pixels, generator, noise, process_group)
         vectors = self.quantizer.normalise(codes)  # (B, N, C)
         quantizer_loss = vectors.new_zeros(())
         ids = torch.empty(0, dtype=torch.long, device=pixels.device)
@@ -194,13 +194,15 @@ class DynamicTokenizer(nn.Module):
             quantized = self.quantizer(codes[keep])
             vectors = vectors.to(quantized.vectors.dtype).masked_scatter(keep[..., None], quantized.vectors)
             # the library's mean is over this process's vectors, of which it may have more than another
-            quantizer_loss = quantized.loss * share.mean(torch.ones_like(quantized.ids, dtype=vectors.dtype))
+            quantizer_loss = quantized.loss * process_group.mean(
+                torch.ones_like(quantized.ids, dtype=vectors.dtype)
+            )
             ids = quantized.ids
         rows, pictures = self.reconstructor(vectors, keep)
         target = as_maps(originals)
         pixel, mse = pixel_loss(pictures, target)
         selector = self.selector.loss(
-            errors, cell_errors(pictures, target, self.reconstructor.grid), keep, share
+            errors, cell_errors(pictures, target, self.reconstructor.grid), keep, process_group
         )
         features = perceptual = pixel.new_zeros(())
         total = pixel + self.config.selector.weight * selector + quantizer_loss
@@ -216,7 +218,7 @@ class DynamicTokenizer(nn.Module):
             down, right = torch.randint(0, SHIFTS, (2,), generator=generator).tolist()
             perceptual = teacher.distance(pictures[looked], target[looked], (down, right))
             total = total + teacher.config.features * features + teacher.config.perceptual * perceptual
-        keep_rate = share.mean(keep.float(), free[:, None].expand_as(keep))
+        keep_rate = process_group.mean(keep.float(), free[:, None].expand_as(keep))
         return Losses(
             total,
             pixel=pixel.detach(),
@@ -231,17 +233,21 @@ class DynamicTokenizer(nn.Module):
 
     @torch.no_grad()
     def code_vectors(
-        self, pixels: Tensor, generator: torch.Generator, noise: float = 1.0, share: Share = ALONE
+        self,
+        pixels: Tensor,
+        generator: torch.Generator,
+        noise: float = 1.0,
+        process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> Tensor:
         """Kept tokens (M, C), unquantized, of `pixels` (B, S, S, 3): where the codebook starts from.
 
-        They are those of all processes, of a `share` each.
+        They are gathered from all processes.
         """
-        keep, _, _, codes = self._merge_dense(pixels, generator, noise, share)
-        return share.gathered(codes[keep])
+        keep, _, _, codes = self._merge_dense(pixels, generator, noise, process_group)
+        return process_group.gathered(codes[keep])
 
     def _merge_dense(
-        self, pixels: Tensor, generator: torch.Generator, noise: float, share: Share
+        self, pixels: Tensor, generator: torch.Generator, noise: float, process_group: ProcessGroup
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What is kept (B, N), whose number of codes is free (B,), errors (B, N, 2) and codes (B, N, C)."""
         settings = self.config.selector
@@ -251,16 +257,16 @@ class DynamicTokenizer(nn.Module):
         # The selector reads the hidden rows but does not bend them.
         errors = self.selector.errors(hidden.detach())
         scores = self.selector.scores(errors)
-        level = self.selector.level_for(scores, settings.rate, share)
+        logit_bias = self.selector.logit_bias_for(scores, settings.rate, process_group)
         if self.training:
-            self.selector.remember(level)
+            self.selector.update_logit_bias(logit_bias)
         keep, free = draw_keep(
-            scores + level,
+            scores + logit_bias,
             noise,
             generator,
             fixed_length=settings.fixed_length_probability,
             exploration=settings.exploration_probability,
-            share=share,
+            process_group=process_group,
         )
         return keep, free, errors, self.to_code(self.merger(hidden, keep))
 
@@ -268,7 +274,7 @@ class DynamicTokenizer(nn.Module):
     def set_level(self, batches: Iterable[Tensor], rate: float) -> None:
         """Set the logit bias so that pictures of uint8 pixels (B, S, S, 3) keep this fraction on average."""
         logits = [self.selector(self.embed(pixels)) for pixels in batches]
-        self.selector.level += self.selector.level_for(torch.cat(logits), rate)
+        self.selector.logit_bias.add_(self.selector.logit_bias_for(torch.cat(logits), rate))
 
     @torch.no_grad()
     def round_trip(

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pictish.training.share import ALONE, Share
+from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
-LEVEL_STEP = 0.05  # weight of one batch in the running logit bias
+LOGIT_BIAS_MOMENTUM = 0.05  # weight of one batch in the running logit bias
 SMALL_GAIN = 1e-4  # of a picture's error: scores are linear in gains below it, logarithmic in those above
 GOOD_ENOUGH = 5e-4  # mean squared error that needs no codes: 33 dB
 
@@ -23,7 +23,7 @@ GOOD_ENOUGH = 5e-4  # mean squared error that needs no codes: 33 dB
 class PatchScores(nn.Module):
     """An MLP over each patch's own row and the mean of the picture's; base of both selectors."""
 
-    level: Tensor
+    level: Tensor  # the logit bias, under the name it is stored by
 
     def __init__(self, width: int, outputs: int):
         super().__init__()
@@ -36,7 +36,12 @@ class PatchScores(nn.Module):
             nn.GELU(),
             nn.Linear(half // 2, outputs),
         )
-        self.register_buffer("level", torch.zeros(()))  # logit bias: how many patches are kept on average
+        self.register_buffer("level", torch.zeros(()))  # the name in released weights
+
+    @property
+    def logit_bias(self) -> Tensor:
+        """What is added to all scores, so that a set fraction of the patches is kept on average; a scalar."""
+        return self.level
 
     def outputs(self, hidden: Tensor) -> Tensor:
         """(B, N, outputs) of `hidden` (B, N, D)."""
@@ -45,18 +50,20 @@ class PatchScores(nn.Module):
         return self.score(torch.cat([own, shared], dim=-1))
 
     @torch.no_grad()
-    def level_for(self, scores: Tensor, rate: float, share: Share = ALONE) -> Tensor:
+    def logit_bias_for(
+        self, scores: Tensor, rate: float, process_group: ProcessGroup = SINGLE_PROCESS
+    ) -> Tensor:
         """The bias at which a fraction `rate` of `scores` (B, N) comes out above 0, a scalar.
 
         Of several processes it is that of all their scores.
         """
-        gathered = share.gathered(scores.float()).flatten()
+        gathered = process_group.gathered(scores.float()).flatten()
         return -gathered.kthvalue(max(1, round((1 - rate) * len(gathered)))).values
 
     @torch.no_grad()
-    def remember(self, level: Tensor) -> None:
+    def update_logit_bias(self, logit_bias: Tensor) -> None:
         """Move the bias of inference towards that of a batch; called once a training step."""
-        self.level.lerp_(level, LEVEL_STEP)
+        self.logit_bias.lerp_(logit_bias, LOGIT_BIAS_MOMENTUM)
 
 
 class ErrorSelector(PatchScores):
@@ -76,7 +83,7 @@ class ErrorSelector(PatchScores):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (B, N) of keeping each patch of `hidden` (B, N, D)."""
-        return self.scores(self.errors(hidden)) + self.level
+        return self.scores(self.errors(hidden)) + self.logit_bias
 
     def errors(self, hidden: Tensor) -> Tensor:
         """Predicted root mean squared errors (B, N, 2): dropped, kept; pixels in [0, 1]."""
@@ -94,13 +101,17 @@ class ErrorSelector(PatchScores):
         whole = dropped.sum(dim=1, keepdim=True) + GOOD_ENOUGH * dropped.shape[1]
         return ((dropped - kept) / whole / SMALL_GAIN).asinh()
 
-    def loss(self, errors: Tensor, observed: Tensor, keep: Tensor, share: Share = ALONE) -> Tensor:
+    def loss(
+        self, errors: Tensor, observed: Tensor, keep: Tensor, process_group: ProcessGroup = SINGLE_PROCESS
+    ) -> Tensor:
         """How far predicted `errors` (B, N, 2) are from `observed` squared errors (B, N), a scalar.
 
         Of a patch only one was observed, as it was kept or dropped: `keep` (B, N) bool.
         """
         predicted = torch.where(keep, errors[..., 1], errors[..., 0])
-        return share.mean(F.smooth_l1_loss(predicted, observed.detach().sqrt(), reduction="none", beta=0.05))
+        return process_group.mean(
+            F.smooth_l1_loss(predicted, observed.detach().sqrt(), reduction="none", beta=0.05)
+        )
 
     def predicted_psnr(self, hidden: Tensor) -> Tensor:
         """PSNR in dB (B, N) that 1, 2, ... N codes of each picture are expected to reach, never falling."""
@@ -119,39 +130,39 @@ class ErrorSelector(PatchScores):
 class Selector(PatchScores):
     """LaVIT's scores, or those of earlier pictish tokenizers, for inference.
 
-    Where `relief` is set, a kept patch speaks for its neighbours too: each at its edge then counts `relief`
-    less, so patches are taken one after the other, the best first (`spread`).
+    With `neighbor_suppression`, patches are taken greedily, best first, and each one lowers
+    the scores of its neighbours, as in soft NMS (`suppress_neighbors`).
     """
 
     near: Tensor
 
-    def __init__(self, width: int, grid: int, relief: float):
+    def __init__(self, width: int, grid: int, neighbor_suppression: float):
         super().__init__(width, outputs=1)
-        self.relieves = relief > 0
+        self.suppresses_neighbors = neighbor_suppression > 0
         cells = torch.arange(grid**2)
         down, right = cells // grid, cells % grid
         apart = (down[:, None] - down).abs() + (right[:, None] - right).abs()  # (N, N)
-        self.register_buffer("near", relief * (apart == 1), persistent=False)
+        self.register_buffer("near", neighbor_suppression * (apart == 1), persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (B, N) of keeping each patch of `hidden` (B, N, D)."""
-        return self.spread(self.outputs(hidden).squeeze(-1)) + self.level
+        return self.suppress_neighbors(self.outputs(hidden).squeeze(-1)) + self.logit_bias
 
-    def spread(self, cost: Tensor) -> Tensor:
-        """Scores (B, N): the `cost` (B, N) of each patch less the relief by neighbours taken before it.
+    def suppress_neighbors(self, cost: Tensor) -> Tensor:
+        """Scores (B, N): the `cost` (B, N) of each patch less its suppression by neighbours taken before it.
 
         They fall from one taken patch to the next, so a threshold and a number cut the same order.
         """
-        if not self.relieves:
+        if not self.suppresses_neighbors:
             return cost
         left = cost.detach().float()
-        relief = torch.zeros_like(left)
+        neighbor_suppression = torch.zeros_like(left)
         for _ in range(left.shape[1]):
             taken = left.argmax(dim=1)  # the first of equals
             left = left - self.near[taken]
             left.scatter_(1, taken[:, None], -torch.inf)
-            relief = relief + self.near[taken] * left.isfinite()
-        return cost - relief
+            neighbor_suppression = neighbor_suppression + self.near[taken] * left.isfinite()
+        return cost - neighbor_suppression
 
 
 class Draw(NamedTuple):
@@ -168,7 +179,7 @@ def draw_keep(
     *,
     fixed_length: float,
     exploration: float,
-    share: Share = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Draw:
     """Draw what is kept in training from `logits` (B, N).
 
@@ -176,12 +187,12 @@ def draw_keep(
     threshold of inference. A fraction `fixed_length` of the pictures keep their N best, N drawn from 1 to
     all and more often small, so that any budget works. Of all cells a fraction `exploration` is kept or
     dropped at random, as often as the picture's others, to observe errors where the scores would not look.
-    At least one patch is kept. `logits` may be a process's `share` of the batch.
+    At least one patch is kept. `logits` may be one process's rows of the batch.
     """
     count = logits.shape[1]
-    drawn = share.drawn(torch.rand, (3, *logits.shape), generator, dim=1)
+    drawn = process_group.drawn(torch.rand, (3, *logits.shape), generator, dim=1)
     uniform, chance, coin = drawn.to(logits.device).clamp(1e-6, 1 - 1e-6)
-    rows = share.drawn(torch.rand, (2, len(logits), 1), generator, dim=1).to(logits.device)
+    rows = process_group.drawn(torch.rand, (2, len(logits), 1), generator, dim=1).to(logits.device)
     noisy = logits.detach().float() + noise * torch.logit(uniform)
     free = rows[1] >= fixed_length  # (B, 1)
     place = rank(noisy)

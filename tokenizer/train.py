@@ -28,13 +28,13 @@ from pictish.tokenizer.network import DynamicTokenizer, RoundTrip
 from pictish.tokenizer.selector import ErrorSelector, choose
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.isolation import training
+from pictish.training.loss_guard import LossGuard
 from pictish.training.metrics import MetricsLog
 from pictish.training.optimizer import adamw, muon
+from pictish.training.process_group import ProcessGroup
+from pictish.training.runtime import accelerator, keep_freed_memory, seeded
 from pictish.training.schedule import warmup_cosine
 from pictish.training.sharding import plain, prepare, shard, whole
-from pictish.training.share import Share
-from pictish.training.watch import Watch
-from pictish.training.world import accelerator, keep_freed_memory, seeded
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,8 +69,8 @@ def train(
     network = DynamicTokenizer(config.model, teacher.encoder.features if teacher else 0).to(accelerate.device)
     if config.initial is not None:
         start_from(network, config.initial)
-    share = Share.of(accelerate)
-    share.rows(config.batch_size)  # refused now where it cannot be shared out
+    process_group = ProcessGroup.of(accelerate)
+    process_group.rows(config.batch_size)  # refused now where it cannot be shared out
     sides = config.model.encoder.image_size, _reconstructor(network).side
     with accelerate.main_process_first():  # it fills the cache, which the others then find
         training, validation = training_caches(config.data, max(sides), run, config.seed)
@@ -83,11 +83,11 @@ def train(
     optimizer_of = partial(muon, matrices=block_matrices(network)) if config.optimizer == "muon" else adamw
     optimizer = optimizer_of(network, config.phases[0].learning_rate, config.weight_decay, no_decay=NO_DECAY)
     names = [name for name, _ in network.named_parameters()]
-    watch = Watch(run, accelerate, anomaly_skip)
+    guard = LossGuard(run, accelerate, anomaly_skip)
     with accelerate.main_process_first():  # it clears up after a killed save
         inputs = _inputs(config, network, teacher, training, validation)
-        first = restore(run, network, optimizer, names, watch=watch, inputs=inputs)
-    network.quantizer.learn_together(share)
+        first = restore(run, network, optimizer, names, guard=guard, inputs=inputs)
+    network.quantizer.set_process_group(process_group)
     main = accelerate.is_main_process
     model, optimizer = prepare(accelerate, network, optimizer)
     total = sum(phase.steps for phase in config.phases)
@@ -97,12 +97,14 @@ def train(
         for step in range(first, total):
             phase, within = _phase(config, step)
             if within == 0:
-                watch.forget()
+                guard.forget()
             if phase.quantize and within == 0:
-                _start_codebook(network, training, config, step, share)
+                _start_codebook(network, training, config, step, process_group)
             generator = seeded(config.seed, step)
-            pictures = training.batch(step, config.batch_size, config.seed, share).to(accelerate.device)
-            pictures = with_flat(pictures, config.data.flat, generator, share)
+            pictures = training.batch(step, config.batch_size, config.seed, process_group).to(
+                accelerate.device
+            )
+            pictures = with_flat(pictures, config.data.flat, generator, process_group)
             pixels, originals = (resized(pictures, side) for side in sides)
             rate = warmup_cosine(
                 within,
@@ -113,10 +115,10 @@ def train(
             )
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            watch.begin(network)
+            guard.begin(network)
             with accelerate.autocast():
                 noise = _noise(config, step)
-                losses = model(pixels, originals, teacher, generator, phase.quantize, noise, share)
+                losses = model(pixels, originals, teacher, generator, phase.quantize, noise, process_group)
             accelerate.backward(losses.total)
             # apart, so that neither scales the other down
             apart = [p for name, p in network.named_parameters() if not name.startswith("selector.")]
@@ -124,16 +126,16 @@ def train(
             scores = network.selector.parameters()
             selector_norm = plain(accelerate.clip_grad_norm_(scores, config.clip_norm))
             done = step + 1
-            batch = partial(training.names, step, config.batch_size, config.seed, share)
+            batch = partial(training.names, step, config.batch_size, config.seed, process_group)
             norms = {"gradient_norm": norm, "selector_gradient_norm": selector_norm}
-            good, stop = watch.judge(done, losses.total * len(pixels), len(pixels), norms, asked(), batch)
+            good, stop = guard.check(done, losses.total * len(pixels), len(pixels), norms, asked(), batch)
             if good:
                 optimizer.step()
                 window.add(losses, len(pixels))
             optimizer.zero_grad(set_to_none=True)
             if window.steps and (done % config.log_every == 0 or done == total):
                 metrics.write(
-                    done, learning_rate=rate, **watch.numbers(), **window.numbers(phase, accelerate)
+                    done, learning_rate=rate, **guard.numbers(), **window.numbers(phase, accelerate)
                 )
             if done % config.validate_every == 0 or done == total:
                 metrics.write(done, **validate(network, validation, config, phase.quantize))
@@ -141,12 +143,12 @@ def train(
             stop = stop and done % config.log_every == 0
             if done % config.checkpoint_every == 0 or done == total or stop:
                 tensors = {**network.state_dict(), **optimizer_tensors(optimizer, names)}
-                state = {"watch": watch.state(), "inputs": inputs}
+                state = {"watch": guard.state(), "inputs": inputs}
                 save_checkpoint(run, done, tensors, state, config.keep_checkpoints, accelerate)
             if progress is not None:
                 progress(done, total)
             if stop and done < total:
-                raise Stopped(f"interrupted; step {done} of {total} is saved, the same command goes on there")
+                raise Stopped(f"interrupted; step {done} of {total} is saved, the same command resumes there")
     finished = whole(network, skeleton, accelerate)
     if finished is not None:
         calibrate(finished.eval(), validation, config)
@@ -256,11 +258,11 @@ class Window:
 
 def code_numbers(counts: Tensor, codes: int) -> dict[str, float]:
     """Usage (share of `codes` seen), perplexity and dead codes from `counts` (at most codes,) of each id."""
-    share = counts[counts > 0].double() / counts.sum().clamp_min(1)
+    frequencies = counts[counts > 0].double() / counts.sum().clamp_min(1)
     used = int((counts > 0).sum())
     return {
         "usage": used / codes,
-        "perplexity": float(torch.exp(-(share * share.log()).sum())),
+        "perplexity": float(torch.exp(-(frequencies * frequencies.log()).sum())),
         "dead_codes": codes - used,
     }
 
@@ -332,12 +334,14 @@ def calibrate(network: DynamicTokenizer, cache: PictureCache, config: TrainConfi
     selector.calibration.copy_(torch.stack([slope, y.mean() - slope * x.mean()]))
 
 
-def with_flat(pictures: Tensor, fraction: float, generator: torch.Generator, share: Share) -> Tensor:
+def with_flat(
+    pictures: Tensor, fraction: float, generator: torch.Generator, process_group: ProcessGroup
+) -> Tensor:
     """Pictures (B, S, S, 3) of which a `fraction` is replaced by pictures of one colour."""
     if not fraction:
         return pictures
-    chance = share.drawn(torch.rand, (len(pictures),), generator)
-    colours = (share.drawn(torch.rand, (len(pictures), 1, 1, 3), generator) * 256).to(torch.uint8)
+    chance = process_group.drawn(torch.rand, (len(pictures),), generator)
+    colours = (process_group.drawn(torch.rand, (len(pictures), 1, 1, 3), generator) * 256).to(torch.uint8)
     flat = (chance < fraction)[:, None, None, None].to(pictures.device)
     return torch.where(flat, colours.to(pictures.device), pictures)
 
@@ -367,15 +371,19 @@ def _noise(config: TrainConfig, step: int) -> float:
 
 
 def _start_codebook(
-    network: DynamicTokenizer, training: PictureCache, config: TrainConfig, step: int, share: Share
+    network: DynamicTokenizer,
+    training: PictureCache,
+    config: TrainConfig,
+    step: int,
+    process_group: ProcessGroup,
 ) -> None:
     """Place the codes by k-means among kept tokens of as many batches as that takes."""
     generator = seeded(config.seed + 1, step)
     vectors: list[Tensor] = []
     codes = network.quantizer.codes
     while sum(map(len, vectors)) < max(codes, min(KMEANS_VECTORS * codes, MOST_VECTORS)):
-        pictures = training.batch(step + len(vectors), config.batch_size, config.seed + 1, share)
+        pictures = training.batch(step + len(vectors), config.batch_size, config.seed + 1, process_group)
         pixels = resized(pictures.to(network.device), config.model.encoder.image_size)
-        vectors.append(network.code_vectors(pixels, generator, _noise(config, step), share))
+        vectors.append(network.code_vectors(pixels, generator, _noise(config, step), process_group))
     found = torch.cat(vectors)
     network.quantizer.start(found[found.isfinite().all(dim=1)])  # one broken picture would spoil all codes

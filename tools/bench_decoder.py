@@ -67,7 +67,7 @@ def draw(model: str, device: str, count: int, times: int) -> dict[str, float]:
     from pictish.decoder.pixel import Decoder
     from pictish.evaluation.pictures import Picture, photographs
     from pictish.tokenizer.dynamic import Tokenizer
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     tokenizer = Tokenizer.from_folder(model, device=resolve_device(device))
     decoder = Decoder.from_folder(model, tokenizer, resolve_device(device))

@@ -188,7 +188,7 @@ def shapes(settings: argparse.Namespace) -> None:
     from pictish.lm.packing import attention_mask, pack
     from pictish.lm.sequence import Document
     from pictish.training.optimizer import adamw
-    from pictish.training.world import keep_freed_memory
+    from pictish.training.runtime import keep_freed_memory
 
     keep_freed_memory()
     rows, length, size = 32, 128, 4096 + 1500

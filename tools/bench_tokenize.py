@@ -59,7 +59,7 @@ def speed(folder: Path, settings: argparse.Namespace) -> None:
 
     from pictish.data.images import find_images, fit_square, load_image
     from pictish.tokenizer.dynamic import Tokenizer
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     tokenizer = Tokenizer.from_folder(settings.model, device=resolve_device(settings.device))
     images = find_images([folder / "speed"])
@@ -101,7 +101,7 @@ def command(inputs: Path, out: Path, settings: argparse.Namespace) -> tuple[floa
     said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    found = re.search(r"pictures tokenized in ([\d.]+) s", said)
+    found = re.search(r"images tokenized in ([\d.]+) s", said)
     if process.returncode or not found:
         raise SystemExit(f"pictish tokenize failed with exit code {process.returncode}: {said}")
     return float(found[1]), usage.ru_maxrss * 1024

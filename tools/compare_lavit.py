@@ -110,7 +110,7 @@ class Run:
         from pictish.data.images import load_image
 
         paths = sorted((self.fixture / "images").iterdir())
-        squares = [torch.from_numpy(self.tokenizer.squash(load_image(path))) for path in paths]
+        squares = [torch.from_numpy(self.tokenizer.resize(load_image(path))) for path in paths]
         return torch.stack(squares)
 
     @property

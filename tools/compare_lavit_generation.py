@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.pixel import Decoder, sample
-from pictish.lm.autoregressive import Rows, embed_ids
-from pictish.lm.beams import write
-from pictish.lm.config import WritingConfig
+from pictish.lm.autoregressive import DecodeBatch, embed_ids
+from pictish.lm.beams import beam_search
+from pictish.lm.config import BeamSearchConfig
 from pictish.lm.sequence import QUESTION, Codes, Features, Text
 from pictish.lm.vocabulary import text_ids
 from pictish.pipelines.describe import Describe
@@ -36,8 +36,10 @@ def heads(run: Run) -> Iterator[Row]:
     for which, folder in DECODERS.items():
         decoder = _decoder(run, folder)
         for name in run.masks:
-            told = decoder.told(_tokens(run, _codes(run, name)))
-            conditions = decoder.model.condition(told, torch.zeros(len(told.real), dtype=torch.bool))
+            conditioning = decoder.conditioning(_tokens(run, _codes(run, name)))
+            conditions = decoder.model.condition(
+                conditioning, torch.zeros(len(conditioning.real), dtype=torch.bool)
+            )
             assert conditions.sequence is not None
             sequence = "prompt_embeds." if conditions.pooled is not None else ""
             expected = run.expected[f"decoder.{which}.{sequence}{name}"]
@@ -126,17 +128,17 @@ def texts(run: Run) -> Iterator[Row]:
         yield from _embedded(run, name, prompts)
         first = f"llm.{name}.prefill_logits_last"
         if first in run.expected:
-            logits = Rows(model.language, prompts, 1, "dynamic").logits
+            logits = DecodeBatch(model.language, prompts, 1, "dynamic").logits
             yield tensors(first, logits, run.expected[first])
         settings = recorded["settings"]
-        way = WritingConfig(
-            beams=settings["num_beams"],
-            least=settings["min_new_tokens"],
-            most=settings["max_new_tokens"],
+        way = BeamSearchConfig(
+            num_beams=settings["num_beams"],
+            min_new_tokens=settings["min_new_tokens"],
+            max_new_tokens=settings["max_new_tokens"],
             length_penalty=settings["length_penalty"],
-            early=bool(settings.get("early_stopping", False)),
+            early_stopping=bool(settings.get("early_stopping", False)),
         )
-        written = write(model.language, model.vocabulary, prompts, way)
+        written = beam_search(model.language, model.vocabulary, prompts, way)
         yield _sequences(run, name, written, model.eos)
         plain = [model.text_tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
         equal = sum(ours == theirs for ours, theirs in zip(plain, recorded["text"], strict=True))
@@ -229,7 +231,7 @@ def _sample(
     try:
         generators = [torch.Generator() for _ in tokens]
         settings = {"steps": steps, "guidance": guidance, "scheduler": model.config.sampling.scheduler}
-        rgb = sample(model, decoder.told(tokens), noise, generators, **settings)
+        rgb = sample(model, decoder.conditioning(tokens), noise, generators, **settings)
     finally:
         hook.remove()
         latents.autoencoder.decode = decode
@@ -325,9 +327,9 @@ def _scores(run: Run, name: str, full: Sequence[Tensor], recorded: dict[str, Any
     scale = recorded["settings"]["guidance_scale"]
     nothing = embed_ids(model.language, [model.vocabulary.begin])
     steps = sorted(map(int, run.expected.kinds(f"llm.{name}.scores_visual.")))
-    rows = Rows(model.language, [*full, *[nothing] * len(full)], len(steps), "dynamic")
+    batch = DecodeBatch(model.language, [*full, *[nothing] * len(full)], len(steps), "dynamic")
     for step in steps:
-        with_words, without = rows.logits.chunk(2)
+        with_words, without = batch.logits.chunk(2)
         guided = with_words
         if scale != 1:
             with_words, without = with_words.log_softmax(-1), without.log_softmax(-1)
@@ -337,7 +339,7 @@ def _scores(run: Run, name: str, full: Sequence[Tensor], recorded: dict[str, Any
         ours = guided[:, model.vocabulary.begin :][:, : theirs.shape[1]]
         yield tensors(f"llm.{name}.scores_visual.{step}", ours[possible], theirs[possible])
         taken = run.expected[f"llm.{name}.sequences"][:, step + 1].tolist()
-        rows.step([*taken, *taken])
+        batch.step([*taken, *taken])
 
 
 def _image_ids(run: Run, name: str, said: list[list[Any]], recorded: dict[str, Any], *, quirks: bool) -> Row:
@@ -358,7 +360,7 @@ def _image_ids(run: Run, name: str, said: list[list[Any]], recorded: dict[str, A
     )
     drawn = _drawer(run).tokens(said, generator, config, official_quirks=quirks)
     vocabulary = _language(run).model.vocabulary
-    most = _language(run).model.image_tokens.most  # theirs may go on to the length of a longer prompt
+    most = _language(run).model.image_tokens.max_tokens  # theirs may go on to the length of a longer prompt
     wanted = [row[vocabulary.is_code(row)][:most] for row in run.expected[f"llm.{name}.sequences"]]
     ours = [vocabulary.ids_of(tokens.ids).tolist() for tokens in drawn]
     right = sum(mine == theirs.tolist() for mine, theirs in zip(ours, wanted, strict=True))

@@ -51,7 +51,7 @@ class Selection:
         if len(chosen) > 1:
             raise ValueError(f"{' and '.join(chosen)} were given; they exclude each other")
         if seed is not None and not (sample or gumbel):
-            logger.warning("--seed does nothing without --sample or --gumbel")
+            logger.warning("--seed is ignored without --sample or --gumbel")
         return cls(budget, threshold, (seed or 0) if sample or gumbel else None, gumbel, quality)
 
     def check(self, tokenizer: "TokenizerConfig") -> None:
@@ -89,7 +89,7 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class MachineSettings:
+class BatchTokenizerSettings:
     """All that another process needs to make the same machine; plain JSON by `dataclasses.asdict`."""
 
     model: str
@@ -100,32 +100,32 @@ class MachineSettings:
     max_pixels: int
 
     @classmethod
-    def from_json(cls, facts: Mapping[str, Any]) -> "MachineSettings":
+    def from_json(cls, facts: Mapping[str, Any]) -> "BatchTokenizerSettings":
         """Undo `dataclasses.asdict`."""
         return cls(**{**facts, "selection": Selection(**facts["selection"])})
 
 
 @contextlib.contextmanager
-def open_machine(settings: MachineSettings) -> Iterator["Machine"]:
+def open_batch_tokenizer(settings: BatchTokenizerSettings) -> Iterator["BatchTokenizer"]:
     """Load the tokenizer while the decoding processes start; ValueError for settings it cannot follow."""
     from pictish.tokenizer.dynamic import Tokenizer
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     with WorkerPool(settings.workers) if settings.workers else contextlib.nullcontext() as pool:
         tokenizer = Tokenizer.from_folder(settings.model, device=resolve_device(settings.device))
         settings.selection.check(tokenizer.network.config)
         decoding = {
             "side": tokenizer.image_size,
-            "exact": tokenizer.exact_squash,
+            "exact": tokenizer.exact_resize,
             "workers": pool or 0,
             "max_pixels": settings.max_pixels,
             "prefetch": 3 * settings.batch_size + 16,
         }
-        yield Machine(tokenizer, settings.selection, decoding, settings.batch_size)
+        yield BatchTokenizer(tokenizer, settings.selection, decoding, settings.batch_size)
 
 
 @dataclass(frozen=True)
-class Machine:
+class BatchTokenizer:
     """A tokenizer at work."""
 
     tokenizer: "Tokenizer"

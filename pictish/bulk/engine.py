@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from pictish.bulk.batch_tokenizer import Machine
+from pictish.bulk.batch_tokenizer import BatchTokenizer
 from pictish.bulk.shard import Bulk, Outcome, attempt
 from pictish.io.storage import Stored
 
@@ -35,12 +35,12 @@ class Worker(Protocol):
 class Here:
     """The worker that is this process."""
 
-    def __init__(self, machine: Machine, bulk: Bulk, done: Callable[[int], None]) -> None:
-        self._machine, self._bulk, self._done = machine, bulk, done
+    def __init__(self, batch_tokenizer: BatchTokenizer, bulk: Bulk, done: Callable[[int], None]) -> None:
+        self._batch_tokenizer, self._bulk, self._done = batch_tokenizer, bulk, done
 
     def run(self, source: Stored) -> Outcome:
         """Do a shard."""
-        return attempt(self._machine, self._bulk, source, self._done)
+        return attempt(self._batch_tokenizer, self._bulk, source, self._done)
 
     def stop(self) -> None:
         """There is nothing to end."""

@@ -13,7 +13,7 @@ import threading
 from dataclasses import asdict, replace
 from typing import Any
 
-from pictish.bulk.batch_tokenizer import open_machine
+from pictish.bulk.batch_tokenizer import open_batch_tokenizer
 from pictish.bulk.engine import WorkerDied
 from pictish.bulk.shard import Bulk, Outcome, attempt
 from pictish.io.files import one_line
@@ -37,7 +37,7 @@ class LocalWorker:
     """The parent's side of one process; it starts with its first shard."""
 
     def __init__(self, bulk: Bulk, device: str, threads: int) -> None:
-        self._bulk = replace(bulk, machine=replace(bulk.machine, device=device))
+        self._bulk = replace(bulk, batch_tokenizer=replace(bulk.batch_tokenizer, device=device))
         self._threads = threads
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
@@ -116,13 +116,15 @@ def serve() -> None:
     threading.Thread(target=listen, daemon=True).start()
     bulk = Bulk.from_json(json.loads(lines.get()))
     with contextlib.ExitStack() as stack:
-        machine, trouble = None, ""
+        batch_tokenizer, trouble = None, ""
         try:
-            machine = stack.enter_context(open_machine(bulk.machine))
+            batch_tokenizer = stack.enter_context(open_batch_tokenizer(bulk.batch_tokenizer))
         except (ValueError, OSError) as error:
             trouble = one_line(error)
         while True:
             source = Stored(**json.loads(lines.get()))
-            outcome = attempt(machine, bulk, source) if machine else Outcome("stop", reason=trouble)
+            outcome = (
+                attempt(batch_tokenizer, bulk, source) if batch_tokenizer else Outcome("stop", reason=trouble)
+            )
             answer: dict[str, Any] = asdict(outcome)
             print(json.dumps(answer), file=replies, flush=True)

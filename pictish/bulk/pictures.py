@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pictish.bulk.batch_tokenizer import Machine
+from pictish.bulk.batch_tokenizer import BatchTokenizer
 from pictish.data.images import ImageFile, images_of
 from pictish.data.loader import Decoded
 from pictish.data.shards import ShardFile, key_of, shard_name
@@ -22,12 +22,12 @@ from pictish.io.interrupt import in_units, stop_here
 from pictish.io.report import Report, Writer
 from pictish.io.storage import is_remote
 
-_GO_ON = "interrupted; what was tokenized is kept, and the same command goes on from there"
+_GO_ON = "interrupted; finished tokens are kept, and the same command resumes from there"
 
 
 @dataclass
 class Totals:
-    """Sums over the pictures tokenized in this run, and how many were done before."""
+    """Sums over the images tokenized in this run, and how many were done before."""
 
     pictures: int = 0
     tokens: int = 0
@@ -44,12 +44,12 @@ class Totals:
 
     def summary(self, failures: int, seconds: float) -> str:
         """One line for the end."""
-        parts = [f"{self.pictures:,} pictures tokenized in {seconds:.1f} s"]
+        parts = [f"{self.pictures:,} images tokenized in {seconds:.1f} s"]
         if self.pictures:
-            parts.append(f"{self.tokens / self.pictures:.1f} tokens a picture")
+            parts.append(f"{self.tokens / self.pictures:.1f} tokens per image")
             parts.append(f"{self.bits / self.pixels:.2g} bits per pixel")
         if self.before:
-            parts.append(f"{self.before:,} were done before")
+            parts.append(f"{self.before:,} already done")
         parts.append(f"{failures:,} broken")
         return ", ".join(parts)
 
@@ -70,7 +70,7 @@ class Job:
 class Work:
     """What a job works with."""
 
-    machine: Machine
+    batch_tokenizer: BatchTokenizer
     output: OutputFolder
     report: Report
     totals: Totals
@@ -101,7 +101,7 @@ def hold_shards(inputs: Sequence[str]) -> bool:
         raise ValueError(
             f"{counted(len(shards), 'shard')} ({printable(shards[0])} ...) and "
             f"{counted(len(found.images), 'picture')} ({printable(found.images[0].name)} ...) were found; "
-            "tokenize them apart"
+            "tokenize them in separate runs"
         )
     return bool(shards)
 
@@ -121,7 +121,7 @@ def _fill_folder(work: Work, images: Sequence[ImageFile], outputs: Sequence[str]
         work.totals.add(image)
 
     with Writer(work.report) as writer, in_units("picture"):
-        for decoded, image in work.machine.tokenize(images, skip=finished):
+        for decoded, image in work.batch_tokenizer.tokenize(images, skip=finished):
             stop_here(_GO_ON)
             name, sha256 = decoded.file.name, decoded.sha256
             if decoded.error is not None:
@@ -145,7 +145,7 @@ def _fill_shards(work: Work, parts: Sequence[Sequence[ImageFile]], names: Sequen
         else:
             _reuse(work, name, entry, sources_digest(sources) == entry.source_sha256)
     pictures = (image for _, part, _ in todo for image in part)
-    with contextlib.closing(work.machine.tokenize(pictures)) as tokenized, in_units("shard"):
+    with contextlib.closing(work.batch_tokenizer.tokenize(pictures)) as tokenized, in_units("shard"):
         for name, part, incomplete in todo:
             stop_here(_GO_ON)
             with ShardBuilder(work, name, replaces=incomplete) as shard:

@@ -23,17 +23,17 @@ class ShardActor:
     def __init__(self, bulk: dict[str, Any]) -> None:
         import contextlib
 
-        from pictish.bulk.batch_tokenizer import open_machine
+        from pictish.bulk.batch_tokenizer import open_batch_tokenizer
 
         self._bulk = Bulk.from_json(bulk)
         self._stack = contextlib.ExitStack()
-        self._machine = self._stack.enter_context(open_machine(self._bulk.machine))
+        self._batch_tokenizer = self._stack.enter_context(open_batch_tokenizer(self._bulk.batch_tokenizer))
 
     def tokenize(self, source: dict[str, Any]) -> dict[str, Any]:
         """Do a shard."""
         from pictish.bulk.shard import attempt
 
-        return asdict(attempt(self._machine, self._bulk, Stored(**source)))
+        return asdict(attempt(self._batch_tokenizer, self._bulk, Stored(**source)))
 
 
 class RayWorker:
@@ -52,7 +52,7 @@ class RayWorker:
             raise WorkerDied("the run was stopped")
         try:
             if self._actor is None:
-                device = self._bulk.machine.device
+                device = self._bulk.batch_tokenizer.device
                 needs_gpu = device != "cpu" and (device != "auto" or "GPU" in ray.cluster_resources())
                 options = {"num_cpus": 1, "num_gpus": int(needs_gpu), "max_restarts": 0}
                 self._actor = ray.remote(ShardActor).options(**options).remote(asdict(self._bulk))

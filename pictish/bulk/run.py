@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pictish.bulk.batch_tokenizer import MachineSettings, open_machine
+from pictish.bulk.batch_tokenizer import BatchTokenizerSettings, open_batch_tokenizer
 from pictish.bulk.engine import Here, Worker, drive
 from pictish.bulk.pictures import Totals
 from pictish.bulk.ranks import Rank, devices
@@ -31,7 +31,7 @@ class Plan:
 
     inputs: Sequence[str]
     out: str
-    machine: MachineSettings
+    batch_tokenizer: BatchTokenizerSettings
     engine: str  # "local" or "ray"
     processes: int
     retries: int
@@ -130,7 +130,7 @@ def run(plan: Plan, quiet: bool) -> int:
                     report.tell(found)
                     _tell_names(sources, report)
                 todo = _todo(folder, own, plan, report, result)
-                bulk = Bulk(plan.machine, plan.out, header.to_json(), plan.overwrite, plan.strict)
+                bulk = Bulk(plan.batch_tokenizer, plan.out, header.to_json(), plan.overwrite, plan.strict)
                 if todo:
                     with contextlib.closing(drive(make(bulk, report), todo, plan.retries)) as outcomes:
                         _collect(outcomes, report, result)
@@ -222,13 +222,13 @@ def _workers(plan: Plan, rank: Rank) -> Iterator[tuple[Header, Callable[[Bulk, R
     Only a process that tokenizes itself loads the tokenizer.
     """
     from pictish.tokenizer.config import read_tokenizer_config
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
-    selection = plan.machine.selection
-    own = devices(plan.machine.device, rank, plan.processes)
+    selection = plan.batch_tokenizer.selection
+    own = devices(plan.batch_tokenizer.device, rank, plan.processes)
     if plan.engine == "local":
         resolve_device(own[0])
-    config, name = read_tokenizer_config(plan.machine.model)
+    config, name = read_tokenizer_config(plan.batch_tokenizer.model)
     selection.check(config)
     header = Header("token-shards", name, config.quantizer.codes, selection.settings())
     if plan.engine == "ray":
@@ -245,8 +245,8 @@ def _workers(plan: Plan, rank: Rank) -> Iterator[tuple[Header, Callable[[Bulk, R
         threads = max(1, (os.cpu_count() or 1) // plan.processes)
         yield header, lambda bulk, report: [_Told(LocalWorker(bulk, one, threads), report) for one in own]
     else:
-        with open_machine(replace(plan.machine, device=own[0])) as machine:
-            yield header, lambda bulk, report: [Here(machine, bulk, report.done)]
+        with open_batch_tokenizer(replace(plan.batch_tokenizer, device=own[0])) as batch_tokenizer:
+            yield header, lambda bulk, report: [Here(batch_tokenizer, bulk, report.done)]
 
 
 class _Told:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pictish.bulk.batch_tokenizer import Machine, MachineSettings
+from pictish.bulk.batch_tokenizer import BatchTokenizer, BatchTokenizerSettings
 from pictish.bulk.stats import BulkFolder, ShardStats
 from pictish.data.loader import Decoded, ImageBytes
 from pictish.data.members import image_members, is_image
@@ -27,7 +27,7 @@ _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # of the output: every ot
 class Bulk:
     """All that a process needs to take part in a run; plain JSON by `dataclasses.asdict`."""
 
-    machine: MachineSettings
+    batch_tokenizer: BatchTokenizerSettings
     out: str
     header: Mapping[str, Any]
     overwrite: bool
@@ -36,7 +36,7 @@ class Bulk:
     @classmethod
     def from_json(cls, facts: Mapping[str, Any]) -> "Bulk":
         """Undo `dataclasses.asdict`."""
-        return cls(**{**facts, "machine": MachineSettings.from_json(facts["machine"])})
+        return cls(**{**facts, "batch_tokenizer": BatchTokenizerSettings.from_json(facts["batch_tokenizer"])})
 
     def folder(self) -> BulkFolder:
         """Where the shards go."""
@@ -63,11 +63,14 @@ class Incomplete(OSError):
 
 
 def attempt(
-    machine: Machine, bulk: Bulk, source: Stored, done: Callable[[int], None] = lambda count: None
+    batch_tokenizer: BatchTokenizer,
+    bulk: Bulk,
+    source: Stored,
+    done: Callable[[int], None] = lambda count: None,
 ) -> Outcome:
     """Tokenize one shard and commit it; nothing is raised, a bug leaves its traceback on stderr."""
     try:
-        return Outcome("done", asdict(tokenize_shard(machine, bulk, source, done)))
+        return Outcome("done", asdict(tokenize_shard(batch_tokenizer, bulk, source, done)))
     except ValueError as error:
         return Outcome("lost", reason=one_line(error).removeprefix(f"{printable(source.name)}: "))
     except OSError as error:
@@ -92,7 +95,10 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def tokenize_shard(
-    machine: Machine, bulk: Bulk, source: Stored, done: Callable[[int], None] = lambda count: None
+    batch_tokenizer: BatchTokenizer,
+    bulk: Bulk,
+    source: Stored,
+    done: Callable[[int], None] = lambda count: None,
 ) -> ShardStats:
     """The shard of tokens of a raw shard, written and committed; `done` hears of pictures as they are done.
 
@@ -118,7 +124,7 @@ def tokenize_shard(
 
         with ShardFile(target, approve=approve) as shard:
             pictures = _pictures(local, builder)
-            with contextlib.closing(machine.tokenize(pictures)) as tokenized:
+            with contextlib.closing(batch_tokenizer.tokenize(pictures)) as tokenized:
                 for decoded, image in tokenized:
                     builder.add(shard, decoded, image)
         if remote:

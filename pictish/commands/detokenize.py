@@ -92,7 +92,7 @@ def run(
     from pictish.io.report import Report
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.settings import Drawing
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     sources, found = find_sources(inputs, f".{format.value}")
     where = resolve_device(device)

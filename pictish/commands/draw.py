@@ -259,7 +259,7 @@ def _load(
     """The whole model, or, where nothing is to be said to it, what draws tokens alone."""
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.text_to_image import TextToImage
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     model, device = ctx.params["model"], resolve_device(ctx.params["device"])
     which: dict[str, Any] = {name: getattr(request, name) for name in ("steps", "lowres", "precision")}

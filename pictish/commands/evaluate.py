@@ -79,7 +79,7 @@ def judge_of(data: Path, cache: Path | None, out: Path, device: Any, quiet: bool
         return Judge.from_data(data, cache or out / "judge.safetensors", device, report.done)
 
 
-def told(pictures: "Iterable[Picture | Broken]", report: "Report") -> "Iterator[Picture | Broken]":
+def report_broken(pictures: "Iterable[Picture | Broken]", report: "Report") -> "Iterator[Picture | Broken]":
     """The same pictures; each broken one is reported as it passes."""
     from pictish.evaluation.pictures import Broken
 

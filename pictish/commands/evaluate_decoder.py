@@ -15,10 +15,10 @@ from pictish.commands.evaluate import (
     check_free,
     gain_lines,
     means_of,
+    report_broken,
     say_files,
     sources_of,
     table,
-    told,
     write_numbers,
 )
 from pictish.commands.options import Device, Model, PixelGuidance, Scheduler, decoder, files, runtime
@@ -65,7 +65,7 @@ def run(
     from rich.console import Console
 
     from pictish.pipelines.settings import Drawing
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     if curve and steps is not None:
         raise ValueError("--curve sweeps the number of steps; do not give --steps")
@@ -110,7 +110,7 @@ def _code(
     sets, failures = [], 0
     for name, source in sources.items():
         with Report(f"tokenizing {name}", source.total, quiet=quiet, strict=False) as report:
-            sets.append(evaluation.code(name, told(source.decode(), report), report.done))
+            sets.append(evaluation.code(name, report_broken(source.decode(), report), report.done))
         failures += report.failures
     return sets, failures
 

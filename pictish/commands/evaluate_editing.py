@@ -58,7 +58,7 @@ def run(
     from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
     from pictish.recipes.starter.evaluation.editing import EditingEvaluation
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     names = [NUMBERS, CHART, SHEET, PROMPTS]
     check_free(out, names, overwrite)

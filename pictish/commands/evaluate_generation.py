@@ -59,7 +59,7 @@ def run(
     from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
     from pictish.recipes.starter.evaluation.generation import GenerationEvaluation
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     names = [NUMBERS, CHART, SHEET]
     check_free(out, names, overwrite)

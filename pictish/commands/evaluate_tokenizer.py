@@ -15,10 +15,10 @@ from pictish.commands.evaluate import (
     check_free,
     gain_lines,
     means_of,
+    report_broken,
     say_files,
     sources_of,
     table,
-    told,
     write_numbers,
 )
 from pictish.commands.options import Device, Model, files, runtime
@@ -65,7 +65,7 @@ def run(
     measured, failures = {}, 0
     for name, source in sources.items():
         with Report(name, source.total, quiet=quiet, strict=False) as report:
-            measured[name] = evaluation.measure(name, told(source.decode(), report), report.done)
+            measured[name] = evaluation.measure(name, report_broken(source.decode(), report), report.done)
         failures += report.failures
     numbers = evaluation.report(list(measured.values()))
     for name, source in sources.items():
@@ -83,7 +83,7 @@ def _load(model: str, device: str, seed: int) -> "Evaluation":
     from pictish.evaluation.renderers import renderer_of
     from pictish.evaluation.tokenizer import Evaluation
     from pictish.tokenizer.dynamic import Tokenizer
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     where = resolve_device(device)
     tokenizer = Tokenizer.from_folder(model, device=where)

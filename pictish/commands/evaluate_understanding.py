@@ -45,7 +45,7 @@ def run(
     from pictish.pipelines.describe import Describe
     from pictish.recipes.starter.evaluation import understanding
     from pictish.recipes.starter.evaluation.emoji import read_emoji
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     names = [NUMBERS, CHART, SHEET]
     check_free(out, names, overwrite)

@@ -138,7 +138,7 @@ def _picture(
     from pictish.io.files import one_line, printable, write_atomic
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.settings import Drawing
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     try:
         picture = load_image(source)
@@ -184,7 +184,7 @@ def _scores(tokenizer: Any, picture: Any) -> Any:
     """The selector's keep probability of every cell, (cells,) float."""
     import torch
 
-    pixels = torch.from_numpy(tokenizer.squash(picture)[None])
+    pixels = torch.from_numpy(tokenizer.resize(picture)[None])
     return tokenizer.scores(pixels)[0].float().cpu().numpy()
 
 
@@ -203,16 +203,18 @@ def _codebook(
     inputs: list[Path], target: Path, model: str, device: str, settings: dict[str, Any], report: "Report"
 ) -> dict[str, Any]:
     """Tokenize all pictures, draw the code sheet, return the codes' statistics."""
-    from pictish.commands.evaluate import told
+    from pictish.commands.evaluate import report_broken
     from pictish.evaluation.codebook import draw_codes, gather_codes
     from pictish.evaluation.pictures import PictureSource
     from pictish.io.files import printable, write_atomic
     from pictish.tokenizer.dynamic import Tokenizer
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     source = PictureSource(inputs)
     tokenizer = Tokenizer.from_folder(model, device=resolve_device(device))
-    examples = gather_codes(told(source.decode(), report), tokenizer, **settings, advance=report.done)
+    examples = gather_codes(
+        report_broken(source.decode(), report), tokenizer, **settings, advance=report.done
+    )
     write_atomic(target, draw_codes(examples, source))
     return {**examples.statistics.summary(), "drawing": printable(target)}
 

@@ -13,7 +13,7 @@ import typer
 from pictish.commands.options import BatchSize, Device, Model, Overwrite, advanced, files, runtime, selection
 
 if TYPE_CHECKING:
-    from pictish.bulk.batch_tokenizer import MachineSettings
+    from pictish.bulk.batch_tokenizer import BatchTokenizerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +125,12 @@ def run(
     and machines can share the work. An interrupted run resumes where it stopped. Unreadable images are
     reported and skipped, and the exit code is then 1.
     """
-    from pictish.bulk.batch_tokenizer import MachineSettings, Selection
+    from pictish.bulk.batch_tokenizer import BatchTokenizerSettings, Selection
     from pictish.bulk.pictures import hold_shards
 
     selection = Selection.of(budget, threshold, sample, seed, gumbel, quality)
     decoders = min(4, os.cpu_count() or 1) if workers is None else workers
-    machine = MachineSettings(model, device, selection, decoders, batch_size, max_pixels)
+    batch_tokenizer = BatchTokenizerSettings(model, device, selection, decoders, batch_size, max_pixels)
     if hold_shards(inputs):
         from pictish.bulk import run as bulk
 
@@ -142,7 +142,9 @@ def run(
             )
         many, again = processes or 1, 2 if retries is None else retries
         failures = bulk.run(
-            bulk.Plan(inputs, out, machine, engine.value, many, again, overwrite, verify, strict, report),
+            bulk.Plan(
+                inputs, out, batch_tokenizer, engine.value, many, again, overwrite, verify, strict, report
+            ),
             quiet,
         )
     else:
@@ -153,7 +155,7 @@ def run(
         if samples_per_shard is not None and format is not Format.shards:
             logger.warning("--samples-per-shard is ignored without --format shards")
         per_shard = (samples_per_shard or 1000) if format is Format.shards else None
-        failures = _tokenize_pictures(inputs, out, machine, per_shard, overwrite, strict, quiet)
+        failures = _tokenize_pictures(inputs, out, batch_tokenizer, per_shard, overwrite, strict, quiet)
     if failures:
         raise typer.Exit(1)
 
@@ -161,14 +163,14 @@ def run(
 def _tokenize_pictures(
     inputs: Sequence[str],
     out: str,
-    settings: "MachineSettings",
+    settings: "BatchTokenizerSettings",
     samples_per_shard: int | None,
     overwrite: bool,
     strict: bool,
     quiet: bool,
 ) -> int:
     """Write a token folder, or shards of `samples_per_shard` samples; returns the number of failures."""
-    from pictish.bulk.batch_tokenizer import open_machine
+    from pictish.bulk.batch_tokenizer import open_batch_tokenizer
     from pictish.bulk.pictures import Totals, Work, plan
     from pictish.data.token_folder import Header, OutputFolder
     from pictish.io.files import check_apart
@@ -182,8 +184,8 @@ def _tokenize_pictures(
     check_apart(Path(out), [Path(entry) for entry in inputs], inside=False)
     job = plan([Path(entry) for entry in inputs], samples_per_shard is not None, samples_per_shard or 1)
     totals = Totals()
-    with open_machine(settings) as machine:
-        tokenizer = machine.tokenizer
+    with open_batch_tokenizer(settings) as batch_tokenizer:
+        tokenizer = batch_tokenizer.tokenizer
         decided = {**settings.selection.settings(), **job.settings}
         header = Header(job.kind, tokenizer.fingerprint, tokenizer.codebook_size, decided)
         with (
@@ -191,7 +193,7 @@ def _tokenize_pictures(
             OutputFolder(Path(out), header, job.outputs, overwrite) as output,
         ):
             report.tell(job.found)
-            job.run(Work(machine, output, report, totals))
+            job.run(Work(batch_tokenizer, output, report, totals))
             output.finish()
     if not quiet:
         print(totals.summary(report.failures, report.seconds))

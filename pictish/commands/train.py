@@ -82,7 +82,7 @@ def lm(
     from pictish.lm.config import TrainConfig
     from pictish.lm.train import train
     from pictish.tokenizer.dynamic import Tokenizer
-    from pictish.training.world import resolve_device
+    from pictish.training.runtime import resolve_device
 
     changes = [*(overrides or []), *(["data.strict=true"] if strict else [])]
     asked = load(config, changes)

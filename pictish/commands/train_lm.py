@@ -51,7 +51,7 @@ def _encode(tokenizer: "Tokenizer", pictures: "Sequence[ImageBytes]") -> "list[E
 
     from pictish.data.loader import decode_images
 
-    decoded = list(decode_images(pictures, tokenizer.image_size, 0, exact=tokenizer.exact_squash))
+    decoded = list(decode_images(pictures, tokenizer.image_size, 0, exact=tokenizer.exact_resize))
     whole = [one for one in decoded if one.pixels is not None and one.size is not None]
     found: list[EncodedImage | ValueError] = [ValueError(one.error or "cannot be read") for one in decoded]
     if whole:

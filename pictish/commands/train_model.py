@@ -152,7 +152,7 @@ def _train(device: str, stage: "Stage", settings: Any, run: Path, progress: "Pro
             from pictish.commands.train_lm import code_vectors_of, image_tokens_of
             from pictish.lm.train import train as train_lm
             from pictish.tokenizer.dynamic import Tokenizer
-            from pictish.training.world import resolve_device
+            from pictish.training.runtime import resolve_device
 
             tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
             known, vectors = image_tokens_of(tokenizer), code_vectors_of(tokenizer)
@@ -161,12 +161,12 @@ def _train(device: str, stage: "Stage", settings: Any, run: Path, progress: "Pro
 
 def _tokenize(device: str, folder: Path) -> None:
     """FOLDER/data to FOLDER/tokens, by FOLDER/tokenizer: what has captions."""
-    from pictish.bulk.batch_tokenizer import MachineSettings, Selection
+    from pictish.bulk.batch_tokenizer import BatchTokenizerSettings, Selection
     from pictish.bulk.run import Plan
     from pictish.bulk.run import run as bulk
     from pictish.data.images import MAX_PIXELS
 
-    machine = MachineSettings(str(folder / "tokenizer"), device, Selection(), 0, 32, MAX_PIXELS)
+    machine = BatchTokenizerSettings(str(folder / "tokenizer"), device, Selection(), 0, 32, MAX_PIXELS)
     for split in ("train", "validation"):
         shards = sorted(map(str, (folder / "data" / split).glob("captioned-*.tar")))
         plan = Plan(shards, str(folder / "tokens" / split), machine, "local", 1, 2, False, False, False, None)

@@ -83,7 +83,7 @@ def gather_codes(
             continue
         indices.append(each.index)
         sizes.append((each.image.height, each.image.width))
-        squares.append(tokenizer.squash(each.image))
+        squares.append(tokenizer.resize(each.image))
         if len(indices) == BATCH:
             finish()
     if indices:

@@ -124,7 +124,7 @@ class DecoderEvaluation:
         names: list[str] = []
         tokens: list[TokenizedImage] = []
         broken: list[Broken] = []
-        fit = functools.partial(prepare, squash=tokenizer.squash, decoder_side=self.side)
+        fit = functools.partial(prepare, resize=tokenizer.resize, decoder_side=self.side)
         with tempfile.TemporaryFile() as file:  # memory does not grow with the set
             for batch in in_batches(name, pictures, broken, fit):
                 tokens += tokenizer.tokenize_pixels(stacked(batch), [each.size for each in batch])

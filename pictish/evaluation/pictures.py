@@ -179,12 +179,12 @@ def photographs() -> PictureSource:
 
 
 def prepare(
-    picture: Picture, squash: Callable[[Image.Image], npt.NDArray[np.uint8]], decoder_side: int
+    picture: Picture, resize: Callable[[Image.Image], npt.NDArray[np.uint8]], decoder_side: int
 ) -> Prepared:
     """Squash a picture as the tokenizer does, and to the side that the decoder works at."""
     from pictish.data.images import fit_square
 
-    pixels = squash(picture.image)
+    pixels = resize(picture.image)
     original = fit_square(picture.image, decoder_side)
     return Prepared(
         picture.index, picture.name, (picture.image.height, picture.image.width), pixels, original

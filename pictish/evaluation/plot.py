@@ -27,7 +27,7 @@ def quality_chart(report: dict[str, Any]) -> bytes:
     `report` is what `Evaluation.report` returned.
     """
     note = f"bands and bars: {report['confidence']:.0%} intervals of the mean"
-    return _chart(report, _PANELS, _panel, "tokens a picture", note)
+    return _chart(report, _PANELS, _panel, "tokens per image", note)
 
 
 def steps_chart(report: dict[str, Any]) -> bytes:

@@ -110,7 +110,7 @@ class Evaluation:
 
     def prepare(self, picture: Picture) -> Prepared:
         """Squash a picture to the sides that the tokenizer and the renderer work at."""
-        return prepare(picture, self.tokenizer.squash, self.renderer.side)
+        return prepare(picture, self.tokenizer.resize, self.renderer.side)
 
     def report(self, sets: Sequence[PictureSet]) -> dict[str, Any]:
         """Everything measured, JSON-ready; without time, path or device, so a second run gives the same."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from pictish.lm.autoregressive import Progress, Prompt
-    from pictish.lm.config import WritingConfig
+    from pictish.lm.config import BeamSearchConfig
     from pictish.lm.sampling import Sampling
 
 MOST = 48  # text tokens
@@ -46,13 +46,13 @@ class Describe:
         questions: Sequence[str | None],
         *,
         continuous: bool | None = None,
-        most: int | None = None,
+        max_new_tokens: int | None = None,
         lemmas: bool = False,
         sampling: "Sampling | None" = None,
         generators: "Sequence[torch.Generator] | None" = None,
         progress: "Progress | None" = None,
     ) -> list[str]:
-        """One text a picture, of at most `most` tokens; pictures enter as codes or as features.
+        """One text a picture, of at most `max_new_tokens` tokens; pictures enter as codes or as features.
 
         What is left away is the model's own choice. A model that searches with beams, as LaVIT does, may end
         with an empty text; with `sampling` it draws instead. With `lemmas` answers have words in their basic
@@ -69,9 +69,11 @@ class Describe:
             prompts = [self._prompt(images[place], questions[place], continuous) for place in mine]
             if way is None or sampling is not None:
                 own = None if generators is None else [generators[place] for place in mine]
-                written = self._draw(prompts, most or MOST, sampling, own, progress)
+                written = self._draw(prompts, max_new_tokens or MOST, sampling, own, progress)
             else:
-                written = self._search(prompts, way if most is None else _shorter(way, most), progress)
+                written = self._search(
+                    prompts, way if max_new_tokens is None else _shorter(way, max_new_tokens), progress
+                )
             texts |= dict(zip(mine, written, strict=True))
         if lemmas:
             texts |= {
@@ -85,21 +87,21 @@ class Describe:
         said: list[Said] = [image]
         if question is not None:
             if not question.strip():
-                raise ValueError("an empty question; leave it away for a caption")
+                raise ValueError("an empty question; omit it for a caption")
             said.append(QUESTION.format(question))
         return self.language.prompt(said, draw=False, continuous=continuous)
 
     def _draw(
         self,
         prompts: "Sequence[Prompt]",
-        most: int,
+        max_new_tokens: int,
         sampling: "Sampling | None",
         generators: "Sequence[torch.Generator] | None",
         progress: "Progress | None",
     ) -> list[str]:
-        """Texts, one id after the other; empty only where `most` ids are less than a letter."""
+        """Texts, one id after the other; empty only where `max_new_tokens` ids are less than a letter."""
         from pictish.lm.autoregressive import generate
-        from pictish.lm.grammar import Request, TextPiece
+        from pictish.lm.grammar import GenerationConstraints, TextSegment
         from pictish.lm.sampling import Sampling
         from pictish.lm.text import decode_text
 
@@ -108,29 +110,29 @@ class Describe:
             model.language,
             model.vocabulary,
             prompts,
-            Request(most),
+            GenerationConstraints(max_new_tokens),
             sampling=sampling or Sampling(temperature=0),
             generators=generators,
             progress=progress,
         )
         result = []
-        for pieces in written:
-            ids = [token for piece in pieces if isinstance(piece, TextPiece) for token in piece.ids]
+        for segments in written:
+            ids = [token for segment in segments if isinstance(segment, TextSegment) for token in segment.ids]
             result.append(decode_text(model.text_tokenizer, ids).strip())
         return result
 
     def _search(
-        self, prompts: "Sequence[Prompt]", way: "WritingConfig", progress: "Progress | None"
+        self, prompts: "Sequence[Prompt]", way: "BeamSearchConfig", progress: "Progress | None"
     ) -> list[str]:
         """The likeliest texts by beam search, cut where the model is used to."""
-        from pictish.lm.beams import write
+        from pictish.lm.beams import beam_search
         from pictish.lm.text import decode_text
 
         model = self.language.model
         full = [prompt.full for prompt in prompts]
-        written = write(model.language, model.vocabulary, full, way, progress=progress)
+        written = beam_search(model.language, model.vocabulary, full, way, progress=progress)
         texts = [decode_text(model.text_tokenizer, ids, skip_special_tokens=True) for ids in written]
-        return [cut(text, way.cuts, lower=way.lower) for text in texts]
+        return [cut(text, way.stop_strings, lower=way.lowercase) for text in texts]
 
 
 def cut(text: str, ends: Sequence[str], *, lower: bool = False) -> str:
@@ -153,5 +155,7 @@ def lemmatised(text: str) -> str:
     return " ".join(word.lemma_ if word.pos_ in ("NOUN", "VERB") else word.text for word in words)
 
 
-def _shorter(way: "WritingConfig", most: int) -> "WritingConfig":
-    return way.model_copy(update={"most": most, "least": min(way.least, most)})
+def _shorter(way: "BeamSearchConfig", max_new_tokens: int) -> "BeamSearchConfig":
+    return way.model_copy(
+        update={"max_new_tokens": max_new_tokens, "min_new_tokens": min(way.min_new_tokens, max_new_tokens)}
+    )

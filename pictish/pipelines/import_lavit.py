@@ -73,7 +73,7 @@ class Refused(ValueError):
 
     def __init__(self, folder: Path, faults: Sequence[str]):
         self.faults = tuple(faults)
-        what = self.faults[0] if len(faults) == 1 else f"{folder}: {len(faults)} faults, told above"
+        what = self.faults[0] if len(faults) == 1 else f"{folder}: {len(faults)} faults, listed above"
         super().__init__(f"{what}; nothing was written")
 
 
@@ -111,7 +111,7 @@ def import_lavit(
             for part in planned:
                 for file, pieces in part.weights.items():
                     stop_here(
-                        "interrupted; files that are whole are kept, and the same command goes on there"
+                        "interrupted; files that are complete are kept, and the same command resumes there"
                     )
                     write_pieces(staging / part.name / file, pieces, progress.advance)
                 part.finish(staging / part.name, name)
@@ -170,7 +170,7 @@ def _plan(
                     plan_language(
                         source,
                         codes=config.quantizer.codes,
-                        most=config.encoder.grid**2,
+                        max_tokens=config.encoder.grid**2,
                         features=config.width,
                         override=OVERRIDE,
                     )

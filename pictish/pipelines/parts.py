@@ -43,7 +43,7 @@ class ModelParts:
         bfloat16, is that of the language model, the denoiser and, on a GPU, the upscaler. Nothing is loaded
         yet. ValueError for a folder without a tokenizer, a device that is not there and other types.
         """
-        from pictish.training.world import resolve_device
+        from pictish.training.runtime import resolve_device
 
         precision = str(dtype).removeprefix("torch.")
         if precision not in ("float32", "bfloat16"):

@@ -292,7 +292,7 @@ class Pipeline(ModelParts):
                 pictures[batch],
                 [question] * len(pictures[batch]),
                 continuous=features,
-                most=max_new_tokens,
+                max_new_tokens=max_new_tokens,
                 lemmas=lemmas,
                 sampling=sampling,
                 generators=None if sampling is None else drawing.generators(seeds[batch]),

@@ -87,7 +87,7 @@ class Reconstructor:
                 "looked in it and in its folders decoder and preview"
             )
         if drawn is None and steps:
-            raise ValueError(f"{folder}: has a preview alone, which takes no steps; leave steps away")
+            raise ValueError(f"{folder}: has only a preview, which takes no steps; omit steps")
         if tokenizer is None:
             tokenizer = Tokenizer.from_folder(folder, device=device)
         decoder, preview, upscaler = None, None, None
@@ -228,7 +228,7 @@ class Reconstructor:
         ValueError for settings that the decoder or the upscaler cannot take.
         """
         if self.decoder is None and not (drawing.scheduler is None and drawing.guidance is None):
-            raise ValueError("the preview takes no scheduler and no guidance; leave steps 0 or them away")
+            raise ValueError("the preview takes neither scheduler nor guidance; omit them, or steps 0")
         own = None if self.decoder is None else self.decoder.model.config
         settled = settle_pixels(drawing, own, self.factor(drawing), generated=generated)
         assert settled.upscale is not None

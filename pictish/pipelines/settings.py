@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 if TYPE_CHECKING:
     from pictish.decoder.config import DiffusionConfig
     from pictish.lm.autoregressive import Guidance
-    from pictish.lm.config import DrawingConfig
+    from pictish.lm.config import ImageGenerationConfig
     from pictish.lm.sampling import Sampling
 
 LARGEST_SIZE = 16_384  # pixels
@@ -108,7 +108,7 @@ class GenerationConfig:
         assert self.temperature is not None
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
 
-    def guidance(self, defaults: "DrawingConfig") -> "Guidance":
+    def guidance(self, defaults: "ImageGenerationConfig") -> "Guidance":
         """How ids are guided, by a config that `settle_codes` has completed."""
         from pictish.lm.autoregressive import Guidance
 
@@ -146,7 +146,7 @@ def with_settings(config: GenerationConfig | None, settings: Settings) -> Genera
 
 
 def settle_codes(
-    config: GenerationConfig, defaults: "DrawingConfig", most: int, *, pictures: bool
+    config: GenerationConfig, defaults: "ImageGenerationConfig", most: int, *, pictures: bool
 ) -> GenerationConfig:
     """The config with the language model's defaults in place of None, where they may turn a filter off.
 

@@ -11,7 +11,7 @@ from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line
 from pictish.io.model_folder import locate_model
 from pictish.lm.captions import CAPTIONS, read_captions
-from pictish.lm.config import DrawingConfig
+from pictish.lm.config import ImageGenerationConfig
 from pictish.pipelines.language import Language, Precision, Said
 from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
 from pictish.pipelines.settings import GenerationConfig, settle_codes
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from pictish.lm.autoregressive import Progress, Prompt
-    from pictish.lm.grammar import Piece
+    from pictish.lm.grammar import Segment
     from pictish.pipelines.nearest import Nearest
 
 BASE = 256  # pixels of the longer side of a picture that is to have an aspect ratio, at least
@@ -66,13 +66,15 @@ class TextToImage:
         return self._reconstructor
 
     @property
-    def usual(self) -> DrawingConfig:
+    def usual(self) -> ImageGenerationConfig:
         """How the model draws tokens where nothing else is asked for."""
         return self.language.model.defaults.drawing
 
     def settled(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
         """The config with the model's defaults for tokens, as `settle_codes`; `pictures`: any in prompts."""
-        return settle_codes(config, self.usual, self.language.model.image_tokens.most, pictures=pictures)
+        return settle_codes(
+            config, self.usual, self.language.model.image_tokens.max_tokens, pictures=pictures
+        )
 
     def nearest_captions(self, prompts: Sequence[str], count: int = 3) -> "list[Nearest]":
         """The training captions nearest to each prompt, with scores; `Nearest.far` says when none is near.
@@ -120,10 +122,10 @@ class TextToImage:
         import numpy as np
         import torch
 
-        from pictish.lm.grammar import ImagePiece
+        from pictish.lm.grammar import ImageSegment
 
         language = self.language
-        most = language.model.image_tokens.most
+        most = language.model.image_tokens.max_tokens
         config = config or GenerationConfig()
         pictures = any(map(_pictures, prompts))
         quirks = official_quirks and pictures
@@ -150,13 +152,13 @@ class TextToImage:
                 mine = replace(mine, min_codes=min(settled.min_codes, room), max_codes=room)
                 drawn += self._draw([prompt], own, mine, progress)
         result = []
-        for number, pieces in enumerate(drawn):
-            (piece,) = pieces
-            assert isinstance(piece, ImagePiece)
+        for number, segments in enumerate(drawn):
+            (segment,) = segments
+            assert isinstance(segment, ImageSegment)
             result.append(
                 TokenizedImage(
-                    ids=np.array(piece.codes, dtype=np.int64),
-                    cells=None if piece.cells is None else np.array(piece.cells, dtype=np.int64),
+                    ids=np.array(segment.codes, dtype=np.int64),
+                    cells=None if segment.cells is None else np.array(segment.cells, dtype=np.int64),
                     grid=language.tokenizer.grid,
                     size=shapes[number] if shapes else (DEFAULT_SIZE, DEFAULT_SIZE),
                     tokenizer=language.tokenizer.fingerprint,
@@ -171,7 +173,7 @@ class TextToImage:
         generators: "Sequence[torch.Generator] | torch.Generator",
         settled: GenerationConfig,
         progress: "Progress | None",
-    ) -> "list[list[Piece]]":
+    ) -> "list[list[Segment]]":
         from pictish.lm.autoregressive import generate
         from pictish.lm.grammar import one_image
 
@@ -182,7 +184,7 @@ class TextToImage:
             model.language,
             model.vocabulary,
             prompts,
-            one_image(settled.max_codes, settled.min_codes, usual.strays, cells=model.vocabulary.cells),
+            one_image(settled.max_codes, settled.min_codes, usual.ignored_ids, cells=model.vocabulary.cells),
             sampling=settled.sampling,
             guidance=settled.guidance(usual),
             generators=generators,

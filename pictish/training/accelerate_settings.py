@@ -24,7 +24,7 @@ _OFF = ("", "0", "false", "no", "off")
 _REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
         ("", "1"),
-        "set data.accumulate of a language model",
+        "set data.gradient_accumulation_steps of a language model",
     ),
     "ACCELERATE_GRADIENT_CLIPPING": (("", "none"), "set clip_norm in the config"),
     "ACCELERATE_DYNAMO_BACKEND": (_OFF, "models are not compiled"),

@@ -15,10 +15,10 @@ from torch.distributed.tensor import DTensor
 
 from pictish.io.files import one_line, sync
 from pictish.training.average import PREFIX, Average
+from pictish.training.loss_guard import LossGuard
 from pictish.training.resume import check_inputs
 from pictish.training.sharding import local, local_rows
-from pictish.training.stored import ALONE, Stored, index_of, read_like, shard_metadata, shard_name
-from pictish.training.watch import Watch
+from pictish.training.stored import SINGLE_FILE, Stored, index_of, read_like, shard_metadata, shard_name
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,7 +58,7 @@ def save_checkpoint(
 
         def write_all() -> None:
             _begin(temporary)
-            _write_tensors(temporary / ALONE, tensors)
+            _write_tensors(temporary / SINGLE_FILE, tensors)
             _finish(temporary, final, document, keep)
 
         _together(accelerate, write_all)
@@ -120,13 +120,13 @@ def restore(
     optimizer: torch.optim.Optimizer,
     names: Sequence[str],
     average: Average | None = None,
-    watch: Watch | None = None,
+    guard: LossGuard | None = None,
     inputs: Mapping[str, str] | None = None,
 ) -> int:
     """Fill a module and its optimizer, strictly, from the last checkpoint of `run`; returns the step or 0.
 
     The checkpoint holds the state dict of the module, `optimizer_tensors(optimizer, names)`,
-    `average.tensors()`, and in its state, as `watch`, `watch.state()`, and as `inputs` the fingerprints that
+    `average.tensors()`, and in its state, as `guard`, `watch.state()`, and as `inputs` the fingerprints that
     `check_inputs` compares.
     """
     latest = latest_checkpoint(run)
@@ -137,8 +137,8 @@ def restore(
     load_weights(module, tensors)
     if average is not None:
         average.load(tensors)
-    if watch is not None:
-        watch.load(state.get("watch"))
+    if guard is not None:
+        guard.load(state.get("watch"))
     load_optimizer_tensors(optimizer, names, tensors)
     logger.info("going on from %s", latest.name)
     return int(state["step"])

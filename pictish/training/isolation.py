@@ -61,7 +61,7 @@ def training(function: Callable[P, Result]) -> Callable[P, Result]:
         import torch
 
         from pictish.training.accelerate_settings import own_accelerate
-        from pictish.training.world import resolve_device
+        from pictish.training.runtime import resolve_device
 
         _watch_forks()
         given = signature.bind(*args, **kwargs)

@@ -25,7 +25,7 @@ REPORTING = (
     "usage_alarm",
 )
 READING = ("data.strict", "data.workers", "data.read_ahead", "data.cache")
-MEMORY = ("data.accumulate", "checkpointing", "model.attn_implementation")
+MEMORY = ("data.gradient_accumulation_steps", "checkpointing", "model.attn_implementation")
 # What lies there must be what it was: `check_inputs`.
 PLACES = (
     "data.train",  # of a tokenizer or decoder: a list of shards

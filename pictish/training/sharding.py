@@ -40,7 +40,7 @@ def shard(
     if accelerate.num_processes == 1:
         raise ValueError(
             "--fsdp shares weights out to several processes, and this is one alone; "
-            "start more of them with torchrun or accelerate launch, or leave it away"
+            "start several with torchrun or accelerate launch, or omit it"
         )
     if accelerate.mixed_precision == "fp16":
         raise ValueError("mixed_precision fp16: --fsdp does not scale gradients; bf16 or no would fit")

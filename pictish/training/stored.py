@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from pictish.training.sharding import local_rows, sharded_like
 
 METADATA = "pictish"  # the one entry of a shard's header
-ALONE = "tensors.safetensors"
+SINGLE_FILE = "tensors.safetensors"
 
 
 class Entry(NamedTuple):
@@ -60,7 +60,7 @@ class Stored(Mapping[str, Tensor]):
         ValueError, naming the file, when one is missing, cut, another's, or not as the index says.
         """
         if index is None:
-            self._files = [_open(folder / ALONE)]
+            self._files = [_open(folder / SINGLE_FILE)]
             self._entries = _joined(self._files)
             return
         sizes = [_count(size) for size in index["bytes"]]
@@ -70,8 +70,8 @@ class Stored(Mapping[str, Tensor]):
             path = folder / shard_name(number, len(sizes))
             came = path.stat().st_size if path.is_file() else None
             if came != size:
-                told = "is missing" if came is None else f"has {came} bytes, its index says {size}"
-                raise ValueError(f"{path.name} {told}")
+                problem = "is missing" if came is None else f"has {came} bytes, its index says {size}"
+                raise ValueError(f"{path.name} {problem}")
             file = _open(path)
             if (file.metadata() or {}) != shard_metadata(step, number, len(sizes)):
                 raise ValueError(f"{path.name} is a file of another place or checkpoint")

@@ -109,7 +109,7 @@ def test_a_setting_the_decoder_cannot_take(drawing, tmp_path, capsys, options, l
 
 def test_steps_without_a_diffusion_decoder(tiny_models, tmp_path, capsys):
     line = refused(capsys, *detokenizing(tiny_models, tmp_path, "--steps", "5"))
-    assert "has a preview alone, which takes no steps; leave steps away" in line
+    assert "has only a preview, which takes no steps; omit steps" in line
 
 
 def test_no_steps_without_a_preview(drawing, tmp_path):

@@ -81,7 +81,7 @@ def test_an_empty_prompt(speaking, tmp_path, capsys, prompt):
     bar = speaking.parent / "bar.png"
     assert "an empty prompt; say what to draw" in refused(capsys, "generate", prompt, *options)
     assert "an empty prompt; say what to draw" in refused(capsys, "edit", bar, prompt, *options)
-    assert "leave it away for a caption" in refused(capsys, "describe", bar, prompt, "--model", speaking)
+    assert "omit it for a caption" in refused(capsys, "describe", bar, prompt, "--model", speaking)
     assert not (tmp_path / "out").exists()
 
 

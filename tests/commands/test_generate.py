@@ -20,7 +20,7 @@ from pictish.data.tokens import TokenizedImage
 from pictish.decoder.upscaler import save_upscaler
 from pictish.io.model_folder import fingerprint
 from pictish.lm.captions import CAPTIONS, to_bytes
-from pictish.lm.config import DrawingConfig
+from pictish.lm.config import ImageGenerationConfig
 from pictish.pipelines.drawing import generate
 from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage
@@ -317,7 +317,10 @@ def test_the_pipeline_gives_the_picture_of_the_command(draw, model, tmp_path):
     with Image.open(only(tmp_path / "out")) as written:
         assert np.array_equal(np.asarray(written), np.asarray(drawn.image))
     origin = read_origin(only(tmp_path / "out"))
-    assert (origin.guidance, origin.temperature) == (DrawingConfig().guidance, DrawingConfig().temperature)
+    assert (origin.guidance, origin.temperature) == (
+        ImageGenerationConfig().guidance,
+        ImageGenerationConfig().temperature,
+    )
 
 
 IMPORTED = """

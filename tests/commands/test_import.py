@@ -93,7 +93,7 @@ def test_large_pictures_are_squashed_in_one_step(model, pictures, tmp_path):
     tokenizer = Tokenizer.from_folder(model)
     picture = load_image(pictures / "b.png")
     slow = np.asarray(picture.resize((tokenizer.image_size,) * 2, Image.Resampling.BICUBIC))
-    assert np.array_equal(tokenizer.squash(picture), slow)
+    assert np.array_equal(tokenizer.resize(picture), slow)
     assert not np.array_equal(fit_square(picture, tokenizer.image_size), slow)
     more = ["--model", str(model), "--quiet"]
     assert main(["tokenize", str(pictures), str(tmp_path / "t"), *more, "--workers", "1"]) == 0
@@ -136,7 +136,7 @@ def test_all_faults_are_told_one_a_line(copied, tmp_path, capsys):
     assert len(said) == 4
     assert sum("1 unexpected: stranger 2" in line for line in said) == 1
     assert sum("1 missing: encode_task_layer.0.bias" in line for line in said) == 1
-    assert said[-1].endswith("3 faults, told above; nothing was written")
+    assert said[-1].endswith("3 faults, listed above; nothing was written")
 
 
 def test_a_truncated_file(copied, tmp_path, capsys):

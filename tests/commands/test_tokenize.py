@@ -97,8 +97,8 @@ def test_a_folder_becomes_a_token_folder(tmp_path, tokenize, tiny_models):
         assert entry.tokens == len(found)
     assert len({len(read_tokens(token.path)) for token in tokens}) > 1  # the length varies
     assert tokenize.err == ""
-    assert tokenize.out.startswith("7 pictures tokenized in ")
-    assert "tokens a picture" in tokenize.out
+    assert tokenize.out.startswith("7 images tokenized in ")
+    assert "tokens per image" in tokenize.out
     assert "0 broken" in tokenize.out
 
 
@@ -201,7 +201,7 @@ def test_finished_work_is_not_repeated(tmp_path, tokenize, seen):
     assert tokenize(tmp_path / "in", tmp_path / "out") == 0
     assert sum(seen) == 5
     assert "0 pictures tokenized" in tokenize.out
-    assert "5 were done before" in tokenize.out
+    assert "5 already done" in tokenize.out
     assert content(tmp_path / "out") == before
     fill(tmp_path / "in", 2, start=5)
     assert tokenize(tmp_path / "in", tmp_path / "out") == 0
@@ -423,7 +423,7 @@ def test_a_draw_belongs_to_the_picture_and_not_to_its_neighbours(tmp_path, token
 def test_flags_that_do_nothing_are_said_to(tmp_path, tokenize, caplog):
     fill(tmp_path / "in", 1)
     assert tokenize(tmp_path / "in", tmp_path / "out", "--seed", "3", "--samples-per-shard", "2") == 0
-    assert "--seed does nothing without --sample or --gumbel" in caplog.text
+    assert "--seed is ignored without --sample or --gumbel" in caplog.text
     assert "--samples-per-shard is ignored without --format shards" in caplog.text
 
 
@@ -525,7 +525,7 @@ def test_raw_shards_become_shards_of_the_same_names_with_their_captions(
             assert TokenizedImage.from_bytes(sample["tokens"]) == expected
             assert decoded.size == expected.size
     assert tokenize(tmp_path / "raw", tmp_path / "out") == 0
-    assert "12 were done before" in tokenize.out
+    assert "12 already done" in tokenize.out
     reordered = [tmp_path / "raw" / name for name in ("raw-2.tar", "raw-0.tar", "raw-1.tar")]
     assert tokenize(*reordered, tmp_path / "again", "--workers", "0", "--batch-size", "1") == 0
     assert content(tmp_path / "again") == content(tmp_path / "out")
@@ -582,7 +582,7 @@ def test_shards_are_not_mixed_and_not_written_over_themselves(tmp_path, tokenize
     shutil.copytree(tmp_path / "raw", tmp_path / "copy")
     before = content(tmp_path / "raw")
     for words, complaint in (
-        ([tmp_path / "raw", tmp_path / "in", tmp_path / "out"], "tokenize them apart"),
+        ([tmp_path / "raw", tmp_path / "in", tmp_path / "out"], "tokenize them in separate runs"),
         ([tmp_path / "raw", tmp_path / "out", "--format", "folder"], "--format folder is for images"),
         ([tmp_path / "raw", tmp_path / "raw", "--overwrite"], "replaced by its own tokens"),
         ([tmp_path / "raw", tmp_path / "copy", tmp_path / "out"], "would both become raw-0.tar"),

@@ -82,7 +82,7 @@ def test_only_what_is_missing_is_made(tmp_path, tokenize, seen):
         (tmp_path / "out" / gone).unlink()
         assert tokenize(tmp_path / "raw", tmp_path / "out") == 0
         assert sum(seen) == 4
-        assert "8 were done before" in tokenize.out
+        assert "8 already done" in tokenize.out
         assert content(tmp_path / "out") == before
     (tmp_path / "out" / "raw-0.tar").write_bytes(b"short")
     assert tokenize(tmp_path / "raw", tmp_path / "out") == 0

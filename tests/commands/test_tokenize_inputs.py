@@ -144,7 +144,9 @@ def test_shards_beside_a_picture_are_not_forgotten(tmp_path, tokenize):
     tar(tmp_path / "in" / "a.tar", {"a.jpg": encoded(2)})
     code, (line,), made = tokenize()
     assert (code, made) == (2, [])
-    assert "1 shard (a.tar ...) and 1 picture (cover.jpg ...) were found; tokenize them apart" in line
+    assert (
+        "1 shard (a.tar ...) and 1 picture (cover.jpg ...) were found; tokenize them in separate runs" in line
+    )
 
 
 def test_compressed_and_upper_case_shards_are_read(tmp_path, tokenize):

@@ -10,7 +10,7 @@ import types
 import psutil
 import pytest
 
-from pictish.bulk.batch_tokenizer import MachineSettings, Selection
+from pictish.bulk.batch_tokenizer import BatchTokenizerSettings, Selection
 from pictish.bulk.engine import WorkerDied
 from pictish.bulk.ray_engine import RayWorker
 from pictish.bulk.shard import Bulk, Outcome
@@ -62,14 +62,14 @@ def test_a_dead_actor_is_made_anew_and_given_a_place_alone(monkeypatch):
     fake = FakeRay()
     for name in ("remote", "get", "kill"):
         monkeypatch.setattr(ray, name, getattr(fake, name))
-    machine = MachineSettings("starter", "cpu", Selection(), 0, 4, 100)
-    worker = RayWorker(Bulk(machine, "out", {}, False, False))
+    batch_tokenizer = BatchTokenizerSettings("starter", "cpu", Selection(), 0, 4, 100)
+    worker = RayWorker(Bulk(batch_tokenizer, "out", {}, False, False))
     source = Stored("s3://bucket/a.tar", "a.tar", 7)
     with pytest.raises(WorkerDied, match="the Ray actor that tokenized it died"):
         worker.run(source)
     assert worker.run(source) == Outcome("done", reason="a.tar")
     assert len(fake.actors) == 2
-    assert Bulk.from_json(fake.actors[1]).machine == machine
+    assert Bulk.from_json(fake.actors[1]).batch_tokenizer == batch_tokenizer
     worker.stop()
     assert fake.killed == [2]
     with pytest.raises(WorkerDied, match="stopped"):
@@ -111,4 +111,4 @@ def test_an_actor_that_is_killed_loses_nothing(tmp_path, tiny_models):
     assert content(out) == content(tmp_path / "fresh")
     again = pictish("tokenize", tmp_path / "raw", out, *words)
     assert again.returncode == 0, again.stderr
-    assert "240 were done before" in again.stdout
+    assert "240 already done" in again.stdout

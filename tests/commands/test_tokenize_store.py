@@ -39,7 +39,7 @@ def test_shards_of_a_store_become_shards_in_it(tmp_path, tiny_models, capsys, st
     assert json.loads(report.read_text())["lost"] == {}
     capsys.readouterr()
     assert main(words) == 0
-    assert "12 were done before" in capsys.readouterr().out
+    assert "12 already done" in capsys.readouterr().out
 
 
 def test_a_store_that_goes_away_loses_shards_by_name_and_a_later_run_makes_them(

@@ -20,7 +20,11 @@ OTHER_VALUES = {
     "samples": "[a]",
     "data.cache": "/c",
 }
-OTHER_VALUES |= {"checkpointing": "true", "model.attn_implementation": "eager", "data.accumulate": "2"}
+OTHER_VALUES |= {
+    "checkpointing": "true",
+    "model.attn_implementation": "eager",
+    "data.gradient_accumulation_steps": "2",
+}
 
 
 def config(part, *changes):
@@ -108,7 +112,7 @@ def test_many_differences_are_counted(tmp_path):
 def test_a_run_without_a_step_takes_a_new_config(tmp_path):
     with _begun(tmp_path, config("lm"), quiet=False):
         (tmp_path / "text_tokenizer").mkdir()  # of the config's data and number of pieces
-    changed = config("lm", "seed=1", "model.base.pieces=310")
+    changed = config("lm", "seed=1", "model.base.vocab_size=310")
     with _begun(tmp_path, changed, quiet=False):
         assert parse(PARTS["lm"], load(tmp_path / "config.yaml"), "run") == changed
         assert not (tmp_path / "text_tokenizer").exists()

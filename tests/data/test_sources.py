@@ -8,7 +8,7 @@ import pytest
 from pictish.data.captions import captions_of
 from pictish.data.shards import ShardFile
 from pictish.data.sources import Reading, read_source, reader_of
-from tests.shards import png, told_picture, write_told_shards
+from tests.shards import png, told_picture, write_described_shards
 
 CAPTIONS = {"one": "a red disc", "two": "a blue bar"}
 PICTURES = {"one": told_picture("red", "disc", 32), "two": told_picture("blue", "bar", 32)}
@@ -112,7 +112,7 @@ def test_shards(tmp_path):
 
 
 def test_samples_of_several_pictures_are_named(tmp_path):
-    write_told_shards(tmp_path, 3)
+    write_described_shards(tmp_path, 3)
     found, reading = read(tmp_path / "edits.tar")
     assert found == {}
     assert len(reading.report.skipped["holds 2 pictures, and one is needed"]) == 3

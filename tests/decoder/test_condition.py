@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from pictish.configs import parse
-from pictish.decoder.condition import Condition, Conditions, Told, hide
+from pictish.decoder.condition import ConditionEncoder, Conditioning, EncodedConditions, hide
 from pictish.decoder.config import ConditionConfig
-from tests.decoder.tiny import TRANSFORMER, UNET, config, decoder_of, told_of
+from tests.decoder.tiny import TRANSFORMER, UNET, conditioning_of, config, decoder_of
 
 
-def predictions(model, told: Told, drop: bool = False, size: int = 16) -> torch.Tensor:
+def predictions(model, conditioning: Conditioning, drop: bool = False, size: int = 16) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    count = len(told.codes)
+    count = len(conditioning.codes)
     noisy = torch.randn(count, 3, size, size, generator=generator)
     with torch.no_grad():
-        prior = model.prior(told, (size, size))
-        return model(noisy, torch.full((count,), 400.0), told, torch.full((count,), drop), prior)
+        prior = model.prior(conditioning, (size, size))
+        return model(noisy, torch.full((count,), 400.0), conditioning, torch.full((count,), drop), prior)
 
 
 @pytest.mark.parametrize("denoiser", [TRANSFORMER, UNET], ids=["transformer", "unet"])
@@ -23,15 +23,17 @@ def predictions(model, told: Told, drop: bool = False, size: int = 16) -> torch.
 def test_padding_says_nothing(tokenizer, denoiser, sequence):
     condition = {"channels": 0, "width": 16, "sequence": sequence}
     model = decoder_of(tokenizer, config(denoiser, condition=condition))
-    told = told_of(tokenizer, 5)
-    expected = predictions(model, told)
-    other = told._replace(codes=torch.where(told.real[..., None], told.codes, torch.tensor(1e3)))
+    conditioning = conditioning_of(tokenizer, 5)
+    expected = predictions(model, conditioning)
+    other = conditioning._replace(
+        codes=torch.where(conditioning.real[..., None], conditioning.codes, torch.tensor(1e3))
+    )
     assert (predictions(model, other) - expected).abs().max() < 1e-5
-    longest = int(told.real.sum(1).max())
+    longest = int(conditioning.real.sum(1).max())
     assert longest < tokenizer.cells
-    short = told._replace(codes=told.codes[:, :longest], real=told.real[:, :longest])
+    short = conditioning._replace(codes=conditioning.codes[:, :longest], real=conditioning.real[:, :longest])
     assert (predictions(model, short) - expected).abs().max() < 1e-5
-    changed = told._replace(codes=told.codes + 1)
+    changed = conditioning._replace(codes=conditioning.codes + 1)
     assert (predictions(model, changed) - expected).abs().max() > 1e-3, (
         "codes that are real must tell something"
     )
@@ -39,8 +41,8 @@ def test_padding_says_nothing(tokenizer, denoiser, sequence):
 
 def test_the_order_of_codes_matters(tokenizer):
     model = decoder_of(tokenizer, config(condition={"channels": 0, "width": 16, "sequence": ["codes"]}))
-    told = told_of(tokenizer, 2)
-    full = told._replace(real=torch.ones_like(told.real))
+    conditioning = conditioning_of(tokenizer, 2)
+    full = conditioning._replace(real=torch.ones_like(conditioning.real))
     turned = full._replace(codes=full.codes.flip(1))
     assert (predictions(model, turned) - predictions(model, full)).abs().max() > 1e-4
 
@@ -48,7 +50,7 @@ def test_the_order_of_codes_matters(tokenizer):
 @pytest.mark.parametrize("residual", [None, 0.3])
 def test_the_null_condition_knows_no_codes(tokenizer, residual):
     model = decoder_of(tokenizer, config(UNET, residual=residual))
-    one, moved = told_of(tokenizer, 3, seed=3), told_of(tokenizer, 3, seed=4)
+    one, moved = conditioning_of(tokenizer, 3, seed=3), conditioning_of(tokenizer, 3, seed=4)
     other = moved._replace(pixels=one.pixels)
     assert torch.allclose(predictions(model, one, drop=True), predictions(model, other, drop=True), atol=1e-6)
     assert not torch.allclose(predictions(model, one), predictions(model, other), atol=1e-3)
@@ -63,10 +65,10 @@ def test_the_null_condition_knows_no_codes(tokenizer, residual):
 def test_pooled_is_the_mean_of_features_and_null_where_dropped(tokenizer):
     settings = parse(ConditionConfig, {"channels": 1, "width": 8, "pooled": 6}, "test")
     network = tokenizer.network
-    condition = Condition(settings, network.features, network.quantizer.dim, 16, 4)
-    told = told_of(tokenizer, 2)
-    found: Conditions = condition(told, torch.tensor([False, True]))
-    mixed = told._replace(features=told.features.flip(1))
+    condition = ConditionEncoder(settings, network.features, network.quantizer.dim, 16, 4)
+    conditioning = conditioning_of(tokenizer, 2)
+    found: EncodedConditions = condition(conditioning, torch.tensor([False, True]))
+    mixed = conditioning._replace(features=conditioning.features.flip(1))
     again = condition(mixed, torch.tensor([False, True]))
     assert found.pooled.shape == (2, 6)
     assert torch.allclose(found.pooled, again.pooled, atol=1e-6)
@@ -76,31 +78,32 @@ def test_pooled_is_the_mean_of_features_and_null_where_dropped(tokenizer):
 
 def test_maps_and_prior_follow_the_size(tokenizer):
     model = decoder_of(tokenizer, config(residual=0.3))
-    told = told_of(tokenizer, 2)
+    conditioning = conditioning_of(tokenizer, 2)
     kept = torch.zeros(2, dtype=torch.bool)
-    square = model.condition(told, kept)
-    prior = model.prior(told)
-    assert torch.equal(prior, told.pixels * 2 - 1)
-    wide = model.condition(told, kept, (16, 32))
+    square = model.condition(conditioning, kept)
+    prior = model.prior(conditioning)
+    assert torch.equal(prior, conditioning.pixels * 2 - 1)
+    wide = model.condition(conditioning, kept, (16, 32))
     assert wide.maps.shape == (2, 2, 16, 32)
-    wide_prior = model.prior(told, (16, 32))
+    wide_prior = model.prior(conditioning, (16, 32))
     assert wide_prior.shape == (2, 3, 16, 32)
     # stretched, not cropped or moved: the left half of the wide map tells of the left half of the square one
     halves = torch.nn.functional.avg_pool2d(wide_prior, (16, 16)).squeeze(2)
     expected = torch.nn.functional.avg_pool2d(prior, (16, 8)).squeeze(2)
     assert torch.allclose(halves, expected, atol=0.05)
-    assert torch.equal(model.condition(told, kept, (16, 16)).maps, square.maps)
+    assert torch.equal(model.condition(conditioning, kept, (16, 16)).maps, square.maps)
 
 
 def test_cells_lie_where_they_are(tokenizer):
     model = decoder_of(tokenizer)
-    told = told_of(tokenizer, 1)
-    moved = told.features.clone()
+    conditioning = conditioning_of(tokenizer, 1)
+    moved = conditioning.features.clone()
     moved[:, 6] += 1  # row 1, column 2 of 4 x 4 cells of 4 pixels
     kept = torch.zeros(1, dtype=torch.bool)
-    there = (model.condition(told._replace(features=moved), kept).maps != model.condition(told, kept).maps)[
-        0
-    ].any(0)
+    there = (
+        model.condition(conditioning._replace(features=moved), kept).maps
+        != model.condition(conditioning, kept).maps
+    )[0].any(0)
     assert there[4:8, 8:12].all()
     assert there.sum() == 16
 
@@ -120,12 +123,12 @@ def test_a_unet_that_attends_needs_a_sequence(tokenizer):
         decoder_of(tokenizer, config(middle, condition={"channels": 3, "sequence": []}))
     settings = {**middle["settings"], "mid_block_type": "UNetMidBlock2D"}
     model = decoder_of(tokenizer, config({"kind": "unet", "settings": settings}, condition={"sequence": []}))
-    assert predictions(model, told_of(tokenizer, 2)).shape == (2, 3, 16, 16)
+    assert predictions(model, conditioning_of(tokenizer, 2)).shape == (2, 3, 16, 16)
 
 
 def test_a_transformer_may_do_without_a_sequence(tokenizer):
     model = decoder_of(tokenizer, config(condition={"channels": 3, "sequence": []}))
-    one, other = (predictions(model, told_of(tokenizer, 2, seed)) for seed in (3, 4))
+    one, other = (predictions(model, conditioning_of(tokenizer, 2, seed)) for seed in (3, 4))
     assert (one - other).abs().max() > 1e-3
 
 

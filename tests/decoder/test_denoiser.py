@@ -23,12 +23,12 @@ from tests.decoder.tiny import (
     SDXL,
     TRANSFORMER,
     UNET,
+    conditioning_of,
     config,
     decode,
     decoder_of,
     save_autoencoder,
     teacher,
-    told_of,
 )
 
 EPSILON = {"kind": "diffusion", "predicts": "epsilon", "beta_schedule": "scaled_linear"}
@@ -63,9 +63,11 @@ def shape(name: str, autoencoders: dict[str, dict]):
 
 
 def batch_of(tokenizer, count: int = 4) -> Batch:
-    told = told_of(tokenizer, count)
-    assert told.pixels is not None
-    return Batch(told.features, told.codes, told.real, told.pixels, told.pixels)
+    conditioning = conditioning_of(tokenizer, count)
+    assert conditioning.pixels is not None
+    return Batch(
+        conditioning.features, conditioning.codes, conditioning.real, conditioning.pixels, conditioning.pixels
+    )
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart"])
@@ -195,7 +197,12 @@ def test_sdxl_is_told_the_size_of_the_picture(tokenizer, tmp_path):
         lambda module, given, named: seen.append(named["added_cond_kwargs"]["time_ids"]), with_kwargs=True
     )
     with torch.no_grad():
-        model(torch.randn(1, 3, 16, 32), torch.tensor([5.0]), told_of(tokenizer, 1), torch.tensor([False]))
+        model(
+            torch.randn(1, 3, 16, 32),
+            torch.tensor([5.0]),
+            conditioning_of(tokenizer, 1),
+            torch.tensor([False]),
+        )
     assert seen[0].tolist() == [[16, 32, 0, 0, 16, 32]]
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from pictish.configs import parse
-from pictish.decoder.condition import Told
+from pictish.decoder.condition import Conditioning
 from pictish.decoder.config import DiffusionConfig, HeadsConfig
 from pictish.decoder.heads import AttentionPool, HeadCondition
 from pictish.decoder.noise import Noise
@@ -25,11 +25,11 @@ def condition(**changes) -> HeadCondition:
     return made.eval()
 
 
-def told(count: int = 3) -> Told:
+def conditioning(count: int = 3) -> Conditioning:
     generator = torch.Generator().manual_seed(1)
     codes = torch.randn(count, CELLS, CODE, generator=generator)
     real = torch.arange(CELLS) < torch.tensor([[4], [9], [1]])[:count]
-    return Told(torch.randn(count, CELLS, FEATURES, generator=generator), codes, real, None)
+    return Conditioning(torch.randn(count, CELLS, FEATURES, generator=generator), codes, real, None)
 
 
 def test_the_pool_is_multi_head_attention_of_the_mean_row():
@@ -63,19 +63,19 @@ def test_the_pool_is_multi_head_attention_of_the_mean_row():
 @torch.no_grad()
 def test_dropped_codes_are_zeros_that_are_all_seen():
     heads = condition(pooled=5)
-    found = heads(told(), torch.tensor([False, True, False]))
+    found = heads(conditioning(), torch.tensor([False, True, False]))
     assert found.maps is None
     assert found.real is None
     assert not found.sequence[1].any()
     assert not found.pooled[1].any()
-    assert torch.allclose(found.sequence[2], heads.to_sequence(told().features[2]))
+    assert torch.allclose(found.sequence[2], heads.to_sequence(conditioning().features[2]))
     assert found.pooled[0].any()
 
 
 @torch.no_grad()
 def test_dropped_codes_are_stored_rows_and_nothing_else_is_seen():
     heads = condition(null=4)
-    found = heads(told(), torch.tensor([True, False, False]))
+    found = heads(conditioning(), torch.tensor([True, False, False]))
     assert torch.equal(found.sequence[0, :4], heads.null)
     assert not found.sequence[0, 4:].any()
     assert found.real.sum(dim=1).tolist() == [4, 9, 9]
@@ -85,15 +85,17 @@ def test_dropped_codes_are_stored_rows_and_nothing_else_is_seen():
 def test_a_trunk_of_its_own_reads_codes_alone_and_no_padding():
     heads = condition(trunk={"layers": 1, "mlp_ratio": 2.0})
     keep = torch.zeros(3, dtype=torch.bool)
-    first = heads(told()._replace(features=None), keep).sequence
-    padded = told().codes.clone()
-    padded[~told().real] = 7.0
+    first = heads(conditioning()._replace(features=None), keep).sequence
+    padded = conditioning().codes.clone()
+    padded[~conditioning().real] = 7.0
     assert torch.allclose(
-        heads(told()._replace(features=None, codes=padded), keep).sequence, first, atol=1e-5
+        heads(conditioning()._replace(features=None, codes=padded), keep).sequence, first, atol=1e-5
     )
-    other = told().codes.clone()
+    other = conditioning().codes.clone()
     other[0, 0] += 1
-    assert not torch.allclose(heads(told()._replace(codes=other), keep).sequence[0], first[0], atol=1e-3)
+    assert not torch.allclose(
+        heads(conditioning()._replace(codes=other), keep).sequence[0], first[0], atol=1e-3
+    )
 
 
 @pytest.mark.parametrize(("steps", "times"), [(4, [751, 501, 251, 1]), (2, [501, 1])])

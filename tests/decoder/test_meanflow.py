@@ -19,7 +19,7 @@ from pictish.evaluation.decoder import STEPS, DecoderEvaluation
 from pictish.pipelines.reconstruct import Drawing, Reconstructor
 from pictish.tokenizer.config import EncoderConfig
 from pictish.tokenizer.encoder import Encoder
-from tests.decoder.tiny import TRANSFORMER, UNET, config, decode, decoder_of, told_of
+from tests.decoder.tiny import TRANSFORMER, UNET, conditioning_of, config, decode, decoder_of
 from tests.shards import write_shard
 
 MEANFLOW = {"kind": "meanflow"}
@@ -84,8 +84,8 @@ def test_any_number_of_exact_steps_lands_on_the_picture(steps):
 
 def test_the_derivative_is_that_of_finite_differences(tokenizer, settings):
     model = decoder_of(tokenizer, settings(residual=0.3))
-    told, generator = told_of(tokenizer, 2), torch.Generator().manual_seed(0)
-    conditions, prior = model.condition(told, torch.tensor([False, True])), model.prior(told)
+    conditioning, generator = conditioning_of(tokenizer, 2), torch.Generator().manual_seed(0)
+    conditions, prior = model.condition(conditioning, torch.tensor([False, True])), model.prior(conditioning)
 
     def predict(z, t, length):
         return model.denoiser(z, t, conditions, prior, None, length)
@@ -106,9 +106,9 @@ def test_the_derivative_is_that_of_finite_differences(tokenizer, settings):
 
 
 def batch_of(tokenizer) -> Batch:
-    told = told_of(tokenizer, 4)
-    told = told._replace(pixels=told.pixels.flip(0))
-    return Batch(*told[:3], told_of(tokenizer, 4).pixels, told.pixels)
+    conditioning = conditioning_of(tokenizer, 4)
+    conditioning = conditioning._replace(pixels=conditioning.pixels.flip(0))
+    return Batch(*conditioning[:3], conditioning_of(tokenizer, 4).pixels, conditioning.pixels)
 
 
 def test_it_learns(tokenizer, settings):
@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_refused(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="scheduler: none is given; try FlowMatchEuler"):
         decoder_of(tokenizer, config(sampling=SAMPLING))
     scheduled = {**SAMPLING, "scheduler": "FlowMatchEulerDiscreteScheduler"}
-    with pytest.raises(ValueError, match="is sampled without one; leave it away"):
+    with pytest.raises(ValueError, match="is sampled without one; omit it"):
         decoder_of(tokenizer, config(UNET, noise=MEANFLOW, sampling=scheduled))
     one = build_denoiser(config(UNET), 3, 16).network
     one.save_pretrained(tmp_path / "unet")

@@ -104,8 +104,8 @@ def test_a_scheduler_is_told_the_noise(config):
     x, n = pictures()
     times = torch.tensor([5.0, 100.0, 300.0, 500.0, 800.0, 990.0])
     noise = Noise(config)
-    told = noise.for_scheduler(x, noise.mix(x, n, times), times)
-    assert torch.allclose(told, n if config.kind == "diffusion" else n - x, atol=1e-4)
+    conditioning = noise.for_scheduler(x, noise.mix(x, n, times), times)
+    assert torch.allclose(conditioning, n if config.kind == "diffusion" else n - x, atol=1e-4)
 
 
 def test_times_are_drawn_as_asked():

@@ -6,13 +6,13 @@ import torch
 from pictish.configs import parse
 from pictish.decoder.config import ObjectiveConfig, TrainConfig
 from pictish.decoder.objective import Batch, diffusion_losses
-from tests.decoder.tiny import TEACHER, config, decoder_of, save_autoencoder, teacher, told_of
+from tests.decoder.tiny import TEACHER, conditioning_of, config, decoder_of, save_autoencoder, teacher
 
 
 def batch_of(tokenizer) -> Batch:
     """What codes tell of other pictures."""
-    told = told_of(tokenizer, 4)
-    return Batch(*told[:3], told_of(tokenizer, 4, seed=5).pixels, told.pixels)
+    conditioning = conditioning_of(tokenizer, 4)
+    return Batch(*conditioning[:3], conditioning_of(tokenizer, 4, seed=5).pixels, conditioning.pixels)
 
 
 def losses_of(network, batch, perceptual: float, model=None) -> dict[str, torch.Tensor]:
@@ -24,7 +24,7 @@ def losses_of(network, batch, perceptual: float, model=None) -> dict[str, torch.
 def test_it_is_nothing_for_equal_pictures(tokenizer, residual):
     network, batch = decoder_of(tokenizer, config(residual=residual)), batch_of(tokenizer)
 
-    def knowing(noisy, times, told, drop, prior, source) -> torch.Tensor:
+    def knowing(noisy, times, conditioning, drop, prior, source) -> torch.Tensor:
         return network.encode(batch.target, prior)
 
     assert losses_of(network, batch, 1.0, knowing)["perceptual"] < 1e-5

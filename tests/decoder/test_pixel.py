@@ -4,10 +4,10 @@ import diffusers.schedulers
 import pytest
 import torch
 
-from pictish.decoder.condition import Conditions
+from pictish.decoder.condition import EncodedConditions
 from pictish.decoder.pixel import Decoder, Source, sample
 from pictish.decoder.schedulers import build_scheduler
-from tests.decoder.tiny import TRANSFORMER, UNET, config, decode, decoder_of, told_of
+from tests.decoder.tiny import TRANSFORMER, UNET, conditioning_of, config, decode, decoder_of
 
 DIFFUSION = {"kind": "diffusion", "predicts": "epsilon"}
 FLOW = {"kind": "flow", "predicts": "x0"}
@@ -70,18 +70,25 @@ def test_guidance_weighs_the_branches(tokenizer, residual):
     A residual of both is about what the codes tell.
     """
     model = decoder_of(tokenizer, config(residual=residual))
-    told = told_of(tokenizer, 2)
+    conditioning = conditioning_of(tokenizer, 2)
     noise = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
-    def drawn(guidance: float, told=told) -> torch.Tensor:
+    def drawn(guidance: float, conditioning=conditioning) -> torch.Tensor:
         with torch.inference_mode():
             name = "FlowMatchEulerDiscreteScheduler"
-            return sample(model, told, noise, seeded(0, 1), steps=1, guidance=guidance, scheduler=name)
+            return sample(
+                model, conditioning, noise, seeded(0, 1), steps=1, guidance=guidance, scheduler=name
+            )
 
     with torch.inference_mode():
-        times, kept, prior = torch.full((2,), 1000.0), torch.zeros(2, dtype=torch.bool), model.prior(told)
+        times, kept, prior = (
+            torch.full((2,), 1000.0),
+            torch.zeros(2, dtype=torch.bool),
+            model.prior(conditioning),
+        )
         branch, null = (
-            model.decode(model(noise, times, told, drop, prior), prior).clamp(0, 1) for drop in (kept, ~kept)
+            model.decode(model(noise, times, conditioning, drop, prior), prior).clamp(0, 1)
+            for drop in (kept, ~kept)
         )
     inside = (branch > 0.01) & (branch < 0.99) & (null > 0.01) & (null < 0.99)
     assert inside.float().mean() > 0.3
@@ -90,7 +97,9 @@ def test_guidance_weighs_the_branches(tokenizer, residual):
     assert torch.allclose(drawn(1), branch, atol=1e-3)
     assert torch.allclose(drawn(0), null, atol=1e-3)
     assert torch.allclose(drawn(0.5)[inside], ((branch + null) / 2)[inside], atol=1e-3)
-    assert torch.equal(drawn(0, told_of(tokenizer, 2, seed=9)._replace(pixels=told.pixels)), drawn(0))
+    assert torch.equal(
+        drawn(0, conditioning_of(tokenizer, 2, seed=9)._replace(pixels=conditioning.pixels)), drawn(0)
+    )
 
 
 class Oracle(torch.nn.Module):
@@ -102,7 +111,7 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.noise = noise
 
-    def forward(self, noisy, times, conditions: Conditions, prior, source) -> torch.Tensor:
+    def forward(self, noisy, times, conditions: EncodedConditions, prior, source) -> torch.Tensor:
         a, b = self.noise.levels(times)
         gain = a * 0.09 / (a**2 * 0.09 + b**2)
         clean = 0.2 + gain * (noisy - a * 0.2)
@@ -114,8 +123,11 @@ def drawn_by_oracle(tokenizer, noise: dict, scheduler: str, steps: int) -> torch
     model.denoiser = Oracle(model.noise)
     start = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        told = told_of(tokenizer, 2)
-        return sample(model, told, start, seeded(0, 1), steps=steps, guidance=1, scheduler=scheduler) * 2 - 1
+        conditioning = conditioning_of(tokenizer, 2)
+        return (
+            sample(model, conditioning, start, seeded(0, 1), steps=steps, guidance=1, scheduler=scheduler) * 2
+            - 1
+        )
 
 
 @pytest.mark.parametrize(
@@ -233,7 +245,7 @@ def test_less_strength_stays_nearer_to_the_source(tokenizer, scheduler):
         with torch.inference_mode():
             source = (bright, torch.zeros(1, 1, 16, 16))
             drawing = {"steps": 10, "guidance": 1, "scheduler": scheduler, "strength": strength}
-            drawn = sample(model, told_of(tokenizer, 1), noise, seeded(0), source=source, **drawing)
+            drawn = sample(model, conditioning_of(tokenizer, 1), noise, seeded(0), source=source, **drawing)
         return float((drawn - bright).abs().mean())
 
     near, far, whole = distance(0.1), distance(0.5), distance(1.0)
@@ -244,12 +256,17 @@ def test_less_strength_stays_nearer_to_the_source(tokenizer, scheduler):
 def test_about_a_prior_less_strength_stays_nearer_to_what_the_codes_tell(tokenizer):
     model = decoder_of(tokenizer, config(noise=DIFFUSION, condition=SOURCE, residual=0.3))
     model.denoiser = Oracle(model.noise)
-    told, noise = told_of(tokenizer, 1), torch.randn(1, 3, 16, 16, generator=seeded(1)[0])
+    conditioning, noise = conditioning_of(tokenizer, 1), torch.randn(1, 3, 16, 16, generator=seeded(1)[0])
     source = (torch.ones(1, 3, 16, 16), torch.zeros(1, 1, 16, 16))  # nothing of it stays
     drawing = {"steps": 10, "guidance": 1, "scheduler": "DDIMScheduler", "source": source}
     with torch.inference_mode():
         near, far, whole = (
-            (sample(model, told, noise, seeded(0), strength=strength, **drawing) - told.pixels).abs().mean()
+            (
+                sample(model, conditioning, noise, seeded(0), strength=strength, **drawing)
+                - conditioning.pixels
+            )
+            .abs()
+            .mean()
             for strength in (0.1, 0.5, 1.0)
         )
     assert near < far < whole

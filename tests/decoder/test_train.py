@@ -18,7 +18,7 @@ from pictish.decoder.pixel import Decoder
 from pictish.decoder.train import train
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from pictish.training.checkpoint import latest_checkpoint
-from tests.decoder.tiny import TRANSFORMER, UNET, config, decode, decoder_of, teacher, told_of
+from tests.decoder.tiny import TRANSFORMER, UNET, conditioning_of, config, decode, decoder_of, teacher
 from tests.shards import write_shard
 from tests.tokenizer.conftest import ORDERED, tiny_network
 
@@ -152,9 +152,11 @@ def test_every_objective_is_learnt(tokenizer, noise, changes, objective):
     torch.manual_seed(0)
     condition = {"channels": 3, "width": 16}
     model = decoder_of(tokenizer, config(network, noise=noise, condition=condition, **changes)).train()
-    told = told_of(tokenizer, 4)
-    told = told._replace(pixels=told.pixels.flip(0))  # what the codes tell is not the whole truth
-    batch = Batch(*told[:3], told_of(tokenizer, 4).pixels, told.pixels)
+    conditioning = conditioning_of(tokenizer, 4)
+    conditioning = conditioning._replace(
+        pixels=conditioning.pixels.flip(0)
+    )  # what the codes tell is not the whole truth
+    batch = Batch(*conditioning[:3], conditioning_of(tokenizer, 4).pixels, conditioning.pixels)
     settings = ObjectiveConfig(**objective)
     losses = partial(diffusion_losses, model, model, teacher(), batch, settings)
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
@@ -176,8 +178,8 @@ def test_every_objective_is_learnt(tokenizer, noise, changes, objective):
 
 def test_the_loss_is_logged_by_noise_level_and_the_condition_is_dropped(tokenizer):
     model = decoder_of(tokenizer)
-    told = told_of(tokenizer, 32)
-    batch = Batch(*told[:3], told.pixels, told.pixels)
+    conditioning = conditioning_of(tokenizer, 32)
+    batch = Batch(*conditioning[:3], conditioning.pixels, conditioning.pixels)
     other = batch._replace(features=batch.features.flip(0), codes=batch.codes.flip(0))
 
     def losses(batch: Batch, dropout: float) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pictish.configs import parse
-from pictish.decoder.condition import Told
+from pictish.decoder.condition import Conditioning
 from pictish.decoder.config import DiffusionConfig, UpscalerConfig
 from pictish.decoder.diffusion import DiffusionDecoder
 from pictish.decoder.pixel import Decoder
@@ -93,7 +93,7 @@ def teacher() -> Encoder:
     return Encoder(parse(EncoderConfig, TEACHER, "test")).at_all_levels()
 
 
-def told_of(tokenizer: Tokenizer, count: int, seed: int = 3) -> Told:
+def conditioning_of(tokenizer: Tokenizer, count: int, seed: int = 3) -> Conditioning:
     """What random features and codes of the right shape tell."""
     generator = torch.Generator().manual_seed(seed)
     network = tokenizer.network
@@ -101,7 +101,7 @@ def told_of(tokenizer: Tokenizer, count: int, seed: int = 3) -> Told:
     codes = torch.randn(count, tokenizer.cells, network.quantizer.dim, generator=generator)
     lengths = torch.randint(1, tokenizer.cells, (count, 1), generator=generator)
     pixels = random_pixels(count, 16, seed).permute(0, 3, 1, 2) / 255
-    return Told(features, codes, torch.arange(tokenizer.cells) < lengths, pixels)
+    return Conditioning(features, codes, torch.arange(tokenizer.cells) < lengths, pixels)
 
 
 def save_autoencoder(folder: Path, kind: str) -> Path:

@@ -22,13 +22,13 @@ class FakeTokenizer:
     def scores(self, pixels):
         return (self.features(pixels).abs().mean(dim=-1) / 127.5).clamp(0, 1)
 
-    def squash(self, image):
+    def resize(self, image):
         from pictish.data.images import fit_square
 
         return fit_square(image, self.image_size)
 
     def tokenize(self, images, **settings):
-        pixels = torch.from_numpy(np.stack([self.squash(image) for image in images]))
+        pixels = torch.from_numpy(np.stack([self.resize(image) for image in images]))
         return self.tokenize_pixels(pixels, [(image.height, image.width) for image in images], **settings)
 
     def tokenize_pixels(self, pixels, sizes, *, budget=None, threshold=None, generators=None, keep=None):

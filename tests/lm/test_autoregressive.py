@@ -6,15 +6,22 @@ import torch
 from torch import Tensor
 
 from pictish.lm.autoregressive import Guidance, Prompt, embed_ids, generate
-from pictish.lm.grammar import ImagePiece, Line, Request, TextPiece, legal_ids, one_image
+from pictish.lm.grammar import (
+    DecodingState,
+    GenerationConstraints,
+    ImageSegment,
+    TextSegment,
+    legal_ids,
+    one_image,
+)
 from pictish.lm.sampling import Sampling, draw
 from pictish.lm.vocabulary import Vocabulary
 from tests.lm.test_grammar import VOCABULARY, check
 from tests.lm.tiny import ARCHITECTURES, tiny_model
 
 ROWS = VOCABULARY.size + 3  # a padded model
-MIXED = Request(20, max_images=2, min_codes=2, max_codes=4)
-PICTURES = Request(25, text=False, max_images=3, min_codes=2, max_codes=9)
+MIXED = GenerationConstraints(20, max_images=2, min_codes=2, max_codes=4)
+PICTURES = GenerationConstraints(25, text=False, max_images=3, min_codes=2, max_codes=9)
 GUIDANCE = Guidance(text_scale=2.5, image_scale=1.4)
 GREEDY = Sampling(0)
 
@@ -43,27 +50,34 @@ def four_prompts(model) -> list[Prompt]:
 
 
 @torch.no_grad()
-def slow(model, prompt: Prompt, request: Request, sampling: Sampling, guidance: Guidance, generator):
+def slow(
+    model,
+    prompt: Prompt,
+    constraints: GenerationConstraints,
+    sampling: Sampling,
+    guidance: Guidance,
+    generator,
+):
     """The same without cache, batch or padding, guidance as it is written in the papers."""
-    line, legal = Line(VOCABULARY, request, prompt.inside), legal_ids(VOCABULARY, ROWS)
+    decoding, legal = DecodingState(VOCABULARY, constraints, prompt.inside), legal_ids(VOCABULARY, ROWS)
     branches = {"full": prompt.full, "image_only": prompt.image_only, "nothing": prompt.nothing}
     branches = {name: branch[None] for name, branch in branches.items() if branch is not None}
-    while line.state is not None:
+    while decoding.state is not None:
         found = {
             name: model(inputs_embeds=branch, use_cache=False).logits[0, -1].log_softmax(dim=0)
             for name, branch in branches.items()
         }
         logits = found["full"]
-        if line.inside and "image_only" in found:
+        if decoding.inside and "image_only" in found:
             text, image = found["full"] - found["image_only"], found["image_only"] - found["nothing"]
             logits = found["nothing"] + guidance.image_scale * image + guidance.text_scale * text
-        elif line.inside and "nothing" in found:
+        elif decoding.inside and "nothing" in found:
             logits = found["nothing"] + guidance.text_scale * (found["full"] - found["nothing"])
-        token = draw(logits[None].masked_fill(~legal.of([line]), float("-inf")), sampling, [generator])
-        line.take(token.item())
+        token = draw(logits[None].masked_fill(~legal.of([decoding]), float("-inf")), sampling, [generator])
+        decoding.take(token.item())
         read = embed_ids(model, token)[None]
         branches = {name: torch.cat([branch, read], dim=1) for name, branch in branches.items()}
-    return line.pieces
+    return decoding.segments
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -81,10 +95,10 @@ def test_a_batch_with_either_cache_is_four_slow_single_runs(architecture, wanted
     for cache in ("dynamic", "static"):
         found = generate(model, VOCABULARY, prompts, wanted, generators=seeded(4), cache=cache, **settings)
         assert found == expected
-    for prompt, pieces in zip(prompts, expected, strict=True):
-        check(pieces, wanted, prompt.inside)
+    for prompt, segments in zip(prompts, expected, strict=True):
+        check(segments, wanted, prompt.inside)
     # not vacuous: pictures were drawn, and prompts got different things
-    assert sum(isinstance(piece, ImagePiece) for pieces in expected for piece in pieces) >= 2
+    assert sum(isinstance(segment, ImageSegment) for segments in expected for segment in segments) >= 2
     assert len(set(map(tuple, expected))) >= 3
 
 
@@ -109,9 +123,11 @@ def test_greedy_text_and_pictures_are_those_of_transformers(architecture):
         illegal = every[(every >= wide.text) | (every < 2)].tolist()
         theirs = model.generate(ids, max_new_tokens=25, eos_token_id=2, suppress_tokens=illegal, **settings)
         theirs = theirs[0, ids.shape[1] :].tolist()
-        ours = generate(model, wide, [Prompt(embed_ids(model, ids[0]))], Request(25), sampling=GREEDY)[0]
+        ours = generate(
+            model, wide, [Prompt(embed_ids(model, ids[0]))], GenerationConstraints(25), sampling=GREEDY
+        )[0]
         ended = [2] if theirs[-1] == 2 else []
-        assert [token for piece in ours for token in piece.ids] + ended == theirs
+        assert [token for segment in ours for token in segment.ids] + ended == theirs
 
         ids = torch.cat([ids, torch.tensor([[wide.begin]])], dim=1)
         settings["attention_mask"] = torch.ones_like(ids)
@@ -174,8 +190,10 @@ def test_text_is_never_guided():
     model = tiny_model("llama", ROWS)
     guided = four_prompts(model)[2:]
     bare = [Prompt(prompt.full) for prompt in guided]
-    found = generate(model, VOCABULARY, guided, Request(12), guidance=Guidance(9, 5), generators=seeded(2))
-    assert found == generate(model, VOCABULARY, bare, Request(12), generators=seeded(2))
+    found = generate(
+        model, VOCABULARY, guided, GenerationConstraints(12), guidance=Guidance(9, 5), generators=seeded(2)
+    )
+    assert found == generate(model, VOCABULARY, bare, GenerationConstraints(12), generators=seeded(2))
     assert any(found)
 
 
@@ -186,29 +204,29 @@ def test_same_seeds_same_ids_and_other_seeds_others():
     several = generate(model, VOCABULARY, [prompt] * 5, generators=seeded(5), **settings)
     assert several == generate(model, VOCABULARY, [prompt] * 5, generators=seeded(5), **settings)
     assert several[2:3] == generate(model, VOCABULARY, [prompt], generators=seeded(1, first=2), **settings)
-    assert len({pieces[0] for pieces in several}) == 5
-    assert {len(pieces[0].codes) for pieces in several} == {12}
+    assert len({segments[0] for segments in several}) == 5
+    assert {len(segments[0].codes) for segments in several} == {12}
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_the_weights_codes_lie_inside_the_grid(seed):
     placed = Vocabulary(6, 5, skips=15, eos=2, unspoken=(0, 1), blank=frozenset({0, 1, 2, 5}))
     model = tiny_model(ARCHITECTURES[seed % 3], placed.size, seed=seed, dtype=torch.float32)
-    for request in (
+    for constraints in (
         one_image(16, cells=16),
         one_image(4, 4, cells=16),
         one_image(16, 12, cells=16),
-        Request(30, max_images=3, min_codes=2, max_codes=5),
+        GenerationConstraints(30, max_images=3, min_codes=2, max_codes=5),
     ):
         prompts = [
             Prompt(each.full, each.image_only, each.nothing, each.inside) for each in four_prompts(model)
         ]
-        found = generate(model, placed, prompts, request, guidance=GUIDANCE, generators=seeded(4, seed))
-        images = [piece for pieces in found for piece in pieces if isinstance(piece, ImagePiece)]
+        found = generate(model, placed, prompts, constraints, guidance=GUIDANCE, generators=seeded(4, seed))
+        images = [segment for segments in found for segment in segments if isinstance(segment, ImageSegment)]
         assert len(images) >= 1
         for image in images:
             assert image.cells is not None
-            assert request.min_codes <= len(image.codes) == len(image.cells) <= request.max_codes
+            assert constraints.min_codes <= len(image.codes) == len(image.cells) <= constraints.max_codes
             assert all(a < b for a, b in itertools.pairwise((-1, *image.cells, 16)))
     gaps = [image.cells != tuple(range(len(image.codes))) for image in images]
     assert any(gaps), "some cells were passed over"
@@ -219,26 +237,31 @@ def test_whatever_the_weights_pieces_are_legal(seed):
     model = tiny_model(ARCHITECTURES[seed % 3], ROWS, seed=seed, tied=seed % 2 == 1, dtype=torch.bfloat16)
     prompts = four_prompts(model)
     requests = [
-        Request(7, max_images=3, min_codes=3, max_codes=3),
-        Request(15, text=False, max_images=2, min_codes=1, max_codes=5),
-        Request(30, max_images=4, max_codes=2),
+        GenerationConstraints(7, max_images=3, min_codes=3, max_codes=3),
+        GenerationConstraints(15, text=False, max_images=2, min_codes=1, max_codes=5),
+        GenerationConstraints(30, max_images=4, max_codes=2),
     ]
-    for request in requests:
-        found = generate(model, VOCABULARY, prompts, request, guidance=GUIDANCE, generators=seeded(4, seed))
-        for prompt, pieces in zip(prompts, found, strict=True):
-            check(pieces, request, prompt.inside)
+    for constraints in requests:
+        found = generate(
+            model, VOCABULARY, prompts, constraints, guidance=GUIDANCE, generators=seeded(4, seed)
+        )
+        for prompt, segments in zip(prompts, found, strict=True):
+            check(segments, constraints, prompt.inside)
     only = generate(model, VOCABULARY, prompts, one_image(6, 2), generators=seeded(4, seed))
-    assert all(len(pieces) == 1 and 2 <= len(pieces[0].codes) <= 6 for pieces in only)
-    texts = generate(model, VOCABULARY, prompts[2:], Request(5), sampling=GREEDY)
-    assert all(len(pieces) <= 1 and all(isinstance(piece, TextPiece) for piece in pieces) for pieces in texts)
+    assert all(len(segments) == 1 and 2 <= len(segments[0].codes) <= 6 for segments in only)
+    texts = generate(model, VOCABULARY, prompts[2:], GenerationConstraints(5), sampling=GREEDY)
+    assert all(
+        len(segments) <= 1 and all(isinstance(segment, TextSegment) for segment in segments)
+        for segments in texts
+    )
 
 
 def test_a_prompt_may_fill_the_context_but_not_more():
     model = tiny_model("gpt2", ROWS)
-    request = one_image(10, min_codes=10)
-    assert generate(model, VOCABULARY, [Prompt(vectors(model, 116, 0))], request, sampling=GREEDY)
+    constraints = one_image(10, min_codes=10)
+    assert generate(model, VOCABULARY, [Prompt(vectors(model, 116, 0))], constraints, sampling=GREEDY)
     with pytest.raises(ValueError, match="a prompt of 117 tokens with 12 new ones asked for; 128 in all"):
-        generate(model, VOCABULARY, [Prompt(vectors(model, 117, 0))], request, sampling=GREEDY)
+        generate(model, VOCABULARY, [Prompt(vectors(model, 117, 0))], constraints, sampling=GREEDY)
 
 
 def test_guidance_that_overflows_is_named_and_not_the_weights():
@@ -297,17 +320,18 @@ def by_hand(model, prompt: Prompt, codes: int, guidance: Guidance) -> tuple[int,
 
 def test_guidance_rises_by_a_cosine_over_the_picture():
     model = tiny_model("llama", ROWS)
-    request = one_image(9, 9)
+    constraints = one_image(9, 9)
     found = set()
     for seed in range(4):
         prompt = Prompt(vectors(model, 4, seed), None, vectors(model, 1, 2), inside=True)
         guidance = Guidance(text_scale=4.0, ramp=1.5, rescale=0.7)
-        (pieces,) = generate(model, VOCABULARY, [prompt], request, sampling=GREEDY, guidance=guidance)
+        (segments,) = generate(model, VOCABULARY, [prompt], constraints, sampling=GREEDY, guidance=guidance)
         with torch.no_grad():
-            assert pieces == [ImagePiece(by_hand(model, prompt, 9, guidance))]
+            assert segments == [ImageSegment(by_hand(model, prompt, 9, guidance))]
         plain = Guidance(text_scale=4.0)
         found |= {
-            pieces[0] != generate(model, VOCABULARY, [prompt], request, sampling=GREEDY, guidance=plain)[0][0]
+            segments[0]
+            != generate(model, VOCABULARY, [prompt], constraints, sampling=GREEDY, guidance=plain)[0][0]
         }
     assert True in found, "and it makes a difference"
     assert Guidance(ramp=2).strength(0) == 0

@@ -4,23 +4,26 @@ import pytest
 import torch
 
 from pictish.lm import beams
-from pictish.lm.config import WritingConfig
+from pictish.lm.config import BeamSearchConfig
 from pictish.lm.vocabulary import Vocabulary
 
 TEXT, IDS, FIRST = 8, 12, [3, 4, 5]
 RECORDED = [
-    ({"beams": 2, "least": 2}, [[5, 6, 0, 0, 7, 6], [6, 1, 0, 0, 7, 6], [6, 1, 0, 0, 7, 6]]),
-    ({"beams": 3, "least": 0, "length_penalty": 0.0, "early": True}, [[], [7, 0], [0]]),
+    ({"num_beams": 2, "min_new_tokens": 2}, [[5, 6, 0, 0, 7, 6], [6, 1, 0, 0, 7, 6], [6, 1, 0, 0, 7, 6]]),
+    ({"num_beams": 3, "min_new_tokens": 0, "length_penalty": 0.0, "early_stopping": True}, [[], [7, 0], [0]]),
     (
-        {"beams": 3, "least": 1, "length_penalty": 2.0},
+        {"num_beams": 3, "min_new_tokens": 1, "length_penalty": 2.0},
         [[4, 0, 6, 4, 5, 6], [5, 3, 6, 4, 5, 6], [1, 0, 6, 4, 5, 6]],
     ),
-    ({"beams": 2, "least": 0, "length_penalty": -1.0, "early": True}, [[], [1, 3, 4], []]),
+    (
+        {"num_beams": 2, "min_new_tokens": 0, "length_penalty": -1.0, "early_stopping": True},
+        [[], [1, 3, 4], []],
+    ),
 ]
 
 
-class TableRows:
-    """Stands for `Rows`: what comes next depends on the step and the id before it alone."""
+class TableBatch:
+    """Stands for `DecodeBatch`: what comes next depends on the step and the id before it alone."""
 
     def __init__(self, table, prompts, room, cache):
         self.table, self.at = table, 0
@@ -43,12 +46,14 @@ def chances(seed: int) -> torch.Tensor:
 
 def write(table: torch.Tensor, settings: dict) -> list[list[int]]:
     prompts = [torch.tensor(one) for one in FIRST]
-    return beams.write(table, Vocabulary(TEXT, 2, eos=2), prompts, WritingConfig(most=6, **settings))
+    return beams.beam_search(
+        table, Vocabulary(TEXT, 2, eos=2), prompts, BeamSearchConfig(max_new_tokens=6, **settings)
+    )
 
 
 @pytest.fixture(autouse=True)
 def _table_rows(monkeypatch):
-    monkeypatch.setattr(beams, "Rows", TableRows)
+    monkeypatch.setattr(beams, "DecodeBatch", TableBatch)
 
 
 @pytest.mark.parametrize("case", range(len(RECORDED)))
@@ -71,13 +76,18 @@ def test_one_beam_takes_the_likeliest_id_each_time(seed):
                 break
             ids.append(token)
         expected.append(ids)
-    assert write(table, {"beams": 1, "least": 2}) == expected
+    assert write(table, {"num_beams": 1, "min_new_tokens": 2}) == expected
 
 
 def test_what_it_cannot_do_it_says():
     with pytest.raises(ValueError, match="no end-of-text token"):
-        beams.write(chances(0), Vocabulary(TEXT, 2), [], WritingConfig(beams=2, least=0, most=6))
+        beams.beam_search(
+            chances(0),
+            Vocabulary(TEXT, 2),
+            [],
+            BeamSearchConfig(num_beams=2, min_new_tokens=0, max_new_tokens=6),
+        )
     with pytest.raises(ValueError, match="not finite"):
-        write(torch.full((7, IDS, IDS), float("nan")), {"beams": 2, "least": 0})
-    with pytest.raises(ValueError, match="least 7 is above most 6"):
-        WritingConfig(beams=2, least=7, most=6)
+        write(torch.full((7, IDS, IDS), float("nan")), {"num_beams": 2, "min_new_tokens": 0})
+    with pytest.raises(ValueError, match="min_new_tokens 7 is above max_new_tokens 6"):
+        BeamSearchConfig(num_beams=2, min_new_tokens=7, max_new_tokens=6)

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pictish.data.tokens import TokenizedImage
-from pictish.lm.grammar import ImagePiece, Line, Piece, Request, State, TextPiece, legal_ids, one_image
+from pictish.lm.grammar import (
+    DecodingState,
+    GenerationConstraints,
+    ImageSegment,
+    Segment,
+    State,
+    TextSegment,
+    legal_ids,
+    one_image,
+)
 from pictish.lm.sequence import picture_ids
 from pictish.lm.vocabulary import Vocabulary
 
@@ -17,62 +26,62 @@ VOCABULARY = Vocabulary(6, 5, eos=2, unspoken=(0, 1), blank=frozenset({0, 1, 2, 
 LEGAL = legal_ids(VOCABULARY, VOCABULARY.size + 4)
 
 
-def ids_of(pieces: list[Piece], inside: bool) -> list[int]:
+def ids_of(segments: list[Segment], inside: bool) -> list[int]:
     """What was generated, without EOS; `inside` prompts hold the first [IMG]."""
     ids: list[int] = []
-    for piece in pieces:
-        if isinstance(piece, TextPiece):
-            ids += piece.ids
+    for segment in segments:
+        if isinstance(segment, TextSegment):
+            ids += segment.ids
         else:
-            codes = VOCABULARY.ids_of(torch.tensor(piece.codes)).tolist()
+            codes = VOCABULARY.ids_of(torch.tensor(segment.codes)).tolist()
             ids += [VOCABULARY.begin, *codes, VOCABULARY.end]
     return ids[1:] if inside else ids
 
 
-def check(pieces: list[Piece], request: Request, inside: bool) -> None:
+def check(segments: list[Segment], constraints: GenerationConstraints, inside: bool) -> None:
     """All that a request promises of what it gets."""
-    images = [piece for piece in pieces if isinstance(piece, ImagePiece)]
-    texts = [piece for piece in pieces if isinstance(piece, TextPiece)]
-    assert len(images) <= request.max_images
-    assert all(request.min_codes <= len(image.codes) <= request.max_codes for image in images)
+    images = [segment for segment in segments if isinstance(segment, ImageSegment)]
+    texts = [segment for segment in segments if isinstance(segment, TextSegment)]
+    assert len(images) <= constraints.max_images
+    assert all(constraints.min_codes <= len(image.codes) <= constraints.max_codes for image in images)
     assert all(0 <= code < VOCABULARY.codes for image in images for code in image.codes)
     assert all(text.ids and set(text.ids) <= {3, 4, 5} for text in texts)
-    assert request.text or not texts
+    assert constraints.text or not texts
     assert images or any(set(text.ids) - VOCABULARY.blank for text in texts)
-    assert len(ids_of(pieces, inside)) <= request.max_new_tokens
-    assert not any(a in texts and b in texts for a, b in itertools.pairwise(pieces))
-    if inside or not request.text:
-        assert isinstance(pieces[0], ImagePiece)
+    assert len(ids_of(segments, inside)) <= constraints.max_new_tokens
+    assert not any(a in texts and b in texts for a, b in itertools.pairwise(segments))
+    if inside or not constraints.text:
+        assert isinstance(segments[0], ImageSegment)
 
 
 @st.composite
-def requests(draw) -> tuple[Request, bool]:
+def requests(draw) -> tuple[GenerationConstraints, bool]:
     least = draw(st.integers(1, 4))
     most = draw(st.integers(least, 7))
     text, images = draw(st.booleans()), draw(st.integers(0, 3))
     inside = images > 0 and draw(st.booleans())
     smallest = 1 if text and not inside else least + 2
     room, speak = draw(st.integers(smallest, 30)), text or not images
-    return Request(room, speak, max_images=images, min_codes=least, max_codes=most), inside
+    return GenerationConstraints(room, speak, max_images=images, min_codes=least, max_codes=most), inside
 
 
 @settings(max_examples=300, deadline=None)
 @given(requests(), st.integers(0, 2**32))
 def test_whatever_is_chosen_pictures_are_legal_and_pieces_round_trip(case, seed):
-    request, inside = case
+    constraints, inside = case
     chooser = random.Random(seed)
-    line = Line(VOCABULARY, request, inside)
-    while line.state is not None:
-        line.take(chooser.choice(LEGAL.of([line])[0].nonzero()[:, 0].tolist()))
-    check(line.pieces, request, inside)
-    again = Line(VOCABULARY, request, inside)
-    for token in ids_of(line.pieces, inside):
+    decoding = DecodingState(VOCABULARY, constraints, inside)
+    while decoding.state is not None:
+        decoding.take(chooser.choice(LEGAL.of([decoding])[0].nonzero()[:, 0].tolist()))
+    check(decoding.segments, constraints, inside)
+    again = DecodingState(VOCABULARY, constraints, inside)
+    for token in ids_of(decoding.segments, inside):
         assert LEGAL.of([again])[0, token]
         again.take(token)
     if again.state is not None:  # text that EOS ended
         again.take(VOCABULARY.eos)
     assert again.state is None
-    assert again.pieces == line.pieces
+    assert again.segments == decoding.segments
 
 
 def test_what_each_state_allows():
@@ -100,14 +109,14 @@ SKIP = PLACED.ranges["skips"].first - 1  # the id of a skip of 0 cells, if there
 PLACED_LEGAL = legal_ids(PLACED, PLACED.size + 4)
 
 
-def run(request: Request, inside: bool, choose) -> Line:
+def run(constraints: GenerationConstraints, inside: bool, choose) -> DecodingState:
     """A line of a placed model on which `choose` has one of the legal ids each time."""
-    line = Line(PLACED, request, inside)
-    while line.state is not None:
-        legal = PLACED_LEGAL.of([line])[0].nonzero()[:, 0].tolist()
+    decoding = DecodingState(PLACED, constraints, inside)
+    while decoding.state is not None:
+        legal = PLACED_LEGAL.of([decoding])[0].nonzero()[:, 0].tolist()
         assert legal, "there is always something to say"
-        line.take(choose(legal))
-    return line
+        decoding.take(choose(legal))
+    return decoding
 
 
 def greedy_for(vocabulary_range: str, chooser: random.Random):
@@ -123,17 +132,17 @@ def greedy_for(vocabulary_range: str, chooser: random.Random):
 @settings(max_examples=400, deadline=None)
 @given(requests(), st.integers(0, 2**32), st.sampled_from(["any", "skips", "codes"]))
 def test_whatever_is_chosen_codes_lie_on_rising_cells_inside_the_grid(case, seed, wish):
-    request, inside = case
+    constraints, inside = case
     chooser = random.Random(seed)
-    line = run(request, inside, chooser.choice if wish == "any" else greedy_for(wish, chooser))
-    assert line.left >= 0
-    for piece in line.pieces:
-        if isinstance(piece, ImagePiece):
-            assert piece.cells is not None
-            assert len(piece.cells) == len(piece.codes)
-            assert request.min_codes <= len(piece.codes) <= request.max_codes
-            assert all(0 <= code < PLACED.codes for code in piece.codes)
-            assert all(a < b for a, b in itertools.pairwise((-1, *piece.cells, PLACED.cells)))
+    decoding = run(constraints, inside, chooser.choice if wish == "any" else greedy_for(wish, chooser))
+    assert decoding.left >= 0
+    for segment in decoding.segments:
+        if isinstance(segment, ImageSegment):
+            assert segment.cells is not None
+            assert len(segment.cells) == len(segment.codes)
+            assert constraints.min_codes <= len(segment.codes) <= constraints.max_codes
+            assert all(0 <= code < PLACED.codes for code in segment.codes)
+            assert all(a < b for a, b in itertools.pairwise((-1, *segment.cells, PLACED.cells)))
 
 
 @settings(max_examples=300, deadline=None)
@@ -143,27 +152,29 @@ def test_what_training_writes_passes_unchanged(cells, data):
     codes = data.draw(st.lists(st.integers(0, 4), min_size=len(cells), max_size=len(cells)))
     image = TokenizedImage(codes, cells, (2, 4), (64, 64), "0" * 12, 5)
     ids = picture_ids(image.ids, image.cells, PLACED).tolist()
-    for request in (
+    for constraints in (
         one_image(len(codes), len(codes), cells=8),
         one_image(8, cells=8),
-        Request(len(ids), text=False, max_images=1, min_codes=len(codes), max_codes=8),
+        GenerationConstraints(len(ids), text=False, max_images=1, min_codes=len(codes), max_codes=8),
     ):
-        line = Line(PLACED, request, inside=False)
+        decoding = DecodingState(PLACED, constraints, inside=False)
         for token in ids:
-            assert PLACED_LEGAL.of([line])[0, token]
-            line.take(token)
-        assert line.pieces == [ImagePiece(tuple(codes), tuple(cells))]
-        assert line.state is None
+            assert PLACED_LEGAL.of([decoding])[0, token]
+            decoding.take(token)
+        assert decoding.segments == [ImageSegment(tuple(codes), tuple(cells))]
+        assert decoding.state is None
 
 
 def test_what_may_follow_on_a_grid_of_eight_cells():
-    def after(*tokens: int, request: Request | None = None) -> tuple[list[int], list[int], bool]:
+    def after(
+        *tokens: int, constraints: GenerationConstraints | None = None
+    ) -> tuple[list[int], list[int], bool]:
         """Which codes and skips are legal, and whether the end is."""
-        line = Line(PLACED, request or one_image(8, cells=8), inside=True)
+        decoding = DecodingState(PLACED, constraints or one_image(8, cells=8), inside=True)
         for token in tokens:
-            assert PLACED_LEGAL.of([line])[0, token]
-            line.take(token)
-        legal = PLACED_LEGAL.of([line])[0].nonzero()[:, 0]
+            assert PLACED_LEGAL.of([decoding])[0, token]
+            decoding.take(token)
+        legal = PLACED_LEGAL.of([decoding])[0].nonzero()[:, 0]
         codes, skips = (PLACED.ranges[name] for name in ("codes", "skips"))
         found = [each.values_of(legal[each.holds(legal)]).tolist() for each in (codes, skips)]
         assert len(legal) == len(found[0]) + len(found[1]) + (PLACED.end in legal)
@@ -178,21 +189,23 @@ def test_what_may_follow_on_a_grid_of_eight_cells():
     assert after(code, SKIP + 5, code) == (every, [], True), "a skip would lead behind the last cell"
     assert after(*[code] * 8) == ([], [], True)
     least = one_image(8, 4, cells=8)
-    assert after(request=least) == (every, [1, 2, 3, 4], False), "cells for four codes are left"
-    assert after(code, code, request=least) == (every, [1, 2, 3, 4], False)
-    assert after(code, request=one_image(1, cells=8)) == ([], [], True)
-    tight = Request(4, max_images=1, min_codes=2, max_codes=8)
-    assert after(request=tight) == (every, [1, 2, 3, 4, 5, 6], False)
-    assert after(SKIP + 2, code, request=tight) == (every, [], False), "there is room for a code and the end"
+    assert after(constraints=least) == (every, [1, 2, 3, 4], False), "cells for four codes are left"
+    assert after(code, code, constraints=least) == (every, [1, 2, 3, 4], False)
+    assert after(code, constraints=one_image(1, cells=8)) == ([], [], True)
+    tight = GenerationConstraints(4, max_images=1, min_codes=2, max_codes=8)
+    assert after(constraints=tight) == (every, [1, 2, 3, 4, 5, 6], False)
+    assert after(SKIP + 2, code, constraints=tight) == (every, [], False), (
+        "there is room for a code and the end"
+    )
 
 
 def test_lines_of_a_batch_have_masks_of_their_own():
-    lines = [Line(PLACED, one_image(8, cells=8), inside=True) for _ in range(3)]
-    lines[1].take(SKIP + 6)
+    decodings = [DecodingState(PLACED, one_image(8, cells=8), inside=True) for _ in range(3)]
+    decodings[1].take(SKIP + 6)
     for token in (PLACED.first_code, SKIP + 4, PLACED.first_code):
-        lines[2].take(token)
-    together = PLACED_LEGAL.of(lines)
-    assert torch.equal(together, torch.cat([PLACED_LEGAL.of([line]) for line in lines]))
+        decodings[2].take(token)
+    together = PLACED_LEGAL.of(decodings)
+    assert torch.equal(together, torch.cat([PLACED_LEGAL.of([decoding]) for decoding in decodings]))
     assert len({tuple(row.tolist()) for row in together}) == 3
 
 
@@ -209,45 +222,50 @@ def test_one_image_has_room_for_its_skips(most, room):
 
 def test_requests_that_a_grid_cannot_meet():
     with pytest.raises(ValueError, match="min_codes 9 asked for; a picture has 8 cells"):
-        Line(PLACED, one_image(9, 9), inside=True)
-    with pytest.raises(ValueError, match="strays are for models without skips"):
-        Line(PLACED, one_image(8, 1, (0,)), inside=True)
+        DecodingState(PLACED, one_image(9, 9), inside=True)
+    with pytest.raises(ValueError, match="ignored_ids are for models without skips"):
+        DecodingState(PLACED, one_image(8, 1, (0,)), inside=True)
 
 
-def states_of(request: Request, tokens: list[int], inside: bool = False) -> list[State | None]:
-    line = Line(VOCABULARY, request, inside)
-    states = [line.state]
+def states_of(
+    constraints: GenerationConstraints, tokens: list[int], inside: bool = False
+) -> list[State | None]:
+    decoding = DecodingState(VOCABULARY, constraints, inside)
+    states = [decoding.state]
     for token in tokens:
-        line.take(token)
-        states.append(line.state)
+        decoding.take(token)
+        states.append(decoding.state)
     return states
 
 
 def test_one_image_and_nothing_else():
-    request = one_image(max_codes=3, min_codes=2)
+    constraints = one_image(max_codes=3, min_codes=2)
     states = [State.BEGIN, State.CODE, State.CODE, State.CODE_OR_END, State.END, None]
-    assert states_of(request, [6, 8, 9, 8, 7]) == states
-    assert states_of(request, [8, 9, 7], inside=True) == [State.CODE, State.CODE, State.CODE_OR_END, None]
+    assert states_of(constraints, [6, 8, 9, 8, 7]) == states
+    assert states_of(constraints, [8, 9, 7], inside=True) == [State.CODE, State.CODE, State.CODE_OR_END, None]
 
 
 def test_an_image_ends_in_time_and_begins_only_where_it_fits():
-    request = Request(6, max_images=2, min_codes=2, max_codes=9)
+    constraints = GenerationConstraints(6, max_images=2, min_codes=2, max_codes=9)
     states = (
         [State.FIRST_OR_BEGIN, State.TEXT_OR_BEGIN] + [State.CODE] * 2 + [State.CODE_OR_END, State.END, None]
     )
-    assert states_of(request, [3, 6, 8, 8, 8, 7]) == states
-    assert states_of(request, [3, 3, 3])[-2:] == [State.TEXT_OR_BEGIN, State.TEXT]
+    assert states_of(constraints, [3, 6, 8, 8, 8, 7]) == states
+    assert states_of(constraints, [3, 3, 3])[-2:] == [State.TEXT_OR_BEGIN, State.TEXT]
 
 
 def test_eos_ends_a_line():
-    assert states_of(Request(9, max_images=1), [3, 2])[-1] is None
-    assert states_of(Request(9, max_images=1), [8, 7, 2], inside=True)[-2:] == [State.TEXT, None]
+    assert states_of(GenerationConstraints(9, max_images=1), [3, 2])[-1] is None
+    assert states_of(GenerationConstraints(9, max_images=1), [8, 7, 2], inside=True)[-2:] == [
+        State.TEXT,
+        None,
+    ]
 
 
 def test_an_answer_is_never_empty():
-    assert states_of(Request(9), [5, 5, 3, 2]) == [State.FIRST] * 3 + [State.TEXT, None]
-    assert states_of(Request(2), [5, 3]) == [State.FIRST, State.VISIBLE, None]
-    assert states_of(Request(4, max_images=1), [5, 5, 5]) == [
+    assert states_of(GenerationConstraints(9), [5, 5, 3, 2]) == [State.FIRST] * 3 + [State.TEXT, None]
+    assert states_of(GenerationConstraints(2), [5, 3]) == [State.FIRST, State.VISIBLE, None]
+    assert states_of(GenerationConstraints(4, max_images=1), [5, 5, 5]) == [
         *[State.FIRST_OR_BEGIN] * 2,
         State.FIRST,
         State.VISIBLE,
@@ -257,14 +275,22 @@ def test_an_answer_is_never_empty():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Request(5, text=False), "text or at least one image"),
-        (lambda: Request(5, max_images=-1), "text or at least one image"),
-        (lambda: Request(0), "max_new_tokens 0 asked for; at least 1"),
-        (lambda: Request(5, text=False, max_images=1, min_codes=4), "at least 6 would fit"),
+        (lambda: GenerationConstraints(5, text=False), "text or at least one image"),
+        (lambda: GenerationConstraints(5, max_images=-1), "text or at least one image"),
+        (lambda: GenerationConstraints(0), "max_new_tokens 0 asked for; at least 1"),
+        (lambda: GenerationConstraints(5, text=False, max_images=1, min_codes=4), "at least 6 would fit"),
         (lambda: one_image(3, min_codes=4), "min_codes 4 must be 1 to max_codes, which is 3"),
         (lambda: one_image(3, min_codes=0), "min_codes 0 must be 1"),
-        (lambda: Line(VOCABULARY, Request(5), inside=True), "the request allows no image"),
-        (lambda: Line(VOCABULARY, Request(2, max_images=1, min_codes=2), inside=True), "does not fit"),
+        (
+            lambda: DecodingState(VOCABULARY, GenerationConstraints(5), inside=True),
+            "the constraints allow no image",
+        ),
+        (
+            lambda: DecodingState(
+                VOCABULARY, GenerationConstraints(2, max_images=1, min_codes=2), inside=True
+            ),
+            "does not fit",
+        ),
     ],
 )
 def test_requests_that_cannot_be_met(make, message):
@@ -273,18 +299,18 @@ def test_requests_that_cannot_be_met(make, message):
 
 
 def test_strays_count_but_are_no_codes_and_one_code_there_is_at_least():
-    strays = (0, 2, VOCABULARY.begin)
-    request = one_image(3, 1, strays)
-    legal = legal_ids(VOCABULARY, VOCABULARY.size, strays).table
+    ignored_ids = (0, 2, VOCABULARY.begin)
+    constraints = one_image(3, 1, ignored_ids)
+    legal = legal_ids(VOCABULARY, VOCABULARY.size, ignored_ids).table
     assert legal[State.CODE].nonzero()[:, 0].tolist() == [0, 2, 6, 8, 9, 10, 11, 12]
     assert not legal[State.CODE, VOCABULARY.end]
-    assert not legal[State.TRUE_CODE, list(strays)].any()
-    line = Line(VOCABULARY, request, True)
+    assert not legal[State.TRUE_CODE, list(ignored_ids)].any()
+    decoding = DecodingState(VOCABULARY, constraints, True)
     for stray in (VOCABULARY.begin, 2):  # neither a second picture nor the end of a text
-        assert line.state == State.CODE
-        line.take(stray)
-    assert line.state == State.TRUE_CODE
-    line.take(9)
-    assert line.state == State.END
-    line.take(VOCABULARY.end)
-    assert (line.state, line.pieces) == (None, [ImagePiece((1,))])
+        assert decoding.state == State.CODE
+        decoding.take(stray)
+    assert decoding.state == State.TRUE_CODE
+    decoding.take(9)
+    assert decoding.state == State.END
+    decoding.take(VOCABULARY.end)
+    assert (decoding.state, decoding.segments) == (None, [ImageSegment((1,))])

@@ -69,7 +69,7 @@ def checkpoint(tmp_path) -> Path:
 
 def plan(folder: Path) -> tuple[Part | None, list[str]]:
     source = Source(folder.parent)
-    made = plan_language(source, codes=CODES, most=9, features=FEATURES, override=OVERRIDE)
+    made = plan_language(source, codes=CODES, max_tokens=9, features=FEATURES, override=OVERRIDE)
     return made, source.wrong
 
 
@@ -92,7 +92,7 @@ def test_it_becomes_a_folder_that_transformers_and_pictish_load(checkpoint, tmp_
     )
     assert model.image_tokens.fingerprint == "0123456789ab"
     assert torch.equal(model.projector(torch.ones(1, FEATURES)), torch.full((1, WIDTH), float(FEATURES)))
-    assert model.defaults.drawing.strays == (0, 1, 2, WORDS)
+    assert model.defaults.drawing.ignored_ids == (0, 1, 2, WORDS)
     assert model.defaults.continuous
     files = json.loads((out / SHARDS).read_text())
     assert set(files["weight_map"]) == {*FIRST, *SECOND}

@@ -42,7 +42,7 @@ def test_a_placed_model_is_a_plain_folder_that_knows_its_cells(tmp_path):
     assert plain.decode(ids) == text
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "model").config.vocab_size == len(plain)
     for cells in (None, 9):
-        facts = {"fingerprint": "0" * 12, "codes": 30, "most": 16, "features": 0, "cells": cells}
+        facts = {"fingerprint": "0" * 12, "codes": 30, "max_tokens": 16, "features": 0, "cells": cells}
         change_config(tmp_path / "model", image_tokens=facts)
         with pytest.raises(ValueError, match="the text tokenizer has 30 codes on 16 cells"):
             UnifiedModel.from_folder(tmp_path / "model")
@@ -168,7 +168,7 @@ DAMAGE = {
     "format: got 2": lambda f: change_config(f, format=2),
     "image_tokens": lambda f: change_config(f, image_tokens={"codes": 30}),
     "speaks of 29 codes, the text tokenizer has 30": lambda f: change_config(
-        f, image_tokens={"fingerprint": "0" * 12, "codes": 29, "most": 16, "features": 5}
+        f, image_tokens={"fingerprint": "0" * 12, "codes": 29, "max_tokens": 16, "features": 5}
     ),
     "holds part 'decoder'": lambda f: change_config(f, part="decoder"),
     r"training run; when it is done, .*model would fit": lambda f: change_config(f, stages=[]),

@@ -69,7 +69,11 @@ def test_a_run_resumes_with_moved_data_and_less_memory_and_not_with_other_data(s
     train(config, shards / "whole", IMAGE_TOKENS, "cpu")
     stopped(shards, config, 5)  # step 4 is saved: the next stage has no place in its data yet
     (shards / "shards").rename(shards / "moved")
-    moved = [f"data.train.pictures.paths=[{shards}/moved/*.tar]", "data.accumulate=2", "checkpointing=true"]
+    moved = [
+        f"data.train.pictures.paths=[{shards}/moved/*.tar]",
+        "data.gradient_accumulation_steps=2",
+        "checkpointing=true",
+    ]
     pair_shard(shards / "moved" / "2.tar", 4, seed=5)
     with pytest.raises(ValueError, match=r"trained with another data\.train\.pictures: its fingerprint was"):
         train(config_for(shards, short, *moved), shards / "run", IMAGE_TOKENS, "cpu")

@@ -93,7 +93,7 @@ def test_reading_ahead_changes_nothing(shards):
 
 def test_accumulated_forwards_give_the_same_curve(shards):
     train(config_for(shards), shards / "one", IMAGE_TOKENS, "cpu")
-    train(config_for(shards, "data.accumulate=4"), shards / "four", IMAGE_TOKENS, "cpu")
+    train(config_for(shards, "data.gradient_accumulation_steps=4"), shards / "four", IMAGE_TOKENS, "cpu")
     one, four = ([row["loss"] for row in lines(shards / run) if "loss" in row] for run in ("one", "four"))
     assert one == pytest.approx(four, abs=1e-4)
 

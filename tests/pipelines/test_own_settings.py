@@ -8,7 +8,7 @@ import pytest
 
 from pictish.commands.draw import _shape_of
 from pictish.data.tokens import TokenizedImage
-from pictish.lm.config import DrawingConfig, WritingConfig
+from pictish.lm.config import BeamSearchConfig, ImageGenerationConfig
 from pictish.lm.lavit import DEFAULTS
 from pictish.pipelines.describe import _shorter, cut, lemmatised
 from pictish.pipelines.reconstruct import Reconstructor
@@ -30,12 +30,15 @@ SHAPES = ((1024, 1024), (896, 1152), (832, 1216), (768, 1344), (1216, 832), (115
 )
 def test_answers_are_cut_as_lavit_does(text, answer):
     assert DEFAULTS.answer is not None
-    assert cut(text, DEFAULTS.answer.cuts, lower=DEFAULTS.answer.lower) == answer
+    assert cut(text, DEFAULTS.answer.stop_strings, lower=DEFAULTS.answer.lowercase) == answer
 
 
 def test_captions_keep_their_commas():
     assert DEFAULTS.caption is not None
-    assert cut("A dog, a cat. And", DEFAULTS.caption.cuts, lower=DEFAULTS.caption.lower) == "A dog, a cat"
+    assert (
+        cut("A dog, a cat. And", DEFAULTS.caption.stop_strings, lower=DEFAULTS.caption.lowercase)
+        == "A dog, a cat"
+    )
 
 
 def test_basic_forms_are_those_of_spacy(monkeypatch):
@@ -52,17 +55,17 @@ def test_basic_forms_are_those_of_spacy(monkeypatch):
 
 
 def test_fewer_ids_at_most_are_fewer_at_least():
-    shorter = _shorter(WritingConfig(beams=2, least=8, most=36), 5)
-    assert (shorter.least, shorter.most) == (5, 5)
+    shorter = _shorter(BeamSearchConfig(num_beams=2, min_new_tokens=8, max_new_tokens=36), 5)
+    assert (shorter.min_new_tokens, shorter.max_new_tokens) == (5, 5)
 
 
 def test_prompts_with_pictures_may_have_a_scale_of_their_own():
-    def scale(defaults: DrawingConfig, pictures: bool) -> float | None:
+    def scale(defaults: ImageGenerationConfig, pictures: bool) -> float | None:
         return settle_codes(GenerationConfig(), defaults, 256, pictures=pictures).guidance_scale
 
     assert scale(DEFAULTS.drawing, False) == 4
     assert scale(DEFAULTS.drawing, True) == DEFAULTS.drawing.image_guidance == 5
-    assert scale(DrawingConfig(), True) == DrawingConfig().guidance
+    assert scale(ImageGenerationConfig(), True) == ImageGenerationConfig().guidance
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -188,34 +188,36 @@ def test_parts_are_loaded_when_they_are_needed_and_once(whole_model, pictures, m
 
 
 def test_progress_is_told_step_by_step(pipe, pictures):
-    told: list[pictish.Progress] = []
-    pipe.generate("the sun", num_images=3, batch_size=2, num_inference_steps=2, size=16, callback=told.append)
-    assert {one.stage for one in told} == {"language_model", "decoder"}
-    assert {(one.done, one.total) for one in told} == {(0, 3), (2, 3)}
-    last = [one for one in told if one.stage == "decoder"]
+    reported: list[pictish.Progress] = []
+    pipe.generate(
+        "the sun", num_images=3, batch_size=2, num_inference_steps=2, size=16, callback=reported.append
+    )
+    assert {one.stage for one in reported} == {"language_model", "decoder"}
+    assert {(one.done, one.total) for one in reported} == {(0, 3), (2, 3)}
+    last = [one for one in reported if one.stage == "decoder"]
     assert [(one.step, one.num_steps) for one in last] == [(1, 2), (2, 2)] * 2
-    assert all(1 <= one.step <= one.num_steps for one in told)
-    told.clear()
-    pipe.tokenize([pictures / "disc.png"] * 3, batch_size=2, callback=told.append)
-    assert [(one.stage, one.done) for one in told] == [("tokenizer", 0), ("tokenizer", 2)]
-    told.clear()
-    pipe.describe(pictures / "disc.png", max_new_tokens=3, callback=told.append)
-    assert [one.step for one in told] == list(range(1, len(told) + 1))
+    assert all(1 <= one.step <= one.num_steps for one in reported)
+    reported.clear()
+    pipe.tokenize([pictures / "disc.png"] * 3, batch_size=2, callback=reported.append)
+    assert [(one.stage, one.done) for one in reported] == [("tokenizer", 0), ("tokenizer", 2)]
+    reported.clear()
+    pipe.describe(pictures / "disc.png", max_new_tokens=3, callback=reported.append)
+    assert [one.step for one in reported] == list(range(1, len(reported) + 1))
 
 
 @pytest.mark.parametrize("stage", ["language_model", "decoder"])
 def test_a_call_is_cancelled_between_two_steps(pipe, stage):
-    told = []
+    reported = []
     stop = threading.Event()
 
     def callback(progress: pictish.Progress) -> None:
-        told.append(progress)
+        reported.append(progress)
         if progress.stage == stage:
             stop.set()
 
     with pytest.raises(pictish.Cancelled):
         pipe.generate("the sun", num_inference_steps=3, size=16, callback=callback, cancel=stop)
-    assert [(one.stage, one.step) for one in told if one.stage == stage] == [(stage, 1)]
+    assert [(one.stage, one.step) for one in reported if one.stage == stage] == [(stage, 1)]
     with pytest.raises(pictish.Cancelled):
         pipe.tokenize(told_picture("red", "disc", 60), cancel=lambda: True)
     assert len(pipe.tokenize(told_picture("red", "disc", 60), cancel=lambda: False)) >= 1

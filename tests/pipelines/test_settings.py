@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pictish.lm.config import DrawingConfig
+from pictish.lm.config import ImageGenerationConfig
 from pictish.pipelines.settings import (
     Drawing,
     GenerationConfig,
@@ -26,7 +26,7 @@ def test_keywords_are_the_fields_and_take_precedence():
 
 
 def test_codes_are_drawn_as_asked_for_and_else_as_the_model_is_used_to():
-    defaults = DrawingConfig(
+    defaults = ImageGenerationConfig(
         guidance=2, among_pictures=3, temperature=0.5, top_k=7, min_tokens=4, max_tokens=9
     )
     settled = settle_codes(GenerationConfig(size=32), defaults, 16, pictures=False)

@@ -59,7 +59,7 @@ def spread_scores(network: DynamicTokenizer, pictures: torch.Tensor) -> None:
     if isinstance(network.selector, ErrorSelector):
         last.weight[1].zero_()  # a kept patch has no error to speak of
         last.bias[1] = -6.0
-    network.selector.level.sub_(network.selector(network.embed(pictures)).median())
+    network.selector.logit_bias.sub_(network.selector(network.embed(pictures)).median())
 
 
 def random_pixels(count: int, side: int, seed: int = 1) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pictish.tokenizer.selector import ErrorSelector, Selector, choose, draw_keep, rank
-from pictish.training.share import ALONE
+from pictish.training.process_group import SINGLE_PROCESS
 from tests.tokenizer.conftest import random_pixels, tiny_network
 
 
@@ -95,7 +95,7 @@ def test_the_level_holds_the_rate_of_a_batch_and_is_remembered():
 
 def test_patches_are_taken_the_dearest_first_and_relieve_their_neighbours():
     """Against the plain algorithm, one picture and one patch at a time."""
-    selector = Selector(8, grid=4, relief=0.4)
+    selector = Selector(8, grid=4, neighbor_suppression=0.4)
     cost = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     cost[1] = 0.0  # all equal
     expected = torch.empty(5, 16)
@@ -111,8 +111,8 @@ def test_patches_are_taken_the_dearest_first_and_relieve_their_neighbours():
                 if 0 <= other_y < 4 and 0 <= other_x < 4:
                     left[other_y, other_x] -= 0.4
         assert taken == sorted(taken, reverse=True), "later patches never score higher"
-    assert torch.allclose(selector.spread(cost), expected, atol=1e-5)
-    kept = choose(selector.spread(cost[1:2]), budget=8)
+    assert torch.allclose(selector.suppress_neighbors(cost), expected, atol=1e-5)
+    kept = choose(selector.suppress_neighbors(cost[1:2]), budget=8)
     assert kept.view(4, 4).tolist() == [[y % 2 == x % 2 for x in range(4)] for y in range(4)], (
         "a chequerboard"
     )
@@ -153,10 +153,10 @@ def trained() -> tuple[ErrorSelector, Toy]:
         hidden, marked = toy.batch(32)
         errors = selector.errors(hidden)
         scores = selector.scores(errors)
-        level = selector.level_for(scores, 0.25)
-        selector.remember(level)
+        logit_bias = selector.logit_bias_for(scores, 0.25)
+        selector.update_logit_bias(logit_bias)
         generator = torch.Generator().manual_seed(step)
-        keep = draw_keep(scores + level, 0.3, generator, fixed_length=0.5, exploration=0.1).keep
+        keep = draw_keep(scores + logit_bias, 0.3, generator, fixed_length=0.5, exploration=0.1).keep
         optimizer.zero_grad()
         selector.loss(errors, toy.errors(marked, keep), keep).backward()
         optimizer.step()
@@ -215,7 +215,7 @@ def test_equal_gains_are_equal_scores_and_ties_go_to_the_earlier_cell():
 def test_the_selectors_loss_moves_no_other_part():
     network = tiny_network(spread=False)
     pixels = random_pixels(6, 32)
-    keep, _, errors, _ = network._merge_dense(pixels, torch.Generator().manual_seed(0), 0.1, ALONE)
+    keep, _, errors, _ = network._merge_dense(pixels, torch.Generator().manual_seed(0), 0.1, SINGLE_PROCESS)
     network.selector.loss(errors, torch.rand(6, 16) / 100, keep).backward()
     moved = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None}
     assert moved == {"selector"}

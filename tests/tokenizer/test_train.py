@@ -15,7 +15,7 @@ from pictish.tokenizer.config import TrainConfig
 from pictish.tokenizer.conv import as_maps
 from pictish.tokenizer.dynamic import Tokenizer
 from pictish.tokenizer.train import code_numbers, train, with_flat
-from pictish.training.share import ALONE, Share
+from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 from tests.shards import write_shard
 from tests.tokenizer.conftest import ORDERED, random_pixels
 
@@ -130,8 +130,8 @@ def test_the_codebook_starts_once_and_from_enough_vectors(shards, tmp_path, monk
     started = []
     original = loop._start_codebook
 
-    def count(network, training, config, step, share):
-        original(network, training, config, step, share)
+    def count(network, training, config, step, process_group):
+        original(network, training, config, step, process_group)
         started.append(step)
 
     monkeypatch.setattr(loop, "_start_codebook", count)
@@ -191,15 +191,15 @@ def test_pictures_are_resized_by_areas_and_kept_where_they_fit():
 
 def test_flat_pictures_replace_a_fraction_whatever_the_processes():
     pictures = random_pixels(400, 8)
-    assert with_flat(pictures, 0.0, torch.Generator(), ALONE) is pictures
-    mixed = with_flat(pictures, 0.2, torch.Generator().manual_seed(0), ALONE)
+    assert with_flat(pictures, 0.0, torch.Generator(), SINGLE_PROCESS) is pictures
+    mixed = with_flat(pictures, 0.2, torch.Generator().manual_seed(0), SINGLE_PROCESS)
     flat = (mixed == mixed[:, :1, :1]).flatten(1).all(dim=1)
     assert float(flat.float().mean()) == pytest.approx(0.2, abs=0.06)
     assert torch.equal(mixed[~flat], pictures[~flat])
     colours = mixed[flat][:, 0, 0].float()
     assert (colours.std(dim=0) > 50).all(), "any colour"
     halves = [
-        with_flat(part, 0.2, torch.Generator().manual_seed(0), Share(index, 2))
+        with_flat(part, 0.2, torch.Generator().manual_seed(0), ProcessGroup(index, 2))
         for index, part in enumerate(pictures.split(200))
     ]
     assert torch.equal(torch.cat(halves), mixed)

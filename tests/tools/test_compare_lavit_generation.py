@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def language(folder) -> Language:
     language = Language.from_folder(folder)
-    assert language.model.image_tokens.most == CELLS
+    assert language.model.image_tokens.max_tokens == CELLS
     return language
 
 

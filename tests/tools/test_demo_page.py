@@ -64,8 +64,8 @@ def test_the_page_needs_no_other_file_and_names_every_command(samples, tmp_path,
     assert all(source.startswith("data:image/webp;base64,") for source in sources)
     assert "href" not in page
     assert "<script" not in page
-    told = html.unescape("\n".join(re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL))).splitlines()
-    assert told == [shlex.join(["pictish", *command]) for command in commands]
+    reported = html.unescape("\n".join(re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL))).splitlines()
+    assert reported == [shlex.join(["pictish", *command]) for command in commands]
     assert "a &lt;b&gt;fish&lt;/b&gt;" in page
     assert "<b>" not in page
     sheet = Image.open(io.BytesIO((tmp_path / "demo" / "sheet.png").read_bytes()))

@@ -21,8 +21,8 @@ from pictish.training.checkpoint import (
     save_checkpoint,
 )
 from pictish.training.optimizer import adamw
+from pictish.training.runtime import accelerator
 from pictish.training.sharding import plain, prepare, shard, whole
-from pictish.training.world import accelerator
 from tests.forks import forked
 
 BATCH = 12  # divisible by all numbers of processes

@@ -22,7 +22,7 @@ from pictish.tokenizer import config as tokenizer_config
 from pictish.tokenizer import network as tokenizer_network
 from pictish.tokenizer import train as tokenizer_loop
 from pictish.tokenizer.dynamic import save_tokenizer
-from pictish.training.watch import Anomaly
+from pictish.training.loss_guard import Anomaly
 from tests.lm.pictures import CODES, FINGERPRINT, pair_shard
 from tests.shards import write_shard
 from tests.tokenizer.conftest import tiny_network
@@ -163,7 +163,7 @@ def test_sigterm_saves_the_run_and_the_next_start_goes_on(data, tmp_path, part):
         with handled():
             loop(tmp_path / "run", progress=progress)
 
-    with pytest.raises(Stopped, match="step 10 of 14 is saved, the same command goes on there"):
+    with pytest.raises(Stopped, match="step 10 of 14 is saved, the same command resumes there"):
         stopped()
     assert (tmp_path / "run" / "checkpoints" / "step-00000010").is_dir()
     loop(tmp_path / "run")

@@ -111,7 +111,7 @@ def test_names_may_come_in_any_order_but_none_may_be_missing():
 
 
 def test_an_optimizer_prepared_by_accelerate_is_read_and_written():
-    from pictish.training.world import accelerator
+    from pictish.training.runtime import accelerator
 
     run, other = Run(), Run(seed=1)
     world = accelerator("cpu")

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from pictish import Pipeline
 from pictish.training.accelerate_settings import check_environment
 from pictish.training.isolation import training
-from pictish.training.world import accelerator
+from pictish.training.runtime import accelerator
 from tests.tree import ROOT
 
 THREADS_AND_FORK = """

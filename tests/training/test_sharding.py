@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from pictish.training.accelerate_settings import own_accelerate
+from pictish.training.runtime import accelerator
 from pictish.training.sharding import local, local_rows, plain, shard, whole
-from pictish.training.world import accelerator
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pictish.training.share import Share
+from pictish.training.process_group import ProcessGroup
 
 
 class Quantized(NamedTuple):
@@ -48,5 +48,5 @@ class Quantizer(nn.Module):
     def start(self, vectors: Tensor) -> None:
         """Place the codes among `vectors` (M, C), on all processes the same ones, before the first step."""
 
-    def learn_together(self, share: Share) -> None:
+    def set_process_group(self, process_group: ProcessGroup) -> None:
         """From here on what is learned in the forward pass is learned from the vectors of all processes."""

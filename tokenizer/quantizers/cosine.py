@@ -7,7 +7,7 @@ from vector_quantize_pytorch import VectorQuantize
 
 from pictish.tokenizer.quantizers.base import Quantized, Quantizer
 from pictish.tokenizer.quantizers.config import CosineConfig
-from pictish.training.share import ALONE, Share
+from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 class CosineQuantizer(Quantizer):
@@ -26,7 +26,7 @@ class CosineQuantizer(Quantizer):
             commitment_weight=config.commitment,
             sync_codebook=False,  # its way draws other codes on several processes than on one
         )
-        self._share = ALONE
+        self._process_group = SINGLE_PROCESS
         self.vq._codebook.all_reduce_fn = self._add_up
         self.vq._codebook.expire_codes_ = self._revive
 
@@ -42,16 +42,16 @@ class CosineQuantizer(Quantizer):
     def normalise(self, vectors: Tensor) -> Tensor:
         return F.normalize(vectors, dim=-1)
 
-    def learn_together(self, share: Share) -> None:
-        self._share = share
+    def set_process_group(self, process_group: ProcessGroup) -> None:
+        self._process_group = process_group
 
     def _add_up(self, own: Tensor) -> None:
-        own.copy_(self._share.total(own))
+        own.copy_(self._process_group.total(own))
 
     def _revive(self, samples: Tensor, seq_mask: Tensor | None = None) -> None:
         """Dead codes are drawn everywhere alike from the vectors (1, M, C) of all processes."""
         codebook = self.vq._codebook
-        type(codebook).expire_codes_(codebook, self._share.gathered(samples[0])[None], seq_mask)
+        type(codebook).expire_codes_(codebook, self._process_group.gathered(samples[0])[None], seq_mask)
 
     @torch.no_grad()
     def start(self, vectors: Tensor) -> None:
@@ -59,9 +59,9 @@ class CosineQuantizer(Quantizer):
         assert len(vectors) >= self.codes, (
             f"k-means over {len(vectors)} vectors cannot place {self.codes} codes"
         )
-        was_training, share = self.training, self._share
+        was_training, process_group = self.training, self._process_group
         self.train()
-        self._share = ALONE  # all processes have the same vectors
+        self._process_group = SINGLE_PROCESS  # all processes have the same vectors
         self._quantize(vectors.float())
-        self._share = share
+        self._process_group = process_group
         self.train(was_training)

@@ -109,12 +109,12 @@ def sayings(attributes: Attributes, key: str, count: int) -> list[str]:
     found: dict[str, None] = {}
     for number in range(4 * count):
         noun = choose(people(attributes), key, str(number), "noun")
-        told = min(1 + rank(key, str(number), "told") % 4, len(attributes))
-        found[portrait(attributes, noun, _some(attributes, key, number, told))] = None
+        mentioned = min(1 + rank(key, str(number), "told") % 4, len(attributes))
+        found[portrait(attributes, noun, _some(attributes, key, number, mentioned))] = None
     return list(islice(found, count))
 
 
-def _some(attributes: Attributes, key: str, number: int, told: int) -> Sequence[str]:
+def _some(attributes: Attributes, key: str, number: int, mentioned: int) -> Sequence[str]:
     """Names of so many attributes, those of which people speak first more often."""
     named = [name for name in attributes if name != "clothes"]
     if "hair" in attributes:
@@ -124,4 +124,4 @@ def _some(attributes: Attributes, key: str, number: int, told: int) -> Sequence[
         early = name in _SAID_FIRST or name == "hair colour"
         return rank(key, str(number), name) >> (1 if early else 0)
 
-    return sorted(named, key=order)[:told]
+    return sorted(named, key=order)[:mentioned]

@@ -6,7 +6,7 @@ import pytest
 
 from pictish.data.images import png_bytes
 from pictish.evaluation.metrics import rounded
-from pictish.lm.config import DrawingConfig
+from pictish.lm.config import ImageGenerationConfig
 from pictish.pipelines.settings import Drawing
 from pictish.recipes.starter.edits import CAPS, Change
 from pictish.recipes.starter.evaluation import editing
@@ -40,7 +40,7 @@ class OracleDrawer:
         self.reconstructor, self.language = self, self
         self.tokenizer, self.fingerprint = self, "0123456789ab"
         self.asked, self.kept_of = [], []
-        self.usual = DrawingConfig()
+        self.usual = ImageGenerationConfig()
 
     def tokens(self, said, generators, config, **rest):
         assert config.guidance_scale is None, "the usual guidance"
@@ -191,9 +191,9 @@ def test_data_without_held_out_pictures_is_a_users_mistake():
 
 def test_what_is_asked_came_true_when_the_true_target_is_drawn(evaluation):
     edits = evaluation.edits(1000)
-    told: list[int] = []
-    shown = {way: evaluation.draw(way, edits, told.append) for way in WAYS}
-    assert sum(told) == len(WAYS) * len(edits)
+    reported: list[int] = []
+    shown = {way: evaluation.draw(way, edits, reported.append) for way in WAYS}
+    assert sum(reported) == len(WAYS) * len(edits)
     assert len(evaluation.drawer.kept_of) == len(edits)
     scores = {way: evaluation.scores(way, edits, each.embeddings) for way, each in shown.items()}
     np.testing.assert_array_equal(scores[EDITED], scores[TRUE_CODES])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pictish.data.tokens import TokenizedImage
-from pictish.lm.config import DrawingConfig
+from pictish.lm.config import ImageGenerationConfig
 from pictish.pipelines.settings import Drawing
 from pictish.recipes.starter.captions import prompts
 from pictish.recipes.starter.evaluation.generation import (
@@ -32,7 +32,7 @@ class Catalogue:
     """
 
     fingerprint = "0123456789ab"
-    usual = DrawingConfig()
+    usual = ImageGenerationConfig()
 
     def __init__(self, judge: Judge) -> None:
         self.language = self.reconstructor = self.tokenizer = self
@@ -45,11 +45,11 @@ class Catalogue:
 
     def tokens(self, said, generators, config, **rest):
         assert len(said) <= BATCH
-        told = [prompt for (prompt,) in said]
-        self.calls.append((told, [generator.initial_seed() for generator in generators]))
+        reported = [prompt for (prompt,) in said]
+        self.calls.append((reported, [generator.initial_seed() for generator in generators]))
         scale = config.guidance_scale
         wrong = scale is not None and scale < 2
-        return [self._coded((self.known[prompt] + 7 * wrong) % len(self.pictures)) for prompt in told]
+        return [self._coded((self.known[prompt] + 7 * wrong) % len(self.pictures)) for prompt in reported]
 
     def tokenize(self, pictures):
         return [self._coded(self.pictures.index(picture)) for picture in pictures]
@@ -180,13 +180,13 @@ def test_every_prompt_has_a_seed_of_its_own_whatever_is_drawn_beside_it(evaluati
 
 
 def test_the_curve_names_its_best_scales(evaluation):
-    told: list[int] = []
-    curve = evaluation.curve(evaluation.seen(4), told.append)
+    reported: list[int] = []
+    curve = evaluation.curve(evaluation.seen(4), reported.append)
     assert [point["scale"] for point in curve["points"]] == list(SCALES)
     assert curve["best"] == dict.fromkeys(CONCEPT, 2.0)  # the first of those that draw what was asked for
     assert curve["points"][0]["hit@1"]["mean"] < curve["points"][-1]["hit@1"]["mean"] == 1
-    assert sum(told) == 4 * len(SCALES)
-    assert DrawingConfig().guidance in SCALES
+    assert sum(reported) == 4 * len(SCALES)
+    assert ImageGenerationConfig().guidance in SCALES
 
 
 def test_a_share_of_nothing_is_unknown():

@@ -162,9 +162,9 @@ def test_the_cache_saves_the_work_until_data_or_settings_change(data, tmp_path, 
         seen.append(len(pictures))
         return cheap_features(pictures)
 
-    told: list[int] = []
-    first = read_references(data, features, cache, told.append)
-    assert sum(told) == sum(seen) == len(first)
+    reported: list[int] = []
+    first = read_references(data, features, cache, reported.append)
+    assert sum(reported) == sum(seen) == len(first)
     seen.clear()
     again = read_references(data, features, cache)
     assert not seen

@@ -157,14 +157,14 @@ def test_everything_said_finds_its_picture_in_batches(monkeypatch):
         (APPLE, "Is it a pear?"): "yes",
         (SINGER, "Man or woman?"): "A woman.",
     }
-    model, told = Knowing(table), []
-    apple, singer = describe_all(model, [APPLE, SINGER], names_of([APPLE, SINGER]), turns, told.append)
+    model, reported = Knowing(table), []
+    apple, singer = describe_all(model, [APPLE, SINGER], names_of([APPLE, SINGER]), turns, reported.append)
     assert (apple.caption, apple.verdict) == ("a red apple", "exact")
     assert (singer.caption, singer.verdict) == ("a man", "wrong")
     assert [(reply.said, reply.right) for reply in apple.replies] == [("a red apple", True), ("yes", False)]
     assert [(reply.said, reply.right) for reply in singer.replies] == [("A woman.", True)]
     assert model.batches == [[None, None], ["What is it?", "Is it a pear?"], ["Man or woman?"]]
-    assert told == [2, 2, 1]
+    assert reported == [2, 2, 1]
 
 
 def test_shares_and_what_the_commonest_answer_would_get():

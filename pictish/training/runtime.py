@@ -1,4 +1,4 @@
-"""Where a run computes: the device by name, accelerate set up for it, and the generator of a step."""
+"""The runtime of a run: the device by name, accelerate set up for it, and the generator of a step."""
 
 import logging
 import os

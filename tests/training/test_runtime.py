@@ -6,7 +6,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from pictish.training.precision import resolve_precision
-from pictish.training.world import accelerator, keep_freed_memory, resolve_device
+from pictish.training.runtime import accelerator, keep_freed_memory, resolve_device
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_auto_is_resolved_before_accelerate_sees_it(monkeypatch, request):
 FAULTS = """
 import resource
 import torch
-from pictish.training.world import keep_freed_memory
+from pictish.training.runtime import keep_freed_memory
 for keep in (False, True):
     if keep:
         keep_freed_memory()

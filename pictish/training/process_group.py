@@ -1,4 +1,4 @@
-"""One process's share of a step, and what all of them tell each other, so that together they learn what one
+"""One process's part of a training step, and the collectives by which all processes together learn what one
 would.
 
 Each takes its own rows of the step's batch, in order. Random numbers are drawn for the whole batch by every
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Share:
+class ProcessGroup:
     """The `index`-th of so many `processes`; every method is called by all of them, in the same order."""
 
     index: int = 0
     processes: int = 1
 
     @classmethod
-    def of(cls, accelerate: "Accelerator") -> "Share":
-        """This process's."""
+    def of(cls, accelerate: "Accelerator") -> "ProcessGroup":
+        """The group of an accelerator, as seen by this process."""
         return cls(accelerate.process_index, accelerate.num_processes)
 
     def rows(self, count: int) -> slice:
         """Which of a batch of `count` are this process's; ValueError where they cannot be shared out."""
         if count % self.processes:
             raise ValueError(
-                f"{self.processes} processes cannot share out a batch_size of {count}; give a multiple"
+                f"{self.processes} processes cannot divide a batch_size of {count}; give a multiple"
             )
         own = count // self.processes
         return slice(self.index * own, (self.index + 1) * own)
@@ -80,7 +80,7 @@ class Share:
         return torch.cat([rows[:length] for rows, length in zip(every, lengths, strict=True)])
 
 
-ALONE = Share()
+SINGLE_PROCESS = ProcessGroup()
 
 
 class _Sum(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Watches the numbers of a training run: a step that went wrong changes nothing, and stops the run.
+"""Guards a training run: a step with a non-finite or exploding loss changes nothing, and stops the run.
 
 A step went wrong when its loss or its gradient is no finite number, or when its loss is far above what the
 last ones were. What is judged is the same on all processes, so they stop or go on together.
@@ -29,7 +29,7 @@ _SHOWN = 3  # names of samples in the message
 
 
 class Anomaly(ValueError):
-    """A step went wrong, and no more of them may be passed over."""
+    """A step went wrong, and no more steps may be skipped."""
 
 
 class Verdict(NamedTuple):
@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
     stop: bool  # whether one of them was asked to stop
 
 
-class Watch:
+class LossGuard:
     """Judges each step of a run before it changes the weights.
 
     `allowed`: how many bad steps of the whole run are passed over, their buffers (codebooks that learn in the
@@ -49,7 +49,7 @@ class Watch:
 
     def __init__(self, run: Path, accelerate: "Accelerator", allowed: int = 0) -> None:
         if allowed < 0:
-            raise ValueError(f"anomaly skip {allowed}: 0 or more steps can be passed over")
+            raise ValueError(f"anomaly skip {allowed}: 0 or more steps can be skipped")
         self._run, self._accelerate, self._allowed = run, accelerate, allowed
         self._losses: deque[float] = deque(maxlen=REMEMBERED)
         self._skipped = 0
@@ -77,7 +77,7 @@ class Watch:
         if self._allowed > self._skipped:
             self._buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
 
-    def judge(
+    def check(
         self,
         step: int,
         losses: Tensor,
@@ -148,7 +148,7 @@ class Watch:
             raise Anomaly(
                 f"step {step}: {reason}; its batch ({', '.join(every[:_SHOWN])}{more}: see {path}) was not "
                 f"learned; what is saved in {self._run} is good; --anomaly-skip {self._allowed + 1} "
-                "passes over such a step"
+                "skips such a step"
             )
         self._skipped += 1
         assert self._module is not None

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 
-class Ahead(Generic[Item]):
+class Prefetcher(Generic[Item]):
     """Takes up to `depth` items of `source` ahead of time, in order; 0 takes each when it is asked for.
 
     What the source raises is raised by `next`, in its turn. Use it in a `with`, which ends the thread.
@@ -24,7 +24,7 @@ class Ahead(Generic[Item]):
             threading.Thread(target=self._read, name="pictish-ahead", daemon=True) if depth else None
         )
 
-    def __enter__(self) -> "Ahead[Item]":
+    def __enter__(self) -> "Prefetcher[Item]":
         if self._thread is not None:
             self._thread.start()
         return self
