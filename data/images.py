@@ -311,7 +311,7 @@ def _opened_heif(blob: bytes) -> Image.Image:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise _NotAPicture("HEIC images need pip install 'pictish[heic]'") from None
-    image: Image.Image = HeifImageFile(io.BytesIO(blob))
+    image: Image.Image = HeifImageFile(io.BytesIO(blob))  # type: ignore[no-untyped-call]
     return image
 
 
