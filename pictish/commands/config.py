@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from pictish.commands import options
+
 
 def show(
     name: Annotated[
@@ -13,7 +15,7 @@ def show(
         list[str] | None, typer.Argument(help="Changes such as batch_size=32 data.views=1")
     ] = None,
     *,
-    bare: Annotated[bool, typer.Option("--bare", help="Without comments.")] = False,
+    bare: Annotated[bool, options.files("--bare", help="Without comments.")] = False,
 ) -> None:
     """Print a configuration with everything that it extends resolved and every key explained."""
     from pictish.configs import load, parse, shipped_names

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from pictish.commands import options
 from pictish.commands.train_model import CaptionKey, Pictures, Val, Workers
 
 
@@ -16,7 +17,7 @@ def run(
     val: Val = "0.05",
     caption_key: CaptionKey = None,
     workers: Workers = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Only warnings and errors.")] = False,
+    quiet: Annotated[bool, options.runtime("--quiet", help="Only warnings and errors.")] = False,
 ) -> None:
     """Write OUT/train and OUT/validation, which `train`, `tokenize` and `evaluate` read.
 

@@ -5,13 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
+from pictish.commands import options
 from pictish.commands.options import Device
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace parts that are there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Only warnings and errors.")]
+Overwrite = Annotated[bool, options.files("--overwrite", help="Replace parts that are there.")]
+Quiet = Annotated[bool, options.runtime("--quiet", help="Only warnings and errors.")]
 PartFolder = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Folder of the part, of its training run, or of a whole model."),
+    options.files(metavar="FOLDER", help="Folder of the part, of its training run, or of a whole model."),
 ]
 
 
@@ -43,7 +44,7 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the part.")],
     *,
-    step: Annotated[int | None, typer.Option(help="Step of the checkpoint (default: the newest).")] = None,
+    step: Annotated[int | None, options.files(help="Step of the checkpoint (default: the newest).")] = None,
     device: Device = "auto",
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -59,7 +60,7 @@ def export(
 def info(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, or `starter`.")] = "starter",
     *,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: Annotated[bool, options.files("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show the parts of a model folder: kind, fingerprint, weights; exit code 1 if they do not fit."""
     from pictish.pipelines.assemble import misfits, parts_of

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pictish.commands import options
 from pictish.commands.train import Device, Quiet, _begun
 
 if TYPE_CHECKING:
@@ -30,12 +31,12 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the preset, such as lm.data.rows=4 decoder.steps=500")
 ]
 Val = Annotated[
-    str, typer.Option(metavar="FRACTION|SOURCE", help="Pictures held out, or another source of them.")
+    str, options.files(metavar="FRACTION|SOURCE", help="Pictures held out, or another source of them.")
 ]
 CaptionKey = Annotated[
-    str | None, typer.Option(metavar="FIELD", help="Field of the captions (default: known names).")
+    str | None, options.files(metavar="FIELD", help="Field of the captions (default: known names).")
 ]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode pictures.")]
+Workers = Annotated[int | None, options.runtime(min=0, help="Processes that decode pictures.")]
 
 
 def run(
@@ -45,7 +46,7 @@ def run(
     *,
     size: Annotated[
         Literal["tiny", "small", "base"],
-        typer.Option(
+        options.files(
             help="tiny: seconds, to see that everything runs; small: 300 to 3,000 pictures on a CPU; "
             "base: for a GPU. Times are not measured yet."
         ),
@@ -54,10 +55,10 @@ def run(
     caption_key: CaptionKey = None,
     initial: Annotated[
         str | None,
-        typer.Option("--from", metavar="MODEL", help="Start from this model's tokenizer weights."),
+        options.files("--from", metavar="MODEL", help="Start from this model's tokenizer weights."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read the pictures, write OUT/train.yaml, measure, and stop.")
+        bool, options.runtime("--dry-run", help="Read the pictures, write OUT/train.yaml, measure, and stop.")
     ] = False,
     workers: Workers = None,
     device: Device = "auto",

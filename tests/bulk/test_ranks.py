@@ -57,7 +57,7 @@ def test_slurm_ranks_fill_one_folder_and_it_is_the_same(tmp_path, tiny_models, m
         slurm = {"SLURM_PROCID": str(number), "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}
         for name, value in slurm.items():
             monkeypatch.setenv(name, value)
-        assert tokenize("out").startswith(f"rank {number} of 2: {done} pictures tokenized")
+        assert tokenize("out").startswith(f"rank {number} of 2: {done} images tokenized")
     assert content(tmp_path / "out") == content(tmp_path / "alone")
 
 

@@ -61,7 +61,7 @@ def detokenizing(folder: Path, tmp_path: Path, *more: str | Path) -> list[str | 
 def test_tokens_of_another_tokenizer(drawing, tmp_path, capsys):
     file = token_file(drawing, tmp_path / "b.tokens", fingerprint="f" * 12)
     line = refused(capsys, "detokenize", file, tmp_path / "out", "--model", drawing, "--quiet")
-    assert "tokens of tokenizer ffffffffffff, this model has" in line
+    assert "written by tokenizer ffffffffffff, but this model has" in line
 
 
 def test_more_tokens_than_cells(drawing, tmp_path, capsys):
@@ -191,13 +191,15 @@ def test_another_class_in_the_folder(copied, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("part", ["denoiser", "condition"])
-def test_weights_that_are_no_numbers(drawing, tmp_path, capsys, part):
+def test_weights_that_are_no_numbers(drawing, tmp_path, capsys, part, monkeypatch):
     tokenizer = Tokenizer.from_folder(drawing)
     model = decoder_of(tokenizer)
     with torch.no_grad():
         next(getattr(model, part).parameters()).view(-1)[0] = float("nan")
     shutil.copytree(drawing / "tokenizer", tmp_path / "model" / "tokenizer")
-    save_diffusion(tmp_path / "model" / "decoder", model, tokenizer.fingerprint)
+    with monkeypatch.context() as patched:  # as an earlier version saved them
+        patched.setattr("pictish.decoder.denoiser.check_finite", lambda *_: None)
+        save_diffusion(tmp_path / "model" / "decoder", model, tokenizer.fingerprint)
     line = refused(capsys, *detokenizing(tmp_path / "model", tmp_path))
     assert "is not finite; the file is damaged or the training diverged" in line
 

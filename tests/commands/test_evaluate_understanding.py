@@ -40,7 +40,7 @@ def test_evaluation_writes_numbers_and_pictures_twice_the_same(model, data, tmp_
     for name in ("understanding.png", "understanding-sheet.png"):
         with Image.open(out / name) as image:
             assert min(image.size) > 300
-    text = capsys.readouterr().out.split("written:")[0]
+    text = capsys.readouterr().out.split("wrote ")[0]
     assert "caption: exact name" in text
     assert "…" not in text, "the table does not fit into 80 columns"
     assert max(map(len, text.splitlines())) <= 80

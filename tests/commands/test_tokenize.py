@@ -200,7 +200,7 @@ def test_finished_work_is_not_repeated(tmp_path, tokenize, seen):
     before = content(tmp_path / "out")
     assert tokenize(tmp_path / "in", tmp_path / "out") == 0
     assert sum(seen) == 5
-    assert "0 pictures tokenized" in tokenize.out
+    assert "0 images tokenized" in tokenize.out
     assert "5 already done" in tokenize.out
     assert content(tmp_path / "out") == before
     fill(tmp_path / "in", 2, start=5)
@@ -264,7 +264,7 @@ def test_broken_pictures_are_named_and_counted_and_the_rest_is_done(tmp_path, to
     assert len(lines) == 5
     for name, complaint in complaints.items():
         assert any(name in line and complaint in line for line in lines), (name, lines)
-    assert "5 pictures tokenized" in tokenize.out
+    assert "5 images tokenized" in tokenize.out
     assert "5 broken" in tokenize.out
     if not words:
         assert content(out) == content(tmp_path / "clean")
@@ -276,7 +276,7 @@ def test_broken_pictures_are_named_and_counted_and_the_rest_is_done(tmp_path, to
         assert samples == expected
     before = content(out)
     assert tokenize(tmp_path / "in", out, "--workers", workers, *words) == 1  # they are still broken
-    assert "0 pictures tokenized" in tokenize.out
+    assert "0 images tokenized" in tokenize.out
     assert "5 broken" in tokenize.out
     assert content(out) == before
 

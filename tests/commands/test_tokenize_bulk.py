@@ -233,16 +233,16 @@ def test_a_shard_of_pictures_is_made_again_when_what_was_missing_can_be_read(tmp
     assert tokenize(tmp_path / "in", tmp_path / "fresh", *words) == 1
     failing["times"] = 9
     assert tokenize(tmp_path / "in", tmp_path / "out", *words) == 1
-    assert "3 pictures tokenized" in tokenize.out
+    assert "3 images tokenized" in tokenize.out
     assert tokenize(tmp_path / "in", tmp_path / "out", *words) == 1
     assert content(tmp_path / "out") != content(tmp_path / "fresh")
     failing["times"] = 0
     assert tokenize(tmp_path / "in", tmp_path / "out", *words) == 1
     assert "4.png: not a picture" in tokenize.err
-    assert "4 pictures tokenized" in tokenize.out
+    assert "4 images tokenized" in tokenize.out
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
     assert tokenize(tmp_path / "in", tmp_path / "out", *words) == 1
-    assert "0 pictures tokenized" in tokenize.out
+    assert "0 images tokenized" in tokenize.out
 
 
 def test_a_shard_that_another_run_writes_is_left_to_it(tmp_path, tokenize):
@@ -252,7 +252,7 @@ def test_a_shard_that_another_run_writes_is_left_to_it(tmp_path, tokenize):
     with folder.claim("raw-0.tar"):
         assert tokenize(tmp_path / "raw", tmp_path / "out", "--retries", "0") == 1
         assert "raw-0.tar: another process is writing it" in tokenize.err
-        assert "4 pictures tokenized" in tokenize.out
+        assert "4 images tokenized" in tokenize.out
     assert tokenize(tmp_path / "raw", tmp_path / "out") == 0
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
 
@@ -268,7 +268,7 @@ def test_flags_of_raw_shards_are_said_to_do_nothing_for_pictures(tmp_path, token
     ("words", "complaint"),
     [
         (["ftp://host/x", "OUT"], "s3://"),
-        (["pipe:cat x", "OUT"], "no such file"),
+        (["pipe:cat x", "OUT"], "commands are not run"),
         (["RAW", "OUT", "--format", "folder"], "--format folder is for images"),
         (["RAW", "OUT", "--device", "tpu", "--processes", "2"], "tpu"),
         (["RAW", "OUT", "--processes", "0"], "--processes"),

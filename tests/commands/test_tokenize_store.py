@@ -66,4 +66,4 @@ def test_a_store_that_goes_away_loses_shards_by_name_and_a_later_run_makes_them(
 
 def test_pictures_of_a_store_are_refused(capsys, tmp_path):
     assert main(["tokenize", str(tmp_path), "s3://tokens/x"]) == 2
-    assert "raw shards may go to a URL" in capsys.readouterr().err
+    assert "only token shards can go to a URL" in capsys.readouterr().err

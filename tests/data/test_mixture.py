@@ -332,7 +332,7 @@ def test_slots_read_ahead_in_threads_give_the_same(tmp_path, shards):
     stream.use(slots[0])
     stream.skip(slots[1], DamagedSample(stream.name_of(slots[1]), "its picture cannot be decoded"))
     name = f"{samples[1].source}/{samples[1].key}"
-    assert stream.report == Report(1, {"its picture cannot be decoded": [name]})
+    assert stream.report == Report(1, skipped={"its picture cannot be decoded": [name]})
 
 
 def test_sources_may_be_folders_of_pictures_and_of_shards(tmp_path):

@@ -120,8 +120,9 @@ def test_samples_of_several_pictures_are_named(tmp_path):
 
 def write_parquet(path, rows):
     pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
 
-    pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+    parquet.write_table(pa.Table.from_pylist(rows), path)
 
 
 def hugging_face_rows():

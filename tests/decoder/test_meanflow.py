@@ -263,7 +263,7 @@ def test_a_stop_changes_nothing(folder, tmp_path):
         if done == 3:
             raise Stopped
 
-    with pytest.raises(ValueError, match="--fsdp: noise of kind meanflow needs the weights whole"):
+    with pytest.raises(ValueError, match="--fsdp: noise of kind meanflow needs unsharded weights"):
         train(settings, tmp_path / "sharded", "cpu", fsdp=True)
     train(settings, tmp_path / "whole", "cpu")
     with pytest.raises(Stopped):

@@ -200,7 +200,7 @@ def test_text_is_never_guided():
 def test_same_seeds_same_ids_and_other_seeds_others():
     model = tiny_model("gpt2", ROWS)
     prompt = four_prompts(model)[1]
-    settings = {"guidance": GUIDANCE, "request": one_image(12, min_codes=12)}
+    settings = {"guidance": GUIDANCE, "constraints": one_image(12, min_codes=12)}
     several = generate(model, VOCABULARY, [prompt] * 5, generators=seeded(5), **settings)
     assert several == generate(model, VOCABULARY, [prompt] * 5, generators=seeded(5), **settings)
     assert several[2:3] == generate(model, VOCABULARY, [prompt], generators=seeded(1, first=2), **settings)
