@@ -23,9 +23,10 @@ NUMBERS, CHART, SHEET, PROMPTS = "editing.json", "editing.png", "editing-edits.p
 SHORT = {"edited": "edited", "true codes": "codes", "real": "real", "source": "source"}
 NOTES = """\
 asked: the requested change was made; for controls, the source is nearest.
-kept: apart from the request, one of the {nearest} nearest concepts is the source or target.
-style: the target's style. codes: the target's own codes, decoded. real: the
-target itself, excluded from the references. source: the source, reconstructed."""
+kept: apart from the request, one of the {nearest} nearest concepts is
+the source or the target. style: the target's style. codes: the target's own
+codes, decoded. real: the target itself, excluded from the references.
+source: the source, reconstructed."""
 
 
 def run(
