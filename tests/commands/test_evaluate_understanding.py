@@ -45,7 +45,7 @@ def test_evaluation_writes_numbers_and_pictures_twice_the_same(model, data, tmp_
     assert "…" not in text, "the table does not fit into 80 columns"
     assert max(map(len, text.splitlines())) <= 80
     assert evaluate(model, *words) == 2
-    assert "already holds understanding.json" in capsys.readouterr().err
+    assert "already contains understanding.json" in capsys.readouterr().err
     assert evaluate(model, *words, "--quiet", "--overwrite") == 0
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
     assert str(tmp_path).encode() not in first["understanding.json"]
