@@ -1,7 +1,7 @@
 """Importing a foreign checkpoint: every key accounted for, then streamed tensor by tensor.
 
 A `Source` is read twice: first its tables of contents, which are compared with what each part expects, so
-that all that is wrong is told at once and before anything is written; then its tensors, one file after the
+that all problems are reported together, before anything is written; then its tensors, one file after the
 other. A `Part` is a plan of one folder of the model that comes out.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shape = tuple[int, ...]
-Advance = Callable[[int], None]  # so many more bytes are written
+Advance = Callable[[int], None]  # called with the number of bytes just written
 NAMED = 6  # keys of a kind that a report names
 
 

@@ -61,7 +61,7 @@ class Request(Config):
 
     @property
     def words(self) -> str | None:
-        """What the model is told: the prompt, with its style as the captions of the training data say it."""
+        """The prompt as the model reads it, with its style in the form of the training captions."""
         return self.prompt if self.style is None else f"{self.prompt}, {self.style} style"
 
     def same_tokens(self, other: "Request") -> bool:

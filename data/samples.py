@@ -238,7 +238,7 @@ def _turns(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 def _parts(document: Any) -> list[tuple[str, str, bool]]:
     """Each part of a document: `text` or `image`, text or name, and whether it is given, that is not learned.
 
-    Empty text is left away.
+    Empty text is dropped.
     """
     if not isinstance(document, list):
         raise ValueError("document in its JSON is no list of parts")

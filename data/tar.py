@@ -64,7 +64,7 @@ def open_tar(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _unpack(packed: IO[bytes], unpacked: IO[bytes], most: int) -> None:
-    """Write what a decompressor gives, at most so many bytes; ValueError for more, and for damage."""
+    """Write the decompressed bytes, `most` at most; ValueError for more, and for damaged input."""
     while True:
         try:
             piece = packed.read(_PIECE)

@@ -1,7 +1,7 @@
 """Output folders that say what they hold: token folders, shard folders, and pictures made from tokens.
 
 `manifest.json` lists every file with the sha256 of its source and of its bytes. While a run is under way the
-same facts grow line by line in `manifest.partial.jsonl`, so that a killed run goes on where it stopped.
+same facts grow line by line in `manifest.partial.jsonl`, so that a killed run can be resumed.
 """
 
 import errno

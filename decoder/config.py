@@ -66,7 +66,7 @@ class ConditionConfig(Config):
     """How codes reach the denoiser, by projections that are trained with it."""
 
     kind: Literal["learned"] = "learned"
-    channels: int = Field(3, ge=0, description="maps laid beside the noisy picture; 0 for none")
+    channels: int = Field(3, ge=0, description="feature maps concatenated to the noisy image; 0 for none")
     sequence: tuple[Literal["features", "codes"], ...] = Field(
         ("features", "codes"), description="what cross-attention reads; empty: there is none"
     )

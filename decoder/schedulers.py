@@ -24,7 +24,7 @@ LARGEST_EXCESS = 3.0  # factor by which maps may be noisier than the network is 
 
 
 def check_scheduler(name: str | None, noise: AnyNoise, steps: int | None = None, strength: float = 1) -> None:
-    """ValueError as of `build_scheduler`, and where so many `steps` are not for it; MeanFlow needs none."""
+    """ValueError as for `build_scheduler`, and for `steps` that it cannot take; MeanFlow needs none."""
     if isinstance(noise, MeanFlowNoise) and name is None:
         return
     build_scheduler(name, noise)

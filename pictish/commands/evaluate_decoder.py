@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pictish.commands import options
 from pictish.commands.evaluate import (
     Inputs,
     Limit,
@@ -21,7 +22,7 @@ from pictish.commands.evaluate import (
     table,
     write_numbers,
 )
-from pictish.commands.options import Device, Model, PixelGuidance, Scheduler, decoder, files, runtime
+from pictish.commands.options import Device, Model, PixelGuidance, Scheduler, decoder, files
 
 if TYPE_CHECKING:
     import torch
@@ -55,9 +56,7 @@ def run(
         bool, decoder("--curve", help="Measure 1 to 50 steps with two schedulers instead, and draw a chart.")
     ] = False,
     device: Device = "auto",
-    seed: Annotated[
-        int, runtime(metavar="N", min=0, max=2**63 - 1, help="Random seed of the noise and the bootstrap.")
-    ] = 0,
+    seed: Annotated[int, options.seed(help="Random seed of the noise and the bootstrap.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from pictish.commands import options
 from pictish.commands.evaluate import (
     Cache,
     Overwrite,
@@ -14,7 +15,7 @@ from pictish.commands.evaluate import (
     table,
     write_numbers,
 )
-from pictish.commands.options import Device, Model, Steps, files, runtime
+from pictish.commands.options import Device, Model, Steps, files
 
 if TYPE_CHECKING:
     from pictish.recipes.starter.evaluation.drawn import Shown
@@ -42,12 +43,7 @@ def run(
     device: Device = "auto",
     seed: Annotated[
         int,
-        runtime(
-            metavar="N",
-            min=0,
-            max=2**63 - 1,
-            help="Random seed of the chosen prompts, the generated images and the bootstrap.",
-        ),
+        options.seed(help="Random seed of the chosen prompts, the generated images and the bootstrap."),
     ] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pictish.commands import options
 from pictish.commands.evaluate import (
     DIGITS,
     Inputs,
@@ -21,7 +22,7 @@ from pictish.commands.evaluate import (
     table,
     write_numbers,
 )
-from pictish.commands.options import Device, Model, files, runtime
+from pictish.commands.options import Device, Model, files
 
 if TYPE_CHECKING:
     from pictish.evaluation.tokenizer import Evaluation
@@ -42,12 +43,7 @@ def run(
     device: Device = "auto",
     seed: Annotated[
         int,
-        runtime(
-            metavar="N",
-            min=0,
-            max=2**63 - 1,
-            help="Random seed of the random-selection baseline and the bootstrap.",
-        ),
+        options.seed(help="Random seed of the random-selection baseline and the bootstrap."),
     ] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from pictish.commands import options
 from pictish.commands.evaluate import Overwrite, Quiet, check_free, say_files, write_numbers
-from pictish.commands.options import Device, Model, files, runtime
+from pictish.commands.options import Device, Model, files
 
 if TYPE_CHECKING:
     from pictish.recipes.starter.evaluation.understanding import Described
@@ -30,9 +31,7 @@ def run(
     ] = 200,
     seed: Annotated[
         int,
-        runtime(
-            metavar="N", min=0, max=2**63 - 1, help="Random seed of the chosen images and the bootstrap."
-        ),
+        options.seed(help="Random seed of the chosen images and the bootstrap."),
     ] = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,

@@ -14,6 +14,7 @@ sampling = partial(typer.Option, rich_help_panel="Sampling")
 decoder = partial(typer.Option, rich_help_panel="Decoder")
 runtime = partial(typer.Option, rich_help_panel="Runtime")
 advanced = partial(typer.Option, rich_help_panel="Advanced")
+seed = partial(runtime, metavar="N", min=0, max=2**63 - 1)  # of one random stream, in an evaluation
 
 Model = Annotated[str, files(metavar="MODEL", help="Model folder, or `starter`.")]
 Device = Annotated[str, runtime(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]

@@ -54,7 +54,7 @@ def tokenizer(
     from pictish.tokenizer.train import train
 
     settings = parse(TrainConfig, load(config, overrides or []), config)
-    with _begun(run, settings, quiet):
+    with run_folder(run, settings, quiet):
         parts: dict[str, Any] = {"anomaly_skip": anomaly_skip, "fsdp": fsdp}
         _with_progress(lambda progress: train(settings, run, device, progress, **parts), quiet)
 
@@ -92,7 +92,7 @@ def lm(
     settings = parse(TrainConfig, asked, config)
     tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
     report = Report()
-    with _begun(run, settings, quiet):
+    with run_folder(run, settings, quiet):
         known = image_tokens_of(tokenizer)
         show = showing(settings, tokenizer, run)
         parts: dict[str, Any] = {"encode_images": image_encoder(tokenizer), "show": show, "report": report}
@@ -119,13 +119,13 @@ def decoder(
     from pictish.decoder.train import train
 
     settings = parse(TrainConfig, load(config, overrides or []), config)
-    with _begun(run, settings, quiet):
+    with run_folder(run, settings, quiet):
         parts: dict[str, Any] = {"anomaly_skip": anomaly_skip, "fsdp": fsdp}
         _with_progress(lambda progress: train(settings, run, device, progress, **parts), quiet)
 
 
 @contextmanager
-def _begun(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
+def run_folder(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
     """Lock the run folder for this process and write the resolved config.
 
     ValueError when another process holds it, or when a step of it was trained with settings that decide other

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pictish.commands import options
-from pictish.commands.train import Device, Quiet, _begun
+from pictish.commands.train import Device, Quiet, run_folder
 
 if TYPE_CHECKING:
     from pictish.configs import Config
@@ -118,7 +118,7 @@ def _train_all(config: "OwnConfig", out: Path, device: str, quiet: bool, say: Ca
     for stage in STAGES:
         settings, folder = getattr(there, stage), out / "runs" / stage
         if not _is_trained(folder, settings):
-            with _begun(folder, settings, quiet):
+            with run_folder(folder, settings, quiet):
                 say(f"training the {stage}; losses are in {folder / 'metrics.jsonl'}")
                 line = _Line(stage, folder / "metrics.jsonl", say)
                 _train(device, stage, settings, folder, line)

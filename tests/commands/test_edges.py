@@ -1,6 +1,5 @@
 """Text and numbers at their edges: refused by their own names before anything is loaded."""
 
-
 import pytest
 
 from pictish.cli import main

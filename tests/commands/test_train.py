@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from pictish.commands.train import _begun
+from pictish.commands.train import run_folder
 from pictish.configs import load, parse
 from pictish.decoder.config import TrainConfig as DecoderConfig
 from pictish.io.files import only_writer
@@ -42,13 +42,13 @@ def step(run, part="lm"):
     """A checkpoint, of which the command looks at the name alone."""
     folder = run / "checkpoints" / "step-00000500"
     folder.mkdir(parents=True)
-    with _begun(run, config(part), quiet=False):
+    with run_folder(run, config(part), quiet=False):
         pass
 
 
 def refusal(run, part, *changes):
     other = pytest.raises(ValueError, match="step-00000500 was trained with other settings: ")
-    with other as refused, _begun(run, config(part, *changes), quiet=False):
+    with other as refused, run_folder(run, config(part, *changes), quiet=False):
         pass
     return str(refused.value)
 
@@ -60,7 +60,7 @@ def test_a_run_resumes_with_other_reporting_and_less_memory(part, name, tmp_path
     step(tmp_path, part)
     changed = config(part, f"{name}={OTHER_VALUES.get(name, '1')}")
     assert changed != config(part)
-    with _begun(tmp_path, changed, quiet=False):
+    with run_folder(tmp_path, changed, quiet=False):
         assert parse(PARTS[part], load(tmp_path / "config.yaml"), "run") == changed
 
 
@@ -78,7 +78,7 @@ def test_a_run_resumes_with_other_reporting_and_less_memory(part, name, tmp_path
 )
 def test_a_run_resumes_with_moved_inputs(part, change, tmp_path):
     step(tmp_path, part)
-    with _begun(tmp_path, config(part, change), quiet=False):
+    with run_folder(tmp_path, config(part, change), quiet=False):
         pass
 
 
@@ -110,14 +110,14 @@ def test_many_differences_are_counted(tmp_path):
 
 
 def test_a_run_without_a_step_takes_a_new_config(tmp_path):
-    with _begun(tmp_path, config("lm"), quiet=False):
+    with run_folder(tmp_path, config("lm"), quiet=False):
         (tmp_path / "text_tokenizer").mkdir()  # of the config's data and number of pieces
     changed = config("lm", "seed=1", "model.base.vocab_size=310")
-    with _begun(tmp_path, changed, quiet=False):
+    with run_folder(tmp_path, changed, quiet=False):
         assert parse(PARTS["lm"], load(tmp_path / "config.yaml"), "run") == changed
         assert not (tmp_path / "text_tokenizer").exists()
     (tmp_path / "config.yaml").write_text("no: config")
-    with _begun(tmp_path, changed, quiet=False):
+    with run_folder(tmp_path, changed, quiet=False):
         pass
 
 
@@ -126,7 +126,7 @@ def test_a_level_of_logging_that_a_caller_has_set_comes_back(tmp_path):
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with _begun(tmp_path, config("lm"), quiet=False):
+        with run_folder(tmp_path, config("lm"), quiet=False):
             assert logger.level == logging.INFO
         assert logger.level == logging.ERROR
     finally:
@@ -135,13 +135,13 @@ def test_a_level_of_logging_that_a_caller_has_set_comes_back(tmp_path):
 
 def test_a_run_has_one_process(tmp_path, monkeypatch):
     taken = pytest.raises(ValueError, match="another process is writing here")
-    with only_writer(tmp_path), taken, _begun(tmp_path, config("lm"), quiet=False):
+    with only_writer(tmp_path), taken, run_folder(tmp_path, config("lm"), quiet=False):
         pass
     with only_writer(tmp_path):
         monkeypatch.setenv("RANK", "1")
-        with _begun(tmp_path, config("lm"), quiet=False):
+        with run_folder(tmp_path, config("lm"), quiet=False):
             pass  # the first of its processes holds it
     monkeypatch.delenv("RANK")
     for _ in range(2):
-        with _begun(tmp_path, config("lm"), quiet=False):
+        with run_folder(tmp_path, config("lm"), quiet=False):
             pass
