@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pictish.data.images import ImageFile, load_image, png_bytes
+from pictish.data.images import load_image, png_bytes
 from pictish.data.loader import ImageBytes, decode_images
 from pictish.data.shards import ShardWriter, check_key, key_of
 from pictish.data.sources import Item, Reading, read_source, reader_of
 from pictish.io.files import one_line, read_regular_file, temp_path, write_atomic
+from pictish.io.finding import File
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "pictish-pictures", 1
@@ -115,13 +116,13 @@ def look(
     return found
 
 
-def _requests(found: Found, waiting: "deque[Item]") -> Iterator[ImageFile | ImageBytes]:
+def _requests(found: Found, waiting: "deque[Item]") -> Iterator[File | ImageBytes]:
     for item in read_source(found.source, found.reading):
         waiting.append(item)
         if isinstance(item.picture, bytes):
             yield ImageBytes(item.picture, item.name)
         else:
-            yield ImageFile(item.picture, item.name)
+            yield File(item.picture, item.name)
 
 
 def write_raw_shards(

@@ -7,7 +7,6 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from pictish.data.damaged import PNG_SIGNATURE, completed, png_chunks
 from pictish.data.tiff import SIGNATURES as TIFF_SIGNATURES
 from pictish.data.tiff import read_deep, unit_floats
 from pictish.io.files import one_line, printable, read_regular_file
-from pictish.io.finding import Found, find, supported
+from pictish.io.finding import File, Found, find, supported
 
 MAX_PIXELS = 128_000_000
 _OTHER_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # than AVIF and HEIC
@@ -53,15 +52,7 @@ Picture = str | Path | bytes | Image.Image | npt.NDArray[Any]
 """A picture as a caller may hold it: a path, a file's bytes, a PIL image, or an array."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """A picture on disk and its name: the path relative to the folder it was found in, `/` between parts."""
-
-    path: Path
-    name: str
-
-
-def find_images(inputs: Sequence[Path]) -> list[ImageFile]:
+def find_images(inputs: Sequence[Path]) -> list[File]:
     """Images in `inputs` (files, or folders searched to the bottom), sorted by name; see `find`.
 
     ValueError when an input is missing or no image is found.
@@ -69,7 +60,7 @@ def find_images(inputs: Sequence[Path]) -> list[ImageFile]:
     return images_of(find(inputs), inputs)
 
 
-def images_of(found: Found, inputs: Sequence[Path]) -> list[ImageFile]:
+def images_of(found: Found, inputs: Sequence[Path]) -> list[File]:
     """The images of a search in `inputs`; ValueError when there is none."""
     if not found.images:
         if found.problems:
@@ -77,7 +68,7 @@ def images_of(found: Found, inputs: Sequence[Path]) -> list[ImageFile]:
             raise ValueError(f"{printable(name)}: {reason}")
         places = ", ".join(printable(entry) for entry in inputs) or "nothing was given"
         raise ValueError(f"no pictures found ({places}); looked for {supported()}")
-    return [ImageFile(file.path, file.name) for file in found.images]
+    return found.images
 
 
 def load_image(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -25,8 +25,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from pictish.data.images import MAX_PIXELS, ImageFile, check_name, fit_square, load_image
+from pictish.data.images import MAX_PIXELS, check_name, fit_square, load_image
 from pictish.io.files import one_line, read_regular_file
+from pictish.io.finding import File
 
 _FRAME = struct.Struct("<II")  # bytes of JSON, bytes after it
 _WAITING_BYTES = 256 << 20  # of ImageBytes sent ahead
@@ -52,7 +53,7 @@ class ImageBytes:
 class Decoded:
     """What became of one picture: `pixels`, or `error`, or neither when it was to be skipped."""
 
-    file: ImageFile | ImageBytes
+    file: File | ImageBytes
     pixels: npt.NDArray[np.uint8] | None  # (side, side, 3)
     size: tuple[int, int] | None  # height, width of the original, upright
     error: str | None  # one line
@@ -65,7 +66,7 @@ class Decoded:
 
 
 def decode_images(
-    files: Iterable[ImageFile | ImageBytes],
+    files: Iterable[File | ImageBytes],
     side: int,
     workers: "int | WorkerPool",
     max_pixels: int = MAX_PIXELS,
@@ -92,9 +93,9 @@ def decode_images(
 
 
 def _decode_ahead(
-    pool: "WorkerPool", requests: Iterable[tuple[ImageFile | ImageBytes, dict[str, Any]]], prefetch: int
+    pool: "WorkerPool", requests: Iterable[tuple[File | ImageBytes, dict[str, Any]]], prefetch: int
 ) -> Generator[Decoded, None, None]:
-    waiting: deque[tuple[ImageFile | ImageBytes, Future[tuple[dict[str, Any], bytes]]]] = deque()
+    waiting: deque[tuple[File | ImageBytes, Future[tuple[dict[str, Any], bytes]]]] = deque()
     bytes_waiting = 0
     try:
         for file, request in requests:
@@ -112,11 +113,11 @@ def _decode_ahead(
             future.cancel()
 
 
-def _weight(file: ImageFile | ImageBytes) -> int:
+def _weight(file: File | ImageBytes) -> int:
     return len(file.blob) if isinstance(file, ImageBytes) else 0
 
 
-def _decode(file: ImageFile | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+def _decode(file: File | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """Facts and raw pixels of one picture; its own faults become `error`, a bug is raised."""
     reply: dict[str, Any] = {"error": None, "sha256": None, "size": None, "side": request["side"]}
     try:
@@ -137,7 +138,7 @@ def _decode(file: ImageFile | ImageBytes, request: dict[str, Any]) -> tuple[dict
     return reply, b""
 
 
-def _decoded(file: ImageFile | ImageBytes, reply: dict[str, Any], raw: bytes) -> Decoded:
+def _decoded(file: File | ImageBytes, reply: dict[str, Any], raw: bytes) -> Decoded:
     pixels = np.frombuffer(raw, np.uint8).reshape(reply["side"], reply["side"], 3) if raw else None
     size = (reply["size"][0], reply["size"][1]) if reply["size"] else None
     return Decoded(file, pixels, size, reply["error"], reply["sha256"])
@@ -168,12 +169,12 @@ class WorkerPool:
         self.close()
 
     def submit(
-        self, file: ImageFile | ImageBytes, request: dict[str, Any]
+        self, file: File | ImageBytes, request: dict[str, Any]
     ) -> "Future[tuple[dict[str, Any], bytes]]":
         """Have a picture decoded."""
         return self._threads.submit(self._ask, file, request)
 
-    def _ask(self, file: ImageFile | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def _ask(self, file: File | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         worker = self._free.get()
         try:
             return worker.ask(file, request)
@@ -197,10 +198,10 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
 
-    def ask(self, file: ImageFile | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def ask(self, file: File | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """The reply for a picture, which is tried again in a new process when the one that had it died."""
         blob = file.blob if isinstance(file, ImageBytes) else b""
-        path = os.fspath(file.path) if isinstance(file, ImageFile) else None
+        path = os.fspath(file.path) if isinstance(file, File) else None
         message = {**request, "path": path, "name": file.name}
         for _ in range(_ATTEMPTS):
             try:
@@ -268,7 +269,7 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
-def _died(file: ImageFile | ImageBytes, request: dict[str, Any], code: int) -> dict[str, Any]:
+def _died(file: File | ImageBytes, request: dict[str, Any], code: int) -> dict[str, Any]:
     """The reply for a picture whose processes died, the last with this exit code."""
     sha256 = None
     if -code in _FROM_OUTSIDE:
@@ -294,7 +295,7 @@ def _serve() -> None:
         except EOFError:
             return
         path, name = request.pop("path"), request.pop("name")
-        file = ImageFile(Path(path), name) if path is not None else ImageBytes(blob, name)
+        file = File(Path(path), name) if path is not None else ImageBytes(blob, name)
         try:
             reply, pixels = _decode(file, request)
         except Exception:

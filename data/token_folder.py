@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from pictish.data.images import ImageFile
 from pictish.data.tokens import LARGEST, TokenizedImage
 from pictish.io.files import (
     check_relative,
@@ -26,7 +25,7 @@ from pictish.io.files import (
     shown,
     write_atomic,
 )
-from pictish.io.finding import Found, split_name, walk
+from pictish.io.finding import File, Found, split_name, walk
 
 FORMAT_VERSION = 2  # rises with that of token files, which version 1 held in theirs
 MANIFEST = "manifest.json"
@@ -282,14 +281,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def plan_outputs(
-    images: Sequence[ImageFile], suffix: str = SUFFIX
-) -> tuple[dict[str, ImageFile], list[tuple[str, str]]]:
+    images: Sequence[File], suffix: str = SUFFIX
+) -> tuple[dict[str, File], list[tuple[str, str]]]:
     """Images by the names of their outputs, `sub/name.tokens` for `sub/name.jpg`, and those that have none.
 
     Two images that would meet have none, nor has one whose name no reader would accept: each with the reason.
     ValueError when no image is left.
     """
-    planned: dict[str, list[ImageFile]] = {}
+    planned: dict[str, list[File]] = {}
     problems = []
     for image in images:
         try:
@@ -308,13 +307,13 @@ def plan_outputs(
     return outputs, problems
 
 
-def find_tokens(inputs: Sequence[Path], beside: Found | None = None) -> list[ImageFile]:
+def find_tokens(inputs: Sequence[Path], beside: Found | None = None) -> list[File]:
     """Token files in `inputs` (files, or folders searched to the bottom), sorted by name.
 
     A file that a folder's manifest lists is among them even when it is gone. What cannot be searched goes to
     `beside`. ValueError when none is found.
     """
-    found: dict[tuple[str, str], ImageFile] = {}
+    found: dict[tuple[str, str], File] = {}
     beside = Found() if beside is None else beside
     for entry in inputs:
         if entry.is_dir():
@@ -331,7 +330,7 @@ def find_tokens(inputs: Sequence[Path], beside: Found | None = None) -> list[Ima
                 else "there is no such file"
             )
             raise ValueError(f"{printable(entry)}: {why}")
-        found.update({(name, str(path)): ImageFile(path, name) for path, name in paths if not path.is_dir()})
+        found.update({(name, str(path)): File(path, name) for path, name in paths if not path.is_dir()})
     if not found:
         raise ValueError(f"no token files found ({', '.join(map(printable, inputs))}); looked for *{SUFFIX}")
     return [found[key] for key in sorted(found)]

@@ -10,9 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pictish.data.images import ImageFile
 from pictish.data.loader import Decoded, ImageBytes, WorkerPool, decode_images
 from pictish.data.tokens import TokenizedImage
+from pictish.io.finding import File
 
 if TYPE_CHECKING:
     from pictish.tokenizer.config import TokenizerConfig
@@ -134,7 +134,7 @@ class BatchTokenizer:
     batch_size: int
 
     def tokenize(
-        self, files: Iterable[ImageFile | ImageBytes], skip: Callable[[str], str | None] | None = None
+        self, files: Iterable[File | ImageBytes], skip: Callable[[str], str | None] | None = None
     ) -> Generator[tuple[Decoded, TokenizedImage | None], None, None]:
         """Each picture in order, with its tokens unless it is broken or skipped; decoding runs ahead.
 

@@ -11,13 +11,13 @@ from types import TracebackType
 from typing import Any
 
 from pictish.bulk.batch_tokenizer import BatchTokenizer
-from pictish.data.images import ImageFile, images_of
+from pictish.data.images import images_of
 from pictish.data.loader import Decoded
 from pictish.data.shards import ShardFile, key_of, shard_name
 from pictish.data.token_folder import Entry, OutputFolder, plan_outputs, sources_digest
 from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line, printable, read_regular_file, sha256_file
-from pictish.io.finding import Found, counted, find
+from pictish.io.finding import File, Found, counted, find
 from pictish.io.interrupt import in_units, stop_here
 from pictish.io.report import Report, Writer
 from pictish.io.storage import is_remote
@@ -106,7 +106,7 @@ def hold_shards(inputs: Sequence[str]) -> bool:
     return bool(shards)
 
 
-def _fill_folder(work: Work, images: Sequence[ImageFile], outputs: Sequence[str]) -> None:
+def _fill_folder(work: Work, images: Sequence[File], outputs: Sequence[str]) -> None:
     """A token file for every picture."""
     output_of = {image.name: name for image, name in zip(images, outputs, strict=True)}
 
@@ -134,7 +134,7 @@ def _fill_folder(work: Work, images: Sequence[ImageFile], outputs: Sequence[str]
                 writer.put(name, functools.partial(store, name, sha256, image))
 
 
-def _fill_shards(work: Work, parts: Sequence[Sequence[ImageFile]], names: Sequence[str]) -> None:
+def _fill_shards(work: Work, parts: Sequence[Sequence[File]], names: Sequence[str]) -> None:
     """A shard for every part of the pictures."""
     todo = []
     for name, part in zip(names, parts, strict=True):

@@ -14,7 +14,7 @@ from PIL import Image
 if TYPE_CHECKING:
     import torch
 
-    from pictish.data.images import ImageFile
+    from pictish.io.finding import File
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class PictureSource:
 
         found = find(inputs)
         self.shards = sorted((file.path for file in found.shards), key=lambda path: (path.name, str(path)))
-        self.files: list[ImageFile] = [] if self.shards and not found.images else images_of(found, inputs)
+        self.files: list[File] = [] if self.shards and not found.images else images_of(found, inputs)
         self.limit = limit
         self._problems = [Broken(name, reason) for name, reason in found.problems]
         if note := found.note():

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from pictish.data import loader
-from pictish.data.images import ImageFile, find_images, fit_square, load_image
+from pictish.data.images import find_images, fit_square, load_image
 from pictish.data.loader import ImageBytes, WorkerPool, decode_images
+from pictish.io.finding import File
 
 
 def pictures(folder, count, side=40):
@@ -64,8 +65,8 @@ def test_every_fault_is_one_line_and_the_rest_goes_on(tmp_path, workers):
     (tmp_path / "cut.png").write_bytes(files[0].path.read_bytes()[:-500])
     strange = tmp_path / os.fsdecode(b"\xff \n.png")
     strange.write_bytes(files[0].path.read_bytes())
-    broken = [ImageFile(tmp_path / name, name) for name in ("pipe.png", "cut.png", "gone.png")]
-    found = list(decode_images([files[0], *broken, ImageFile(strange, strange.name), files[1]], 16, workers))
+    broken = [File(tmp_path / name, name) for name in ("pipe.png", "cut.png", "gone.png")]
+    found = list(decode_images([files[0], *broken, File(strange, strange.name), files[1]], 16, workers))
     errors = [one.error for one in found]
     assert errors[0] is errors[4] is errors[5] is None
     assert errors[1] == "not a regular file"

@@ -5,7 +5,6 @@ import os
 
 import pytest
 
-from pictish.data.images import ImageFile
 from pictish.data.token_folder import (
     Entry,
     Header,
@@ -17,6 +16,7 @@ from pictish.data.token_folder import (
     sources_digest,
 )
 from pictish.data.tokens import TokenizedImage
+from pictish.io.finding import File
 
 HEADER = Header("token-folder", "0123456789ab", 2048, {"budget": None, "threshold": 0.5})
 NAMES = ["a.tokens", "sub/b.tokens", "ü 名.tokens"]
@@ -206,11 +206,11 @@ def test_an_output_that_is_a_file_is_refused(tmp_path):
 
 
 def test_outputs_mirror_the_names_and_two_that_meet_are_named(tmp_path):
-    images = [ImageFile(tmp_path / name, name) for name in ("a.v2.jpg", "sub/b.png", "ü 名.webp")]
+    images = [File(tmp_path / name, name) for name in ("a.v2.jpg", "sub/b.png", "ü 名.webp")]
     names = ["a.v2.tokens", "sub/b.tokens", "ü 名.tokens"]
     assert plan_outputs(images) == (dict(zip(names, images, strict=True)), [])
     assert next(iter(plan_outputs(images, ".png")[0])) == "a.v2.png"
-    meeting = [ImageFile(tmp_path / name, name) for name in ("b.jpg", "b.png", "sub/a.jpg", "sub/a.png")]
+    meeting = [File(tmp_path / name, name) for name in ("b.jpg", "b.png", "sub/a.jpg", "sub/a.png")]
     met = [("b.jpg and b.png", "b.tokens"), ("sub/a.jpg and sub/a.png", "sub/a.tokens")]
     problems = [(both, f"would both become {name}; rename one") for both, name in met]
     planned, found = plan_outputs([*images[:1], *meeting])
