@@ -115,7 +115,7 @@ def adapted(base: PreTrainedModel, adaptor: Adaptor) -> PreTrainedModel:
             order.append((number, inserted[number]))
     config = _widened_config(base.config, [number for number, _ in order])
     layers = [
-        _numbered(_shallow(stack[number]) if layer is None else layer, place, config.get_text_config())
+        _numbered(_shallow(stack[number] if layer is None else layer), place, config.get_text_config())
         for place, (number, layer) in enumerate(order)
     ]
     model, decoder, name = _shallow_path(base, config)
@@ -234,10 +234,7 @@ def _shallow_path(base: PreTrainedModel, config: Any) -> tuple[PreTrainedModel, 
 
 
 def _numbered(layer: nn.Module, place: int, config: Any) -> nn.Module:
-    """A layer at a place of the cache; what knows its number is copied, the rest shared.
-
-    A shallow copy of a base layer, or an insertion layer, whose number is nobody else's.
-    """
+    """A shallow copy of a layer at a place of the cache: what in it knows its number is copied, too."""
     for name, child in list(layer.named_children()):
         if hasattr(child, "layer_idx"):
             child = _shallow(child)

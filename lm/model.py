@@ -82,7 +82,7 @@ class FolderConfig(Config):
     part: Literal["lm"] = "lm"
     format: Literal[1] = 1
     image_tokens: ImageTokens
-    projector: bool | Literal["linear"]  # true: two layers
+    projector: bool | Literal["linear", "mlp"]  # true: two layers behind a norm; mlp: without it
     defaults: DefaultsConfig = DefaultsConfig()
 
 
@@ -94,17 +94,26 @@ class Output(NamedTuple):
 
 
 class Projector(nn.Module):
-    """Rows of the tokenizer's merger to embeddings."""
+    """Rows of the tokenizer's merger, or of a vision tower, to embeddings."""
 
-    def __init__(self, features: int, width: int, *, linear: bool = False):
+    def __init__(self, features: int, width: int, *, linear: bool = False, normed: bool = True):
         super().__init__()
-        self.linear = linear  # LaVIT's
-        if linear:
+        self.linear, self.normed = linear, normed
+        if linear:  # LaVIT's
             self.body: nn.Module = nn.Linear(features, width)
-        else:
-            self.body = nn.Sequential(
-                nn.LayerNorm(features), nn.Linear(features, width), nn.GELU(), nn.Linear(width, width)
-            )
+        else:  # without the norm it is LLaVA's and IAA's
+            norm = [nn.LayerNorm(features)] if normed else []
+            self.body = nn.Sequential(*norm, nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
+
+    @property
+    def kind(self) -> Literal[True, "linear", "mlp"]:
+        """What a folder's settings call it."""
+        return "linear" if self.linear else True if self.normed else "mlp"
+
+    @classmethod
+    def of_kind(cls, kind: Literal[True, "linear", "mlp"], features: int, width: int) -> "Projector":
+        """With random weights."""
+        return cls(features, width, linear=kind == "linear", normed=kind != "mlp")
 
     def forward(self, rows: Tensor) -> Tensor:
         """(..., F) to (..., D)."""
@@ -214,9 +223,7 @@ class UnifiedModel(nn.Module):
         """
         from safetensors.torch import save_file
 
-        projector: bool | Literal["linear"] = self.projector is not None
-        if self.projector is not None and self.projector.linear:
-            projector = "linear"
+        projector = False if self.projector is None else self.projector.kind
         config = FolderConfig(image_tokens=self.image_tokens, projector=projector, defaults=self.defaults)
         with whole_folder(folder, overwrite, _belongs) as temp:
             plain = _on_the_cpu(self.language)
@@ -226,7 +233,7 @@ class UnifiedModel(nn.Module):
             stored = storage_dtype(plain.parameters(), dtype)
             if stored != dtype:
                 _LOG.warning("%s: weights lie beyond the range of %s; stored as %s", folder, dtype, stored)
-            with _quietly():
+            with quietly():
                 try:
                     plain.generation_config.save_pretrained(temp)
                 except ValueError as error:  # transformers reads contradictions but refuses to write them
@@ -381,7 +388,8 @@ def _read_projector(folder: Path, config: FolderConfig, width: int) -> Projector
     from safetensors.torch import load_file
 
     with sized_like(folder, str(folder)):
-        projector = Projector(config.image_tokens.features, width, linear=config.projector == "linear")
+        assert config.projector is not False
+        projector = Projector.of_kind(config.projector, config.image_tokens.features, width)
     try:
         projector.load_state_dict(load_file(folder / PROJECTOR))
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -405,7 +413,7 @@ def read_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     text_tokenizer: Any
     try:
         refuse_foreign_code(folder)
-        with _quietly(), sized_like(folder, str(folder)):
+        with quietly(), sized_like(folder, str(folder)):
             loaded = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, **safe, **lenient
             )
@@ -479,7 +487,7 @@ def _random_model(base: NewModel, text: int, eos: int) -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """transformers draws progress bars across ours, and prints tables of what our errors say in a line."""
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

@@ -133,7 +133,8 @@ def test_insertion_layers_stand_behind_the_layers_they_name():
     with torch.no_grad():
         states = path(tokens, output_hidden_states=True).hidden_states
         plain = model(tokens, output_hidden_states=True).hidden_states
-    assert len(states) == 4
+        again = adapted(model, adaptor)(tokens, output_hidden_states=True).hidden_states
+    assert len(states) == len(again) == 4, "one adaptor may be read through any number of times"
     assert torch.equal(states[1], plain[1]), "base layer 0"
     assert not torch.equal(states[2], plain[1]), "what it inserts behind it replaces the state"
     assert base_layer_places(adaptor, 2) == [0, 2]
