@@ -203,6 +203,22 @@ def _finish(
     config: LlamaConfig, pieces: list[TextPiece], tokens: ImageTokens, folder: Path, tokenizer: str
 ) -> None:
     """All files but the weights."""
+    config.architectures = ["LlamaForCausalLM"]
+    config.dtype = finish_weights(folder)
+    config.save_pretrained(folder)
+    picture_tokenizer(pieces, tokens.codes).save_pretrained(folder)
+    # suppressed were ids 3 to 31999 alone: the control pieces and the image's start stayed possible
+    drawing = DEFAULTS.drawing.model_copy(update={"ignored_ids": (0, 1, 2, len(pieces))})
+    stored = FolderConfig(
+        image_tokens=ImageTokens(tokenizer, tokens.codes, tokens.max_tokens, tokens.features),
+        projector="linear" if (folder / PROJECTOR).is_file() else False,
+        defaults=DEFAULTS.model_copy(update={"drawing": drawing}),
+    )
+    write_atomic(folder / CONFIG, to_yaml(stored).encode())
+
+
+def finish_weights(folder: Path) -> torch.dtype:
+    """Write the index of a folder's safetensors files where there are several; the type of their tensors."""
     from safetensors import safe_open
 
     files = sorted(folder.glob("model*.safetensors"))
@@ -215,24 +231,11 @@ def _finish(
                 types.add(piece.get_dtype())
                 size = 4 if piece.get_dtype() == "F32" else 2
                 total += size * int(torch.Size(piece.get_shape()).numel())
-    config.architectures = ["LlamaForCausalLM"]
-    config.dtype = (
-        torch.bfloat16 if types == {"BF16"} else torch.float16 if types == {"F16"} else torch.float32
-    )
-    config.save_pretrained(folder)
-    picture_tokenizer(pieces, tokens.codes).save_pretrained(folder)
     if len(files) > 1:
         digests = {path.name: _sha256(path) for path in files}
         index: dict[str, Any] = {"metadata": {"total_size": total, "sha256": digests}, "weight_map": placed}
         write_atomic(folder / SHARDS, json.dumps(index, indent=1, sort_keys=True).encode())
-    # suppressed were ids 3 to 31999 alone: the control pieces and the image's start stayed possible
-    drawing = DEFAULTS.drawing.model_copy(update={"ignored_ids": (0, 1, 2, len(pieces))})
-    stored = FolderConfig(
-        image_tokens=ImageTokens(tokenizer, tokens.codes, tokens.max_tokens, tokens.features),
-        projector="linear" if (folder / PROJECTOR).is_file() else False,
-        defaults=DEFAULTS.model_copy(update={"drawing": drawing}),
-    )
-    write_atomic(folder / CONFIG, to_yaml(stored).encode())
+    return torch.bfloat16 if types == {"BF16"} else torch.float16 if types == {"F16"} else torch.float32
 
 
 def _sha256(path: Path) -> str:

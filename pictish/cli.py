@@ -70,6 +70,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "pictish.commands.import_:lavit",
         "Convert an official LaVIT checkpoint to a model folder.",
     ),
+    "import iaa": (
+        "pictish.commands.import_:iaa",
+        "Convert an official IAA checkpoint: base, adaptors and CLIP tower.",
+    ),
 }
 GROUPS = {
     "train": "Train a part from a YAML configuration, or a whole model on your own images.",

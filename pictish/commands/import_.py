@@ -91,6 +91,52 @@ def lavit(
     print(f"The weights keep their original licence; see {out / 'README.md'}.")
 
 
+def iaa(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a downloaded IAA checkpoint.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output model folder.")],
+    points: Annotated[
+        str | None,
+        runtime(
+            metavar="N,N,...",
+            help="Base layers that are followed by an insertion layer (default: two of every five).",
+        ),
+    ] = None,
+    heads: Annotated[
+        int | None,
+        runtime(metavar="N", min=1, help="Attention heads of the CLIP tower (default: width / 64)."),
+    ] = None,
+    system: Annotated[
+        str | None, runtime(metavar="TEXT", help="System message of every dialogue (default: none).")
+    ] = None,
+    quiet: Annotated[bool, runtime("--quiet", help="No progress bar and no summary.")] = False,
+) -> None:
+    """Convert an official IAA checkpoint: base, both adaptors, CLIP tower. The weights keep their licences.
+
+    Every key is accounted for before anything is written. An interrupted import resumes where it stopped.
+    """
+    from pictish.io.report import Bar
+    from pictish.pipelines.import_iaa import import_iaa
+    from pictish.pipelines.import_lavit import Refused
+
+    numbers = None
+    if points is not None:
+        if not all(number.strip().isdecimal() and len(number) < 6 for number in points.split(",")):
+            raise ValueError(f"--points {points}: expected layers of the base, as in 0,1,5,6")
+        numbers = tuple(map(int, points.split(",")))
+    with Bar("reading", quiet=quiet, unit="none") as bar:
+        try:
+            made = import_iaa(source, out, progress=bar, heads=heads, points=numbers, system=system)
+        except Refused as error:
+            if len(error.faults) > 1:
+                for fault in error.faults:
+                    bar.console.print(fault, markup=False, highlight=False, soft_wrap=True)
+            raise
+    if not quiet:
+        for name, size in made.items():
+            print(f"{out / name}: {size / 1e6:,.1f} MB")
+        print(f"The weights keep their original licences; see {out / 'README.md'}.")
+
+
 def _heads(text: str | None) -> "Heads | None":
     from pictish.tokenizer.lavit import Heads
 

@@ -102,7 +102,7 @@ def import_lavit(
     purpose = digest(source, planned, {"mode": mode, "config": config.model_dump(mode="json")})
     if not (staging / PLAN).is_file() or (staging / PLAN).read_text() != purpose:
         shutil.rmtree(staging, ignore_errors=True)  # unfinished, and of something else
-    _check_space(staging, planned)
+    check_space(staging, planned)
     with only_writer(staging):
         write_atomic(staging / PLAN, purpose.encode())
         progress.begin("writing", sum(part.size for part in planned))
@@ -183,7 +183,8 @@ def _plan(
     return [part for part in planned if part is not None], config
 
 
-def _check_space(staging: Path, planned: Sequence[Part]) -> None:
+def check_space(staging: Path, planned: Sequence[Part]) -> None:
+    """ValueError where there is too little room for what is still to be written."""
     missing = [
         piece.size
         for part in planned
