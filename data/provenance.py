@@ -48,6 +48,7 @@ class Request(Config):
     min_p: float | None
     min_tokens: int | None
     max_tokens: int | None
+    adaptor: str | None = None  # name of the inner adaptor that the language model was read through
     official_quirks: bool = False
     aspect: str | None = Field(None, pattern=r"^[1-9]\d{0,4}:[1-9]\d{0,4}$")  # width:height
     steps: int | None = Field(ge=0, le=1000)  # 0: the preview
@@ -79,6 +80,7 @@ class Origin(Request):
     pictish: str  # version
     tokenizer: Fingerprint
     lm: Fingerprint
+    adaptor_weights: Fingerprint | None = None
     decoder: Fingerprint
     upscaler: Fingerprint | None = None
     tokens: str  # base64 of the bytes of a token file

@@ -1,13 +1,16 @@
 """`pictish describe`: a caption of an image, or an answer about it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pictish.commands import options
 from pictish.commands.draw import given_picture
 from pictish.data.words import check_text
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def run(
@@ -17,6 +20,22 @@ def run(
     ] = None,
     *,
     model: options.Model = "starter",
+    lm: Annotated[
+        Path | None,
+        options.files(
+            metavar="DIR",
+            help="Language model to use instead of the model's own; with an adaptor, any of transformers.",
+        ),
+    ] = None,
+    adaptor: options.Adaptor = None,
+    adaptor_folder: options.AdaptorFolders = None,
+    draw_boxes: Annotated[
+        Path | None,
+        options.files(
+            metavar="FILE", help="Also write IMAGE with the boxes of the answer (grounding models) as PNG."
+        ),
+    ] = None,
+    overwrite: options.Overwrite = False,
     features: Annotated[
         bool | None,
         options.sampling(
@@ -36,7 +55,56 @@ def run(
     if question is not None:
         check_text("question", question)
     picture = given_picture(image)
-    from pictish.pipelines.pipeline import Pipeline
+    if draw_boxes is not None:
+        check_boxes_file(draw_boxes, overwrite=overwrite)
+    from pictish.pipelines.adaptors import choose_adaptor
+    from pictish.pipelines.dialogue import Dialogue, is_dialogue
 
-    pipe = Pipeline.from_pretrained(model, device=device, dtype=precision.value)
-    print(pipe.describe(picture, question, features=features, max_new_tokens=max_new_tokens, lemmas=lemmas))
+    asked = {"device": device, "dtype": precision.value}
+    if is_dialogue(model):
+        _refuse(lm=lm, features=features, lemmas=lemmas or None)
+        talk = Dialogue.from_folder(model, adaptor_folders=adaptor_folder or (), **asked)
+        text = talk.ask([picture], [question], adaptors=[adaptor], max_new_tokens=max_new_tokens)[0]
+    else:
+        from pictish.pipelines.pipeline import Pipeline
+
+        pipe = Pipeline.from_pretrained(model, **asked, lm=lm)
+        chosen = choose_adaptor(adaptor, model, adaptor_folder or ())
+        name = None if chosen is None else pipe.load_adaptor(chosen[1], chosen[0])
+        text = pipe.describe(
+            picture, question, features=features, max_new_tokens=max_new_tokens, lemmas=lemmas, adaptor=name
+        )
+    print(text)
+    if draw_boxes is not None:
+        write_boxes(picture, text, draw_boxes)
+
+
+def _refuse(**given: object) -> None:
+    """ValueError for an option that a model asked in dialogues does not have."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: not for this model, which is asked in dialogues")
+
+
+def check_boxes_file(file: Path, *, overwrite: bool) -> None:
+    """ValueError for a file that is there, or is no PNG."""
+    from pictish.io.files import printable
+
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"--draw-boxes {printable(file)}: expected a .png name")
+    if file.exists() and not overwrite:
+        raise ValueError(f"{printable(file)} already exists; give --overwrite to replace it")
+
+
+def write_boxes(picture: "Image.Image", answer: str, file: Path) -> None:
+    """Write the picture with the boxes of an answer, and tell how many there are on stderr."""
+    import sys
+
+    from pictish.data.images import png_bytes
+    from pictish.io.files import printable, write_atomic
+    from pictish.lm.boxes import draw_boxes, parse_boxes
+
+    found = parse_boxes(answer)
+    write_atomic(file, png_bytes(draw_boxes(picture, found.boxes)))
+    wrong = f", {found.wrong} lists of numbers are no boxes" if found.wrong else ""
+    print(f"{printable(file)}: {len(found.boxes)} boxes{wrong}", file=sys.stderr)

@@ -180,7 +180,7 @@ def carry_out(
     if drawer is not None:
         settled = drawer.settled(config, pictures=bool(first.pictures))
         sampled = {CONFIG[name]: getattr(settled, name) for name in SAMPLED}
-    models = _models(ctx.params["model"], reconstructor, drawing)
+    models = _models(ctx.params["model"], reconstructor, drawing, _adaptor(ctx, first))
     if origin:
         _check_models(models, origin, first)
     if drawer is not None and first.command == "generate" and not (first.pictures or files.quiet):
@@ -266,7 +266,23 @@ def _load(
     if not speaking:
         return None, Reconstructor.from_folder(model, device, **which)
     drawer = TextToImage.from_folder(model, device, **which)
+    if (chosen := _adaptor(ctx, request)) is not None:
+        from pictish.pipelines.adaptors import base_of, language_with
+
+        base = base_of(drawer.language.model, model)
+        drawer.language = language_with(drawer.language.tokenizer, base, chosen)
     return drawer, drawer.reconstructor
+
+
+def _adaptor(ctx: typer.Context, request: "Request") -> Path | None:
+    """The folder of the adaptor that a request names; ValueError when there is none."""
+    from pictish.pipelines.adaptors import choose_adaptor
+
+    if request.adaptor is None:
+        return None
+    folders = ctx.params.get("adaptor_folder") or ()
+    chosen = choose_adaptor(request.adaptor, ctx.params["model"], folders)
+    return None if chosen is None else chosen[1]
 
 
 def config_of(request: "Request") -> "GenerationConfig":
@@ -287,7 +303,9 @@ def _shape_of(aspect: str | None) -> tuple[int, int] | None:
     return None if aspect is None else shape_in(*map(int, aspect.split(":")))
 
 
-def _models(model: str, reconstructor: "Reconstructor", drawing: "Drawing") -> dict[str, str | None]:
+def _models(
+    model: str, reconstructor: "Reconstructor", drawing: "Drawing", adaptor: Path | None
+) -> dict[str, str | None]:
     """What the origin says of the program and the model."""
     from pictish import __version__
     from pictish.io.model_folder import fingerprint, locate_model
@@ -296,6 +314,7 @@ def _models(model: str, reconstructor: "Reconstructor", drawing: "Drawing") -> d
         "pictish": __version__,
         "tokenizer": reconstructor.tokenizer.fingerprint,
         "lm": fingerprint(locate_model(model, "lm")),
+        "adaptor_weights": None if adaptor is None else fingerprint(adaptor),
         "decoder": reconstructor.fingerprint,
         "upscaler": reconstructor.upscaler_of(drawing),
     }
@@ -303,7 +322,7 @@ def _models(model: str, reconstructor: "Reconstructor", drawing: "Drawing") -> d
 
 def _check_models(models: dict[str, str | None], origin: "Origin", request: "Request") -> None:
     """ValueError naming the part in which this model is not the one that drew `origin`."""
-    parts = ["tokenizer", "lm"]
+    parts = ["tokenizer", "lm", "adaptor_weights"]
     same = _decoder_of(request.steps, request.lowres) == _decoder_of(origin.steps, origin.lowres)
     if same:  # else the user asked for the other decoder
         parts.append("decoder")

@@ -37,6 +37,8 @@ def run(
     decoder: Annotated[
         Path | None, options.files(metavar="DIR", help="Decoder to use instead of the model's own.")
     ] = None,
+    adaptor: options.Adaptor = None,
+    adaptor_folder: options.AdaptorFolders = None,
     overwrite: options.Overwrite = False,
     style: Annotated[
         str | None,
@@ -79,6 +81,11 @@ def run(
     reused unless the prompt, the seed or a sampling option changes.
     """
     origin = draw.origin_of(like, "generate")
+    if adaptor is None and adaptor_folder:
+        from pictish.pipelines.adaptors import choose_adaptor
+
+        chosen_adaptor = choose_adaptor(None, model, adaptor_folder)
+        ctx.params["adaptor"] = None if chosen_adaptor is None else chosen_adaptor[0]
     given = [draw.given_picture(path) for path in image or []]
     listed = [*(prompts or []), *(_prompts_in(prompts_file) if prompts_file is not None else [])]
     texts: list[str | None] = [*listed] if listed else [origin.prompt if origin else None]

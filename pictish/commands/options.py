@@ -17,6 +17,19 @@ advanced = partial(typer.Option, rich_help_panel="Advanced")
 seed = partial(runtime, metavar="N", min=0, max=2**63 - 1)  # of one random stream, in an evaluation
 
 Model = Annotated[str, files(metavar="MODEL", help="Model folder, or `starter`.")]
+Adaptor = Annotated[
+    str | None,
+    files(metavar="NAME", help="Inner adaptor to read the language model through, by its folder's name."),
+]
+AdaptorFolders = Annotated[
+    list[Path] | None,
+    files(
+        "--adaptor-folder",
+        metavar="DIR",
+        help="Folder of an adaptor, of its training run, or of several; repeat for more. "
+        "Default: `adaptors/` of the model.",
+    ),
+]
 Device = Annotated[str, runtime(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 Count = Annotated[int, sampling(metavar="N", min=1, help="Number of images per prompt.")]
 Seed = Annotated[

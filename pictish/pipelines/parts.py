@@ -1,5 +1,6 @@
 """The parts of a model folder, each loaded on first use."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
@@ -11,6 +12,7 @@ from pictish.training.isolation import loading
 if TYPE_CHECKING:
     import torch
 
+    from pictish.lm.adapted import Base
     from pictish.lm.model import UnifiedModel
     from pictish.pipelines.language import Language
     from pictish.pipelines.reconstruct import Reconstructor
@@ -23,8 +25,17 @@ Dtype = Literal["float32", "bfloat16"]
 class ModelParts:
     """What `Pipeline` works with; safe to use from several threads."""
 
-    def __init__(self, model: str | Path, device: "torch.device", precision: Precision) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        device: "torch.device",
+        precision: Precision,
+        lm: str | Path | None = None,
+    ) -> None:
         self.model, self.device, self.precision = model, device, precision
+        self.lm = model if lm is None else lm
+        self._base: Base | None = None
+        self._adapted: dict[str, Language] = {}
         self._tokenizer: Tokenizer | None = None
         self._language: Language | None = None
         self._reconstructors: dict[bool, Reconstructor] = {}
@@ -36,12 +47,15 @@ class ModelParts:
         *,
         device: "str | torch.device" = "auto",
         dtype: "Dtype | torch.dtype" = "float32",
+        lm: str | Path | None = None,
     ) -> Self:
         """A model by name (`"starter"` ships with the package) or by the path of its folder.
 
         `device` is "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N". `dtype`, float32 or
-        bfloat16, is that of the language model, the denoiser and, on a GPU, the upscaler. Nothing is loaded
-        yet. ValueError for a folder without a tokenizer, a device that is not there and other types.
+        bfloat16, is that of the language model, the denoiser and, on a GPU, the upscaler. `lm` is the folder
+        of another language model than the model's own: one of pictish, or, for use with adaptors alone, any
+        causal language model of transformers. Nothing is loaded yet. ValueError for a folder without a
+        tokenizer, a device that is not there and other types.
         """
         from pictish.training.runtime import resolve_device
 
@@ -49,7 +63,7 @@ class ModelParts:
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: {dtype} asked for; float32 or bfloat16 fits")
         locate_model(model, "tokenizer")
-        return cls(model, resolve_device(str(device)), cast(Precision, precision))
+        return cls(model, resolve_device(str(device)), cast(Precision, precision), lm)
 
     @property
     def tokenizer(self) -> "Tokenizer":
@@ -70,11 +84,74 @@ class ModelParts:
         """Tokenizer and diffusion decoder, or feed-forward `preview`, joined; loaded on first use."""
         return self._reconstructors.get(preview) or self._load_reconstructor(preview)
 
-    def text_to_image(self, reconstructor: "Reconstructor | None" = None) -> "TextToImage":
-        """The language model and what decodes its tokens, if that is needed."""
+    def text_to_image(
+        self, reconstructor: "Reconstructor | None" = None, adaptor: str | None = None
+    ) -> "TextToImage":
+        """The language model, read through the adaptor if one is named, and what decodes its tokens."""
         from pictish.pipelines.text_to_image import TextToImage
 
-        return TextToImage(self.language, reconstructor, locate_model(self.model, "lm") / CAPTIONS)
+        captions = locate_model(self.lm, "lm") / CAPTIONS
+        return TextToImage(self.language_with(adaptor), reconstructor, captions)
+
+    @property
+    def adaptors(self) -> list[str]:
+        """Names of the adaptors that are loaded."""
+        return sorted(self._adapted)
+
+    def load_adaptor(self, folder: str | Path, name: str | None = None) -> str:
+        """Load an inner adaptor beside the language model, as `name` or as its folder is called; the name.
+
+        Text, and what other adaptors say, stays the same bits. ValueError for a folder that holds none, or
+        one of another language model, and for a name that is taken.
+        """
+        from pictish.pipelines.adaptors import choose_adaptor, language_with
+
+        chosen = choose_adaptor(None, "starter", [Path(folder).expanduser()])
+        assert chosen is not None
+        name = name or chosen[0]
+        if name in self._adapted:
+            raise ValueError(f"an adaptor called {name} is loaded already; unload it, or give another name")
+        self._adapted[name] = language_with(self.tokenizer, self._base_of_adaptors(), chosen[1])
+        return name
+
+    def unload_adaptor(self, name: str) -> None:
+        """Forget an adaptor and free its memory; ValueError when none of this name is loaded."""
+        if self._adapted.pop(name, None) is None:
+            raise ValueError(f"no adaptor called {name} is loaded; {', '.join(self.adaptors) or 'none is'}")
+
+    def language_with(self, adaptor: str | None) -> "Language":
+        """Tokenizer and language model, read through a loaded adaptor or one of the model's `adaptors/`."""
+        from pictish.pipelines.adaptors import choose_adaptor
+
+        if adaptor is None:
+            return self.language
+        if adaptor not in self._adapted:
+            chosen = choose_adaptor(adaptor, self.model)
+            assert chosen is not None
+            self.load_adaptor(chosen[1], adaptor)
+        return self._adapted[adaptor]
+
+    def languages_for(self, adaptor: str | Sequence[str | None] | None, count: int) -> "list[Language]":
+        """`language_with` for each of `count` rows; ValueError for another number of names."""
+        names = [adaptor] * count if adaptor is None or isinstance(adaptor, str) else list(adaptor)
+        if len(names) != count:
+            raise ValueError(f"adaptor: {len(names)} names for {count} images; one for each would fit")
+        return [self.language_with(name) for name in names]
+
+    @loading
+    def _base_of_adaptors(self) -> "Base":
+        import torch
+
+        from pictish.io.model_folder import CONFIG
+        from pictish.lm.adapted import locate_base, read_base
+        from pictish.pipelines.adaptors import base_of
+
+        if self._base is None:
+            if (locate_base(self.lm) / CONFIG).is_file():
+                self._base = base_of(self.language.model, self.lm)
+            else:
+                self._base = read_base(self.lm, self.device, getattr(torch, self.precision))
+        return self._base
 
     @loading
     def _load_tokenizer(self) -> "Tokenizer":
@@ -92,7 +169,7 @@ class ModelParts:
         from pictish.pipelines.language import Language
 
         if self._language is None:
-            model = UnifiedModel.from_folder(self.model, self.device, getattr(torch, self.precision))
+            model = UnifiedModel.from_folder(self.lm, self.device, getattr(torch, self.precision))
             self._language = Language(self.tokenizer, model)
         return self._language
 

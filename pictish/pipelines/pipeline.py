@@ -5,8 +5,7 @@ It joins the parts of a model folder and calls the pipelines beside it. docs/pyt
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from PIL import Image
 
@@ -29,7 +28,7 @@ from pictish.pipelines.arguments import (
     shape_of,
     tokens_asked_for,
 )
-from pictish.pipelines.language import Precision, Said
+from pictish.pipelines.language import Said
 from pictish.pipelines.parts import ModelParts
 from pictish.pipelines.progress import Callback, Cancel, Run
 from pictish.pipelines.settings import GenerationConfig, Settings, with_settings
@@ -61,8 +60,8 @@ class Pipeline(ModelParts):
     folders that are damaged or lack a part; OSError for files that cannot be read.
     """
 
-    def __init__(self, model: str | Path, device: "torch.device", precision: Precision) -> None:
-        super().__init__(model, device, precision)
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
         self._compared: set[str] = set()  # prompts that were compared with the training captions
 
     @overload
@@ -91,6 +90,7 @@ class Pipeline(ModelParts):
         num_images: int | None = None,
         images: Sequence[Picture] = (),
         aspect_ratio: tuple[int, int] | None = None,
+        adaptor: str | None = None,
         seed: int | None = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 8,
@@ -103,14 +103,15 @@ class Pipeline(ModelParts):
 
         `images` go before the words of each prompt, which may then be None. Image n of a prompt has the seed
         `seed` + n, as in `pictish generate`, which gives the same pixels; prompts come one after the other.
-        `aspect_ratio` is (width, height), such as (3, 2); square by default. `config` and the fields of
+        `aspect_ratio` is (width, height), such as (3, 2); square by default. `adaptor` is the name
+        of one to read the language model through. `config` and the fields of
         `GenerationConfig` as keywords, which take precedence, leave what is None to the model.
         """
         config = with_settings(config, settings)
         prompts, seeds = prompts_of(prompt, images, num_images, seed, generator)
         shape = shape_of(aspect_ratio)
         run = Run(len(prompts), callback, cancel)
-        drawer = self.text_to_image(self._decoder(config))
+        drawer = self.text_to_image(self._decoder(config), adaptor)
         drawer.reconstructor.settled(config.drawing, generated=True)  # refused before anything is generated
         self._hint_at_far_prompts(drawer, prompts)
         drawn: list[Image.Image] = []
@@ -153,6 +154,7 @@ class Pipeline(ModelParts):
         num_images: int | None = None,
         images: Sequence[Picture] = (),
         aspect_ratio: tuple[int, int] | None = None,
+        adaptor: str | None = None,
         seed: int | None = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 8,
@@ -166,7 +168,7 @@ class Pipeline(ModelParts):
         prompts, seeds = prompts_of(prompt, images, num_images, seed, generator)
         shape = shape_of(aspect_ratio)
         run = Run(len(prompts), callback, cancel)
-        drawer = self.text_to_image()
+        drawer = self.text_to_image(adaptor=adaptor)
         self._hint_at_far_prompts(drawer, prompts)
         drawn: list[TokenizedImage] = []
         for batch in batches(len(prompts), batch_size, run):
@@ -262,6 +264,7 @@ class Pipeline(ModelParts):
         min_p: float | None = None,
         features: bool | None = None,
         lemmas: bool = False,
+        adaptor: str | Sequence[str | None] | None = None,
         seed: int | None = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 8,
@@ -274,6 +277,7 @@ class Pipeline(ModelParts):
         `temperature`, `top_k`, `top_p` and `min_p` the text is sampled, at temperature 1 by default.
         `features` selects whether images enter as continuous features or as codes, `lemmas` reduces nouns and
         verbs of answers to their base form (needs spaCy). At most `max_new_tokens` text tokens are written.
+        `adaptor` names the adaptor that answers, for all images or one for each (None: the model itself).
         """
         from pictish.lm.sampling import Sampling
         from pictish.pipelines.describe import Describe
@@ -285,12 +289,14 @@ class Pipeline(ModelParts):
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: {max_new_tokens} asked for; 1 or more fits")
         seeds = seeds_of(len(pictures), seed, generator)
+        languages = self.languages_for(adaptor, len(pictures))
         run = Run(len(pictures), callback, cancel)
         written: list[str] = []
         for batch in batches(len(pictures), batch_size, run):
-            written += Describe(self.language).batch(
+            written += Describe(languages[batch][0]).batch(
                 pictures[batch],
                 [question] * len(pictures[batch]),
+                languages=languages[batch],
                 continuous=features,
                 max_new_tokens=max_new_tokens,
                 lemmas=lemmas,
