@@ -57,6 +57,7 @@ class Request(Config):
     keep: bool | None = None  # of an edit: whether pixels of the source stay
     lowres: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    quantize: Literal["int8", "int4"] | None = None  # weights of the language model
     upscale: Literal[1, 2, 4] | None = None
     size: int | None = Field(ge=1, le=16_384)
 

@@ -49,6 +49,7 @@ def run(
         bool, options.sampling("--lemmas", help="Lemmatize nouns and verbs of the answer (needs spaCy).")
     ] = False,
     precision: options.Digits = options.Precision.float32,
+    quantize: options.Bits = None,
     device: options.Device = "auto",
 ) -> None:
     """Print a caption of IMAGE, or the answer to QUESTION. Unset options use the model's defaults."""
@@ -62,13 +63,13 @@ def run(
 
     asked = {"device": device, "dtype": precision.value}
     if is_dialogue(model):
-        _refuse(lm=lm, features=features, lemmas=lemmas or None)
+        _refuse(lm=lm, features=features, lemmas=lemmas or None, quantize=quantize)
         talk = Dialogue.from_folder(model, adaptor_folders=adaptor_folder or (), **asked)
         text = talk.ask([picture], [question], adaptors=[adaptor], max_new_tokens=max_new_tokens)[0]
     else:
         from pictish.pipelines.pipeline import Pipeline
 
-        pipe = Pipeline.from_pretrained(model, **asked, lm=lm)
+        pipe = Pipeline.from_pretrained(model, **asked, lm=lm, quantize=quantize)
         chosen = choose_adaptor(adaptor, model, adaptor_folder or ())
         name = None if chosen is None else pipe.load_adaptor(chosen[1], chosen[0])
         text = pipe.describe(

@@ -266,7 +266,14 @@ def _load(
     if not speaking:
         return None, Reconstructor.from_folder(model, device, **which)
     drawer = TextToImage.from_folder(model, device, **which)
-    if (chosen := _adaptor(ctx, request)) is not None:
+    chosen = _adaptor(ctx, request)
+    if request.quantize is not None:
+        from pictish.lm.quantize import quantize
+
+        if chosen is not None:
+            raise ValueError("--quantize: not beside an --adaptor")
+        quantize(drawer.language.model.language, request.quantize)
+    if chosen is not None:
         from pictish.pipelines.adaptors import base_of, language_with
 
         base = base_of(drawer.language.model, model)

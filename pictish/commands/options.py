@@ -71,6 +71,13 @@ Digits = Annotated[
         help="Data type of the language model and the denoiser; bfloat16 halves the memory.",
     ),
 ]
+Bits = Annotated[
+    Literal["int8", "int4"] | None,
+    runtime(
+        "--quantize",
+        help="Quantize the weights of the language model (needs pictish[quantize]); int4 needs a GPU.",
+    ),
+]
 LowRes = Annotated[bool, advanced("--lowres", help="Use the model's low-resolution decoder.")]
 Guided = Annotated[
     float | None,

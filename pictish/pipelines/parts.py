@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pictish.lm.adapted import Base
     from pictish.lm.model import UnifiedModel
+    from pictish.lm.quantize import Bits
     from pictish.pipelines.language import Language
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.text_to_image import TextToImage
@@ -31,7 +32,9 @@ class ModelParts:
         device: "torch.device",
         precision: Precision,
         lm: str | Path | None = None,
+        quantize: "Bits | None" = None,
     ) -> None:
+        self.quantize = quantize
         self.model, self.device, self.precision = model, device, precision
         self.lm = model if lm is None else lm
         self._base: Base | None = None
@@ -48,22 +51,26 @@ class ModelParts:
         device: "str | torch.device" = "auto",
         dtype: "Dtype | torch.dtype" = "float32",
         lm: str | Path | None = None,
+        quantize: "Bits | None" = None,
     ) -> Self:
         """A model by name (`"starter"` ships with the package) or by the path of its folder.
 
         `device` is "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N". `dtype`, float32 or
         bfloat16, is that of the language model, the denoiser and, on a GPU, the upscaler. `lm` is the folder
         of another language model than the model's own: one of pictish, or, for use with adaptors alone, any
-        causal language model of transformers. Nothing is loaded yet. ValueError for a folder without a
-        tokenizer, a device that is not there and other types.
+        causal language model of transformers. With `quantize`, "int8" or on a GPU "int4", the weights of the
+        language model are quantized once loaded, and no adaptor can be. Nothing is loaded yet. ValueError for
+        a folder without a tokenizer, a device that is not there and other types.
         """
         from pictish.training.runtime import resolve_device
 
         precision = str(dtype).removeprefix("torch.")
+        if quantize not in (None, "int8", "int4"):
+            raise ValueError(f"quantize: {quantize!r} asked for; int8 or int4 fits")
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: {dtype} asked for; float32 or bfloat16 fits")
         locate_model(model, "tokenizer")
-        return cls(model, resolve_device(str(device)), cast(Precision, precision), lm)
+        return cls(model, resolve_device(str(device)), cast(Precision, precision), lm, quantize)
 
     @property
     def tokenizer(self) -> "Tokenizer":
@@ -109,6 +116,8 @@ class ModelParts:
         chosen = choose_adaptor(None, "starter", [Path(folder).expanduser()])
         assert chosen is not None
         name = name or chosen[0]
+        if self.quantize is not None:
+            raise ValueError("quantize: adaptors are not loaded beside a quantized language model")
         if name in self._adapted:
             raise ValueError(f"an adaptor called {name} is loaded already; unload it, or give another name")
         self._adapted[name] = language_with(self.tokenizer, self._base_of_adaptors(), chosen[1])
@@ -170,6 +179,10 @@ class ModelParts:
 
         if self._language is None:
             model = UnifiedModel.from_folder(self.lm, self.device, getattr(torch, self.precision))
+            if self.quantize is not None:
+                from pictish.lm.quantize import quantize
+
+                quantize(model.language, self.quantize)
             self._language = Language(self.tokenizer, model)
         return self._language
 

@@ -56,6 +56,7 @@ def png(*chunks: bytes) -> bytes:
 def facts(**changes) -> bytes:
     usual = {"format": 2, "keep": None, "aspect": None, "official_quirks": False, "lowres": False}
     usual |= {"precision": "float32", "upscale": 1, "upscaler": None}
+    usual |= dict.fromkeys(("adaptor", "adaptor_weights", "quantize"))
     return json.dumps({**usual, **FACTS, **changes}).encode()
 
 

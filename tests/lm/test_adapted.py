@@ -16,7 +16,9 @@ from pictish.lm.model import ImageTokens, UnifiedModel
 from pictish.lm.start import starting_model
 from pictish.lm.train import train
 from pictish.lm.trainable import trainable
-from tests.lm.pictures import CODES, COLOURS, FINGERPRINT, caption, encoded
+from tests.lm.pictures import CODES, COLOURS, FINGERPRINT, caption, encoded, pair_shard
+from tests.lm.test_processes import losses_of
+from tests.lm.test_processes import run as run_processes
 from tests.lm.tiny import tiny_model, tiny_tokenizer, tiny_unified
 
 IMAGE_TOKENS = ImageTokens(FINGERPRINT, CODES, 16, 12)
@@ -178,3 +180,25 @@ def test_what_would_reach_the_base_is_refused(tmp_path):
         pass
     with pytest.raises(ValueError, match="its base is a pretrained model without lora"):
         config_for(tmp_path, base, model={"base": {"kind": "pretrained", "folder": "x", "lora": 4}})
+
+
+@pytest.mark.slow
+def test_two_processes_train_an_adaptor_as_one_does(tmp_path):
+    for number in range(2):
+        pair_shard(tmp_path / "shards" / f"{number}.tar", 60, seed=number)
+    pair_shard(tmp_path / "validation" / "unseen.tar", 16, seed=9)
+    settings = (
+        "model={base: {kind: pretrained, folder: %s}}" % our_base(tmp_path / "base"),  # noqa: UP031
+        "adaptor={kind: drawings, points: [0, 1]}",
+        "stages=[{name: layers, steps: 2, warmup: 0, trainable: ['adaptor.layers.*']},"
+        " {name: all, steps: 2, warmup: 0}]",
+        "log_every=1",
+    )
+    run_processes(1, tmp_path, "one", *settings)
+    run_processes(2, tmp_path, "two", *settings)
+    assert losses_of(tmp_path / "two") == [
+        pytest.approx(row, rel=1e-5) for row in losses_of(tmp_path / "one")
+    ]
+    weights, again = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for key, weight in weights.items():
+        torch.testing.assert_close(again[key], weight, rtol=1e-3, atol=1e-5)
