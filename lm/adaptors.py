@@ -77,14 +77,15 @@ def new_adaptor(
 ) -> Adaptor:
     """An adaptor for `base`, on its device and of its type.
 
-    Its layers start as copies of the base layers that they follow, its ends as copies of the base's.
-    With `identity` the layers' output projections are zeroed, so that the adapted model gives the base's
-    logits, bit for bit. ValueError for points that the base does not have, a base whose layers are not found,
-    and, with `identity`, layers whose output projections are not known.
+    Its layers start as copies of the base layers that they follow, its ends as copies of the base's. With
+    `identity` the layers' output projections are zeroed, so that the adapted model gives the base's logits,
+    bit for bit. Beside a quantized base it is for weights to be loaded into: what would be a copy of a
+    quantized matrix is random. ValueError for points that the base does not have, a base whose layers are not
+    found, and, with `identity`, layers whose output projections are not known.
     """
     stack = _layers(base)
     check_points(points, len(stack))
-    layers = [_fresh(stack[point]) for point in points]
+    layers = [_fresh_layer(base, point) for point in points]
     if start == "identity":
         for layer in layers:
             _silence(layer)
@@ -94,7 +95,7 @@ def new_adaptor(
         layers,
         _fresh(base.get_input_embeddings()) if table == "own" else None,
         _fresh(_decoder(base).get_submodule(_norm_name(base))) if norm == "own" else None,
-        _fresh(own_head) if head == "own" and own_head is not None else None,
+        _fresh_head(own_head) if head == "own" and own_head is not None else None,
     )
 
 
@@ -187,6 +188,25 @@ def _fresh(module: nn.Module) -> nn.Module:
         for name in HOOKS:
             getattr(part, name).clear()
     return made.requires_grad_(True)
+
+
+def _fresh_layer(base: PreTrainedModel, point: int) -> nn.Module:
+    """A layer of its own like the base's at `point`: of a quantized one, of its class and sizes."""
+    layer: Any = _layers(base)[point]
+    if not is_quantized(layer):
+        return _fresh(layer)
+    return type(layer)(base.config.get_text_config(), layer_idx=point)
+
+
+def _fresh_head(head: Any) -> nn.Module:
+    if not is_quantized(head):
+        return _fresh(head)
+    return nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether any of its weights is made of several tensors, as torchao's are."""
+    return any(hasattr(parameter, "tensor_data_names") for parameter in module.parameters())
 
 
 def _silence(layer: nn.Module) -> None:

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPVisionModel, DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from pictish.lm.adapted import Base, ReadAdaptor, read_adaptor, read_base
@@ -98,9 +99,8 @@ def embeddings(run: Run, case: str) -> tuple[Tensor, list[Row]]:
         for name, ours in (("tower_features", features), ("projected_features", projected)):
             rows += stage(run, case, name, ours)
         pictures = iter(projected)
-        embedded = torch.stack(
-            [splice(r, e, placeholder, pictures) for r, e in zip(ids, embedded, strict=True)]
-        )
+        rows_of = [splice(r, e, placeholder, pictures) for r, e in zip(ids, embedded, strict=True)]
+        embedded = pad_sequence(rows_of, batch_first=True)  # causal: what stands behind a row changes nothing
     rows += stage(run, case, "inputs_embeds", embedded)
     return embedded, rows
 
@@ -127,7 +127,8 @@ def compare_case(run: Run, case: str) -> list[Row]:
     """All stages of a case."""
     embedded, rows = embeddings(run, case)
     model, which = run.path(case), PATHS[path_of(case)]
-    output = model(inputs_embeds=embedded, output_hidden_states=True)
+    mask = run.recorded.get(f"{case}/attention_mask")
+    output = model(inputs_embeds=embedded, attention_mask=mask, output_hidden_states=True)
     states, layers = output.hidden_states, run.base.language.config.num_hidden_layers
     places = list(range(layers))
     if which is not None:

@@ -63,8 +63,9 @@ def run(
 
     asked = {"device": device, "dtype": precision.value}
     if is_dialogue(model):
-        _refuse(lm=lm, features=features, lemmas=lemmas or None, quantize=quantize)
-        talk = Dialogue.from_folder(model, adaptor_folders=adaptor_folder or (), **asked)
+        _refuse(lm=lm, features=features, lemmas=lemmas or None)
+        folders = adaptor_folder or ()
+        talk = Dialogue.from_folder(model, adaptor_folders=folders, quantize=quantize, **asked)
         text = talk.ask([picture], [question], adaptors=[adaptor], max_new_tokens=max_new_tokens)[0]
     else:
         from pictish.pipelines.pipeline import Pipeline

@@ -270,8 +270,6 @@ def _load(
     if request.quantize is not None:
         from pictish.lm.quantize import quantize
 
-        if chosen is not None:
-            raise ValueError("--quantize: not beside an --adaptor")
         quantize(drawer.language.model.language, request.quantize)
     if chosen is not None:
         from pictish.pipelines.adaptors import base_of, language_with

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pictish.lm.adapted import Base
     from pictish.lm.model import Projector
+    from pictish.lm.quantize import Bits
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, as openai/CLIP normalizes
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -66,9 +67,11 @@ class Dialogue:
         device: str = "auto",
         dtype: str = "float32",
         adaptor_folders: Sequence[Path] = (),
+        quantize: "Bits | None" = None,
     ) -> "Dialogue":
         """Load `pictish import iaa`'s OUT with the adaptors in it, and those of other folders.
 
+        With `quantize` the weights of base and tower, not those of adaptors, are quantized.
         ValueError for anything else, and for adaptors of another base.
         """
         import torch
@@ -94,7 +97,13 @@ class Dialogue:
                 f"{tower_folder}: cannot be loaded as a CLIP tower ({one_line(error)})"
             ) from error
         base = read_base(path / "lm", where, getattr(torch, dtype))
-        made = cls(base, tower.to(where).eval(), settings.system)
+        tower = tower.to(where).eval()
+        if quantize is not None:
+            from pictish.lm.quantize import quantize as quantized
+
+            for network in (base.language, tower):
+                quantized(network, quantize)
+        made = cls(base, tower, settings.system)
         for name, place in adaptors.adaptor_folders(path, adaptor_folders).items():
             made.load_adaptor(place, name)
         return made
@@ -126,7 +135,8 @@ class Dialogue:
         square.paste(image, ((square.width - image.width) // 2, (square.height - image.height) // 2))
         pixels = np.asarray(square.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32) / 255
         normalized = (pixels - np.float32(MEAN)) / np.float32(STD)
-        given = torch.from_numpy(normalized).permute(2, 0, 1)[None].to(self.tower.device)
+        tower_weight = self.tower.get_parameter("embeddings.class_embedding")
+        given = torch.from_numpy(normalized).permute(2, 0, 1)[None].to(tower_weight)
         return self.tower(given, output_hidden_states=True).hidden_states[LAYER][0, 1:]
 
     def _turn(self, role: str, text: str) -> list[int]:

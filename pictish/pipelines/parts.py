@@ -11,6 +11,7 @@ from pictish.training.isolation import loading
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from pictish.lm.adapted import Base
     from pictish.lm.model import UnifiedModel
@@ -59,7 +60,7 @@ class ModelParts:
         bfloat16, is that of the language model, the denoiser and, on a GPU, the upscaler. `lm` is the folder
         of another language model than the model's own: one of pictish, or, for use with adaptors alone, any
         causal language model of transformers. With `quantize`, "int8" or on a GPU "int4", the weights of the
-        language model are quantized once loaded, and no adaptor can be. Nothing is loaded yet. ValueError for
+        language model, but not of adaptors, are quantized once loaded. Nothing is loaded yet. ValueError for
         a folder without a tokenizer, a device that is not there and other types.
         """
         from pictish.training.runtime import resolve_device
@@ -116,8 +117,6 @@ class ModelParts:
         chosen = choose_adaptor(None, "starter", [Path(folder).expanduser()])
         assert chosen is not None
         name = name or chosen[0]
-        if self.quantize is not None:
-            raise ValueError("quantize: adaptors are not loaded beside a quantized language model")
         if name in self._adapted:
             raise ValueError(f"an adaptor called {name} is loaded already; unload it, or give another name")
         self._adapted[name] = language_with(self.tokenizer, self._base_of_adaptors(), chosen[1])
@@ -160,6 +159,7 @@ class ModelParts:
                 self._base = base_of(self.language.model, self.lm)
             else:
                 self._base = read_base(self.lm, self.device, getattr(torch, self.precision))
+                self._quantized(self._base.language)
         return self._base
 
     @loading
@@ -179,12 +179,16 @@ class ModelParts:
 
         if self._language is None:
             model = UnifiedModel.from_folder(self.lm, self.device, getattr(torch, self.precision))
-            if self.quantize is not None:
-                from pictish.lm.quantize import quantize
-
-                quantize(model.language, self.quantize)
+            self._quantized(model.language)
             self._language = Language(self.tokenizer, model)
         return self._language
+
+    def _quantized(self, language: "PreTrainedModel") -> None:
+        """Quantize a language model in place where that was asked for; adaptors beside it keep their type."""
+        from pictish.lm.quantize import quantize
+
+        if self.quantize is not None:
+            quantize(language, self.quantize)
 
     @loading
     def _load_reconstructor(self, preview: bool) -> "Reconstructor":

@@ -35,6 +35,8 @@ def test_an_import_answers_by_each_adaptor_and_text_as_if_alone(tmp_path):
     together = said(rows)
     assert together == [said([row])[0] for row in rows]
     assert len(set(together)) >= 3, "each path says something else"
+    small = Dialogue.from_folder(out, "cpu", quantize="int8")
+    assert len(small.ask([PICTURE, None], ["what?", "hello"], max_new_tokens=2)) == 2
     plain = talk.base.language(torch.arange(5)[None]).logits
     talk.unload_adaptor("general")
     assert torch.equal(plain, talk.base.language(torch.arange(5)[None]).logits)
