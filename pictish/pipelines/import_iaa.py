@@ -123,7 +123,7 @@ def _plan(source: Source, heads: int | None, points: tuple[int, ...] | None) -> 
             source.wrong.append(f"{source.folder}: {which} adaptor: {one_line(error)}")
         groups[f"adaptors/{which}"] = iaa.adaptor_entries(which, count, config, tower.hidden_size)
     groups["vision_tower"] = iaa.tower_entries(tower)
-    _account(source, metas, [entries for entries in groups.values()])
+    _account(source, metas, list(groups.values()))
     if source.wrong:
         return []
     finishers: dict[str, Any] = {"lm": partial(_finish_base, source.folder, config)}
