@@ -103,7 +103,7 @@ class AdaptedModel(UnifiedModel):
         """How many decoder layers the base has."""
         return self.language.config.get_text_config().num_hidden_layers - len(self.adaptor.points)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Without the base's weights: those have a folder of their own and never change."""
         return {
             name: tensor
@@ -123,7 +123,8 @@ class AdaptedModel(UnifiedModel):
         for name, tensor in self.language.named_parameters():
             if id(tensor) not in own:
                 digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                blob = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                digest.update(blob.data)
         return digest.hexdigest()
 
     def save(
@@ -191,7 +192,8 @@ def read_base(
 ) -> Base:
     """A base from a model folder of ours or from a transformers folder; ValueError for anything else."""
     path = locate_base(folder)
-    language, text_tokenizer = read_pretrained(path, dtype)
+    loaded, text_tokenizer = read_pretrained(path, dtype)
+    language: Any = loaded  # whose `to` transformers wraps without its types
     return Base(
         language.to(device).eval().requires_grad_(False),
         text_tokenizer,
@@ -314,9 +316,10 @@ def read_adaptor(path: Path, base: Base) -> ReadAdaptor:
 
 def _text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises many kinds
         raise ValueError(f"{folder}: its text tokenizer cannot be loaded ({one_line(error)})") from error
+    return loaded
 
 
 def _give_rows(module: nn.Module, rows: int) -> None:

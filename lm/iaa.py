@@ -69,7 +69,8 @@ def adaptor_entries(which: Which, layers: int, config: LlamaConfig, features: in
         f"{names.head}.weight": Entry("head.weight", (config.vocab_size, width)),
     }
     for place, channels in ((0, features), (2, width)):
-        for kind, shape in (("weight", (width, channels)), ("bias", (width,))):
+        shapes_of: dict[str, Shape] = {"weight": (width, channels), "bias": (width,)}
+        for kind, shape in shapes_of.items():
             found[f"{names.projector}.{place}.{kind}"] = Entry(f"projector.body.{place}.{kind}", shape)
     for layer in range(layers):
         for name, shape in one.items():
@@ -79,8 +80,10 @@ def adaptor_entries(which: Which, layers: int, config: LlamaConfig, features: in
 
 def tower_entries(config: CLIPVisionConfig) -> dict[str, Entry]:
     """Of the CLIP tower; ours are the names of a transformers folder."""
-    width, hidden, patch = config.hidden_size, config.intermediate_size, config.patch_size
-    cells = (config.image_size // patch) ** 2
+    width, hidden = config.hidden_size, config.intermediate_size
+    sides: tuple[Any, Any] = config.image_size, config.patch_size  # numbers, as `tower_config` makes them
+    patch: int = sides[1]
+    cells = (sides[0] // patch) ** 2
     shapes: dict[str, Shape] = {
         "embeddings.class_embedding": (width,),
         "embeddings.patch_embedding.weight": (width, 3, patch, patch),

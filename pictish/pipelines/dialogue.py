@@ -89,7 +89,7 @@ class Dialogue:
         try:
             refuse_foreign_code(tower_folder)
             with quietly(), sized_like(tower_folder, str(tower_folder)):
-                tower = CLIPVisionModel.from_pretrained(
+                tower: Any = CLIPVisionModel.from_pretrained(
                     tower_folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
                 )
         except Exception as error:  # transformers raises many kinds for a folder that is not whole
@@ -130,14 +130,15 @@ class Dialogue:
         import numpy as np
         import torch
 
-        side = self.tower.config.image_size
+        side: Any = self.tower.config.image_size
         square = Image.new("RGB", (max(image.size),) * 2, tuple(round(255 * value) for value in MEAN))
         square.paste(image, ((square.width - image.width) // 2, (square.height - image.height) // 2))
         pixels = np.asarray(square.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32) / 255
-        normalized = (pixels - np.float32(MEAN)) / np.float32(STD)
+        normalized = (pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
         tower_weight = self.tower.get_parameter("embeddings.class_embedding")
         given = torch.from_numpy(normalized).permute(2, 0, 1)[None].to(tower_weight)
-        return self.tower(given, output_hidden_states=True).hidden_states[LAYER][0, 1:]
+        rows: torch.Tensor = self.tower(given, output_hidden_states=True).hidden_states[LAYER][0, 1:]
+        return rows
 
     def _turn(self, role: str, text: str) -> list[int]:
         """Ids of one message; marks typed by a user stay text."""
