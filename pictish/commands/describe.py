@@ -61,18 +61,17 @@ def run(
     from pictish.pipelines.adaptors import choose_adaptor
     from pictish.pipelines.dialogue import Dialogue, is_dialogue
 
-    digits = precision.value
     if is_dialogue(model):
         _refuse(lm=lm, features=features, lemmas=lemmas or None)
         folders = adaptor_folder or ()
         talk = Dialogue.from_folder(
-            model, adaptor_folders=folders, quantize=quantize, device=device, dtype=digits
+            model, adaptor_folders=folders, quantize=quantize, device=device, dtype=precision.value
         )
         text = talk.ask([picture], [question], adaptors=[adaptor], max_new_tokens=max_new_tokens)[0]
     else:
         from pictish.pipelines.pipeline import Pipeline
 
-        pipe = Pipeline.from_pretrained(model, device=device, dtype=digits, lm=lm, quantize=quantize)
+        pipe = Pipeline.from_pretrained(model, device=device, dtype=precision.value, lm=lm, quantize=quantize)
         chosen = choose_adaptor(adaptor, model, adaptor_folder or ())
         name = None if chosen is None else pipe.load_adaptor(chosen[1], chosen[0])
         text = pipe.describe(
