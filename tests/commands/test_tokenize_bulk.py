@@ -113,7 +113,7 @@ def test_a_source_that_changed_is_told_and_its_tokens_kept(tmp_path, tokenize):
             shard.write(f"other-{number}", {"png": noise_png(77 + number)})
     assert tokenize(tmp_path / "raw", tmp_path / "out") == 1
     assert "raw-0.tar: its pictures have changed since; --overwrite" in tokenize.err
-    assert "1 shards lost" in tokenize.out
+    assert "1 shard lost" in tokenize.out
     assert content(tmp_path / "out") == before
     assert tokenize(tmp_path / "raw", tmp_path / "out", "--overwrite") == 0
     tokenize(tmp_path / "raw", tmp_path / "fresh")
