@@ -20,12 +20,12 @@ from pictish.configs import Config, parse
 from pictish.data.images import png_bytes
 from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line, printable
+from pictish.io.signatures import PNG
 
 FORMAT_VERSION: Final = 2  # tokens as token files of version 2
 KEY = "pictish"
 LIMIT = 1 << 20  # bytes of the text; a prompt is one word of a command line, which Linux limits to 128 KiB
 _MOST_CHUNKS = 100_000
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SAID = 300  # letters of an error, which may quote the file
 
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
@@ -140,7 +140,7 @@ def _facts(text: bytes) -> dict[str, Any]:
 
 def _text(file: BinaryIO) -> bytes | None:
     """The text of the chunk, at most LIMIT bytes; None where a PNG has none, ValueError for a damaged one."""
-    if file.read(len(_SIGNATURE)) != _SIGNATURE:
+    if file.read(len(PNG)) != PNG:
         raise ValueError("not a PNG, so it does not say how it was drawn")
     key = KEY.encode() + b"\0"
     for _ in range(_MOST_CHUNKS):
