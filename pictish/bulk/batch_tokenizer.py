@@ -82,8 +82,9 @@ class Selection:
         import torch
 
         if self.gumbel:
-            generators = [torch.Generator().manual_seed(self.seed) for _ in names]
-            return {"generators": generators, "as_lavit": True}
+            from pictish.pipelines.lavit_replay import gumbel
+
+            return {"keep": gumbel([torch.Generator().manual_seed(self.seed) for _ in names])}
         seeds = [hashlib.sha256(f"{self.seed}/".encode() + os.fsencode(name)).digest()[:7] for name in names]
         return {"generators": [torch.Generator().manual_seed(int.from_bytes(seed, "big")) for seed in seeds]}
 

@@ -232,14 +232,13 @@ def _draw(
     if first.command == "edit":
         words = [request.words or "" for request in requests]
         sources, keep = list(given) * len(requests), bool(first.keep)
-        quirks = first.official_quirks
-        return edit(drawer, sources, words, seeds, config, keep_unchanged=keep, official_quirks=quirks)
+        return edit(drawer, sources, words, seeds, config, keep_unchanged=keep)
     prompts: list[list[Said]] = [
         [*given, request.words] if request.words is not None else [*given] for request in requests
     ]
     shape = _shape_of(first.aspect)
     shapes = None if shape is None else [shape] * len(prompts)
-    return generate(drawer, prompts, seeds, config, shapes=shapes, official_quirks=first.official_quirks)
+    return generate(drawer, prompts, seeds, config, shapes=shapes)
 
 
 def _decoder_of(steps: int | None, lowres: bool) -> str:
@@ -266,6 +265,10 @@ def _load(
     if not speaking:
         return None, Reconstructor.from_folder(model, device, **which)
     drawer = TextToImage.from_folder(model, device, **which)
+    if request.official_quirks:
+        from pictish.pipelines.lavit_replay import OfficialTextToImage
+
+        drawer = OfficialTextToImage.of(drawer)
     return drawer, drawer.reconstructor
 
 
