@@ -65,7 +65,7 @@ def images_of(found: Found, inputs: Sequence[Path]) -> list[File]:
             name, reason = found.problems[0]
             raise ValueError(f"{printable(name)}: {reason}")
         places = ", ".join(printable(entry) for entry in inputs) or "nothing was given"
-        raise ValueError(f"no pictures found ({places}); looked for {supported()}")
+        raise ValueError(f"no images found ({places}); looked for {supported()}")
     return found.images
 
 
@@ -174,8 +174,8 @@ def _format_of(blob: bytes) -> str:
         return known
     for signature, name in _UNREAD.items():
         if blob.startswith(signature):
-            raise _NotAPicture(f"a picture of the format {name}, which is not read; known are {supported()}")
-    raise _NotAPicture(f"not a picture; known are {supported()}")
+            raise _NotAPicture(f"an image of the format {name}, which is not read; known are {supported()}")
+    raise _NotAPicture(f"not an image; known are {supported()}")
 
 
 def _decoded_file(blob: bytes, kind: str, max_pixels: int) -> tuple[Image.Image, int]:
@@ -247,7 +247,7 @@ def _held(source: Picture) -> bytes | Image.Image:
             return _from_array(source)
         case _:
             raise ValueError(
-                f"{type(source).__name__} was given as a picture; a path, a file's bytes, a PIL image or "
+                f"{type(source).__name__} was given as an image; a path, a file's bytes, a PIL image or "
                 "an array fits"
             )
 

@@ -114,7 +114,7 @@ def read_origin(path: Path) -> Origin:
         with path.open("rb") as file:
             text = _text(file)
         if text is None:
-            raise ValueError("does not say how it was drawn; pictures of pictish generate and edit do")
+            raise ValueError("does not say how it was drawn; images of pictish generate and edit do")
         origin = parse(Origin, _facts(text), "origin")
         origin.image()
     except (ValueError, zlib.error) as error:
@@ -133,7 +133,7 @@ def _facts(text: bytes) -> dict[str, Any]:
         old = isinstance(found, int) and found < FORMAT_VERSION
         raise ValueError(
             f"origin of format version {str(found)[:20]}; this program reads version {FORMAT_VERSION}"
-            + (": draw the picture again with this version" if old else "")
+            + (": draw the image again with this version" if old else "")
         )
     return facts
 
@@ -157,7 +157,7 @@ def _text(file: BinaryIO) -> bytes | None:
         if zlib.crc32(kind + start + body) != int.from_bytes(file.read(4), "big"):
             raise ValueError("its origin is damaged: the bytes do not match their checksum")
         return _unpacked(body)
-    raise ValueError(f"more than {_MOST_CHUNKS:,} chunks are no picture of ours")
+    raise ValueError(f"more than {_MOST_CHUNKS:,} chunks are no image of ours")
 
 
 def _unpacked(body: bytes) -> bytes:

@@ -312,7 +312,7 @@ class Tokenizer:
             )
         if len(token.ids) > self.cells:
             raise ValueError(
-                f"{len(token.ids)} tokens for one picture; this tokenizer writes 1 to {self.cells}"
+                f"{len(token.ids)} tokens for one image; this tokenizer writes 1 to {self.cells}"
             )
         if self.places_codes and (token.cells is None or token.grid != self.grid):
             found = (

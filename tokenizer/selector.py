@@ -218,7 +218,7 @@ def choose(
     if budget is not None:
         if not 1 <= budget <= logits.shape[1]:
             raise ValueError(
-                f"budget {budget} asked for; a picture of this model has 1 to {logits.shape[1]} tokens"
+                f"budget {budget} asked for; an image of this model has 1 to {logits.shape[1]} tokens"
             )
         return rank(logits) < budget
     if generators is not None:

@@ -107,7 +107,7 @@ def hold_shards(inputs: Sequence[str]) -> bool:
     if shards and found.images:
         raise ValueError(
             f"{counted(len(shards), 'shard')} ({printable(shards[0])} ...) and "
-            f"{counted(len(found.images), 'picture')} ({printable(found.images[0].name)} ...) were found; "
+            f"{counted(len(found.images), 'image')} ({printable(found.images[0].name)} ...) were found; "
             "tokenize them in separate runs"
         )
     return bool(shards)
@@ -127,7 +127,7 @@ def _fill_folder(work: Work, images: Sequence[File], outputs: Sequence[str]) -> 
         work.output.store(output_of[source], blob, entry)
         work.totals.add(image)
 
-    with Writer(work.report) as writer, in_units("picture"):
+    with Writer(work.report) as writer, in_units("image"):
         for decoded, image in work.batch_tokenizer.tokenize(images, skip=finished):
             stop_here(_GO_ON)
             name, sha256 = decoded.file.name, decoded.sha256
@@ -201,7 +201,7 @@ def _readable_now(entry: Entry, sources: Sequence[tuple[str, str | None]]) -> bo
 def _reuse(work: Work, name: str, entry: Entry, unchanged: bool) -> None:
     """Count a finished shard, or say that its sources are not what they were."""
     if not unchanged:
-        work.report.failed(name, "its pictures have changed since; --overwrite makes it anew")
+        work.report.failed(name, "its images have changed since; --overwrite makes it anew")
         return
     work.totals.before += entry.samples
     work.report.done(entry.samples)

@@ -89,7 +89,7 @@ def with_seeds(request: "Request", count: int) -> "list[Request]":
     if count > LARGEST_COUNT:
         raise ValueError(f"--count {count}: 1 to {LARGEST_COUNT} fit")
     if request.seed + count > 2**64:
-        raise ValueError(f"--seed {request.seed}: 0 to 2**64 - 1 fit, for the last of {count} pictures too")
+        raise ValueError(f"--seed {request.seed}: 0 to 2**64 - 1 fit, for the last of {count} images too")
     return [request.model_copy(update={"seed": request.seed + number}) for number in range(count)]
 
 

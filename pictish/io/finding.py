@@ -184,7 +184,7 @@ def _sort_in(found: Found, file: File, given: bool) -> None:
         found.problems.append((file.name, unsupported(file.name)))
     elif given:
         shards = " ".join(SHARDS)
-        why = f"not a picture by its name or content; supported are {supported()}, and shards {shards}"
+        why = f"not an image by its name or content; supported are {supported()}, and shards {shards}"
         found.problems.append((file.name, why))
     else:
         found.others.append(file.name)

@@ -83,7 +83,7 @@ class TextToImage:
         if not 1 <= settled.min_codes <= settled.max_codes <= most:
             raise ValueError(
                 f"{settled.min_codes} to {settled.max_codes} tokens asked for; "
-                f"a picture of this model has 1 to {most}"
+                f"an image of this model has 1 to {most}"
             )
         return settled
 

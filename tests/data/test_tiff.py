@@ -186,7 +186,7 @@ def test_grey_of_16_bits_keeps_its_pixels():
 def test_what_is_not_read_is_said(blob, words):
     with pytest.raises(ValueError, match=words) as error:
         load_image(blob)
-    assert "not a picture" not in str(error.value)
+    assert "not an image" not in str(error.value)
 
 
 def test_samples_are_bounded_before_they_are_decoded():

@@ -118,7 +118,7 @@ def test_what_was_named_and_is_nothing_known_is_a_problem(tmp_path):
     assert names(found.images) == ["a.jpg"]
     ((name, reason),) = found.problems
     assert name == "notes.txt"
-    assert reason.startswith("not a picture by its name or content")
+    assert reason.startswith("not an image by its name or content")
     with pytest.raises(ValueError, match="no such file"):
         find([tmp_path / "none"])
 

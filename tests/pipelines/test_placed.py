@@ -63,7 +63,7 @@ def test_drawn_pictures_have_cells(language):
             assert (least or 1) <= len(tokens) <= (allowed or most)
             assert all(a < b for a, b in itertools.pairwise((-1, *tokens.cells, most)))
             assert TokenizedImage.from_bytes(tokens.to_bytes()) == tokens
-    with pytest.raises(ValueError, match=f"a picture of this model has 1 to {most}"):
+    with pytest.raises(ValueError, match=f"an image of this model has 1 to {most}"):
         drawer.tokens([["a"]], seeded(1), GenerationConfig(max_codes=most + 1))
 
 

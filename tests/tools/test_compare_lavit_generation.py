@@ -71,9 +71,7 @@ def test_the_room_is_that_of_the_prompt_or_of_a_picture(language, picture, monke
     assert limits == [(4, CELLS), (4, short), (4, short), (4, CELLS)]
     for kind, said in ((TextToImage, [picture, LONG]), (OfficialTextToImage, [LONG])):  # words: no quirk
         config = GenerationConfig(min_codes=4, max_codes=260)
-        with pytest.raises(
-            ValueError, match="4 to 260 tokens asked for; a picture of this model has 1 to 16"
-        ):
+        with pytest.raises(ValueError, match="4 to 260 tokens asked for; an image of this model has 1 to 16"):
             kind(language).tokens([said], [torch.Generator()], config)
 
 

@@ -57,7 +57,7 @@ def measure_prompts(evaluation: EditingEvaluation, limit: int, out: Path, quiet:
         some = [texts[place] for place in own]
         parts[name] = evaluation.report_mixed(some, with_text[own], WITH_TEXT)
         groups[sheet] = [(texts[place], of_texts.pictures[place], with_text[place, -1]) for place in own]
-    groups["two pictures"] = list(zip(images, of_images.pictures, with_image[:, -1], strict=True))
+    groups["two images"] = list(zip(images, of_images.pictures, with_image[:, -1], strict=True))
     write_atomic(out / PROMPTS, mixed_sheet(evaluation, groups))
     return {
         "image_and_text": parts,

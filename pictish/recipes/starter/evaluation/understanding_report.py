@@ -66,7 +66,7 @@ def _chart(numbers: dict[str, Any]) -> bytes:
         commonest = [None for _ in MEASURES] + [one and one["commonest"]["right"] for one in asked]
         panels.append(
             Bars(
-                f"{TITLES[title]} ({split['pictures']:,} pictures)",
+                f"{TITLES[title]} ({split['pictures']:,} images)",
                 [*MEASURES.values(), *kinds],
                 {"model": model, "most common answer": commonest},
             )
@@ -90,10 +90,8 @@ def _sheet(described: dict[str, list[Described]]) -> bytes:
         columns[TITLES[title]] = [
             (f"{name}: {len(group)} of {len(all_of_it)}", _shown(group[:SHOWN])) for name, group in groups
         ]
-    subtitle = (
-        "the first pictures of each kind; below each its caption, and answers with the true one if wrong"
-    )
-    return png_bytes(answer_sheet("What the model says of pictures", subtitle, columns))
+    subtitle = "the first images of each kind; below each its caption, and answers with the true one if wrong"
+    return png_bytes(answer_sheet("What the model says of images", subtitle, columns))
 
 
 def _shown(described: Sequence[Described]) -> list[Said]:
