@@ -1,7 +1,7 @@
 """`pictish evaluate editing`: edits and multimodal prompts, scored by a judge, next to upper bounds."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pictish.commands import options
 from pictish.commands.evaluate import (
@@ -11,9 +11,6 @@ from pictish.commands.evaluate import (
     judge_of,
 )
 from pictish.commands.options import Device, Model, Steps, files
-
-if TYPE_CHECKING:
-    from pictish.recipes.starter.evaluation import editing_report as report
 
 
 def run(
@@ -39,6 +36,7 @@ def run(
     from pictish.io.model_folder import fingerprint, locate_model
     from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
+    from pictish.recipes.starter.evaluation import editing_report as report
     from pictish.recipes.starter.evaluation.editing import EditingEvaluation
     from pictish.training.runtime import resolve_device
 
