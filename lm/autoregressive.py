@@ -31,7 +31,7 @@ from pictish.training.isolation import inference
 
 CacheKind = Literal["dynamic", "static"]
 Progress = Callable[[int, int], None]  # ids done, of how many at most
-Sampler = Callable[[Tensor, Sequence[int]], Tensor]  # logits (P, V) of the prompts of these numbers: ids (P,)
+DrawIds = Callable[[Tensor, Sequence[int]], Tensor]  # logits (P, V) of the prompts of these numbers: ids (P,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,18 +108,18 @@ def generate(
     sampling: Sampling = PLAIN,
     guidance: Guidance = UNGUIDED,
     generators: Sequence[torch.Generator] | None = None,
-    sampler: Sampler | None = None,
+    draw_ids: DrawIds | None = None,
     cache: CacheKind = "dynamic",
     progress: Progress | None = None,
 ) -> list[list[Segment]]:
     """What a transformers causal LM in eval mode says to each prompt: its pieces in order, one at least.
 
     Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it. A
-    `sampler` draws instead. `progress` is called after each id; what it raises ends the call.
+    `draw_ids` draws instead. `progress` is called after each id; what it raises ends the call.
     ValueError for a prompt longer than the model's context, for one that the request contradicts, and for a
     model that gives no numbers.
     """
-    if generators is None and (sampler or sampling.temperature == 0):
+    if generators is None and (draw_ids or sampling.temperature == 0):
         generators = [torch.Generator() for _ in prompts]  # greedy asks nothing of them
     if generators is None or len(generators) != len(prompts):
         found = 0 if generators is None else len(generators)
@@ -146,10 +146,10 @@ def generate(
                     "not finite numbers; smaller scales would fit"
                 )
             raise ValueError("the model's logits are not finite numbers; its weights may have diverged")
-        if sampler is None:
+        if draw_ids is None:
             ids = draw(logits, sampling, [s.generator for s in sequences]).tolist()
         else:
-            ids = sampler(logits, [decodings.index(s.decoding) for s in sequences]).tolist()
+            ids = draw_ids(logits, [decodings.index(s.decoding) for s in sequences]).tolist()
         for sequence, token in zip(sequences, ids, strict=True):
             sequence.decoding.take(token)
         if progress is not None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pictish.data.tokens import TokenizedImage
-from pictish.lm.autoregressive import Progress, Prompt, Sampler
+from pictish.lm.autoregressive import DrawIds, Progress, Prompt
 from pictish.lm.grammar import DecodingState, GenerationConstraints, Legal, Segment, State
 from pictish.lm.sampling import Sampling, filtered
 from pictish.lm.sequence import Part, join
@@ -126,7 +126,7 @@ class _IgnoringLegal(Legal):
 # Generation
 
 
-def together(sampling: Sampling, generator: torch.Generator, count: int) -> Sampler:
+def together(sampling: Sampling, generator: torch.Generator, count: int) -> DrawIds:
     """Draws from one generator, as `torch.multinomial` does for a batch of `count` prompts at once.
 
     What prompts draw that are done already is thrown away.
@@ -169,7 +169,7 @@ class OfficialTextToImage(TextToImage):
         config, most = config or GenerationConfig(), self.language.model.image_tokens.max_tokens
         if config.max_codes is not None:  # LaVIT's is the length of the prompt, cells or not
             config = replace(config, max_codes=min(config.max_codes, most))
-        settled = self._in_range(config, pictures=True)
+        settled = self.checked(config, pictures=True)
         assert settled.min_codes is not None
         assert settled.max_codes is not None
         bare = WithoutMarkers(self.language.tokenizer, self.language.model)
@@ -182,7 +182,7 @@ class OfficialTextToImage(TextToImage):
             mine = self.settled(config, pictures=holds_images(said))
             mine = replace(mine, min_codes=min(settled.min_codes, room), max_codes=room)
             drawn += self._draw([prompt], own, mine, progress)
-        return self._tokenized(drawn, shapes)
+        return self._images_of(drawn, shapes)
 
     def _draw(
         self,
@@ -190,12 +190,12 @@ class OfficialTextToImage(TextToImage):
         generators: Generators,
         settled: GenerationConfig,
         progress: Progress | None,
-        sampler: Sampler | None = None,
+        draw_ids: DrawIds | None = None,
     ) -> list[list[Segment]]:
         if isinstance(generators, torch.Generator):
-            sampler = together(settled.sampling, generators, len(prompts))
+            draw_ids = together(settled.sampling, generators, len(prompts))
             generators = [generators] * len(prompts)
-        return super()._draw(prompts, generators, settled, progress, sampler)
+        return super()._draw(prompts, generators, settled, progress, draw_ids)
 
 
 class WithoutMarkers(Language):

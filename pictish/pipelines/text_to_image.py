@@ -19,8 +19,8 @@ from pictish.training.isolation import loading
 if TYPE_CHECKING:
     import torch
 
-    from pictish.lm.autoregressive import Progress, Prompt, Sampler
-    from pictish.lm.grammar import Segment
+    from pictish.lm.autoregressive import DrawIds, Progress, Prompt
+    from pictish.lm.grammar import GenerationConstraints, Segment
     from pictish.pipelines.nearest import Nearest
 
 BASE = 256  # pixels of the longer side of a picture that is to have an aspect ratio, at least
@@ -75,9 +75,9 @@ class TextToImage:
             config, self.usual, self.language.model.image_tokens.max_tokens, pictures=pictures
         )
 
-    def _in_range(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
-        settled = self.settled(config, pictures=pictures)
-        most = self.language.model.image_tokens.max_tokens
+    def checked(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
+        """As `settled`; ValueError for more codes than an image of this model has."""
+        settled, most = self.settled(config, pictures=pictures), self.language.model.image_tokens.max_tokens
         assert settled.min_codes is not None
         assert settled.max_codes is not None
         if not 1 <= settled.min_codes <= settled.max_codes <= most:
@@ -86,6 +86,20 @@ class TextToImage:
                 f"an image of this model has 1 to {most}"
             )
         return settled
+
+    def constraints(self, settled: GenerationConfig) -> "GenerationConstraints":
+        """What may be written for one image, by a config that is `checked`."""
+        from pictish.lm.grammar import one_image
+
+        assert settled.min_codes is not None
+        assert settled.max_codes is not None
+        cells = self.language.model.vocabulary.cells
+        constraints = one_image(settled.max_codes, settled.min_codes, cells=cells)
+        if self.usual.ignored_ids:  # a model that `import lavit` made
+            from pictish.pipelines.lavit_replay import ignoring
+
+            constraints = ignoring(constraints, self.usual.ignored_ids)
+        return constraints
 
     def nearest_captions(self, prompts: Sequence[str], count: int = 3) -> "list[Nearest]":
         """The training captions nearest to each prompt, with scores; `Nearest.far` says when none is near.
@@ -127,8 +141,35 @@ class TextToImage:
         `progress` is called after each id of a batch. Raises ValueError for an empty prompt and for one that
         does not fit the model's context.
         """
-        settled = self._in_range(config or GenerationConfig(), pictures=any(map(holds_images, prompts)))
-        return self._tokenized(self._draw(self._prompts(prompts), generators, settled, progress), shapes)
+        settled = self.checked(config or GenerationConfig(), pictures=any(map(holds_images, prompts)))
+        drawn = self._draw(self._prompts(prompts), generators, settled, progress)
+        return self._images_of(drawn, shapes)
+
+    def _images_of(
+        self, drawn: "Sequence[Sequence[Segment]]", shapes: Sequence[tuple[int, int]] | None
+    ) -> list[TokenizedImage]:
+        return [
+            self.image_of(segments, shapes[number] if shapes else None)
+            for number, segments in enumerate(drawn)
+        ]
+
+    def image_of(self, segments: "Sequence[Segment]", shape: tuple[int, int] | None = None) -> TokenizedImage:
+        """The one image that was written, of a `shape` (height, width), square by default."""
+        import numpy as np
+
+        from pictish.lm.grammar import ImageSegment
+
+        (segment,) = segments
+        assert isinstance(segment, ImageSegment)
+        tokenizer = self.language.tokenizer
+        return TokenizedImage(
+            ids=np.array(segment.codes, dtype=np.int64),
+            cells=None if segment.cells is None else np.array(segment.cells, dtype=np.int64),
+            grid=tokenizer.grid,
+            size=shape or (DEFAULT_SIZE, DEFAULT_SIZE),
+            tokenizer=tokenizer.fingerprint,
+            codebook_size=tokenizer.codebook_size,
+        )
 
     def _draw(
         self,
@@ -136,54 +177,22 @@ class TextToImage:
         generators: "Sequence[torch.Generator]",
         settled: GenerationConfig,
         progress: "Progress | None",
-        sampler: "Sampler | None" = None,
+        draw_ids: "DrawIds | None" = None,
     ) -> "list[list[Segment]]":
         from pictish.lm.autoregressive import generate
-        from pictish.lm.grammar import one_image
 
         model, usual = self.language.model, self.usual
-        assert settled.min_codes is not None
-        assert settled.max_codes is not None
-        constraints = one_image(settled.max_codes, settled.min_codes, cells=model.vocabulary.cells)
-        if usual.ignored_ids:  # a model that `import lavit` made
-            from pictish.pipelines.lavit_replay import ignoring
-
-            constraints = ignoring(constraints, usual.ignored_ids)
         return generate(
             model.language,
             model.vocabulary,
             prompts,
-            constraints,
+            self.constraints(settled),
             sampling=settled.sampling,
             guidance=settled.guidance(usual),
             generators=generators,
-            sampler=sampler,
+            draw_ids=draw_ids,
             progress=progress,
         )
-
-    def _tokenized(
-        self, drawn: "Sequence[Sequence[Segment]]", shapes: Sequence[tuple[int, int]] | None
-    ) -> list[TokenizedImage]:
-        import numpy as np
-
-        from pictish.lm.grammar import ImageSegment
-
-        tokenizer = self.language.tokenizer
-        result = []
-        for number, segments in enumerate(drawn):
-            (segment,) = segments
-            assert isinstance(segment, ImageSegment)
-            result.append(
-                TokenizedImage(
-                    ids=np.array(segment.codes, dtype=np.int64),
-                    cells=None if segment.cells is None else np.array(segment.cells, dtype=np.int64),
-                    grid=tokenizer.grid,
-                    size=shapes[number] if shapes else (DEFAULT_SIZE, DEFAULT_SIZE),
-                    tokenizer=tokenizer.fingerprint,
-                    codebook_size=tokenizer.codebook_size,
-                )
-            )
-        return result
 
     def _prompts(self, prompts: Sequence[Sequence[Said]]) -> "list[Prompt]":
         """Prompts to draw; one that comes several times is read once."""
