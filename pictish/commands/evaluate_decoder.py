@@ -63,6 +63,7 @@ def run(
     """Compare a decoder with its preview, with thumbnails of equal bits, and with a mean image."""
     from rich.console import Console
 
+    from pictish.io.files import check_apart
     from pictish.pipelines.settings import Drawing
     from pictish.training.runtime import resolve_device
 
@@ -72,6 +73,7 @@ def run(
         raise ValueError(f"--curve measures the decoder alone; do not give --upscale {upscale}")
     sources = sources_of(inputs, photographs, limit)
     names = [CURVE_NUMBERS, CURVE_CHART] if curve else [NUMBERS, *(SHEET.format(name) for name in sources)]
+    check_apart(out, inputs or [], inside=False)
     check_free(out, names, overwrite)
     drawing = Drawing(steps, pixel_guidance, scheduler, upscale)
     evaluation = _load(model, resolve_device(device), drawing, seed)

@@ -51,11 +51,12 @@ def run(
     """Measure reconstruction quality as a function of token count, and token selection against baselines."""
     from pictish.evaluation.plot import quality_chart
     from pictish.evaluation.sheets import contact_sheet_of
-    from pictish.io.files import write_atomic
+    from pictish.io.files import check_apart, write_atomic
     from pictish.io.report import Report
 
     sources = sources_of(inputs, photographs, limit, flat)
     names = [NUMBERS, CHART, *(SHEET.format(name) for name in sources)]
+    check_apart(out, inputs or [], inside=False)
     check_free(out, names, overwrite)
     evaluation = _load(model, device, seed)
     measured, failures = {}, 0
