@@ -93,7 +93,7 @@ def run(
             done,
             batch_size,
             file,
-            str(out) if out is not None else "standard output",
+            "" if out is None else f"; the same command adds the rest to {out}",
         )
     if wrong:
         raise typer.Exit(1)
@@ -106,14 +106,15 @@ def _describe_all(
     done: Counter[str],
     batch_size: int,
     file: IO[str],
-    place: str,
+    how_to_go_on: str,
 ) -> int:
     """Write a line for each picture whose name is not `done`; how many could not be read."""
     from pictish.evaluation.pictures import Broken
     from pictish.io.files import printable
     from pictish.io.interrupt import in_units, stop_here
 
-    wrong, written, batch = 0, done.total(), []
+    wrong, written = 0, done.total()
+    batch: list[Picture] = []
     field = "answer" if "question" in facts else "text"
 
     def write() -> int:
@@ -134,7 +135,7 @@ def _describe_all(
                 batch.append(picture)
             if len(batch) == batch_size:
                 written, batch = written + write(), []
-                stop_here(f"interrupted; {written:,} texts are in {place}, the same command adds the rest")
+                stop_here(f"interrupted after {written:,} images{how_to_go_on}")
         if batch:
             written += write()
     if wrong:

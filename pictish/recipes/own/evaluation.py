@@ -181,7 +181,8 @@ def _answers(pipe: Pipeline, out: Path, limit: int) -> dict[str, Any] | None:
 
 def _described(pipe: Pipeline, asked: Sequence[tuple[bytes, str | None]]) -> list[str]:
     """A caption of each picture, or the answer to its question."""
-    describe, said = Describe(pipe.language), []
+    describe = Describe(pipe.language)
+    said: list[str] = []
     for start in range(0, len(asked), _BATCH):
         batch = asked[start : start + _BATCH]
         said += describe.batch([load_image(blob) for blob, _ in batch], [question for _, question in batch])
