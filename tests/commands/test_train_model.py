@@ -109,7 +109,7 @@ def test_it_looks_trains_and_resumes(trained):
     assert judged["reconstructed"].keys() == {"hit@1"}
     assert 0 <= numbers["captions"]["token_f1"]["low"] <= numbers["captions"]["token_f1"]["high"] <= 1
     card = (out / "README.md").read_text()
-    assert "12 pictures, 12 with captions (from `name.txt`), 1 edits, 3 questions, 2 left out" in card
+    assert "12 pictures, 12 with captions (from `name.txt`), 1 edit, 3 questions, 2 left out" in card
     for kind in ("edits", "questions"):
         assert list((out / "tokens").glob(f"*/{kind}-000000.tar"))
     assert "| words to pictures, among 2 held-out pictures | hit@1 |" in card
@@ -227,7 +227,7 @@ def test_raw_shards_alone(tmp_path, capsys):
     assert main(words) == 1
     said = capsys.readouterr().out
     assert "12 pictures, 12 with captions from name.txt (12)\n" in said
-    assert "  1 edits from edits.jsonl\n  3 questions from questions.jsonl\n" in said
+    assert "  1 edit from edits.jsonl\n  3 questions from questions.jsonl\n" in said
     assert "left out, names none.png, no picture of the source: edits.jsonl line 2" in said
     assert "broken.jpg" in said
     assert "held out for validation: 3 pictures" in said

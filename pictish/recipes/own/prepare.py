@@ -10,6 +10,7 @@ from pictish.configs import load, parse
 from pictish.configs.explain import commented_yaml
 from pictish.data.collect import PICTURES, TASKS, Found, look, read_manifest, write_raw_shards
 from pictish.io.files import printable, write_atomic
+from pictish.io.finding import counted
 from pictish.recipes.own.config import FILE, STAGES, OwnConfig, Size, preset
 from pictish.tokenizer.config import EncoderConfig, FileWeights
 
@@ -83,7 +84,11 @@ def described(manifest: dict[str, Any]) -> list[str]:
             f"{printable(source['source'])}: {source['kind']}",
             f"  {source['pictures']:,} pictures, {source['captioned']:,} with captions"
             + (f" from {said}" if said else ""),
-            *(f"  {source[kind]:,} {kind} from {kind}.jsonl" for kind in TASKS if source.get(kind)),
+            *(
+                f"  {counted(source[kind], kind[:-1])} from {kind}.jsonl"
+                for kind in TASKS
+                if source.get(kind)
+            ),
             f"  {smallest} to {largest} pixels, median {median}; {source['copies']:,} exact copies",
         ]
         for reason, left_out in source["left_out"].items():

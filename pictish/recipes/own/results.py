@@ -10,6 +10,7 @@ from pictish.data.collect import TASKS
 from pictish.data.images import load_image, png_bytes
 from pictish.evaluation.drawing import SheetRow, contact_sheet
 from pictish.io.files import printable, write_atomic
+from pictish.io.finding import counted
 from pictish.pipelines.assemble import parts_of
 from pictish.pipelines.pipeline import Pipeline
 from pictish.recipes.own.config import OwnConfig
@@ -128,7 +129,7 @@ def _lines_of(sources: Sequence[dict[str, Any]]) -> str:
         lines.append(
             f"- `{printable(source['source'])}`, {source['kind']}: {source['pictures']:,} pictures, "
             f"{source['captioned']:,} with captions (from {said}), "
-            + "".join(f"{source[kind]:,} {kind}, " for kind in TASKS if source.get(kind))
+            + "".join(f"{counted(source[kind], kind[:-1])}, " for kind in TASKS if source.get(kind))
             + f"{left_out:,} left out\n"
         )
     return "".join(lines)
