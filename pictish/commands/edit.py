@@ -55,6 +55,8 @@ def run(
     its settings and tokens, so --like can redraw it; IMAGE is then needed only where source pixels were
     kept, or where the instruction, the seed or a sampling option changes.
     """
+    from pictish.pipelines.image_requests import slug
+
     origin = draw.origin_of(like, "edit")
     if (image is None or instruction is None) and origin is None:
         raise ValueError("give an IMAGE and an INSTRUCTION, or --like FILE")
@@ -62,6 +64,6 @@ def run(
     if instruction is None and origin is not None:
         instruction = origin.prompt
     request = draw.asked(ctx, instruction, given, origin)
-    name = "-".join(draw.slug(said) for said in (image and image.stem, request.prompt) if said)
+    name = "-".join(slug(said) for said in (image and image.stem, request.prompt) if said)
     jobs = [(f"{name}-{each.seed}", each) for each in draw.with_seeds(request, count)]
     draw.carry_out(ctx, jobs, given, origin)

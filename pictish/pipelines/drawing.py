@@ -36,7 +36,6 @@ def generate(
     config: GenerationConfig,
     *,
     shapes: Sequence[tuple[int, int]] | None = None,
-    official_quirks: bool = False,
     language_progress: AfterStep | None = None,
     decoder_progress: AfterStep | None = None,
 ) -> list[Drawn]:
@@ -49,7 +48,6 @@ def generate(
         generators(seeds),
         config,
         shapes=shapes,
-        official_quirks=official_quirks,
         progress=language_progress,
     )
     return render(drawer.reconstructor, tokens, seeds, config, progress=decoder_progress)
@@ -63,7 +61,6 @@ def edit(
     config: GenerationConfig,
     *,
     keep_unchanged: bool = True,
-    official_quirks: bool = False,
     language_progress: AfterStep | None = None,
     decoder_progress: AfterStep | None = None,
 ) -> list[Drawn]:
@@ -77,7 +74,6 @@ def edit(
         generators(seeds),
         config,
         shapes=[(source.height, source.width) for source in sources],
-        official_quirks=official_quirks,
         progress=language_progress,
     )
     kept = sources if keep_unchanged else None

@@ -5,11 +5,12 @@ import logging
 import pytest
 
 from pictish.cli import main
-from pictish.commands.train import base_overrides, run_folder
+from pictish.commands.train import base_overrides
 from pictish.configs import load, parse
 from pictish.decoder.config import TrainConfig as DecoderConfig
 from pictish.io.files import only_writer
 from pictish.lm.config import TrainConfig
+from pictish.pipelines.run_folder import run_folder
 from pictish.tokenizer.config import TrainConfig as TokenizerConfig
 from pictish.training.resume import MEMORY, READING, REPORTING
 
