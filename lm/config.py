@@ -210,13 +210,69 @@ class Autoregressive(Config):
         return Autoregressive()
 
 
+class MaskedForm(Config):
+    """What tokens of a masked model see of each other, in training and in sampling."""
+
+    attention: Literal["full", "dialogue", "prefix"] = Field(
+        "full",
+        description="full: a document sees all of itself; dialogue: no turn sees a later one; prefix: nor "
+        "does a prompt see its answer",
+    )
+    block_length: int | None = Field(
+        None,
+        gt=0,
+        description="block diffusion: texts are learned in blocks of so many ids, each from whole earlier "
+        "ones, and each picture as a block; takes attention: prefix. none: no blocks",
+    )
+
+    @model_validator(mode="after")
+    def _blocks_see_back(self) -> "MaskedForm":
+        if self.block_length is not None and self.attention != "prefix":
+            raise ValueError(
+                f"block_length {self.block_length} with attention {self.attention}; "
+                "attention: prefix would fit"
+            )
+        return self
+
+
+class Masked(MaskedForm):
+    """Masked ids from all others, at any share of masks (LLaDA-V: arXiv 2505.16933)."""
+
+    kind: Literal["masked"] = "masked"
+    structure: bool = Field(
+        False, description="learn the marks between contents too, those of prompts included, as LLaDA-V does"
+    )
+    end_padding: int = Field(
+        1, gt=0, description="texts are learned with end-of-text ids behind them, up to a multiple of this"
+    )
+    complementary: bool = Field(
+        False, description="each document twice a step: what one view masks, the other shows"
+    )
+    corrupt: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of visible ids to be learned that are read wrong, and as many that are read right "
+        "and learned as they are: the model can then correct what it wrote",
+    )
+
+    @property
+    def form(self) -> MaskedForm:
+        """What the sampler must know."""
+        return MaskedForm(attention=self.attention, block_length=self.block_length)
+
+    def none(self) -> "Masked":
+        """The same with nothing read wrong and each document once: for validation."""
+        return self.model_copy(update={"corrupt": 0.0, "complementary": False})
+
+
 class TrainConfig(Config):
     """An experiment: `pictish train lm CONFIG`."""
 
     part: Literal["lm"] = "lm"
     model: LanguageModelConfig
     tokenizer: str = Field("starter", description="whose codes are learned: a folder or a shipped name")
-    objective: Annotated[Autoregressive, Field(discriminator="kind")] = Autoregressive()
+    objective: Annotated[Autoregressive | Masked, Field(discriminator="kind")] = Autoregressive()
     dropout: DropoutConfig = DropoutConfig()
     data: DataConfig
     stages: tuple[StageConfig, ...]
