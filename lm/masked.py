@@ -113,13 +113,12 @@ def _view(
     text = candidates & ~cells
     weights = torch.where(masked, 1 / rates, 1.0) / _sums(text, packed.documents)  # of text
     weights = torch.where(cells, 1 / _sums(learned & cells, packed.documents), weights)
-    counted = candidates & (_running(candidates, packed.documents) == 1)
     return replace(
         packed,
         ids=ids,
         targets=packed.ids.masked_fill(~learned, IGNORED),
         weights=weights.masked_fill(~learned, 0),
-        counts=counted.float(),
+        counts=_firsts(candidates, packed.documents).float(),
     )
 
 
@@ -159,13 +158,12 @@ def _sums(marked: Tensor, units: Tensor) -> Tensor:
     return sums.scatter_add(1, units, marked.float()).gather(1, units).clamp_min(1)
 
 
-def _running(marked: Tensor, documents: Tensor) -> Tensor:
-    """The how-manieth `marked` token of its document each token is, counted to itself (B, L)."""
-    total = marked.long().cumsum(dim=1)
-    most = int(documents.max()) + 1
-    before = torch.full((len(documents), most), total.shape[1] + 1)
-    before = before.scatter_reduce(1, documents, total - marked.long(), "amin").gather(1, documents)
-    return total - before
+def _firsts(marked: Tensor, documents: Tensor) -> Tensor:
+    """The first `marked` token of each document, bool (B, L)."""
+    place = torch.arange(marked.shape[1]).expand_as(documents)
+    first = torch.full((len(documents), int(documents.max()) + 1), marked.shape[1])
+    first = first.scatter_reduce(1, documents, place.masked_fill(~marked, marked.shape[1]), "amin")
+    return marked & (place == first.gather(1, documents))
 
 
 def _differs(values: Tensor) -> Tensor:
