@@ -43,7 +43,7 @@ def prepare_masked(
         assert packed.blocks is not None
         units = packed.blocks
     cells = candidates & vocabulary.is_cell(packed.ids)
-    rates = LEAST + (1 - LEAST) * _drawn(units, generator)  # (B, L) of masks in text
+    rates = rates_of(_drawn(units, generator))  # (B, L) of masks in text
     masked = (torch.rand(units.shape, generator=generator) < rates) & candidates & ~cells
     masked |= _masked_cells(cells, units, rates, generator)
     views = [(masked, rates)]
@@ -51,6 +51,11 @@ def prepare_masked(
         views.append((candidates & ~masked, (1 - rates).clamp_min(LEAST)))
     each = [_view(packed, candidates, cells, *view, generator, config, vocabulary) for view in views]
     return Packed.join(each)
+
+
+def rates_of(t: Tensor) -> Tensor:
+    """The probability that text is masked with at each `t`, 0 to 1."""
+    return LEAST + (1 - LEAST) * t
 
 
 def blocks_of(packed: Packed, learn: Tensor, form: MaskedForm, vocabulary: Vocabulary) -> Tensor:
@@ -110,12 +115,22 @@ def _view(
         wrong = chosen & (chance < config.corrupt)
         ids = torch.where(wrong, _others(cells, generator, vocabulary), ids)
         learned = learned | chosen
+    return replace(weighed(packed, candidates, cells, masked, learned, rates), ids=ids)
+
+
+def weighed(
+    packed: Packed, candidates: Tensor, cells: Tensor, masked: Tensor, learned: Tensor, rates: Tensor
+) -> Packed:
+    """The rows with their targets, where `learned` (B, L), and what each of these counts.
+
+    Text counts 1 / rate where `masked` and 1 where it was visible, by how many `candidates` its document has;
+    `cells` count alike.
+    """
     text = candidates & ~cells
-    weights = torch.where(masked, 1 / rates, 1.0) / _sums(text, packed.documents)  # of text
+    weights = torch.where(masked, 1 / rates, 1.0) / _sums(text, packed.documents)
     weights = torch.where(cells, 1 / _sums(learned & cells, packed.documents), weights)
     return replace(
         packed,
-        ids=ids,
         targets=packed.ids.masked_fill(~learned, IGNORED),
         weights=weights.masked_fill(~learned, 0),
         counts=_firsts(candidates, packed.documents).float(),

@@ -10,14 +10,15 @@ What a row gets depends on the others of its batch by no more than rounding: it 
 and for its own masked places alone. [MASK] is never proposed, of equal scores the lowest place wins, and
 nothing that has no probability is committed.
 
-diffusers' `BlockRefinementScheduler` is not wrapped: it recognises masks by their id, draws from one generator
-for a whole batch, commits as many in each row, knows neither limits, stops nor rows that have ended, and
-leaves the order of ties to torch.topk. Its thresholds for committing and for editing mean the same here.
+diffusers' `BlockRefinementScheduler` is not wrapped: it recognises masks by their id, draws from one
+generator for a whole batch, knows neither limits, stops nor rows that have ended, and leaves the order of
+ties to torch.topk. Its thresholds for committing and for editing mean the same here.
 
-Legend: P rows, A places of a span, W places of a block, N masked places of one row, V ids.
+Legend: P rows, R rows that go on, A places of a span, W places of a block, N masked places of a row, V ids.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ Remasking = Literal["low_confidence", "random", "halton"]
 Schedule = Literal["linear", "cosine"]
 Progress = Callable[[int, int], None]  # ids written, of how many at most
 CORRECTIONS = 16  # passes over a block that is filled, at most
+GREEDY = Sampling(temperature=0)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class MaskedSampling:
     threshold: float | None = None  # a confidence that commits a place whatever the schedule says
     correction: float | None = None  # a confidence that replaces an id already written in the block
     float64: bool = False  # confidences in double precision, as LLaDA-V computes them
-    official_quirks: bool = False  # see _Official
+    official_quirks: bool = False  # as the official samplers do it, see `_official_choice`
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -121,26 +123,34 @@ def steps_per_block(length: int, block_length: int, steps: int) -> int:
     ValueError, which says the nearest that fit, where a division leaves a rest.
     """
     if length % block_length:
-        below = max(block_length, length - length % block_length)
         raise ValueError(
             f"length {length} is no multiple of block_length {block_length}; "
-            f"{below} or {length + -length % block_length} would fit"
+            f"{_multiples(length, block_length)} would fit"
         )
     blocks = length // block_length
     if steps % blocks:
-        below = max(blocks, steps - steps % blocks)
         raise ValueError(
-            f"steps {steps} cannot be divided among {blocks} blocks; {below} or {steps + -steps % blocks} would fit"
+            f"steps {steps} cannot be divided among {blocks} blocks; {_multiples(steps, blocks)} would fit"
         )
     return steps // blocks
 
 
+def _multiples(near: int, of: int) -> str:
+    """The multiples on both sides of a number, in words; 0 is none."""
+    below, above = near - near % of, near + -near % of
+    return f"{below} or {above}" if below else f"{above}"
+
+
 def counts_of(masked: int, steps: int, schedule: Schedule) -> list[int]:
-    """How many of `masked` places each step commits; a linear schedule gives what is left over to the first."""
+    """How many of `masked` places each step commits; linear: as many in each, the first ones one more."""
     if schedule == "linear":
         return [masked // steps + (step < masked % steps) for step in range(steps)]
-    left = [round(masked * math.cos(math.pi / 2 * (step + 1) / steps)) for step in range(steps)]
-    return [before - after for before, after in zip([masked, *left], left, strict=False)]
+    counts, left = [], masked
+    for step in range(steps):
+        after = min(max(0, left - 1), round(masked * math.cos(math.pi / 2 * (step + 1) / steps)))
+        counts.append(left - after)
+        left = after
+    return counts
 
 
 @functools.cache
@@ -167,6 +177,18 @@ def _radical_inverse(number: int, base: int) -> float:
     return value
 
 
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """All that stays the same while a state is filled."""
+
+    denoise: Denoise
+    state: MaskState
+    rules: Rules
+    settings: MaskedSampling
+    sampling: Sampling
+    uniform: Uniform
+
+
 def fill(
     denoise: Denoise,
     state: MaskState,
@@ -174,239 +196,192 @@ def fill(
     settings: MaskedSampling,
     uniform: Uniform,
     *,
+    sampling: Sampling = GREEDY,
     block_length: int | None = None,
     first: int = 0,
     last: int | None = None,
     limit: int = 0,
-    sampling: Sampling,
     progress: Progress | None = None,
 ) -> MaskState:
     """Fill the masks of `state`, block by block from place `first` to `last`, by default the whole span.
 
-    While a row has met no stop and its places are fewer than `limit`, blocks are added. ValueError for logits
-    that are no numbers.
+    Blocks are added before `last` for rows that have met no stop, up to `limit` places. ValueError for logits
+    that are no numbers, and where nothing may stand that is likely at all.
     """
+    work = _Work(denoise, state, rules, settings, sampling, uniform)
     last = state.ids.shape[1] if last is None else last
     block_length = block_length or last - first
     total = max(int(state.masked.sum()), limit * len(state.ids))
+    start = 0  # what stands before the first block belongs to it
     going = torch.arange(len(state.ids), device=state.ids.device)
-    start = 0  # the first block has what stands before it too
-    while True:
+    while len(going):
         stop = min(first + block_length, last)
-        for _ in _fill_block(
-            denoise, state, going, slice(start, stop), first, rules, settings, uniform, sampling
-        ):
+        for _ in _fill_block(work, going.tolist(), start, first, stop):
             if progress is not None:
                 progress(min(total, int((state.free & ~state.masked).sum())), total)
-        open_places = state.masked & _before(state.end, state)
-        going = going[(open_places.any(dim=1) | (state.end >= last))[going]]
         start = first = stop
-        if len(going) == 0:
-            return state
-        if first == last:
+        if first == last and last < limit:
             more = min(block_length, limit - last)
-            if more <= 0:
-                return state
             state.insert(last, more, rules.mask)
             last += more
+        if first == last:
+            break
+        going = going[(state.masked & _before_end(state)).any(dim=1)[going]]
+    return state
 
 
-def _fill_block(
-    denoise: Denoise,
-    state: MaskState,
-    going: Tensor,
-    block: slice,
-    first: int,
-    rules: Rules,
-    settings: MaskedSampling,
-    uniform: Uniform,
-    sampling: Sampling,
-) -> Iterator[None]:
-    """Fill one block of the rows `going`, yielding after each step."""
-    official = _Official(state, rules) if settings.official_quirks else None
-    scheduled = state.masked[:, first : block.stop] if official else state.masked[:, : block.stop]
-    counts = {
-        row: counts_of(int(scheduled[row].sum()), settings.steps, settings.schedule) for row in going.tolist()
-    }
-    correcting = dict.fromkeys(counts, CORRECTIONS if settings.correction is not None else 0)
-    inside = torch.zeros_like(state.masked[0])
-    inside[block] = True
-    for step in range(
-        settings.steps + sum(counts[row][0] for row in counts) + state.ids.shape[1] + CORRECTIONS
-    ):
-        candidates = state.masked & inside & _before(state.end, state)
-        rows = [row for row in going.tolist() if candidates[row].any() or correcting[row] > 0]
-        if not rows:
+def _fill_block(work: _Work, going: list[int], start: int, first: int, stop: int) -> Iterator[None]:
+    """Fill the masks of rows before `stop`, yielding after each step.
+
+    The block begins at `first`; `start` is the first place whose logits are asked for.
+    """
+    state, settings = work.state, work.settings
+    official = settings.official_quirks
+    window = slice(0, state.ids.shape[1]) if official else slice(start, stop)
+    scheduled = state.masked[:, first if official else 0 : stop].sum(dim=1).tolist()
+    counts = {row: counts_of(scheduled[row], settings.steps, settings.schedule) for row in going}
+    corrections = dict.fromkeys(going, 0 if settings.correction is None else CORRECTIONS)
+    block = torch.arange(state.ids.shape[1], device=state.ids.device) < stop
+    for step in itertools.count():
+        candidates = state.masked & block & _before_end(state)
+        rows = [row for row in going if candidates[row].any() or corrections[row]]
+        if not rows or (official and step == settings.steps):
             return
-        window = slice(0, state.ids.shape[1]) if official else block
-        logits = denoise(state, torch.tensor(rows, device=state.ids.device), window, step)
+        logits = work.denoise(state, torch.tensor(rows, device=state.ids.device), window, step)
         if not logits.amax(dim=-1).isfinite().all():
             raise ValueError("the model's logits are not finite numbers; its weights may have diverged")
         for row, own in zip(rows, logits, strict=True):
-            count = counts[row][step] if step < settings.steps else state.ids.shape[1]
             filled = not candidates[row].any()
-            wanted = candidates[row] if official is None else state.masked[row]
-            places = wanted[window].nonzero()[:, 0] + window.start
-            written = state.free[row] & ~state.masked[row] & inside & _before(state.end, state)[row]
-            chosen, ids = _proposed(
-                own,
-                places - window.start,
-                places,
-                row,
-                count,
-                candidates,
-                rules,
-                settings,
-                uniform,
-                sampling,
-                state,
-                official,
-            )
-            changed = False
-            if settings.correction is not None:
-                changed = _correct(own, written, window.start, row, rules, settings.correction, state)
-            state.ids[row, chosen] = ids
-            state.masked[row, chosen] = False
-            if official is not None:
-                state.masked[row] = state.ids[row] == rules.mask
+            written = (state.free & ~state.masked & block & _before_end(state))[row, window]
+            if not filled:
+                count = counts[row][step] if step < settings.steps else len(block)
+                _commit(work, row, own, window.start, candidates[row], count)
+            changed = settings.correction is not None and _correct(work, row, own, window.start, written)
             if filled:
-                correcting[row] = correcting[row] - 1 if changed else 0
-            state.end[row] = _end_of(state, row, rules.stops, official)
+                corrections[row] = corrections[row] - 1 if changed else 0
+            state.end[row] = _end_of(work, row)
         yield
-    raise ValueError("masks are left that nothing may be written on; other limits would fit")
 
 
-def _proposed(
-    logits: Tensor,
-    inside: Tensor,
-    places: Tensor,
-    row: int,
-    count: int,
-    candidates: Tensor,
-    rules: Rules,
-    settings: MaskedSampling,
-    uniform: Uniform,
-    sampling: Sampling,
-    state: MaskState,
-    official: "_Official | None",
-) -> tuple[Tensor, Tensor]:
-    """Which places (K,) of one row are committed, and the ids (K,) on them."""
-    own = logits[inside]  # (N, V)
-    if settings.float64:
-        own = own.double()
-    own = own.masked_fill(_barred(own, places, row, rules, state), NEVER)
-    if len(places) == 0:
-        return places, places
-    if sampling.temperature == 0:
+def _commit(work: _Work, row: int, logits: Tensor, start: int, candidates: Tensor, count: int) -> None:
+    """Write the `count` best proposals of a row for its `candidates` (A,), and those above the threshold.
+
+    `logits` (W, V) are those of places from `start` on.
+    """
+    state, rules, settings = work.state, work.rules, work.settings
+    wanted = state.masked[row] if settings.official_quirks else candidates
+    places = wanted[start : start + len(logits)].nonzero()[:, 0] + start  # (N,)
+    own = logits[places - start]  # (N, V)
+    own = (own.double() if settings.float64 else own).masked_fill(_barred(work, row, places), NEVER)
+    if work.sampling.temperature == 0:
         ids = own.argmax(dim=1)
-    else:
-        clocks = -uniform(row, places, own.shape[1]).to(own).log()
-        ids = (filtered(own.double(), sampling) / clocks).argmax(dim=1)
-    sure = own.clone()
-    if rules.last:
-        sure[:, list(rules.last)] = NEVER
+    else:  # the race of clocks of lm/sampling.py
+        clocks = -work.uniform(row, places, own.shape[1]).log()
+        ids = (filtered(own.double(), work.sampling) / clocks).argmax(dim=1)
+    sure = own.index_fill(1, torch.tensor(rules.last, device=own.device, dtype=torch.long), NEVER)
     confidence = sure.softmax(dim=1).gather(1, ids[:, None])[:, 0]
     match settings.remasking:
         case "low_confidence":
             scores = confidence
         case "random":
-            scores = uniform(row, places, None).to(confidence.dtype)
+            scores = work.uniform(row, places, None).to(confidence)
         case "halton":
-            assert rules.order is not None, "an order of places"
+            assert rules.order is not None, "a fixed order is a picture's"
             scores = -rules.order[places].to(confidence)
-    legal = candidates[row, places] & own.gather(1, ids[:, None])[:, 0].isfinite()
-    if official is not None:
-        chosen = official.chosen(scores.masked_fill(~legal, NEVER), places, count)
-        return places[chosen], ids[chosen]
-    order = scores.masked_fill(~legal, NEVER).sort(descending=True, stable=True).indices
-    picked = torch.zeros_like(legal)
-    picked[order[:count]] = True
-    if settings.threshold is not None:
-        picked |= confidence >= settings.threshold
-    picked &= legal
-    order = order[picked[order]]  # best first
+    legal = candidates[places] & own.gather(1, ids[:, None])[:, 0].isfinite()
+    scores = scores.masked_fill(~legal, NEVER)
+    if settings.official_quirks:
+        chosen = _official_choice(state, scores, places, count)
+    else:
+        order = scores.sort(descending=True, stable=True).indices
+        picked = legal & (confidence >= (settings.threshold or torch.inf))
+        picked[order[:count]] = True
+        chosen = _within_limits(work, row, ids, order[(picked & legal)[order]])
+        if count and len(chosen) == 0:
+            raise ValueError("masks are left on which no allowed id is likely at all; fewer rules would fit")
+    state.ids[row, places[chosen]] = ids[chosen]
+    state.masked[row, places[chosen]] = False
+    if settings.official_quirks:
+        state.masked[row] = state.ids[row] == rules.mask
+
+
+def _within_limits(work: _Work, row: int, ids: Tensor, order: Tensor) -> Tensor:
+    """Those of `order`, indices of the proposed `ids` with the best first, that no limit forbids."""
     keep = torch.ones_like(order, dtype=torch.bool)
-    for marked, most in rules.limits:
-        left = most - int((marked[state.ids[row]] & ~state.masked[row]).sum())
+    for marked, most in work.rules.limits:
         counted = marked[ids[order]]
-        keep &= ~counted | (counted.cumsum(dim=0) <= left)
-    order = order[keep]
-    return places[order], ids[order]
+        keep &= ~counted | (counted.cumsum(dim=0) <= most - _written(work, row, marked))
+    return order[keep]
 
 
-def _barred(own: Tensor, places: Tensor, row: int, rules: Rules, state: MaskState) -> Tensor:
-    """Which ids (N, V) may not be proposed on the masked `places` (N,) of a row."""
-    barred = rules.forbidden
-    for marked, most in rules.limits:
-        if int((marked[state.ids[row]] & ~state.masked[row]).sum()) >= most:
+def _written(work: _Work, row: int, marked: Tensor) -> int:
+    """How many of the ids that a row has are `marked` (V,)."""
+    return int(marked[work.state.ids[row][~work.state.masked[row]]].sum())
+
+
+def _barred(work: _Work, row: int, places: Tensor) -> Tensor:
+    """Which ids (N, V) may not be proposed on masked `places` (N,) of a row."""
+    barred = work.rules.forbidden
+    for marked, most in work.rules.limits:
+        if _written(work, row, marked) >= most:
             barred = barred | marked
-    barred = barred.expand_as(own)
-    if rules.first is not None:
-        barred = barred | (rules.first & (places == 0)[:, None])
+    barred = barred.expand(len(places), -1)
+    if work.rules.first is not None:
+        barred = barred | (work.rules.first & (places == 0)[:, None])
     return barred
 
 
-def _correct(
-    logits: Tensor, written: Tensor, start: int, row: int, rules: Rules, least: float, state: MaskState
-) -> bool:
-    """Replace ids `written` (A,) of one row where another is as likely as `least`; whether any was."""
-    places = written.nonzero()[:, 0]
-    own = logits[places - start]
-    barred = rules.forbidden.expand_as(own)
+def _correct(work: _Work, row: int, logits: Tensor, start: int, written: Tensor) -> bool:
+    """Replace what was `written` (W,) before in a row where another id is likely enough; whether any was."""
+    state, rules, least = work.state, work.rules, work.settings.correction
+    assert least is not None
+    inside = written.nonzero()[:, 0]
+    barred = rules.forbidden.expand(len(inside), -1)
     if rules.first is not None:
-        barred = barred | (rules.first & (places == 0)[:, None])
-    best = own.masked_fill(barred, NEVER).softmax(dim=1).max(dim=1)
+        barred = barred | (rules.first & (inside + start == 0)[:, None])
+    best = logits[inside].masked_fill(barred, NEVER).softmax(dim=1).max(dim=1)
     changed = False
-    for place, chance, new in zip(places.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
-        old = int(state.ids[row, place])
-        if new == old or chance < least:
-            continue
-        now = state.ids[row][state.free[row] & ~state.masked[row] | ~state.free[row]]
-        if any(
-            bool(marked[new]) > bool(marked[old]) and int(marked[now].sum()) >= most
-            for marked, most in rules.limits
-        ):
-            continue
-        state.ids[row, place], changed = new, True
+    for place, chance, new in zip(inside.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
+        old = int(state.ids[row, place + start])
+        full = any(
+            marked[new] > marked[old] and _written(work, row, marked) >= n for marked, n in rules.limits
+        )
+        if new != old and chance >= least and not full:
+            state.ids[row, place + start], changed = new, True
     return changed
 
 
-def _before(end: Tensor, state: MaskState) -> Tensor:
-    """Whether each place of each row is before the row's end (P, A)."""
-    return torch.arange(state.ids.shape[1], device=end.device) < end[:, None]
+def _before_end(state: MaskState) -> Tensor:
+    """Whether each place is before its row's end (P, A)."""
+    return torch.arange(state.ids.shape[1], device=state.ids.device) < state.end[:, None]
 
 
-def _end_of(state: MaskState, row: int, stops: Sequence[Sequence[int]], official: "_Official | None") -> int:
-    """The first place where one of `stops` stands whole among what is written of a row; A if none does."""
+def _end_of(work: _Work, row: int) -> int:
+    """The first place where a stop stands whole among what was written of a row; A if none does."""
+    state, stops = work.state, work.rules.stops
     length = state.ids.shape[1]
-    if official is not None and int(state.end[row]) < length:
-        stops = stops[:1]
-    ids, open_ = state.ids[row].tolist(), (state.masked[row] | ~state.free[row]).tolist()
-    found = [length] if official is None else [int(state.end[row])]
+    found = [length]
+    if work.settings.official_quirks and int(state.end[row]) < length:
+        found, stops = [int(state.end[row])], stops[:1]
+    ids, there = state.ids[row].tolist(), (state.free & ~state.masked)[row].tolist()
     for stop in stops:
-        for place in range(length - len(stop) + 1):
-            here = slice(place, place + len(stop))
-            if tuple(ids[here]) == tuple(stop) and not any(open_[here]):
-                found.append(place)
-                break
+        places = range(length - len(stop) + 1)
+        found += [
+            n for n in places if tuple(ids[n : n + len(stop)]) == stop and all(there[n : n + len(stop)])
+        ][:1]
     return min(found)
 
 
-class _Official:
-    """What the official samplers do otherwise, for comparisons with recordings of them.
+def _official_choice(state: MaskState, scores: Tensor, places: Tensor, count: int) -> Tensor:
+    """Indices of `places` that the official samplers commit.
 
-    A place is masked if its id is [MASK], which may also be proposed. torch.topk decides on ties, among all
-    places of a row, and so commits places at minus infinity when it runs out of others. Behind a stop that was
-    found only the first of several stops is looked for. Only masks of the block itself are scheduled.
+    They leave ties to torch.topk among all places of a row, and so commit some at minus infinity when it runs
+    out of others. What else they do otherwise: a place is masked if its id is [MASK], which may be proposed;
+    only masks of the block itself are scheduled; and behind a stop that was found only the first of several
+    stops is looked for.
     """
-
-    def __init__(self, state: MaskState, rules: Rules) -> None:
-        self.state, self.rules = state, rules
-
-    def chosen(self, scores: Tensor, places: Tensor, count: int) -> Tensor:
-        """Indices of `places` that torch.topk takes of a whole row, whose other scores are minus infinity."""
-        whole = torch.full((self.state.before + self.state.ids.shape[1],), NEVER, dtype=scores.dtype)
-        whole[self.state.before + places] = scores
-        taken = torch.zeros_like(whole, dtype=torch.bool)
-        taken[whole.topk(min(count, len(whole))).indices] = True
-        return taken[self.state.before + places].nonzero()[:, 0]
+    whole = scores.new_full((state.before + state.ids.shape[1],), NEVER)
+    whole[state.before + places] = scores
+    taken = torch.zeros_like(whole, dtype=torch.bool)
+    taken[whole.topk(min(count, len(whole))).indices] = True
+    return taken[state.before + places].nonzero()[:, 0]
