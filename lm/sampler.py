@@ -191,7 +191,7 @@ class MaskedSampler:
         codes, drop = vocabulary.is_code(every), every == vocabulary.drop
         rules = Rules(
             self.mask,
-            forbidden=~(codes | drop),
+            forbidden=~(codes | drop | (every == self.mask)),
             limits=((codes, request.max_codes), (drop, cells - request.min_codes)),
             order=torch.tensor(halton_order(*request.grid), device=self.device),
         )
@@ -239,7 +239,8 @@ class MaskedSampler:
             return []
         every = torch.arange(self.width, device=self.device)
         forbidden = every >= vocabulary.text
-        forbidden[[*vocabulary.unspoken, self.mask]] = True
+        forbidden[list(vocabulary.unspoken)] = True
+        forbidden[self.mask] = False
         first = torch.zeros_like(forbidden)
         first[[*vocabulary.blank, self.model.eos]] = True
         encode = partial(text_ids, self.model.text_tokenizer)

@@ -138,8 +138,7 @@ class Case:
         """What may be written, in indices of `active`."""
         eos, eot = self.special["eos"], self.special["eot"]
         mask = self.kwargs["mask_id"]
-        never = [*forbidden, *([] if quirks else [mask])]
-        never += [eos] * bool(self.kwargs.get("logits_eos_inf"))
+        never = [*forbidden, *([eos] if self.kwargs.get("logits_eos_inf") else [])]
         last = []
         if self.kwargs.get("confidence_eos_eot_inf"):  # with noise only one of the two is reached
             last = [eot] if self.kwargs["temperature"] and quirks else [eos, eot]
@@ -157,7 +156,7 @@ class Case:
             drawn = self[f"rand/{number:03d}"][row]
             if width is not None and drawn.shape[-1] != width:
                 drawn = drawn[:, self.active]
-            return drawn[places + before].double()
+            return drawn[places + before - calls.first].double()
 
         return draw
 
@@ -169,6 +168,7 @@ class Calls:
     per_block: int | None  # None: as many as come
     number: int = -1
     block: int = -1
+    first: int = 0  # the column that the latest call begins at
 
     def next(self, step: int) -> int:
         self.block += step == 0
@@ -355,7 +355,7 @@ def losses(case: Case, quirks: bool) -> Iterator[Row]:
     rates = rates_of(case["t"])[:, None].expand(labels.shape)
     masked = candidates & (case["uniform"] < rates)
     zeros = torch.zeros_like(labels)
-    turns = case.find("conversation_ids")
+    turns, padding = case.find("conversation_ids"), case.find("attention_mask")
     packed = Packed(
         labels.clamp_min(0),
         labels,
@@ -433,24 +433,23 @@ def fast_answers(case: Case, quirks: bool) -> Iterator[Row]:
     recorded = _calls(case)
     masked = torch.ones(1, length, dtype=torch.bool)
     state = MaskState(torch.full((1, length), mask), masked, masked.clone(), prompt.shape[1])
-    whole, at = prompt.shape[1] + length, 0
+    whole, calls = prompt.shape[1] + length, Calls(None)
 
     def denoise(state: MaskState, rows: Tensor, block: slice, step: int) -> Tensor:
-        nonlocal at
+        at = calls.next(step)
         if kind is not None and step == 0:  # the official code may have looked once more at a filled block
-            while recorded[at][0].shape[1] != whole:
-                at += 1
+            while at < len(recorded) and recorded[at][0].shape[1] != whole:
+                at = calls.next(step)
         if at >= len(recorded):
             raise Differs(f"call {at}: only {len(recorded)} were recorded")
         ids, logits = recorded[at]
         ours = torch.cat([prompt, state.ids.masked_fill(state.masked, mask)], dim=1)
-        first = 0 if ids.shape[1] == whole else prompt.shape[1] + block.start
+        calls.first = first = 0 if ids.shape[1] == whole else prompt.shape[1] + block.start
         _same_ids(f"call {at}", ours[:, first : first + ids.shape[1]], ids)
         found = batch(state, rows, block, step)
         here = slice(prompt.shape[1] + block.start - first, prompt.shape[1] + block.stop - first)
         if not torch.allclose(found, logits[:, here], atol=TOLERANCE):
             raise Differs(f"call {at}: logits differ by {float((found - logits[:, here]).abs().max()):.2g}")
-        at += 1
         return logits[:, here]  # so that rounding does not decide between two that are nearly as likely
 
     with torch.no_grad():
@@ -459,11 +458,12 @@ def fast_answers(case: Case, quirks: bool) -> Iterator[Row]:
             state,
             case.rules(quirks, []),
             case.settings(quirks, float64=True),
-            case.uniform(prompt.shape[1], Calls(None)),
+            case.uniform(prompt.shape[1], calls),
+            sampling=Sampling(case.kwargs["temperature"]),
             block_length=case.kwargs["block_length"],
         )
     _same_ids("output", torch.cat([prompt, state.ids], dim=1), case["output"])
-    yield Row(case.name, True, f"{at} calls of {len(recorded)}")
+    yield Row(case.name, True, f"{calls.number + 1} calls of {len(recorded)}")
 
 
 def fast_network(case: Case) -> LlamaForCausalLM:
