@@ -359,7 +359,7 @@ def losses(case: Case, quirks: bool) -> Iterator[Row]:
     packed = Packed(
         labels.clamp_min(0),
         labels,
-        zeros + 1,
+        zeros + 1 if padding is None else padding,
         zeros,
         zeros,
         zeros,
