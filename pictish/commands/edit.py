@@ -60,7 +60,7 @@ def run(
 
     The result has the aspect ratio of IMAGE. Unset options use the model's defaults. Each image file stores
     its settings and tokens, so --like can redraw it; IMAGE is then needed only where source pixels were
-    kept, or where the instruction, the seed or a sampling option changes. With --region everything outside the
+    kept, or where the instruction, the seed or a sampling option changes. With --region all outside the
     rectangle stays.
     """
     if region is not None:

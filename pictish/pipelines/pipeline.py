@@ -215,7 +215,8 @@ class Pipeline(ModelParts):
 
         With `keep_unchanged` pixels stay where the edit left the tokens unchanged, if the decoder can keep
         them. With a `region` (x, y, width, height) in pixels tokens change inside it alone, which takes a
-        masked language model. Seeds and settings are those of `generate`, and `pictish edit` gives the same pixels.
+        masked language model. Seeds and settings are those of `generate`, and `pictish edit` gives the same
+        pixels.
         """
         config = with_settings(config, settings)
         source = load_image(image)
