@@ -2,8 +2,8 @@
 
     python -m tools.bench_masked --masked runs/lm-masked --autoregressive runs/lm --model starter
 
-Tokens of `--batch` pictures are drawn in turns, decoders left out, and the medians of `--rounds` printed; with
-`--cache` also those of the caches. `--masked` and `--autoregressive` are folders of language models, or runs,
+Tokens of `--batch` pictures are drawn in turns, decoders left out, and the medians of `--rounds` printed, for
+each of the caches asked for. `--masked` and `--autoregressive` are folders of language models, or runs,
 for the tokenizer of `--model`. Run it on a machine that does nothing else.
 """
 
