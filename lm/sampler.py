@@ -170,7 +170,7 @@ class MaskedSampler:
         progress: Progress | None = None,
     ) -> list[ImageSegment]:
         """As `Sampler.pictures`. What stays of a picture to `redraw` counts among its codes."""
-        vocabulary, defaults = self.model.vocabulary, self.model.defaults.masked
+        vocabulary, defaults = self.model.vocabulary, self.model.defaults.filling
         if vocabulary.cells is None or vocabulary.drop is None:
             raise ValueError("this masked language model writes no pictures")
         if not prompts:
@@ -234,7 +234,7 @@ class MaskedSampler:
         progress: Progress | None = None,
     ) -> list[list[int]]:
         """As `Sampler.texts`: blocks of masks are added until a text ends."""
-        vocabulary, filling = self.model.vocabulary, self.model.defaults.masked.texts
+        vocabulary, filling = self.model.vocabulary, self.model.defaults.filling.texts
         if not prompts:
             return []
         every = torch.arange(self.width, device=self.device)

@@ -26,7 +26,7 @@ CACHES = {"none": MaskedCache(), "dual": MaskedCache(kind="dual"), "interval": M
 
 def with_steps(model: UnifiedModel, steps: int, cache: MaskedCache) -> None:
     """Have a masked model draw in so many steps."""
-    masked = model.defaults.masked
+    masked = model.defaults.filling
     pictures = masked.pictures.model_copy(update={"steps": steps, "cache": cache})
     masked = masked.model_copy(update={"pictures": pictures})
     model.defaults = model.defaults.model_copy(update={"masked": masked})

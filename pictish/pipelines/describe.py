@@ -108,7 +108,7 @@ class Describe:
         sampling = sampling or Sampling(temperature=0)
         sampler = sampler_of(model)
         written = sampler.texts(prompts, max_new_tokens, sampling, generators, progress=progress)
-        ends = model.defaults.masked.texts.stop_strings if model.masked is not None else ()
+        ends = model.defaults.filling.texts.stop_strings if model.masked is not None else ()
         return [cut(decode_text(model.text_tokenizer, ids), ends) for ids in written]
 
     def _search(

@@ -119,7 +119,7 @@ class GenerationConfig:
             self.image_guidance_scale,
             defaults.drawing.guidance_ramp,
             defaults.drawing.guidance_rescale,
-            defaults.masked.guidance_interval,
+            defaults.filling.guidance_interval,
         )
 
 
