@@ -239,7 +239,7 @@ def add_drop(
     vocabulary = vocabulary_of(tokenizer)
     assert vocabulary.has_drop, vocabulary
     if model.get_input_embeddings().get_parameter("weight").shape[0] < vocabulary.size:
-        _add_rows(model, vocabulary.size, before.size, generator)
+        _add_rows(model, vocabulary.size, before.size, None, generator)
     return vocabulary
 
 
