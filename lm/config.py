@@ -101,16 +101,78 @@ class BeamSearchConfig(Config):
         return self
 
 
+class MaskedCache(Config):
+    """What a masked model keeps from one forward to the next, see lm/masked_cache.py."""
+
+    kind: Literal["none", "prefix", "dual", "interval"] = "none"
+    refresh: int | None = Field(
+        None, gt=0, description="of prefix and dual: forwards until all is computed again; none: a block"
+    )
+    prompt_interval: int = Field(25, gt=0, description="of interval: forwards until the prompt is computed")
+    answer_interval: int = Field(7, gt=0, description="of interval: forwards until the answer is computed")
+    ratio: float = Field(
+        0.25, ge=0, le=1, description="of interval: share of the answer that is computed in between"
+    )
+
+
+class FillingConfig(Config):
+    """How a masked model fills masks unless the user says otherwise."""
+
+    steps: int = Field(16, gt=0, description="of a picture, or of each block of a text")
+    schedule: Literal["linear", "cosine"] = Field(
+        "linear", description="how many masks each step fills: as many in each, or few at first"
+    )
+    remasking: Literal["low_confidence", "random", "halton"] = Field(
+        "low_confidence", description="which stay masked; halton: by a fixed order of the cells of a picture"
+    )
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="confidence that fills a mask whatever the schedule says"
+    )
+    correction: float | None = Field(
+        None, gt=0, le=1, description="confidence that replaces an id already written"
+    )
+    cache: MaskedCache = MaskedCache()
+
+
+class TextFillingConfig(FillingConfig):
+    """How a masked model writes a text: in blocks, until it ends."""
+
+    block_length: int = Field(16, gt=0, description="masks that are added at a time")
+    stop_strings: tuple[str, ...] = Field((), description="a text ends before the first of these")
+
+    @model_validator(mode="after")
+    def _no_grid(self) -> "TextFillingConfig":
+        if self.remasking == "halton":
+            raise ValueError("remasking: halton is an order of cells; a text would fit low_confidence")
+        return self
+
+
+class MaskedDefaults(Config):
+    """What a masked model does unless the user says otherwise."""
+
+    pictures: FillingConfig = FillingConfig(schedule="cosine", remasking="halton")
+    texts: TextFillingConfig = TextFillingConfig()
+    guidance_interval: tuple[float, float] = Field(
+        (0.0, 1.0), description="from which to which filled share of a picture it is guided"
+    )
+
+
 class DefaultsConfig(Config):
     """What a model does unless the user says otherwise."""
 
     drawing: ImageGenerationConfig = ImageGenerationConfig()
+    masked: MaskedDefaults | None = Field(None, description="of a masked model; none: its usual ones")
     caption: BeamSearchConfig | None = Field(None, description="none: the likeliest id each time, not cut")
     answer: BeamSearchConfig | None = None
     continuous: bool = Field(False, description="whether pictures to be described enter as features")
     threshold: float | None = Field(
         None, gt=0, lt=1, description="score of kept patches of pictures in prompts; none: the tokenizer's"
     )
+
+    @property
+    def filling(self) -> MaskedDefaults:
+        """How a masked model samples."""
+        return self.masked or MaskedDefaults()
 
 
 class DropoutConfig(Config):
@@ -213,13 +275,69 @@ class Autoregressive(Config):
         return Autoregressive()
 
 
+class MaskedForm(Config):
+    """What tokens of a masked model see of each other, in training and in sampling."""
+
+    attention: Literal["full", "dialogue", "prefix"] = Field(
+        "full",
+        description="full: a document sees all of itself; dialogue: no turn sees a later one; prefix: nor "
+        "does a prompt see its answer",
+    )
+    block_length: int | None = Field(
+        None,
+        gt=0,
+        description="block diffusion: texts are learned in blocks of so many ids, each from whole earlier "
+        "ones, and each picture as a block; takes attention: prefix. none: no blocks",
+    )
+
+    @model_validator(mode="after")
+    def _blocks_see_back(self) -> "MaskedForm":
+        if self.block_length is not None and self.attention != "prefix":
+            raise ValueError(
+                f"block_length {self.block_length} with attention {self.attention}; "
+                "attention: prefix would fit"
+            )
+        return self
+
+
+class Masked(MaskedForm):
+    """Masked ids from all others, at any share of masks (LLaDA-V: arXiv 2505.16933)."""
+
+    kind: Literal["masked"] = "masked"
+    structure: bool = Field(
+        False, description="learn the marks between contents too, those of prompts included, as LLaDA-V does"
+    )
+    end_padding: int = Field(
+        1, gt=0, description="texts are learned with end-of-text ids behind them, up to a multiple of this"
+    )
+    complementary: bool = Field(
+        False, description="each document twice a step: what one view masks, the other shows"
+    )
+    corrupt: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of visible ids to be learned that are read wrong, and as many that are read right "
+        "and learned as they are: the model can then correct what it wrote",
+    )
+
+    @property
+    def form(self) -> MaskedForm:
+        """What the sampler must know."""
+        return MaskedForm(attention=self.attention, block_length=self.block_length)
+
+    def none(self) -> "Masked":
+        """The same with nothing read wrong and each document once: for validation."""
+        return self.model_copy(update={"corrupt": 0.0, "complementary": False})
+
+
 class TrainConfig(Config):
     """An experiment: `pictish train lm CONFIG`."""
 
     part: Literal["lm"] = "lm"
     model: LanguageModelConfig
     tokenizer: str = Field("starter", description="whose codes are learned: a folder or a shipped name")
-    objective: Annotated[Autoregressive, Field(discriminator="kind")] = Autoregressive()
+    objective: Annotated[Autoregressive | Masked, Field(discriminator="kind")] = Autoregressive()
     dropout: DropoutConfig = DropoutConfig()
     data: DataConfig
     stages: tuple[StageConfig, ...]

@@ -43,6 +43,7 @@ class Maker:
     longest: int  # tokens of a document
     encode_images: EncodeImages | None  # None: there are no raw pictures
     seed: int
+    end_padding: int = 1  # texts are learned with EOS behind them, up to a multiple of this
 
     def documents(self, mixture: Mixture) -> Iterator[tuple[Document, Position]]:
         """The stream's documents, each with the position behind it; what cannot be used is reported there."""
@@ -55,6 +56,8 @@ class Maker:
         chance = np.random.default_rng((self.seed, slot.number)).random(4)
         task, parts = self._parts(sample, source, chance, encoded)
         document = sequence.build(task, parts, self.vocabulary, self.encode, self.eos)
+        if self.end_padding > 1 and isinstance(parts[-1], Text):
+            document = sequence.pad_text(document, self.end_padding, self.eos)
         if len(document) > self.longest:
             raise ValueError(f"longer than a row of {self.longest} tokens")
         return document

@@ -3,7 +3,7 @@
 On disk it is a plain Hugging Face folder, which `AutoModelForCausalLM` and `AutoTokenizer` load, beside
 `config.yaml` and, for pictures as continuous features, `projector.safetensors`.
 
-Legend: B rows, L tokens, D width of the language model, M embedded features, F feature channels.
+Legend: B rows, L tokens, D width of the language model, M embedded features, F feature channels, T targets.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import copy
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -46,10 +47,10 @@ from pictish.io.model_folder import (
 from pictish.io.plain_yaml import to_yaml
 from pictish.lm.alignment import Alignment
 from pictish.lm.captions import CAPTIONS, to_bytes
-from pictish.lm.config import DefaultsConfig, NewModel, PretrainedModel
-from pictish.lm.packing import Packed, attention_mask, pack
+from pictish.lm.config import DefaultsConfig, MaskedForm, NewModel, PretrainedModel
+from pictish.lm.packing import IGNORED, Packed, attention_mask, pack
 from pictish.lm.sequence import Document
-from pictish.lm.vocabulary import Vocabulary, vocabulary_of, widen
+from pictish.lm.vocabulary import Vocabulary, add_drop, vocabulary_of, widen
 from pictish.training.isolation import loading
 
 _LOG = logging.getLogger(__name__)
@@ -83,13 +84,14 @@ class FolderConfig(Config):
     format: Literal[1] = 1
     image_tokens: ImageTokens
     projector: bool | Literal["linear"]  # true: two layers
+    masked: MaskedForm | None = None  # none: autoregressive
     defaults: DefaultsConfig = DefaultsConfig()
 
 
 class Output(NamedTuple):
     """What a model says of packed rows."""
 
-    logits: Tensor  # (B, L, V)
+    logits: Tensor  # (B, L, V), or (T, V) of targets alone
     alignment: Tensor | None = None  # (2,) of the heads of alignment.py, in training
 
 
@@ -121,6 +123,7 @@ class UnifiedModel(nn.Module):
         image_tokens: ImageTokens,
         projector: Projector | None,
         defaults: DefaultsConfig | None = None,
+        masked: MaskedForm | None = None,
     ):
         super().__init__()
         self.language = language
@@ -129,6 +132,7 @@ class UnifiedModel(nn.Module):
         self.image_tokens = image_tokens
         self.projector = projector
         self.defaults = defaults or DefaultsConfig()
+        self.masked = masked  # None: autoregressive
         self.alignment: Alignment | None = None  # for training alone: checkpoints have it, model folders not
         self.embedding_dropout = 0.0  # in training
 
@@ -156,20 +160,22 @@ class UnifiedModel(nn.Module):
         projected = self.projector(features).to(embedded.dtype)
         return embedded.index_put((places[0], places[1]), projected)
 
-    def forward(self, packed: Packed, causal: bool = True) -> Output:
-        """Logits of packed rows; no document sees another, nor what comes later when `causal`."""
+    def forward(self, packed: Packed, at_targets: bool = False) -> Output:
+        """Logits of packed rows, everywhere or `at_targets` alone; no document sees another."""
         embedded = self.embed(packed.ids, packed.features, packed.places)
         embedded = F.dropout(embedded, self.embedding_dropout, self.training)
         heads = self.alignment if self.training else None
         # Only sdpa reads a bool mask as one; eager attention would add it to the scores, as 0 and 1.
         sdpa = self.language.config._attn_implementation == "sdpa"
-        output = self.language(
-            inputs_embeds=embedded,
-            attention_mask=attention_mask(packed.documents, torch.bool if sdpa else embedded.dtype, causal),
-            position_ids=packed.positions,
-            use_cache=False,
-            output_hidden_states=heads is not None,
-        )
+        dtype = torch.bool if sdpa else embedded.dtype
+        with head_at(self.language, packed.targets != IGNORED if at_targets else None):
+            output = self.language(
+                inputs_embeds=embedded,
+                attention_mask=attention_mask(packed.documents, dtype, packed.blocks, packed.noisy),
+                position_ids=packed.positions,
+                use_cache=False,
+                output_hidden_states=heads is not None,
+            )
         if heads is None:
             return Output(output.logits)
         return Output(output.logits, heads(embedded, output.hidden_states[heads.depth], packed))
@@ -189,7 +195,9 @@ class UnifiedModel(nn.Module):
         projector = None
         if config.projector:
             projector = _read_projector(path, config, width_of(language))
-        model = cls(language, text_tokenizer, config.image_tokens, projector, config.defaults)
+        model = cls(language, text_tokenizer, config.image_tokens, projector, config.defaults, config.masked)
+        if config.masked is not None and model.vocabulary.mask is None:
+            raise ValueError(f"{path}: a masked model without [MASK] in its vocabulary")
         expected = config.image_tokens.codes, config.image_tokens.cells
         if (found := (model.vocabulary.codes, model.vocabulary.cells)) != expected:
             raise ValueError(
@@ -217,7 +225,9 @@ class UnifiedModel(nn.Module):
         projector: bool | Literal["linear"] = self.projector is not None
         if self.projector is not None and self.projector.linear:
             projector = "linear"
-        config = FolderConfig(image_tokens=self.image_tokens, projector=projector, defaults=self.defaults)
+        config = FolderConfig(
+            image_tokens=self.image_tokens, projector=projector, masked=self.masked, defaults=self.defaults
+        )
         with whole_folder(folder, overwrite, _belongs) as temp:
             plain = _on_the_cpu(self.language)
             if hasattr(plain, "merge_and_unload"):  # of peft's LoRA
@@ -243,12 +253,30 @@ class UnifiedModel(nn.Module):
                 save_file(weights, temp / PROJECTOR)
 
 
+@contextlib.contextmanager
+def head_at(language: PreTrainedModel, places: Tensor | None) -> Iterator[None]:
+    """Have the language model's head give logits (T, V) `places` (B, L) alone; None: everywhere.
+
+    Of a large vocabulary the logits of all tokens take more memory than all else together.
+    """
+    head = language.get_output_embeddings()
+    if places is None or not isinstance(head, nn.Module):
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda module, given: (given[0][places], *given[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @torch.no_grad()
 def check_packing(model: UnifiedModel, length: int) -> None:
     """ValueError naming the architecture when rows of `length` packed documents would be learned wrongly.
 
     Two short documents in a row must get the logits that each gets alone, and an id must not change those
-    before it. Linear attention carries what it saw into the next document; others refuse the mask.
+    before it; in a masked model it must, those of its own document. Linear attention carries what it saw into
+    the next document; others refuse the mask.
     """
     config = model.language.config.get_text_config()
     name = config.model_type
@@ -263,23 +291,35 @@ def check_packing(model: UnifiedModel, length: int) -> None:
     device = next(model.parameters()).device
     documents = [_made_up(model.vocabulary, start, size) for start, size in ((0, 7), (5, 6))]
     packed = pack([documents], 16).to(device)
-    changed = pack([documents], 16).to(device)
+    if model.masked is not None:
+        packed = replace(packed, blocks=packed.documents)
+    changed = replace(packed, ids=packed.ids.clone())
     changed.ids[0, 12] = packed.ids[0, 0]
     model.eval()
     try:
         together, other = model(packed).logits[0, :13], model(changed).logits[0, :12]
-        ids = [torch.from_numpy(document.ids)[None].to(device) for document in documents]
-        embedded = [model.embed(row) for row in ids]
-        alone = torch.cat([model.language(inputs_embeds=e, use_cache=False).logits[0] for e in embedded])
+        alone = torch.cat([_alone(model, document, device) for document in documents])
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"{name} cannot be trained on packed rows ({one_line(error)})") from error
     finally:
         model.train(training)
     most = 1e-4 * alone.abs().max()
-    if not ((together - alone).abs().max() <= most and (together[:12] - other).abs().max() <= most):
+    kept = 12 if model.masked is None else 7  # ids before the one that was changed, or before its document
+    if not ((together - alone).abs().max() <= most and (together[:kept] - other[:kept]).abs().max() <= most):
         raise ValueError(
             f"{name} cannot be trained on packed rows: its documents would see each other, or what follows"
         )
+    if model.masked is not None and not ((together[7:12] - other[7:]).abs().amax(dim=1) > most).all():
+        raise ValueError(f"{name} is causal whatever the mask says; a masked model needs one that is not")
+
+
+def _alone(model: UnifiedModel, document: Document, device: torch.device) -> Tensor:
+    """Logits (L, V) of one document in a row of its own."""
+    embedded = model.embed(torch.from_numpy(document.ids)[None].to(device))
+    if model.masked is None:
+        return model.language(inputs_embeds=embedded, use_cache=False).logits[0]
+    packed = pack([[document]], len(document)).to(device)
+    return model(replace(packed, blocks=packed.documents)).logits[0]
 
 
 def _made_up(vocabulary: Vocabulary, start: int, size: int) -> Document:
@@ -311,14 +351,15 @@ def new_model(
     *,
     features: bool,
     seed: int,
+    masked: MaskedForm | None = None,
     code_vectors: Tensor | None = None,
 ) -> UnifiedModel:
     """A model to be trained: random, or a pretrained one with new rows for pictures.
 
     `text_tokenizer` is for a random one; a pretrained one brings its own; `code_vectors` as for `widen`. A
-    model folder of ours is taken as it is, with its projector. Raises ValueError for an unknown architecture,
-    settings that it does not know, a folder that holds no causal language model, and a model of ours for
-    another image tokenizer.
+    model folder of ours is taken as it is, with its projector; one that was autoregressive can become
+    `masked`. Raises ValueError for an unknown architecture, settings that it does not know, a folder that
+    holds no causal language model, and a model of ours for another image tokenizer.
     """
     projector, defaults = None, None
     generator = torch.Generator().manual_seed(seed)
@@ -328,6 +369,10 @@ def new_model(
         if ours is not None:
             language, text_tokenizer = ours.language, ours.text_tokenizer
             projector, defaults = ours.projector, ours.defaults
+            if masked is None and ours.masked is not None:
+                raise ValueError(f"{base.folder}: holds a masked model; objective.kind: masked would fit")
+            if masked is not None and not ours.vocabulary.has_drop:
+                add_drop(language, text_tokenizer, generator=generator)
         elif isinstance(base, PretrainedModel):
             language, text_tokenizer = read_pretrained(Path(base.folder).expanduser(), torch.float32)
         else:
@@ -341,6 +386,7 @@ def new_model(
                 text_tokenizer,
                 image_tokens.codes,
                 cells=image_tokens.cells,
+                dense=masked is not None,
                 code_vectors=code_vectors,
                 generator=generator,
             )
@@ -348,7 +394,7 @@ def new_model(
             projector = Projector(image_tokens.features, width_of(language))
         if isinstance(base, PretrainedModel) and base.lora is not None:
             language = _with_lora(language, base.lora)
-    return UnifiedModel(language, text_tokenizer, image_tokens, projector, defaults)
+    return UnifiedModel(language, text_tokenizer, image_tokens, projector, defaults, masked)
 
 
 def _ours(folder: str, image_tokens: ImageTokens) -> UnifiedModel | None:

@@ -10,7 +10,7 @@ from pictish.data.mixture import Mixture, Source
 from pictish.io.files import matching, one_line
 from pictish.io.model_folder import whole_folder
 from pictish.lm.alignment import Alignment
-from pictish.lm.config import NewModel, TrainConfig
+from pictish.lm.config import Autoregressive, Masked, NewModel, TrainConfig
 from pictish.lm.documents import texts
 from pictish.lm.dropout import add_hidden_dropout, set_attention_dropout
 from pictish.lm.model import ImageTokens, UnifiedModel, new_model, width_of
@@ -37,8 +37,15 @@ def starting_model(
                 trained.save_pretrained(temp)
         text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     features, seed = config.model.features, config.seed
+    masked = config.objective.form if isinstance(config.objective, Masked) else None
     model = new_model(
-        base, text_tokenizer, image_tokens, features=features, seed=seed, code_vectors=code_vectors
+        base,
+        text_tokenizer,
+        image_tokens,
+        features=features,
+        seed=seed,
+        masked=masked,
+        code_vectors=code_vectors,
     )
     language = model.language
     if config.model.attn_implementation is not None:
@@ -51,7 +58,7 @@ def starting_model(
     if config.hidden_dropout:
         add_hidden_dropout(language, config.hidden_dropout)
         model.embedding_dropout = config.hidden_dropout
-    if config.objective.alignment:
+    if isinstance(config.objective, Autoregressive) and config.objective.alignment:
         assert code_vectors is not None, "alignment is to code vectors"
         layers = language.config.get_text_config().num_hidden_layers
         with torch.random.fork_rng(devices=[]):

@@ -24,7 +24,7 @@ from pictish.data.mixture import Mixture, Report
 from pictish.io.files import one_line
 from pictish.io.interrupt import Stopped, asked, in_units
 from pictish.lm.captions import known_captions
-from pictish.lm.config import TrainConfig
+from pictish.lm.config import Masked, TrainConfig
 from pictish.lm.documents import EncodeImages, Maker, sources_of
 from pictish.lm.model import ImageTokens, Output, UnifiedModel, check_packing, codes_in_words
 from pictish.lm.objective import OBJECTIVES, Losses, Objective
@@ -254,7 +254,7 @@ def backward(
     config: TrainConfig,
 ) -> Losses:
     """Add the gradient of the mean over the learned tokens of all processes; returns this process's sums."""
-    learned = accelerate.reduce(torch.tensor(float(packed.learned), device=accelerate.device), "sum")
+    learned = accelerate.reduce(torch.tensor(packed.learned, device=accelerate.device), "sum")
     sums: list[Losses] = []
     parts = packed.split(max(1, len(packed.ids) // config.data.gradient_accumulation_steps))
     for number, part in enumerate(parts):
@@ -263,7 +263,7 @@ def backward(
                 during.enter_context(accelerate.no_sync(model))
             part = part.to(accelerate.device)
             with accelerate.autocast():
-                losses = objective.losses(model(part, objective.causal), part)
+                losses = objective.losses(model(part, True), part)
             # Gradients are averaged over processes, and the sum is wanted.
             accelerate.backward(losses.total * accelerate.num_processes / learned.clamp_min(1))
         sums.append(Losses(*(tensor.detach() for tensor in losses)))
@@ -362,6 +362,7 @@ def _maker(config: TrainConfig, model: UnifiedModel, encode_images: EncodeImages
         longest=config.data.length,
         encode_images=encode_images,
         seed=config.seed,
+        end_padding=config.objective.end_padding if isinstance(config.objective, Masked) else 1,
     )
 
 

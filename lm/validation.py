@@ -57,7 +57,7 @@ def validate(
         stream: Iterator[tuple[Document, Position]] = ((document, {}) for document in members)
         for rows, _ in batches(stream, config.data.rows, config.data.length):
             packed = objective.prepare(pack(rows, config.data.length), generator, 1.0).to(device)
-            losses = objective.losses(model(packed, objective.causal), packed)
+            losses = objective.losses(model(packed, True), packed)
             sums[source] += torch.stack([losses.by_task, losses.counts]).cpu()
     model.train()
     pooled = means(*torch.stack(list(sums.values())).sum(dim=0))

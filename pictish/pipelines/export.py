@@ -82,6 +82,7 @@ def _finish(raw: dict[str, Any], run: Path, step: int, device: str) -> Path:
             decoder = parse(DecoderTraining, raw, str(run))
             return train_decoder(decoder.model_copy(update={"steps": step}), run, device)
         case "lm":
+            from pictish.lm.config import Autoregressive
             from pictish.lm.config import TrainConfig as LanguageTraining
             from pictish.lm.model import ImageTokens
             from pictish.lm.train import train as train_lm
@@ -89,7 +90,8 @@ def _finish(raw: dict[str, Any], run: Path, step: int, device: str) -> Path:
 
             lm = parse(LanguageTraining, raw, str(run))
             _, state = load_checkpoint(run / "checkpoints" / f"step-{step:08d}")
-            needed = lm.objective.alignment or lm.objective.neighbors
+            plain = lm.objective
+            needed = isinstance(plain, Autoregressive) and (plain.alignment or plain.neighbors)
             return train_lm(
                 lm.model_copy(update={"stages": _until(lm.stages, step)}),
                 run,

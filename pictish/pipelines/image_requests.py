@@ -24,6 +24,7 @@ from pictish.io.model_folder import fingerprint, locate_model
 from pictish.pipelines.drawing import Drawn, edit, generate, render
 from pictish.pipelines.language import Said
 from pictish.pipelines.reconstruct import Reconstructor
+from pictish.pipelines.region import parse_region
 from pictish.pipelines.settings import Drawing, GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage, shape_in
 
@@ -167,7 +168,8 @@ def _draw(
     if first.command == "edit":
         words = [request.words or "" for request in requests]
         sources, keep = list(given) * len(requests), bool(first.keep)
-        return edit(drawer, sources, words, seeds, config, keep_unchanged=keep)
+        region = None if first.region is None else parse_region(first.region)
+        return edit(drawer, sources, words, seeds, config, keep_unchanged=keep, region=region)
     prompts: list[list[Said]] = [
         [*given, request.words] if request.words is not None else [*given] for request in requests
     ]

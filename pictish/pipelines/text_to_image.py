@@ -13,6 +13,7 @@ from pictish.lm.captions import CAPTIONS, read_captions
 from pictish.lm.config import ImageGenerationConfig
 from pictish.pipelines.language import Language, Precision, Said
 from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
+from pictish.pipelines.region import Region, redraws
 from pictish.pipelines.settings import GenerationConfig, settle_codes
 from pictish.training.isolation import loading
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from pictish.lm.autoregressive import DrawIds, Progress, Prompt
     from pictish.lm.grammar import GenerationConstraints, Segment
+    from pictish.lm.sampler import Redraw
     from pictish.pipelines.nearest import Nearest
 
 BASE = 256  # pixels of the longer side of a picture that is to have an aspect ratio, at least
@@ -132,17 +134,23 @@ class TextToImage:
         config: GenerationConfig | None = None,
         *,
         shapes: Sequence[tuple[int, int]] | None = None,
+        regions: Sequence[Region] | None = None,
         progress: "Progress | None" = None,
     ) -> list[TokenizedImage]:
         """Tokens of one picture a prompt, which `shapes` (height, width) gives a size, square by default.
 
         They have cells if the tokenizer places codes. What `config` leaves open is the model's choice.
         The same batch, generator seeds and weights give the same tokens; another batch may round differently.
-        `progress` is called after each id of a batch. Raises ValueError for an empty prompt and for one that
-        does not fit the model's context.
+        With `regions`, one a prompt, the first image of each comes back with other tokens in its region
+        alone, which takes a masked language model. `progress` is called after each step of a batch. Raises
+        ValueError for an empty prompt and for one that does not fit the model's context.
         """
         settled = self.checked(config or GenerationConfig(), pictures=any(map(holds_images, prompts)))
-        drawn = self._draw(self._prompts(prompts), generators, settled, progress)
+        redraw = None
+        if regions is not None:
+            sources = [next(one for one in said if isinstance(one, Image.Image)) for said in prompts]
+            redraw = redraws(self.language.tokenizer, sources, regions)
+        drawn = self._draw(self._prompts(prompts), generators, settled, progress, redraw=redraw)
         return self._images_of(drawn, shapes)
 
     def _images_of(
@@ -178,21 +186,20 @@ class TextToImage:
         settled: GenerationConfig,
         progress: "Progress | None",
         draw_ids: "DrawIds | None" = None,
+        redraw: "Sequence[Redraw] | None" = None,
     ) -> "list[list[Segment]]":
-        from pictish.lm.autoregressive import generate
+        from pictish.lm.sampler import PictureRequest, sampler_of
 
-        model, usual = self.language.model, self.usual
-        return generate(
-            model.language,
-            model.vocabulary,
-            prompts,
+        model = self.language.model
+        request = PictureRequest(
             self.constraints(settled),
-            sampling=settled.sampling,
-            guidance=settled.guidance(usual),
-            generators=generators,
-            draw_ids=draw_ids,
-            progress=progress,
+            settled.sampling,
+            settled.guidance(model.defaults),
+            self.language.tokenizer.grid,
+            draw_ids,
         )
+        drawn = sampler_of(model).pictures(prompts, request, generators, redraw=redraw, progress=progress)
+        return [[one] for one in drawn]
 
     def _prompts(self, prompts: Sequence[Sequence[Said]]) -> "list[Prompt]":
         """Prompts to draw; one that comes several times is read once."""
