@@ -367,6 +367,7 @@ def new_model(
         torch.manual_seed(seed)
         ours = _ours(base.folder, image_tokens) if isinstance(base, PretrainedModel) else None
         if ours is not None:
+            assert isinstance(base, PretrainedModel)
             language, text_tokenizer = ours.language, ours.text_tokenizer
             projector, defaults = ours.projector, ours.defaults
             if masked is None and ours.masked is not None:

@@ -12,6 +12,7 @@ Legend: B rows, L tokens a row, M embedded features, F feature channels.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ class Packed:
             places = self.places[:, inside].clone()
             places[0] -= start
             features = self.features[inside] if self.features is not None and inside.any() else None
-            parts.append(self._map(lambda t, start=start: t[start : start + rows], features, places))
+            parts.append(self._map(partial(_rows, start=start, count=rows), features, places))
         return parts
 
     @classmethod
@@ -186,6 +187,10 @@ def pack(rows: Sequence[Sequence[Document]], length: int) -> Packed:
         features=torch.from_numpy(np.concatenate(features)) if features else None,
         places=torch.from_numpy(np.concatenate(places, axis=1) if places else np.zeros((2, 0), np.int64)),
     )
+
+
+def _rows(tensor: Tensor, start: int, count: int) -> Tensor:
+    return tensor[start : start + count]
 
 
 def attention_mask(
