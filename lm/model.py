@@ -1,7 +1,8 @@
 """The unified model: a transformers causal LM whose vocabulary holds picture codes, and a projector.
 
 On disk it is a plain Hugging Face folder, which `AutoModelForCausalLM` and `AutoTokenizer` load, beside
-`config.yaml` and, for pictures as continuous features, `projector.safetensors`.
+`config.yaml` and, for pictures as continuous features, `projector.safetensors`; a vision tower, with the
+projector behind it, lies in `vision.safetensors`.
 
 Legend: B rows, L tokens, D width of the language model, M embedded features, F feature channels.
 """
@@ -49,11 +50,13 @@ from pictish.lm.captions import CAPTIONS, to_bytes
 from pictish.lm.config import DefaultsConfig, NewModel, PretrainedModel
 from pictish.lm.packing import Packed, attention_mask, pack
 from pictish.lm.sequence import Document
-from pictish.lm.vocabulary import Vocabulary, vocabulary_of, widen
+from pictish.lm.vision.config import VisionConfig
+from pictish.lm.vision.model import Placed, Vision, places_of
+from pictish.lm.vocabulary import Vocabulary, text_vocabulary, vocabulary_of, widen
 from pictish.training.isolation import loading
 
 _LOG = logging.getLogger(__name__)
-PROJECTOR = "projector.safetensors"
+PROJECTOR, VISION = "projector.safetensors", "vision.safetensors"
 TEXT_FILES = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template")
 
 
@@ -81,8 +84,10 @@ class FolderConfig(Config):
 
     part: Literal["lm"] = "lm"
     format: Literal[1] = 1
-    image_tokens: ImageTokens
+    image_tokens: ImageTokens | None  # none: it reads pictures through a vision tower alone
     projector: bool | Literal["linear"]  # true: two layers
+    vision: VisionConfig | None = None
+    mask: int | None = None  # the text tokenizer's own id that stands for what is to be filled in
     defaults: DefaultsConfig = DefaultsConfig()
 
 
@@ -118,16 +123,22 @@ class UnifiedModel(nn.Module):
         self,
         language: PreTrainedModel,
         text_tokenizer: PreTrainedTokenizerFast,
-        image_tokens: ImageTokens,
+        image_tokens: ImageTokens | None,
         projector: Projector | None,
         defaults: DefaultsConfig | None = None,
+        *,
+        vision: Vision | None = None,
+        mask: int | None = None,
     ):
         super().__init__()
         self.language = language
         self.text_tokenizer = text_tokenizer
-        self.vocabulary: Vocabulary = vocabulary_of(text_tokenizer)
+        self.vocabulary: Vocabulary = (
+            text_vocabulary(text_tokenizer, mask) if image_tokens is None else vocabulary_of(text_tokenizer)
+        )
         self.image_tokens = image_tokens
         self.projector = projector
+        self.vision = vision
         self.defaults = defaults or DefaultsConfig()
         self.alignment: Alignment | None = None  # for training alone: checkpoints have it, model folders not
         self.embedding_dropout = 0.0  # in training
@@ -143,9 +154,29 @@ class UnifiedModel(nn.Module):
         """How many tokens the language model was made for, if it says so."""
         return getattr(self.language.config, "max_position_embeddings", None)
 
-    def embed(self, ids: Tensor, features: Tensor | None = None, places: Tensor | None = None) -> Tensor:
-        """Embeddings (B, L, D) of ids (B, L), with projected `features` (M, F) at `places` (2, M)."""
+    def embed(
+        self,
+        ids: Tensor,
+        features: Tensor | None = None,
+        places: Tensor | None = None,
+        pictures: Sequence[Placed] = (),
+    ) -> Tensor:
+        """Embeddings (B, L, D) of ids (B, L), with projected `features` (M, F) at `places` (2, M).
+
+        Rows of `pictures`, which the vision tower looks at, stand where these are placed.
+        """
         embedded = self.language.get_input_embeddings()(ids)
+        if self.vision is not None:
+            if (
+                self.training
+            ):  # every process must give each a gradient, also those that this step has no use for
+                embedded = embedded + 0 * sum(p.sum() for p in self.vision.parameters() if p.requires_grad)
+            if pictures:
+                rows = self.vision(pictures).to(embedded.dtype)
+                where = places_of(pictures).to(rows.device)
+                embedded = embedded.index_put((where[0], where[1]), rows)
+        elif pictures:
+            raise ValueError("pictures were given to a language model without a vision tower (model.vision)")
         if features is None:
             if self.projector is not None and self.training:  # every process must give it a gradient
                 embedded = embedded + 0 * sum(p.sum() for p in self.projector.parameters())
@@ -158,7 +189,7 @@ class UnifiedModel(nn.Module):
 
     def forward(self, packed: Packed, causal: bool = True) -> Output:
         """Logits of packed rows; no document sees another, nor what comes later when `causal`."""
-        embedded = self.embed(packed.ids, packed.features, packed.places)
+        embedded = self.embed(packed.ids, packed.features, packed.places, packed.pictures)
         embedded = F.dropout(embedded, self.embedding_dropout, self.training)
         heads = self.alignment if self.training else None
         # Only sdpa reads a bool mask as one; eager attention would add it to the scores, as 0 and 1.
@@ -189,13 +220,16 @@ class UnifiedModel(nn.Module):
         projector = None
         if config.projector:
             projector = _read_projector(path, config, width_of(language))
-        model = cls(language, text_tokenizer, config.image_tokens, projector, config.defaults)
-        expected = config.image_tokens.codes, config.image_tokens.cells
-        if (found := (model.vocabulary.codes, model.vocabulary.cells)) != expected:
-            raise ValueError(
-                f"{path}: {CONFIG} speaks of {codes_in_words(*expected)}, "
-                f"the text tokenizer has {codes_in_words(*found)}"
-            )
+        model = cls(
+            language,
+            text_tokenizer,
+            config.image_tokens,
+            projector,
+            config.defaults,
+            vision=_read_vision(path, config, width_of(language)),
+            mask=config.mask,
+        )
+        _check_vocabulary(path, model)
         return model.to(device=device).eval()
 
     def save(
@@ -217,7 +251,13 @@ class UnifiedModel(nn.Module):
         projector: bool | Literal["linear"] = self.projector is not None
         if self.projector is not None and self.projector.linear:
             projector = "linear"
-        config = FolderConfig(image_tokens=self.image_tokens, projector=projector, defaults=self.defaults)
+        config = FolderConfig(
+            image_tokens=self.image_tokens,
+            projector=projector,
+            vision=None if self.vision is None else self.vision.config,
+            mask=self.vocabulary.text_mask,
+            defaults=self.defaults,
+        )
         with whole_folder(folder, overwrite, _belongs) as temp:
             plain = _on_the_cpu(self.language)
             if hasattr(plain, "merge_and_unload"):  # of peft's LoRA
@@ -238,9 +278,10 @@ class UnifiedModel(nn.Module):
             (temp / CONFIG).write_text(to_yaml(config), encoding="utf-8")
             if captions:
                 (temp / CAPTIONS).write_bytes(to_bytes(captions))
-            if self.projector is not None:
-                weights = {n: t.detach().cpu().contiguous() for n, t in self.projector.state_dict().items()}
-                save_file(weights, temp / PROJECTOR)
+            for module, name in ((self.projector, PROJECTOR), (self.vision, VISION)):
+                if module is not None:
+                    weights = {n: t.detach().cpu().contiguous() for n, t in module.state_dict().items()}
+                    save_file(weights, temp / name)
 
 
 @torch.no_grad()
@@ -377,9 +418,50 @@ def _folder_config(path: Path) -> FolderConfig:
     return parse(FolderConfig, raw, str(path / CONFIG))
 
 
+def _check_vocabulary(path: Path, model: UnifiedModel) -> None:
+    """ValueError where the text tokenizer, the weights and the config speak of different ids."""
+    tokens, vocabulary = model.image_tokens, model.vocabulary
+    rows = model.language.get_input_embeddings().get_parameter("weight").shape[0]
+    if tokens is None:
+        if vocabulary.text_mask is not None and vocabulary.text_mask >= rows:
+            raise ValueError(
+                f"{path}: {CONFIG} has the mask {vocabulary.text_mask}, the model has {rows} ids"
+            )
+        return
+    expected = tokens.codes, tokens.cells
+    if (found := (vocabulary.codes, vocabulary.cells)) != expected:
+        raise ValueError(
+            f"{path}: {CONFIG} speaks of {codes_in_words(*expected)}, "
+            f"the text tokenizer has {codes_in_words(*found)}"
+        )
+
+
+def _read_vision(folder: Path, config: FolderConfig, width: int) -> Vision | None:
+    from safetensors.torch import load_file
+
+    if config.vision is None:
+        return None
+    if config.vision.tower.weights is not None:
+        raise ValueError(
+            f"{folder / CONFIG}: vision.tower.weights leads out of the folder; copy the folder again"
+        )
+    with sized_like(folder, str(folder)):
+        vision = Vision(config.vision, width)
+    try:
+        vision.load_state_dict(load_file(folder / VISION))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder / VISION}: damaged, or of another tower ({one_line(error)[:300]})"
+        ) from error
+    _check_finite(vision, folder / VISION)
+    return vision
+
+
 def _read_projector(folder: Path, config: FolderConfig, width: int) -> Projector:
     from safetensors.torch import load_file
 
+    if config.image_tokens is None:
+        raise ValueError(f"{folder / CONFIG}: a projector without image_tokens, whose features it reads")
     with sized_like(folder, str(folder)):
         projector = Projector(config.image_tokens.features, width, linear=config.projector == "linear")
     try:
@@ -494,5 +576,14 @@ def _quietly() -> Iterator[None]:
 
 def _belongs(name: str) -> bool:
     """Whether a file is part of a saved language model."""
-    ours = {CONFIG, PROJECTOR, CAPTIONS, SHARDS, "config.json", "generation_config.json", "model.safetensors"}
+    ours = {
+        CONFIG,
+        PROJECTOR,
+        VISION,
+        CAPTIONS,
+        SHARDS,
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
     return name in ours or name.startswith((*TEXT_FILES, "model-0"))

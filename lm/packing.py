@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pictish.lm.sequence import TASKS, Document
+from pictish.lm.vision.model import Placed
 
 Position = Mapping[str, Any]  # of a stream, plain JSON
 
@@ -23,7 +24,10 @@ IGNORED = -100  # a target that counts for nothing: torch's and transformers' nu
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Rows of documents, all (B, L) but `features` (M, F), whose rows and columns are `places` (2, M)."""
+    """Rows of documents, all (B, L) but `features` (M, F), whose rows and columns are `places` (2, M).
+
+    `pictures` are those that a vision tower looks at.
+    """
 
     ids: Tensor
     targets: Tensor  # the next id where that is learned, else IGNORED
@@ -32,6 +36,7 @@ class Packed:
     tasks: Tensor  # index into TASKS of each token's document
     features: Tensor | None
     places: Tensor
+    pictures: tuple[Placed, ...] = ()
 
     def to(self, device: torch.device) -> "Packed":
         """The same on another device."""

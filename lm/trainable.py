@@ -47,7 +47,7 @@ def trainable(model: UnifiedModel, patterns: Sequence[str]) -> Iterator[float]:
     count = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
     handles = []
     if NEW_ROWS in patterns:
-        first, last = model.vocabulary.begin, model.vocabulary.size
+        first, last = model.vocabulary.text, model.vocabulary.size
 
         def only_new(parameter: Tensor) -> None:
             assert parameter.grad is not None
