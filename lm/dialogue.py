@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from jinja2 import TemplateError
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from pictish.io.files import one_line
@@ -79,6 +80,14 @@ def dialogue(
         assistant.append(True)
     joined = concatenate("dialogue", found)
     return replace(joined, turns=turns_of(starts, assistant, len(joined)))
+
+
+def add_turns(text_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Give a text tokenizer, in place, marks of turns and a chat template."""
+    text_tokenizer.add_tokens(
+        [AddedToken(mark, special=True, normalized=False) for mark in TURN_TOKENS], special_tokens=True
+    )
+    text_tokenizer.chat_template = TEMPLATE
 
 
 def turns_of(starts: Sequence[int], assistant: Sequence[bool], length: int) -> Ids:

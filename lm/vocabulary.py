@@ -7,11 +7,12 @@ The ids are named ranges, one behind the other:
     codes     <code-00000>, <code-00001>, ...
     mask      [MASK], unless has_mask is False
     skips     <skip-00001>, ... up to one less than there are cells; none in an order-only model
+    dropped   [DROP], in masked models alone
 
-A skip says how many cells of the grid are passed over before the next code. The order of text, markers and
-codes is LaVIT's (arXiv 2309.04669): 32000 [IMG], 32001 [/IMG], codes from 32002. A new range goes behind the
-last one, so that ids of existing models keep their meaning. No other module of pictish adds or subtracts an
-offset.
+A skip says how many cells of the grid are passed over before the next code. A model that has [DROP] writes
+all cells of a picture instead, [DROP] on those without a code. Text, markers and codes are in LaVIT's order
+(arXiv 2309.04669): 32000 [IMG], 32001 [/IMG], codes from 32002. A new range goes behind the last one, so that
+ids of existing models keep their meaning. No other module of pictish adds or subtracts an offset.
 """
 
 import re
@@ -27,7 +28,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-BEGIN, END, MASK = "[IMG]", "[/IMG]", "[MASK]"
+BEGIN, END, MASK, DROP = "[IMG]", "[/IMG]", "[MASK]", "[DROP]"
 _CODE, _SKIP = re.compile(r"<code-(\d{5,})>"), re.compile(r"<skip-(\d{5,})>")
 
 Ids = TypeVar("Ids", npt.NDArray[Any], Tensor)
@@ -69,6 +70,7 @@ class Vocabulary:
     codes: int  # entries of the image tokenizer's codebook; 0: the model writes no pictures
     has_mask: bool = True  # imported LaVIT models have none
     skips: int = 0  # cells of the grid less one; 0: the model knows the order of codes only
+    has_drop: bool = False  # a masked model's, which writes each cell of a picture
     eos: int | None = None  # the text id that ends a text; None: the tokenizer has none
     unspoken: tuple[int, ...] = ()  # text ids that no text holds: padding, BOS, unused ones
     blank: frozenset[int] = frozenset()  # text ids that show nothing: spaces, special ones
@@ -79,6 +81,8 @@ class Vocabulary:
             raise ValueError(
                 f"{self.text} text ids, {self.codes} codes and {self.skips} skips; 0 of each are the least"
             )
+        if self.has_drop and not (self.has_mask and self.skips):
+            raise ValueError("a vocabulary with [DROP] also needs [MASK], and the cells of the grid")
 
     @cached_property
     def ranges(self) -> Mapping[str, IdRange]:
@@ -89,6 +93,7 @@ class Vocabulary:
             "codes": self.codes,
             "mask": int(self.has_mask),
             "skips": self.skips,
+            **({"dropped": 1} if self.has_drop else {}),
         }
         found, first = {}, 0
         for name, count in counts.items():
@@ -127,6 +132,11 @@ class Vocabulary:
         return self.begin if self.codes else self.eos or 0
 
     @property
+    def drop(self) -> int | None:
+        """The id of `[DROP]`, if there is one: then pictures are dense."""
+        return self.ranges["dropped"].first if self.has_drop else None
+
+    @property
     def size(self) -> int:
         """How many ids there are; a model may have more rows, which mean nothing."""
         return sum(one.count for one in self.ranges.values())
@@ -143,6 +153,11 @@ class Vocabulary:
         """Whether each of `ids` is a code's, bool."""
         return self.ranges["codes"].holds(ids)
 
+    def is_cell(self, ids: Ids) -> Ids:
+        """Whether each of `ids` may stand on a cell of a dense picture: a code's or `[DROP]`, bool."""
+        found = self.is_code(ids)
+        return found | (ids == self.drop) if self.has_drop else found
+
     @property
     def strings(self) -> Iterator[str]:
         """What the text tokenizer calls the ids from `[IMG]` on, in order."""
@@ -152,6 +167,8 @@ class Vocabulary:
         if self.has_mask:
             yield MASK
         yield from map(skip_string, range(1, self.skips + 1))
+        if self.has_drop:
+            yield DROP
 
 
 def code_string(code: int) -> str:
@@ -171,15 +188,17 @@ def widen(
     has_mask: bool = True,
     *,
     cells: int | None = None,
+    dense: bool = False,
     generator: torch.Generator,
 ) -> Vocabulary:
     """Give a causal LM and its fast tokenizer, in place, the ids of pictures.
 
     Of no `codes` there is the mask alone. `cells` are those of the image tokenizer's grid; None: codes are
-    written in their order only. New rows
-    of embedding and head are drawn around the old ones' mean with their spread, dimension by dimension.
-    Saved, both load with `AutoModelForCausalLM` and `AutoTokenizer`. ValueError when the tokenizer already
-    knows one of the new strings or is not a fast one, and for a grid of a single cell.
+    written in their order only. `dense`
+    pictures have an id on each cell, as masked models write them. New rows of embedding and head are drawn
+    around the old ones' mean with their spread, dimension by dimension. Saved, both load with
+    `AutoModelForCausalLM` and `AutoTokenizer`. ValueError when the tokenizer already knows one of the new
+    strings or is not a fast one, for a grid of a single cell, and for dense pictures without a grid.
     """
     if cells is not None and cells < 2:
         raise ValueError(f"a grid of {cells} cells was given; 2 or more are needed to write positions")
@@ -187,7 +206,9 @@ def widen(
         raise ValueError(f"a fast tokenizer was asked for, {type(tokenizer).__name__} is a slow one")
     known = tokenizer.get_vocab()
     skips = 0 if cells is None else cells - 1
-    strings = list(Vocabulary(0, codes, has_mask, skips).strings)
+    if dense and not skips:
+        raise ValueError("a masked model writes each cell of a picture; this image tokenizer places no codes")
+    strings = list(Vocabulary(0, codes, has_mask, skips, dense).strings)
     taken = [string for string in strings if string in known]
     if taken:
         raise ValueError(f"the tokenizer already has {len(taken)} of the tokens to add, {taken[0]} first")
@@ -217,12 +238,30 @@ def text_vocabulary(tokenizer: PreTrainedTokenizerFast, mask: int | None = None)
     if mask is not None and mask < text and mask not in special:
         raise ValueError(f"the mask, id {mask}, stands for text; a special token or an unused id would fit")
     unspoken = tuple(sorted(token for token in special if token < text and token != eos))
-    return Vocabulary(text, 0, own, 0, eos, unspoken, _blank(tokenizer, text), mask)
+    return Vocabulary(text, 0, own, 0, False, eos, unspoken, _blank(tokenizer, text), mask)
 
 
 def _special(tokenizer: PreTrainedTokenizerFast) -> set[int]:
     added = tokenizer.added_tokens_decoder
     return {token for token, entry in added.items() if entry.special} | set(tokenizer.all_special_ids)
+
+
+def add_drop(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, generator: torch.Generator
+) -> Vocabulary:
+    """Give a widened model and tokenizer, in place, `[DROP]`, so that it can be trained as a masked one.
+
+    ValueError for a vocabulary that lacks [MASK] or the cells of the grid.
+    """
+    before = vocabulary_of(tokenizer)
+    if not (before.has_mask and before.skips):
+        raise ValueError("a masked model needs [MASK] and the cells of the grid, which this vocabulary lacks")
+    tokenizer.add_tokens([AddedToken(DROP, special=True, normalized=False)], special_tokens=True)
+    vocabulary = vocabulary_of(tokenizer)
+    assert vocabulary.has_drop, vocabulary
+    if model.get_input_embeddings().get_parameter("weight").shape[0] < vocabulary.size:
+        _add_rows(model, vocabulary.size, before.size, generator)
+    return vocabulary
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
@@ -235,7 +274,9 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     text, eos = known[BEGIN], tokenizer.eos_token_id
     unspoken = tuple(sorted(token for token in special if token < text and token != eos))
     has_mask = known.get(MASK) == text + 2 + codes  # a [MASK] elsewhere is the text tokenizer's own
-    vocabulary = Vocabulary(text, codes, has_mask, skips, eos, unspoken, _blank(tokenizer, text))
+    has_drop = has_mask and skips > 0 and known.get(DROP) == text + 2 + codes + 1 + skips
+    blank = _blank(tokenizer, text)
+    vocabulary = Vocabulary(text, codes, has_mask, skips, has_drop, eos, unspoken, blank)
     if [known.get(string) for string in vocabulary.strings] != list(range(text, vocabulary.size)):
         raise ValueError(f"the text tokenizer's picture tokens from id {text} on are not in order")
     if not special.issuperset(range(vocabulary.begin, vocabulary.size)):

@@ -73,6 +73,7 @@ def _finish(raw: dict[str, Any], run: Path, step: int, device: str) -> Path:
             decoder = parse(DecoderTraining, raw, str(run))
             return train_decoder(decoder.model_copy(update={"steps": step}), run, device)
         case "lm":
+            from pictish.lm.config import Autoregressive
             from pictish.lm.config import TrainConfig as LanguageTraining
             from pictish.lm.model import ImageTokens
             from pictish.lm.train import train as train_lm
@@ -80,13 +81,14 @@ def _finish(raw: dict[str, Any], run: Path, step: int, device: str) -> Path:
 
             lm = parse(LanguageTraining, raw, str(run))
             _, state = load_checkpoint(run / "checkpoints" / f"step-{step:08d}")
-            needed = lm.objective.alignment or lm.objective.neighbors
+            plain = lm.objective
+            needed = isinstance(plain, Autoregressive) and (plain.alignment or plain.neighbors)
             return train_lm(
                 lm.model_copy(update={"stages": _until(lm.stages, step)}),
                 run,
-                ImageTokens(**state["image_tokens"]),
+                None if state["image_tokens"] is None else ImageTokens(**state["image_tokens"]),
                 device,
-                code_vectors=_code_vectors(lm.tokenizer) if needed else None,
+                code_vectors=_code_vectors(lm.tokenizer) if needed and lm.tokenizer else None,
             )
     raise ValueError(f"{run}: {CONFIG} names no part that is trained")
 
