@@ -19,6 +19,7 @@ from pictish.data.importing import Meta, Part, Piece, Shape, Source, weight_file
 from pictish.io.files import one_line, read_regular_file, write_atomic
 from pictish.io.model_folder import CONFIG, WEIGHTS
 from pictish.io.plain_yaml import to_yaml
+from pictish.lm.config import MaskedForm
 from pictish.lm.dialogue import TEMPLATE
 from pictish.lm.lavit import llama_shapes, write_index
 from pictish.lm.model import VISION, FolderConfig
@@ -525,5 +526,5 @@ def _finish(
     words: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     words.chat_template = TEMPLATE
     words.save_pretrained(folder)
-    stored = FolderConfig(image_tokens=None, projector=False, vision=vision, mask=mask)
+    stored = FolderConfig(image_tokens=None, projector=False, vision=vision, mask=mask, masked=MaskedForm())
     write_atomic(folder / CONFIG, to_yaml(stored).encode())

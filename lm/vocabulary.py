@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 BEGIN, END, MASK, DROP = "[IMG]", "[/IMG]", "[MASK]", "[DROP]"
+TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>")  # of chat templates
 _CODE, _SKIP = re.compile(r"<code-(\d{5,})>"), re.compile(r"<skip-(\d{5,})>")
 
 Ids = TypeVar("Ids", npt.NDArray[Any], Tensor)
@@ -75,6 +76,7 @@ class Vocabulary:
     unspoken: tuple[int, ...] = ()  # text ids that no text holds: padding, BOS, unused ones
     blank: frozenset[int] = frozenset()  # text ids that show nothing: spaces, special ones
     text_mask: int | None = None  # the text tokenizer's own mask, as LLaDA's; None: it has none
+    turn_end: int | None = None  # the text id that ends a turn of a dialogue; None: it has no dialogues
 
     def __post_init__(self) -> None:
         if self.text < 0 or self.codes < 0 or self.skips < 0:
@@ -237,8 +239,16 @@ def text_vocabulary(tokenizer: PreTrainedTokenizerFast, mask: int | None = None)
     text, eos, special = max(known.values()) + 1 - own, tokenizer.eos_token_id, _special(tokenizer)
     if mask is not None and mask < text and mask not in special:
         raise ValueError(f"the mask, id {mask}, stands for text; a special token or an unused id would fit")
-    unspoken = tuple(sorted(token for token in special if token < text and token != eos))
-    return Vocabulary(text, 0, own, 0, False, eos, unspoken, _blank(tokenizer, text), mask)
+    ends = _turn_end(tokenizer)
+    unspoken = tuple(sorted(token for token in special if token < text and token not in (eos, ends)))
+    return Vocabulary(text, 0, own, 0, False, eos, unspoken, _blank(tokenizer, text), mask, ends)
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The special token that the chat template ends turns with, None if it is none that is known."""
+    template, special = str(tokenizer.chat_template or ""), _special(tokenizer)
+    known = [tokenizer.get_vocab().get(name) for name in TURN_ENDS if name in template]
+    return next((token for token in known if token in special), None)
 
 
 def _special(tokenizer: PreTrainedTokenizerFast) -> set[int]:
@@ -272,11 +282,12 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
         raise ValueError(f"the text tokenizer has no {BEGIN}, {END} and codes: its model knows no pictures")
     special = _special(tokenizer)
     text, eos = known[BEGIN], tokenizer.eos_token_id
-    unspoken = tuple(sorted(token for token in special if token < text and token != eos))
+    ends = _turn_end(tokenizer)
+    unspoken = tuple(sorted(token for token in special if token < text and token not in (eos, ends)))
     has_mask = known.get(MASK) == text + 2 + codes  # a [MASK] elsewhere is the text tokenizer's own
     has_drop = has_mask and skips > 0 and known.get(DROP) == text + 2 + codes + 1 + skips
     blank = _blank(tokenizer, text)
-    vocabulary = Vocabulary(text, codes, has_mask, skips, has_drop, eos, unspoken, blank)
+    vocabulary = Vocabulary(text, codes, has_mask, skips, has_drop, eos, unspoken, blank, turn_end=ends)
     if [known.get(string) for string in vocabulary.strings] != list(range(text, vocabulary.size)):
         raise ValueError(f"the text tokenizer's picture tokens from id {text} on are not in order")
     if not special.issuperset(range(vocabulary.begin, vocabulary.size)):

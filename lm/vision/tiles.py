@@ -143,7 +143,7 @@ def frame_layout(cells: tuple[int, int], pool: int) -> Layout:
 
 def squashed(image: Image.Image, side: int) -> Views:
     """An RGB picture as one view (1, S, S, 3), whatever its aspect ratio."""
-    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))[None]
+    return np.array(image.resize((side, side), Image.Resampling.BICUBIC))[None]
 
 
 def padded(image: Image.Image, side: int, colour: Iterable[float]) -> Views:

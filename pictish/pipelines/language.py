@@ -26,6 +26,10 @@ class Language:
     """Reads what users say: `Language.from_folder("starter").prompt(["a red apple"], draw=True)`."""
 
     def __init__(self, tokenizer: "Tokenizer", model: "UnifiedModel") -> None:
+        if model.image_tokens is None:
+            raise ValueError(
+                "this language model neither reads nor writes codes; chat and describe work with it"
+            )
         if model.image_tokens.fingerprint != tokenizer.fingerprint:
             raise ValueError(
                 f"the language model speaks codes of tokenizer {model.image_tokens.fingerprint}, "
