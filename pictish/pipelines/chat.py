@@ -1,6 +1,7 @@
 """A dialogue with a language model that sees: messages with pictures in, the next answer out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
@@ -46,7 +47,7 @@ class Chat:
         generators: "Sequence[torch.Generator] | None" = None,
         progress: "Progress | None" = None,
     ) -> list[Answer]:
-        """One answer a dialogue; what is left away is the model's own choice. ValueError for other messages."""
+        """One answer a dialogue; what is left away is the model's own choice. ValueError as `messages_of`."""
         from pictish.lm.sampler import sampler_of
         from pictish.lm.sampling import Sampling
         from pictish.lm.text import decode_text
@@ -55,7 +56,7 @@ class Chat:
         sampling = sampling or Sampling(temperature=0)
         prompts = [self.prompt(messages_of(one)) for one in dialogues]
         written = sampler_of(model).texts(prompts, limit, sampling, generators, progress=progress)
-        settings: dict[str, Any] = {"max_new_tokens": limit, **vars(sampling)}
+        settings: dict[str, Any] = {"max_new_tokens": limit, **asdict(sampling)}
         if model.masked is not None:
             settings |= model.defaults.masked.texts.model_dump(mode="json")
         return [
@@ -141,7 +142,7 @@ def messages_of(given: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str 
 
 
 def asked(image: Image.Image, question: str | None) -> list[dict[str, Any]]:
-    """The dialogue that asks a question about an image, or for a caption; ValueError for an empty question."""
+    """The dialogue that asks a question about an image, or for a caption; ValueError for an empty one."""
     if question is not None and not question.strip():
         raise ValueError("an empty question; omit it for a caption")
     return [{"role": "user", "content": [image, CAPTION if question is None else question.strip()]}]

@@ -27,9 +27,7 @@ class Language:
 
     def __init__(self, tokenizer: "Tokenizer", model: "UnifiedModel") -> None:
         if model.image_tokens is None:
-            raise ValueError(
-                "this language model neither reads nor writes codes; chat and describe work with it"
-            )
+            raise ValueError("this language model reads and writes no codes; it can describe and chat")
         if model.image_tokens.fingerprint != tokenizer.fingerprint:
             raise ValueError(
                 f"the language model speaks codes of tokenizer {model.image_tokens.fingerprint}, "

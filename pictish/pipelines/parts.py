@@ -117,7 +117,7 @@ class ModelParts:
 
     @property
     def chats(self) -> bool:
-        """Whether the model sees through a vision tower, or has no codes, and so is spoken with in messages."""
+        """Whether the model sees through a vision tower, or has no codes: then it answers messages."""
         return _sees(self.model)
 
     @loading

@@ -289,7 +289,7 @@ class Pipeline(ModelParts):
         if self.chats:
             if features is False or lemmas:
                 raise ValueError(
-                    "this model sees images through a vision tower alone, and lemmatises nothing"
+                    "codes, lemmas: this model sees through a vision tower, and answers as it is"
                 )
             dialogues = [asked(one, question) for one in pictures]
             own = {"max_new_tokens": max_new_tokens, "sampling": sampling}
