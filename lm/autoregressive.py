@@ -45,6 +45,7 @@ class Prompt:
     image_only: Tensor | None = None  # (L', D) without the text
     nothing: Tensor | None = None  # (L'', D) without any condition
     inside: bool = False  # all end with [IMG], so that the first id to come is a picture's
+    blocks: Tensor | None = None  # (L,) of `full`, rising from 0, for masked models; None: all one
 
     def __post_init__(self) -> None:
         if self.image_only is not None and self.nothing is None:
@@ -69,6 +70,7 @@ class Guidance:
     image_scale: float = 1.0
     ramp: float = 0.0
     rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)  # of what is done of a picture; outside nothing is guided
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.text_scale) and math.isfinite(self.image_scale)):
@@ -77,9 +79,13 @@ class Guidance:
             raise ValueError(
                 f"guidance ramp {self.ramp} and rescale {self.rescale}: 0 or more, and 0 to 1 would fit"
             )
+        if not 0 <= self.interval[0] < self.interval[1] <= 1:
+            raise ValueError(f"guidance interval {self.interval}: two rising numbers from 0 to 1 would fit")
 
     def strength(self, done: float) -> float:
         """What share of the way from 1 to the scales is gone when so much of a picture is `done`, 0 to 1."""
+        if not self.interval[0] <= done <= self.interval[1]:
+            return 0.0
         if not self.ramp:
             return 1.0
         return (1 - math.cos(math.pi * min(done, 1.0) ** self.ramp)) / 2
@@ -130,7 +136,7 @@ def generate(
         return []
     decodings = [DecodingState(vocabulary, constraints, prompt.inside) for prompt in prompts]
     sequences = [
-        _ActiveSequence(decoding, *_branches(prompt, guidance), generator)
+        _ActiveSequence(decoding, *branches(prompt, guidance), generator)
         for decoding, prompt, generator in zip(decodings, prompts, generators, strict=True)
     ]
     batch = DecodeBatch(
@@ -179,7 +185,7 @@ class _ActiveSequence:
     generator: torch.Generator
 
 
-def _branches(prompt: Prompt, guidance: Guidance) -> tuple[list[Tensor], list[float]]:
+def branches(prompt: Prompt, guidance: Guidance) -> tuple[list[Tensor], list[float]]:
     """The branches of a prompt that guidance needs, full first, and what their logits weigh.
 
     The scales' differences, nothing + image (image_only - nothing) + text (full - image_only), are sorted by
@@ -208,19 +214,33 @@ def _guided(
     """
     chosen = []
     for sequence, own in zip(sequences, logits.split([len(s.branches) for s in sequences]), strict=True):
-        mixed = own[0]
-        if sequence.decoding.inside and len(own) > 1:
-            weights = own.new_tensor(sequence.weights)
-            if guidance.ramp:  # full + strength (guided - full); scales rise alike, so weights do
-                strength = guidance.strength(sequence.decoding.progress)
-                weights = strength * weights
-                weights[0] += 1 - strength
-            mixed = (own * weights[:, None]).sum(dim=0)
-            if guidance.rescale:
-                ratio = own[0, codes].std() / mixed[codes].std().clamp_min(1e-6)
-                mixed = mixed * (guidance.rescale * ratio + 1 - guidance.rescale)
-        chosen.append(mixed)
+        decoding = sequence.decoding
+        guided = decoding.inside and len(own) > 1
+        chosen.append(mixed(own, sequence.weights, guidance, decoding.progress, codes) if guided else own[0])
     return torch.stack(chosen)
+
+
+def mixed(
+    own: Tensor, weights: Sequence[float], guidance: Guidance, done: float, codes: Tensor | None
+) -> Tensor:
+    """Logits (..., V) of one prompt from those of its branches (branches, ..., V), when so much is `done`.
+
+    Standard deviations are those of the ids that `codes` (V,) marks, None: of all.
+    """
+    if len(own) == 1:
+        return own[0]
+    factors = own.new_tensor(weights)
+    if guidance.ramp or guidance.interval != (0, 1):
+        # full + strength (guided - full); scales rise alike, so weights do
+        strength = guidance.strength(done)
+        factors = strength * factors
+        factors[0] += 1 - strength
+    found = (own * factors.reshape(-1, *[1] * (own.ndim - 1))).sum(dim=0)
+    if guidance.rescale:
+        marked = slice(None) if codes is None else codes
+        ratio = own[0][..., marked].std(dim=-1) / found[..., marked].std(dim=-1).clamp_min(1e-6)
+        found = found * (guidance.rescale * ratio + 1 - guidance.rescale)[..., None]
+    return found
 
 
 class DecodeBatch:
@@ -240,7 +260,7 @@ class DecodeBatch:
                 f"{limit} in all fit the model's context"
             )
         self.model = model
-        self.cache_argument = _cache_argument(model)
+        self.cache_argument = cache_argument(model)
         self.seen = 0
         embedded = pad_sequence(list(prompts), batch_first=True, padding_side="left")  # (R, L, D)
         self.length = torch.tensor(lengths, device=embedded.device)  # (R,) without padding
@@ -282,7 +302,7 @@ class DecodeBatch:
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _cache_argument(model: PreTrainedModel) -> str:
+def cache_argument(model: PreTrainedModel) -> str:
     """What the model's forward calls its cache: `cache` from transformers 5.24 on."""
     whole: Any = model
     plain = whole.get_base_model() if hasattr(whole, "get_base_model") else whole  # peft hides the signature

@@ -106,10 +106,67 @@ class BeamSearchConfig(Config):
         return self
 
 
+class MaskedCache(Config):
+    """What a masked model keeps from one forward to the next, see lm/masked_cache.py."""
+
+    kind: Literal["none", "prefix", "dual", "interval"] = "none"
+    refresh: int | None = Field(
+        None, gt=0, description="of prefix and dual: forwards until all is computed again; none: a block"
+    )
+    prompt_interval: int = Field(25, gt=0, description="of interval: forwards until the prompt is computed")
+    answer_interval: int = Field(7, gt=0, description="of interval: forwards until the answer is computed")
+    ratio: float = Field(
+        0.25, ge=0, le=1, description="of interval: share of the answer that is computed in between"
+    )
+
+
+class FillingConfig(Config):
+    """How a masked model fills masks unless the user says otherwise."""
+
+    steps: int = Field(16, gt=0, description="of a picture, or of each block of a text")
+    schedule: Literal["linear", "cosine"] = Field(
+        "linear", description="how many masks each step fills: as many in each, or few at first"
+    )
+    remasking: Literal["low_confidence", "random", "halton"] = Field(
+        "low_confidence", description="which stay masked; halton: by a fixed order of the cells of a picture"
+    )
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="confidence that fills a mask whatever the schedule says"
+    )
+    correction: float | None = Field(
+        None, gt=0, le=1, description="confidence that replaces an id already written"
+    )
+    cache: MaskedCache = MaskedCache()
+
+
+class TextFillingConfig(FillingConfig):
+    """How a masked model writes a text: in blocks, until it ends."""
+
+    block_length: int = Field(16, gt=0, description="masks that are added at a time")
+    stop_strings: tuple[str, ...] = Field((), description="a text ends before the first of these")
+
+    @model_validator(mode="after")
+    def _no_grid(self) -> "TextFillingConfig":
+        if self.remasking == "halton":
+            raise ValueError("remasking: halton is an order of cells; a text would fit low_confidence")
+        return self
+
+
+class MaskedDefaults(Config):
+    """What a masked model does unless the user says otherwise."""
+
+    pictures: FillingConfig = FillingConfig(schedule="cosine", remasking="halton")
+    texts: TextFillingConfig = TextFillingConfig()
+    guidance_interval: tuple[float, float] = Field(
+        (0.0, 1.0), description="from which to which filled share of a picture it is guided"
+    )
+
+
 class DefaultsConfig(Config):
     """What a model does unless the user says otherwise."""
 
     drawing: ImageGenerationConfig = ImageGenerationConfig()
+    masked: MaskedDefaults = MaskedDefaults()
     caption: BeamSearchConfig | None = Field(None, description="none: the likeliest id each time, not cut")
     answer: BeamSearchConfig | None = None
     continuous: bool = Field(False, description="whether pictures to be described enter as features")

@@ -43,7 +43,7 @@ def prepare_masked(
         assert packed.blocks is not None
         units = packed.blocks
     cells = candidates & vocabulary.is_cell(packed.ids)
-    rates = LEAST + (1 - LEAST) * _drawn(units, generator)  # (B, L) of masks in text
+    rates = rates_of(_drawn(units, generator))  # (B, L) of masks in text
     masked = (torch.rand(units.shape, generator=generator) < rates) & candidates & ~cells
     masked |= _masked_cells(cells, units, rates, generator)
     views = [(masked, rates)]
@@ -51,6 +51,11 @@ def prepare_masked(
         views.append((candidates & ~masked, (1 - rates).clamp_min(LEAST)))
     each = [_view(packed, candidates, cells, *view, generator, config, vocabulary) for view in views]
     return Packed.join(each)
+
+
+def rates_of(t: Tensor) -> Tensor:
+    """The probability that text is masked with at each `t`, 0 to 1."""
+    return LEAST + (1 - LEAST) * t
 
 
 def blocks_of(packed: Packed, learn: Tensor, form: MaskedForm, vocabulary: Vocabulary) -> Tensor:
@@ -110,16 +115,25 @@ def _view(
         wrong = chosen & (chance < config.corrupt)
         ids = torch.where(wrong, _others(cells, generator, vocabulary), ids)
         learned = learned | chosen
+    return replace(weighed(packed, candidates, cells, masked, learned, rates), ids=ids)
+
+
+def weighed(
+    packed: Packed, candidates: Tensor, cells: Tensor, masked: Tensor, learned: Tensor, rates: Tensor
+) -> Packed:
+    """The rows with their targets, where `learned` (B, L), and what each of these counts.
+
+    Text counts 1 / rate where `masked` and 1 where it was visible, by how many `candidates` its document has;
+    `cells` count alike.
+    """
     text = candidates & ~cells
-    weights = torch.where(masked, 1 / rates, 1.0) / _sums(text, packed.documents)  # of text
+    weights = torch.where(masked, 1 / rates, 1.0) / _sums(text, packed.documents)
     weights = torch.where(cells, 1 / _sums(learned & cells, packed.documents), weights)
-    counted = candidates & (_running(candidates, packed.documents) == 1)
     return replace(
         packed,
-        ids=ids,
         targets=packed.ids.masked_fill(~learned, IGNORED),
         weights=weights.masked_fill(~learned, 0),
-        counts=counted.float(),
+        counts=_firsts(candidates, packed.documents).float(),
     )
 
 
@@ -159,13 +173,12 @@ def _sums(marked: Tensor, units: Tensor) -> Tensor:
     return sums.scatter_add(1, units, marked.float()).gather(1, units).clamp_min(1)
 
 
-def _running(marked: Tensor, documents: Tensor) -> Tensor:
-    """The how-manieth `marked` token of its document each token is, counted to itself (B, L)."""
-    total = marked.long().cumsum(dim=1)
-    most = int(documents.max()) + 1
-    before = torch.full((len(documents), most), total.shape[1] + 1)
-    before = before.scatter_reduce(1, documents, total - marked.long(), "amin").gather(1, documents)
-    return total - before
+def _firsts(marked: Tensor, documents: Tensor) -> Tensor:
+    """The first `marked` token of each document, bool (B, L)."""
+    place = torch.arange(marked.shape[1]).expand_as(documents)
+    first = torch.full((len(documents), int(documents.max()) + 1), marked.shape[1])
+    first = first.scatter_reduce(1, documents, place.masked_fill(~marked, marked.shape[1]), "amin")
+    return marked & (place == first.gather(1, documents))
 
 
 def _differs(values: Tensor) -> Tensor:
