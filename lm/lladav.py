@@ -19,7 +19,7 @@ from pictish.data.importing import Meta, Part, Piece, Shape, Source, weight_file
 from pictish.io.files import one_line, read_regular_file, write_atomic
 from pictish.io.model_folder import CONFIG, WEIGHTS
 from pictish.io.plain_yaml import to_yaml
-from pictish.lm.config import MaskedForm
+from pictish.lm.config import DefaultsConfig, MaskedDefaults, MaskedForm, TextFillingConfig
 from pictish.lm.dialogue import TEMPLATE
 from pictish.lm.lavit import llama_shapes, write_index
 from pictish.lm.model import VISION, FolderConfig
@@ -31,6 +31,8 @@ PROJECTOR, SEPARATOR = "model.mm_projector.", "model.image_newline"
 TOWER = "model.vision_tower.vision_tower.vision_model."
 MASKS = ("<|mdm_mask|>", "<|mask|>", "[MASK]")  # what text tokenizers of this family call the mask
 LARGEST = 1 << 24  # bytes of a config.json
+# One id a step, as published; blocks are added until the turn ends, where the official sampler fills 128.
+DEFAULTS = DefaultsConfig(masked=MaskedDefaults(texts=TextFillingConfig(steps=32, block_length=32)))
 HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}  # of SigLIP's towers by their width, where no file tells
 _PARTS = {
     "attn_norm": "input_layernorm",
@@ -526,5 +528,12 @@ def _finish(
     words: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     words.chat_template = TEMPLATE
     words.save_pretrained(folder)
-    stored = FolderConfig(image_tokens=None, projector=False, vision=vision, mask=mask, masked=MaskedForm())
+    stored = FolderConfig(
+        image_tokens=None,
+        projector=False,
+        vision=vision,
+        mask=mask,
+        masked=MaskedForm(),
+        defaults=DEFAULTS,
+    )
     write_atomic(folder / CONFIG, to_yaml(stored).encode())

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pictish.lm.autoregressive import Guidance, Prompt, branches, mixed
+from pictish.lm.autoregressive import Guidance, Prompt, mixed
 from pictish.lm.config import MaskedCache, MaskedForm
 from pictish.lm.masked import rates_of, weighed
 from pictish.lm.masked_batch import MaskedBatch
