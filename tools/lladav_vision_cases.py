@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pictish.lm.dialogue import turns_of
-from pictish.lm.lladav import layout_settings, renamed
+from pictish.lm.lladav_table import renamed
+from pictish.lm.lladav_vision import layout_settings
 from pictish.lm.vision.tiles import Layout, arrange, best_grid, frame_layout, grids, tiled_layout
 
 CASES = ("lladav_layout", "lladav_rename")

@@ -48,7 +48,8 @@ def _import(
     base: Path | None = None,
     vision_tower: Path | None = None,
 ) -> Imported:
-    from pictish.lm.lladav import PROJECTOR_FILE, plan_llada
+    from pictish.lm.lladav import plan_llada
+    from pictish.lm.lladav_vision import PROJECTOR_FILE
 
     for path in filter(None, (folder, base, vision_tower)):
         if not path.is_dir():

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from pictish.cli import main
 from pictish.io.model_folder import read_config
-from pictish.lm.lladav import layout_settings, renamed
+from pictish.lm.lladav_table import renamed
+from pictish.lm.lladav_vision import layout_settings
 from pictish.lm.model import UnifiedModel
 from pictish.lm.vision.model import Placed
 from tests import lladav
