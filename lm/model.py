@@ -392,13 +392,14 @@ def new_model(
     seed: int,
     masked: MaskedForm | None = None,
     vision: VisionConfig | None = None,
+    code_vectors: Tensor | None = None,
 ) -> UnifiedModel:
     """A model to be trained: random, or a pretrained one with new rows for pictures.
 
-    `text_tokenizer` is for a random one; a pretrained one brings its own. A model folder of ours is taken as
-    it is, with its projector and vision tower; one that was autoregressive can become `masked`. Raises
-    ValueError for an unknown architecture, settings that it does not know, a folder that holds no causal
-    language model, and a model of ours for another image tokenizer.
+    `text_tokenizer` is for a random one; a pretrained one brings its own; `code_vectors` as for `widen`. A
+    model folder of ours is taken as it is, with its projector and vision tower; one that was autoregressive
+    can become `masked`. Raises ValueError for an unknown architecture, settings that it does not know, a
+    folder that holds no causal language model, and a model of ours for another image tokenizer.
     """
     projector, defaults, sight, mask = None, None, None, None
     generator = torch.Generator().manual_seed(seed)
@@ -434,6 +435,7 @@ def new_model(
                 image_tokens.codes,
                 cells=image_tokens.cells,
                 dense=masked is not None,
+                code_vectors=code_vectors,
                 generator=generator,
             )
         if vision is not None:

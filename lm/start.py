@@ -25,7 +25,8 @@ def starting_model(
 ) -> UnifiedModel:
     """The model before its first step; a text tokenizer is trained once and kept in `run/text_tokenizer`.
 
-    With its dropout and heads of alignment, which are for training alone; those need `code_vectors` (C, W).
+    With its dropout and heads of alignment, which are for training alone; those need `code_vectors` (C, W),
+    by which the rows of codes are drawn, too (`widen`).
     """
     base = config.model.base
     text_tokenizer = None
@@ -48,6 +49,7 @@ def starting_model(
         seed=seed,
         masked=masked,
         vision=config.model.vision,
+        code_vectors=code_vectors,
     )
     language = model.language
     if config.model.attn_implementation is not None:
