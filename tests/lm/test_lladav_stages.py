@@ -44,7 +44,7 @@ def maker(model: UnifiedModel, **changes) -> Maker:
 
 
 def made(model: UnifiedModel, sample, **changes):
-    return maker(model, **changes).make(sample, Slot("own", 0, 0, 0), {})
+    return maker(model, **changes).make(sample, Slot(0, "own", 0, 0), {})
 
 
 def said(model: UnifiedModel, document, which: np.ndarray) -> str:
