@@ -54,6 +54,7 @@ class Request(Config):
     pixel_guidance: float | None
     scheduler: str | None
     keep: bool | None = None  # of an edit: whether pixels of the source stay
+    region: str | None = Field(None, pattern=r"^\d{1,6}(,\d{1,6}){3}$")  # of an edit: x,y,width,height
     lowres: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     upscale: Literal[1, 2, 4] | None = None

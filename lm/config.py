@@ -166,13 +166,18 @@ class DefaultsConfig(Config):
     """What a model does unless the user says otherwise."""
 
     drawing: ImageGenerationConfig = ImageGenerationConfig()
-    masked: MaskedDefaults = MaskedDefaults()
+    masked: MaskedDefaults | None = Field(None, description="of a masked model; none: its usual ones")
     caption: BeamSearchConfig | None = Field(None, description="none: the likeliest id each time, not cut")
     answer: BeamSearchConfig | None = None
     continuous: bool = Field(False, description="whether pictures to be described enter as features")
     threshold: float | None = Field(
         None, gt=0, lt=1, description="score of kept patches of pictures in prompts; none: the tokenizer's"
     )
+
+    @property
+    def filling(self) -> MaskedDefaults:
+        """How a masked model samples."""
+        return self.masked or MaskedDefaults()
 
 
 class DropoutConfig(Config):

@@ -64,7 +64,7 @@ class Rules:
     """What may be written."""
 
     mask: int  # the id of [MASK]
-    forbidden: Tensor  # (V,) bool: never, [MASK] among them
+    forbidden: Tensor  # (V,) bool: never; [MASK] is not either, but counts in confidences
     first: Tensor | None = None  # (V,) bool: not on the first place, so that no text is empty
     limits: tuple[tuple[Tensor, int], ...] = ()  # of the ids marked (V,), at most so many in a span
     stops: tuple[tuple[int, ...], ...] = ()  # ids that end a row where they stand in this order
@@ -273,11 +273,14 @@ def _commit(work: _Work, row: int, logits: Tensor, start: int, candidates: Tenso
     places = wanted[start : start + len(logits)].nonzero()[:, 0] + start  # (N,)
     own = logits[places - start]  # (N, V)
     own = (own.double() if settings.float64 else own).masked_fill(_barred(work, row, places), NEVER)
+    choices = own.clone()
+    if not settings.official_quirks:
+        choices[:, rules.mask] = NEVER
     if work.sampling.temperature == 0:
-        ids = own.argmax(dim=1)
+        ids = choices.argmax(dim=1)
     else:  # the race of clocks of lm/sampling.py
         clocks = -work.uniform(row, places, own.shape[1]).log()
-        ids = (filtered(own.double(), work.sampling) / clocks).argmax(dim=1)
+        ids = (filtered(choices.double(), work.sampling) / clocks).argmax(dim=1)
     sure = own.index_fill(1, torch.tensor(rules.last, device=own.device, dtype=torch.long), NEVER)
     confidence = sure.softmax(dim=1).gather(1, ids[:, None])[:, 0]
     match settings.remasking:
@@ -288,7 +291,7 @@ def _commit(work: _Work, row: int, logits: Tensor, start: int, candidates: Tenso
         case "halton":
             assert rules.order is not None, "a fixed order is a picture's"
             scores = -rules.order[places].to(confidence)
-    legal = candidates[places] & own.gather(1, ids[:, None])[:, 0].isfinite()
+    legal = candidates[places] & choices.gather(1, ids[:, None])[:, 0].isfinite()
     scores = scores.masked_fill(~legal, NEVER)
     if settings.official_quirks:
         chosen = _official_choice(state, scores, places, count)
@@ -339,7 +342,9 @@ def _correct(work: _Work, row: int, logits: Tensor, start: int, written: Tensor)
     barred = rules.forbidden.expand(len(inside), -1)
     if rules.first is not None:
         barred = barred | (rules.first & (inside + start == 0)[:, None])
-    best = logits[inside].masked_fill(barred, NEVER).softmax(dim=1).max(dim=1)
+    chances = logits[inside].masked_fill(barred, NEVER).softmax(dim=1)
+    chances[:, rules.mask] = 0
+    best = chances.max(dim=1)
     changed = False
     for place, chance, new in zip(inside.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
         old = int(state.ids[row, place + start])

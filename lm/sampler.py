@@ -170,7 +170,7 @@ class MaskedSampler:
         progress: Progress | None = None,
     ) -> list[ImageSegment]:
         """As `Sampler.pictures`. What stays of a picture to `redraw` counts among its codes."""
-        vocabulary, defaults = self.model.vocabulary, self.model.defaults.masked
+        vocabulary, defaults = self.model.vocabulary, self.model.defaults.filling
         if vocabulary.cells is None or vocabulary.drop is None:
             raise ValueError("this masked language model writes no pictures")
         if not prompts:
@@ -191,7 +191,7 @@ class MaskedSampler:
         codes, drop = vocabulary.is_code(every), every == vocabulary.drop
         rules = Rules(
             self.mask,
-            forbidden=~(codes | drop),
+            forbidden=~(codes | drop | (every == self.mask)),
             limits=((codes, request.max_codes), (drop, cells - request.min_codes)),
             order=torch.tensor(halton_order(*request.grid), device=self.device),
         )
@@ -234,12 +234,13 @@ class MaskedSampler:
         progress: Progress | None = None,
     ) -> list[list[int]]:
         """As `Sampler.texts`: blocks of masks are added until a text ends."""
-        vocabulary, filling = self.model.vocabulary, self.model.defaults.masked.texts
+        vocabulary, filling = self.model.vocabulary, self.model.defaults.filling.texts
         if not prompts:
             return []
         every = torch.arange(self.width, device=self.device)
         forbidden = every >= vocabulary.text
-        forbidden[[*vocabulary.unspoken, self.mask]] = True
+        forbidden[list(vocabulary.unspoken)] = True
+        forbidden[self.mask] = False
         first = torch.zeros_like(forbidden)
         first[[*vocabulary.blank, self.model.eos]] = True
         encode = partial(text_ids, self.model.text_tokenizer)

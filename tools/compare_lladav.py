@@ -3,8 +3,8 @@
     python -m tools.compare_lladav FIXTURE
 
 FIXTURE holds `recorded.json` and `recorded.safetensors`, whose `layout` says what they hold. Samplers are
-compared id by id at each call of the network, losses with every gradient, caches by what they compute. Where a
-recording depends on what the official code does by accident (remarks say so: masks left, ties, scores of minus
+compared id by id at each call of the network, losses with every gradient, caches by what they compute. Where
+a recording depends on what the official code does by accident (it says so: masks left, ties, scores of minus
 infinity that are committed) it is replayed with `official_quirks`, and the line says so. Exits 1 when a
 comparison fails.
 
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pictish.lm.autoregressive import Guidance, Prompt, mixed
@@ -138,8 +138,7 @@ class Case:
         """What may be written, in indices of `active`."""
         eos, eot = self.special["eos"], self.special["eot"]
         mask = self.kwargs["mask_id"]
-        never = [*forbidden, *([] if quirks else [mask])]
-        never += [eos] * bool(self.kwargs.get("logits_eos_inf"))
+        never = [*forbidden, *([eos] if self.kwargs.get("logits_eos_inf") else [])]
         last = []
         if self.kwargs.get("confidence_eos_eot_inf"):  # with noise only one of the two is reached
             last = [eot] if self.kwargs["temperature"] and quirks else [eos, eot]
@@ -157,7 +156,7 @@ class Case:
             drawn = self[f"rand/{number:03d}"][row]
             if width is not None and drawn.shape[-1] != width:
                 drawn = drawn[:, self.active]
-            return drawn[places + before].double()
+            return drawn[places + before - calls.first].double()
 
         return draw
 
@@ -169,6 +168,7 @@ class Calls:
     per_block: int | None  # None: as many as come
     number: int = -1
     block: int = -1
+    first: int = 0  # the column that the latest call begins at
 
     def next(self, step: int) -> int:
         self.block += step == 0
@@ -248,15 +248,13 @@ def sampled_embeddings(case: Case, quirks: bool) -> Iterator[Row]:
             unconditional = logits[number, 1:, before:]
         return guided(case, logits[number, :1, before:], unconditional)[:, block]
 
-    state, found = _answered(case, quirks, denoise, calls, before)
+    found = _answered(case, quirks, denoise, calls, before)
     _same_ids("output", found, case.ids("output")[0])
     yield Row(case.name, calls.number + 1 == len(inputs), f"{calls.number + 1} calls of {len(inputs)}")
 
 
-def _answered(
-    case: Case, quirks: bool, denoise: Denoise, calls: Calls, before: int
-) -> tuple[MaskState, Tensor]:
-    """What LLaDA-V's settings give behind a prompt of `before` tokens, suffix included."""
+def _answered(case: Case, quirks: bool, denoise: Denoise, calls: Calls, before: int) -> Tensor:
+    """Ids that LLaDA-V's settings give behind a prompt of `before` tokens, suffix included."""
     case.kwargs["mask_id"] = case.special["mask"]
     known, special = case.facts.get("tokenizer") or {}, case.special
     suffix = [case.index[token] for token in known.get(case.kwargs.get("generation_suffix"), [])]
@@ -279,7 +277,7 @@ def _answered(
         last=length,
     )
     end = min(int(state.end[0]), length)
-    return state, torch.cat([state.ids[0, :end], state.ids[0, length:]])
+    return torch.cat([state.ids[0, :end], state.ids[0, length:]])
 
 
 def network(state: Mapping[str, Tensor], probe: Callable[[LlamaForCausalLM], float]) -> LlamaForCausalLM:
@@ -320,23 +318,30 @@ def states(model: LlamaForCausalLM, embedded: Tensor, padding: Tensor) -> tuple[
 
 
 def backbone(case: Case) -> LlamaForCausalLM:
-    """LLaDA-V's recorded network."""
+    """LLaDA-V's recorded network; ids that are not among the active ones have rows of zeros."""
     embedded, wanted = case["forward/inputs_embeds"], case["forward/logits"]
     ones = torch.ones(embedded.shape[:2], dtype=torch.long)
-    return network(
-        case.state("lladav_backbone/state/"),
-        lambda model: float((states(model, embedded, ones)[1] - wanted).abs().max()),
-    )
+    state = case.state("lladav_backbone/state/")
+    model = network(state, lambda model: float((states(model, embedded, ones)[1] - wanted).abs().max()))
+    for old in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert isinstance(old, nn.Embedding | nn.Linear)
+        rows = old.weight.new_zeros(case.facts["vocab"], old.weight.shape[1])
+        rows[case["active_ids"]] = old.weight.detach()
+        old.weight = nn.Parameter(rows)
+    case.active = list(range(len(rows)))
+    case.index = {token: token for token in case.active}
+    return model
 
 
 def forwards(case: Case, quirks: bool) -> Iterator[Row]:
     """The backbone's hidden states and logits, with and without padding."""
     model, embedded, padding = backbone(case), case["forward/inputs_embeds"], case["forward/padding_mask"]
+    active = case["active_ids"]
     with torch.no_grad():
         hidden, logits = states(model, embedded, torch.ones_like(padding))
         padded, _ = states(model, embedded, padding)
     yield _close("lladav_backbone/forward/hidden", hidden, case["forward/hidden"])
-    yield _close("lladav_backbone/forward/logits", logits, case["forward/logits"])
+    yield _close("lladav_backbone/forward/logits", logits[..., active], case["forward/logits"])
     real = padding.bool()
     yield _close("lladav_backbone/forward/hidden_padded", padded[real], case["forward/hidden_padded"][real])
 
@@ -350,11 +355,11 @@ def losses(case: Case, quirks: bool) -> Iterator[Row]:
     rates = rates_of(case["t"])[:, None].expand(labels.shape)
     masked = candidates & (case["uniform"] < rates)
     zeros = torch.zeros_like(labels)
-    turns = case.find("conversation_ids")
+    turns, padding = case.find("conversation_ids"), case.find("attention_mask")
     packed = Packed(
         labels.clamp_min(0),
         labels,
-        zeros + 1,
+        zeros + 1 if padding is None else padding,
         zeros,
         zeros,
         zeros,
@@ -373,11 +378,14 @@ def losses(case: Case, quirks: bool) -> Iterator[Row]:
     loss = cross_entropy(Output(logits), packed).total / packed.learned
     loss.backward()
     yield _close(f"{case.name}/loss", loss.detach()[None], case["loss"])
-    yield _close(f"{case.name}/logits", logits.detach(), case["logits"][masked])
+    active = case["active_ids"]
+    yield _close(f"{case.name}/logits", logits.detach()[:, active], case["logits"][masked])
     assert given.grad is not None
     yield _close(f"{case.name}/grad_inputs_embeds", given.grad, case["grad_inputs_embeds"])
     for name, wanted in case.state(f"{case.name}/grad/").items():
         gradient = model.get_parameter(name).grad
+        if gradient is not None and len(gradient) == case.facts["vocab"]:
+            gradient = gradient[active]
         yield _close(
             f"{case.name}/grad/{name}", torch.zeros_like(wanted) if gradient is None else gradient, wanted
         )
@@ -409,7 +417,7 @@ def cached_answers(case: Case, quirks: bool) -> Iterator[Row]:
         return batch(state, rows, block, step)
 
     with torch.no_grad():
-        _, found = _answered(case, quirks, denoise, calls, prompt.shape[1])
+        found = _answered(case, quirks, denoise, calls, prompt.shape[1])
     _same_ids("output", found, case.ids("output")[0])
     yield Row(case.name, calls.number + 1 == len(inputs), f"{calls.number + 1} calls of {len(inputs)}")
 
@@ -425,25 +433,24 @@ def fast_answers(case: Case, quirks: bool) -> Iterator[Row]:
     recorded = _calls(case)
     masked = torch.ones(1, length, dtype=torch.bool)
     state = MaskState(torch.full((1, length), mask), masked, masked.clone(), prompt.shape[1])
-    whole, at = prompt.shape[1] + length, 0
+    whole, calls = prompt.shape[1] + length, Calls(None)
 
     def denoise(state: MaskState, rows: Tensor, block: slice, step: int) -> Tensor:
-        nonlocal at
+        at = calls.next(step)
         if kind is not None and step == 0:  # the official code may have looked once more at a filled block
-            while recorded[at][0].shape[1] != whole:
-                at += 1
+            while at < len(recorded) and recorded[at][0].shape[1] != whole:
+                at = calls.next(step)
         if at >= len(recorded):
             raise Differs(f"call {at}: only {len(recorded)} were recorded")
         ids, logits = recorded[at]
         ours = torch.cat([prompt, state.ids.masked_fill(state.masked, mask)], dim=1)
-        first = 0 if ids.shape[1] == whole else prompt.shape[1] + block.start
+        calls.first = first = 0 if ids.shape[1] == whole else prompt.shape[1] + block.start
         _same_ids(f"call {at}", ours[:, first : first + ids.shape[1]], ids)
         found = batch(state, rows, block, step)
         here = slice(prompt.shape[1] + block.start - first, prompt.shape[1] + block.stop - first)
         if not torch.allclose(found, logits[:, here], atol=TOLERANCE):
             raise Differs(f"call {at}: logits differ by {float((found - logits[:, here]).abs().max()):.2g}")
-        at += 1
-        return found
+        return logits[:, here]  # so that rounding does not decide between two that are nearly as likely
 
     with torch.no_grad():
         fill(
@@ -451,11 +458,12 @@ def fast_answers(case: Case, quirks: bool) -> Iterator[Row]:
             state,
             case.rules(quirks, []),
             case.settings(quirks, float64=True),
-            case.uniform(prompt.shape[1], Calls(None)),
+            case.uniform(prompt.shape[1], calls),
+            sampling=Sampling(case.kwargs["temperature"]),
             block_length=case.kwargs["block_length"],
         )
     _same_ids("output", torch.cat([prompt, state.ids], dim=1), case["output"])
-    yield Row(case.name, True, f"{at} calls of {len(recorded)}")
+    yield Row(case.name, True, f"{calls.number + 1} calls of {len(recorded)}")
 
 
 def fast_network(case: Case) -> LlamaForCausalLM:
@@ -538,7 +546,7 @@ def compare(folder: Path) -> Iterator[Row]:
         yield from vision.compare(cases, tensors, special)
     yield from schedules(tensors)
     if "lladav_backbone/forward/logits" in tensors:
-        yield from _tried(forwards, Case("lladav_backbone/forward", {}, tensors, special))
+        yield from _tried(forwards, Case("lladav_backbone/forward", _backbone_facts(cases), tensors, special))
     for name, facts in cases.items():
         if vision is not None and name in vision.CASES:
             continue
@@ -547,6 +555,11 @@ def compare(folder: Path) -> Iterator[Row]:
             yield Row(name, False, "no comparison is known for it")
         else:
             yield from _tried(kind, Case(name, facts, tensors, special))
+
+
+def _backbone_facts(cases: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What any case of the backbone says of it."""
+    return next(facts for name, facts in cases.items() if name.startswith("lladav_backbone/"))
 
 
 def _tried(kind: Callable[[Case, bool], Iterator[Row]], case: Case) -> Iterator[Row]:

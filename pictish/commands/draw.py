@@ -227,13 +227,22 @@ def _draw(
 ) -> "list[Drawn]":
     """An image for each request; those of edits are of `given`."""
     from pictish.pipelines.drawing import edit, generate
+    from pictish.pipelines.region import parse_region
 
     first, seeds = requests[0], [request.seed for request in requests]
     if first.command == "edit":
         words = [request.words or "" for request in requests]
-        sources, keep = list(given) * len(requests), bool(first.keep)
-        quirks = first.official_quirks
-        return edit(drawer, sources, words, seeds, config, keep_unchanged=keep, official_quirks=quirks)
+        sources = list(given) * len(requests)
+        return edit(
+            drawer,
+            sources,
+            words,
+            seeds,
+            config,
+            keep_unchanged=bool(first.keep),
+            region=None if first.region is None else parse_region(first.region),
+            official_quirks=first.official_quirks,
+        )
     prompts: list[list[Said]] = [
         [*given, request.words] if request.words is not None else [*given] for request in requests
     ]

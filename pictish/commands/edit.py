@@ -26,6 +26,13 @@ def run(
     overwrite: options.Overwrite = False,
     count: options.Count = 1,
     seed: options.Seed = 0,
+    region: Annotated[
+        str | None,
+        options.sampling(
+            metavar="X,Y,W,H",
+            help="Redraw this rectangle of the image alone, in pixels. Needs a masked language model.",
+        ),
+    ] = None,
     guidance: options.Guided = None,
     image_guidance: options.ImageGuided = None,
     temperature: options.Temperature = None,
@@ -53,8 +60,13 @@ def run(
 
     The result has the aspect ratio of IMAGE. Unset options use the model's defaults. Each image file stores
     its settings and tokens, so --like can redraw it; IMAGE is then needed only where source pixels were
-    kept, or where the instruction, the seed or a sampling option changes.
+    kept, or where the instruction, the seed or a sampling option changes. With --region all outside the
+    rectangle stays.
     """
+    if region is not None:
+        from pictish.pipelines.region import parse_region
+
+        parse_region(region)  # refused before anything is loaded
     origin = draw.origin_of(like, "edit")
     if (image is None or instruction is None) and origin is None:
         raise ValueError("give an IMAGE and an INSTRUCTION, or --like FILE")

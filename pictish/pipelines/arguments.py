@@ -46,6 +46,7 @@ class EditOptions(DrawOptions, total=False):
     """Those of `edit`."""
 
     keep_unchanged: bool
+    region: tuple[int, int, int, int] | None
 
 
 class DescribeOptions(RunOptions, total=False):

@@ -58,7 +58,7 @@ class Chat:
         written = sampler_of(model).texts(prompts, limit, sampling, generators, progress=progress)
         settings: dict[str, Any] = {"max_new_tokens": limit, **asdict(sampling)}
         if model.masked is not None:
-            settings |= model.defaults.masked.texts.model_dump(mode="json")
+            settings |= model.defaults.filling.texts.model_dump(mode="json")
         return [
             Answer(decode_text(model.text_tokenizer, self._turn(ids)).strip(), settings) for ids in written
         ]

@@ -67,7 +67,7 @@ class Describe:
         for way in dict.fromkeys(ways):
             mine = [place for place, one in enumerate(ways) if one == way]
             prompts = [self._prompt(images[place], questions[place], continuous) for place in mine]
-            if way is None or sampling is not None:
+            if way is None or sampling is not None or self.language.model.masked is not None:
                 own = None if generators is None else [generators[place] for place in mine]
                 written = self._draw(prompts, max_new_tokens or MOST, sampling, own, progress)
             else:
@@ -100,26 +100,16 @@ class Describe:
         progress: "Progress | None",
     ) -> list[str]:
         """Texts, one id after the other; empty only where `max_new_tokens` ids are less than a letter."""
-        from pictish.lm.autoregressive import generate
-        from pictish.lm.grammar import GenerationConstraints, TextSegment
+        from pictish.lm.sampler import sampler_of
         from pictish.lm.sampling import Sampling
         from pictish.lm.text import decode_text
 
         model = self.language.model
-        written = generate(
-            model.language,
-            model.vocabulary,
-            prompts,
-            GenerationConstraints(max_new_tokens),
-            sampling=sampling or Sampling(temperature=0),
-            generators=generators,
-            progress=progress,
-        )
-        result = []
-        for segments in written:
-            ids = [token for segment in segments if isinstance(segment, TextSegment) for token in segment.ids]
-            result.append(decode_text(model.text_tokenizer, ids).strip())
-        return result
+        sampling = sampling or Sampling(temperature=0)
+        sampler = sampler_of(model)
+        written = sampler.texts(prompts, max_new_tokens, sampling, generators, progress=progress)
+        ends = model.defaults.filling.texts.stop_strings if model.masked is not None else ()
+        return [cut(decode_text(model.text_tokenizer, ids), ends) for ids in written]
 
     def _search(
         self, prompts: "Sequence[Prompt]", way: "BeamSearchConfig", progress: "Progress | None"

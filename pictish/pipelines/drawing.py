@@ -8,6 +8,7 @@ from PIL import Image
 
 from pictish.data.tokens import TokenizedImage
 from pictish.pipelines.language import Said
+from pictish.pipelines.region import Region
 from pictish.pipelines.settings import GenerationConfig
 
 if TYPE_CHECKING:
@@ -63,11 +64,12 @@ def edit(
     config: GenerationConfig,
     *,
     keep_unchanged: bool = True,
+    region: Region | None = None,
     official_quirks: bool = False,
     language_progress: AfterStep | None = None,
     decoder_progress: AfterStep | None = None,
 ) -> list[Drawn]:
-    """Each source changed as its instruction says, in its aspect ratio.
+    """Each source changed as its instruction says, in its aspect ratio; with a `region`, inside it alone.
 
     With `keep_unchanged` pixels stay where the new tokens reconstruct what the source's own do, if the
     decoder was trained for that. Other arguments and errors are those of `generate`.
@@ -77,6 +79,7 @@ def edit(
         generators(seeds),
         config,
         shapes=[(source.height, source.width) for source in sources],
+        regions=None if region is None else [region] * len(sources),
         official_quirks=official_quirks,
         progress=language_progress,
     )

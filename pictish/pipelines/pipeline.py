@@ -35,6 +35,7 @@ from pictish.pipelines.chat import Answer, Chat, asked
 from pictish.pipelines.language import Precision, Said
 from pictish.pipelines.parts import ModelParts
 from pictish.pipelines.progress import Callback, Cancel, Run
+from pictish.pipelines.region import Region
 from pictish.pipelines.settings import GenerationConfig, Settings, with_settings
 
 if TYPE_CHECKING:
@@ -204,6 +205,7 @@ class Pipeline(ModelParts):
         *,
         num_images: int | None = None,
         keep_unchanged: bool = True,
+        region: tuple[int, int, int, int] | None = None,
         seed: int | None = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 8,
@@ -215,7 +217,9 @@ class Pipeline(ModelParts):
         """Change an image as the instruction says, in its aspect ratio: one image, or `num_images` in a list.
 
         With `keep_unchanged` pixels stay where the edit left the tokens unchanged, if the decoder can keep
-        them. Seeds and settings are those of `generate`, and `pictish edit` gives the same pixels.
+        them. With a `region` (x, y, width, height) in pixels tokens change inside it alone, which takes a
+        masked language model. Seeds and settings are those of `generate`, and `pictish edit` gives the same
+        pixels.
         """
         config = with_settings(config, settings)
         source = load_image(image)
@@ -234,6 +238,7 @@ class Pipeline(ModelParts):
                 seeds[batch],
                 config,
                 keep_unchanged=keep_unchanged,
+                region=None if region is None else Region(*region),
                 language_progress=run.steps("language_model", batch.start),
                 decoder_progress=run.steps("decoder", batch.start),
             )

@@ -14,6 +14,7 @@ from pictish.lm.captions import CAPTIONS, read_captions
 from pictish.lm.config import ImageGenerationConfig
 from pictish.pipelines.language import Language, Precision, Said
 from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
+from pictish.pipelines.region import Region, redraws
 from pictish.pipelines.settings import GenerationConfig, settle_codes
 from pictish.training.isolation import loading
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from pictish.lm.autoregressive import Progress, Prompt
-    from pictish.lm.grammar import Segment
+    from pictish.lm.grammar import ImageSegment
+    from pictish.lm.sampler import Redraw
     from pictish.pipelines.nearest import Nearest
 
 BASE = 256  # pixels of the longer side of a picture that is to have an aspect ratio, at least
@@ -107,6 +109,7 @@ class TextToImage:
         config: GenerationConfig | None = None,
         *,
         shapes: Sequence[tuple[int, int]] | None = None,
+        regions: Sequence[Region] | None = None,
         official_quirks: bool = False,
         progress: "Progress | None" = None,
     ) -> list[TokenizedImage]:
@@ -114,6 +117,8 @@ class TextToImage:
 
         They have cells if the tokenizer places codes. What `config` leaves open is the model's choice.
         The same batch, generator seeds and weights give the same tokens; another batch may round differently.
+        With `regions`, one a prompt, the first picture of each comes back with other tokens in its region
+        alone, which takes a masked language model.
         With `official_quirks` a prompt that holds pictures is treated as LaVIT's code does: no markers around
         its pictures, no other prompt beside it, and at most as many tokens as it has itself, and as a picture
         has, whatever `max_codes` says. `progress` is called after each id of a batch. Raises ValueError for
@@ -121,8 +126,6 @@ class TextToImage:
         """
         import numpy as np
         import torch
-
-        from pictish.lm.grammar import ImageSegment
 
         language = self.language
         most = language.model.image_tokens.max_tokens
@@ -139,8 +142,12 @@ class TextToImage:
                 f"{settled.min_codes} to {settled.max_codes} tokens asked for; "
                 f"a picture of this model has 1 to {most}"
             )
+        redraw = None
+        if regions is not None:
+            sources = [next(one for one in said if isinstance(one, Image.Image)) for said in prompts]
+            redraw = redraws(language.tokenizer, sources, regions)
         if not quirks:
-            drawn = self._draw(self._prompts(prompts), generators, settled, progress)
+            drawn = self._draw(self._prompts(prompts), generators, settled, progress, redraw)
         else:
             drawn = []
             for number, said in enumerate(prompts):
@@ -152,9 +159,7 @@ class TextToImage:
                 mine = replace(mine, min_codes=min(settled.min_codes, room), max_codes=room)
                 drawn += self._draw([prompt], own, mine, progress)
         result = []
-        for number, segments in enumerate(drawn):
-            (segment,) = segments
-            assert isinstance(segment, ImageSegment)
+        for number, segment in enumerate(drawn):
             result.append(
                 TokenizedImage(
                     ids=np.array(segment.codes, dtype=np.int64),
@@ -173,23 +178,21 @@ class TextToImage:
         generators: "Sequence[torch.Generator] | torch.Generator",
         settled: GenerationConfig,
         progress: "Progress | None",
-    ) -> "list[list[Segment]]":
-        from pictish.lm.autoregressive import generate
-        from pictish.lm.grammar import one_image
+        redraw: "Sequence[Redraw] | None" = None,
+    ) -> "list[ImageSegment]":
+        from pictish.lm.sampler import PictureRequest, sampler_of
 
-        model, usual = self.language.model, self.usual
         assert settled.min_codes is not None
         assert settled.max_codes is not None
-        return generate(
-            model.language,
-            model.vocabulary,
-            prompts,
-            one_image(settled.max_codes, settled.min_codes, usual.ignored_ids, cells=model.vocabulary.cells),
-            sampling=settled.sampling,
-            guidance=settled.guidance(usual),
-            generators=generators,
-            progress=progress,
+        request = PictureRequest(
+            settled.min_codes,
+            settled.max_codes,
+            settled.sampling,
+            settled.guidance(self.language.model.defaults),
+            self.language.tokenizer.grid,
         )
+        sampler = sampler_of(self.language.model)
+        return sampler.pictures(prompts, request, generators, redraw=redraw, progress=progress)
 
     def _prompts(self, prompts: Sequence[Sequence[Said]], *, bare: bool = False) -> "list[Prompt]":
         """Prompts to draw; one that comes several times is read once."""

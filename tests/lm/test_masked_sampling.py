@@ -54,7 +54,7 @@ def masks(rows: int, length: int) -> MaskState:
 
 def rules(*never: int, **more) -> Rules:
     forbidden = torch.zeros(WIDTH, dtype=torch.bool)
-    forbidden[[MASK, *never]] = True
+    forbidden[list(never)] = True
     return Rules(MASK, forbidden, **more)
 
 
