@@ -497,6 +497,8 @@ def _check_vocabulary(path: Path, model: UnifiedModel) -> None:
     """ValueError where the text tokenizer, the weights and the config speak of different ids."""
     tokens, vocabulary = model.image_tokens, model.vocabulary
     rows = model.language.get_input_embeddings().get_parameter("weight").shape[0]
+    if model.masked is not None and vocabulary.mask is None:
+        raise ValueError(f"{path}: a masked model without [MASK] in its vocabulary")
     if tokens is None:
         if vocabulary.text_mask is not None and vocabulary.text_mask >= rows:
             raise ValueError(

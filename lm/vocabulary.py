@@ -198,13 +198,12 @@ def widen(
     """Give a causal LM and its fast tokenizer, in place, the ids of pictures.
 
     Of no `codes` there is the mask alone. `cells` are those of the image tokenizer's grid; None: codes are
-    written in their order only. `dense` pictures have an id on each cell, as masked models write them. New rows of embedding and head are drawn
-    around the old ones' mean with their spread, dimension by dimension. With `code_vectors` (codes, W), the
-    image tokenizer's, codes of similar vectors get similar rows, from which a model learns much faster
-    (docs/log.md).
-    Saved, both load with `AutoModelForCausalLM` and `AutoTokenizer`. ValueError when the tokenizer already
-    knows one of the new strings or is not a fast one, for a grid of a single cell, and for dense pictures
-    without a grid.
+    written in their order only. `dense` pictures have an id on each cell, as masked models write them. New
+    rows of embedding and head are drawn around the old ones' mean with their spread, dimension by dimension.
+    With `code_vectors` (codes, W), the image tokenizer's, codes of similar vectors get similar rows, from
+    which a model learns much faster (docs/log.md). Saved, both load with `AutoModelForCausalLM` and
+    `AutoTokenizer`. ValueError when the tokenizer already knows one of the new strings or is not a fast one,
+    for a grid of a single cell, and for dense pictures without a grid.
     """
     if cells is not None and cells < 2:
         raise ValueError(f"a grid of {cells} cells was given; 2 or more are needed to write positions")
