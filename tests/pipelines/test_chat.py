@@ -63,7 +63,9 @@ def test_the_picture_and_its_place_matter(pipe):
     one, other = prompt(noise(0), "a"), prompt(noise(1), "a")
     assert one.shape == other.shape
     assert not torch.equal(one, other)
-    assert not torch.equal(prompt("a", noise(0))[:8], one[:8])
+    behind = prompt("a", noise(0))
+    assert len(behind) == len(one) - 1, "no new line before the image"
+    assert not torch.equal(behind, one[:-1])
     cells = pipe.language_model.vision.cells
     both = prompt(noise(0), noise(1), "a")
     alone = prompt("a")
