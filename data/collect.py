@@ -23,6 +23,7 @@ from pictish.data.shards import ShardWriter, check_key, key_of
 from pictish.data.sources import Item, Reading, read_source, reader_of
 from pictish.io.files import one_line, read_regular_file, temp_path, write_atomic
 from pictish.io.finding import File
+from pictish.io.signatures import image_suffix
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "pictish-pictures", 1
@@ -229,11 +230,8 @@ def _members(item: Item, digest: str) -> dict[str, bytes]:
 
 
 def _suffix_of(blob: bytes) -> str | None:
-    if blob.startswith(b"\x89PNG"):
-        return "png"
-    if blob.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    return "webp" if blob[:4] == b"RIFF" and blob[8:12] == b"WEBP" else None
+    suffix = image_suffix(blob)
+    return suffix if suffix in ("jpg", "png", "webp") else None
 
 
 def _free_key(name: str, taken: set[str]) -> str:

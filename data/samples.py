@@ -204,10 +204,10 @@ def _picture_suffix(members: Mapping[str, bytes], name: str | None) -> str:
             return images[""][0]
         if len(images) == 1:  # KEY.input.jpg
             return next(iter(images.values()))[0]
-        raise ValueError("has named pictures, and no JSON that says which" if images else "has no picture")
+        raise ValueError("has named images, and no JSON that says which" if images else "has no image")
     wanted = name.lower()  # as a shard's reader writes suffixes
     if not is_image(wanted):
-        raise ValueError(f"its JSON names {name!r} as a picture; the name of one ends in .tokens or .png ...")
+        raise ValueError(f"its JSON names {name!r} as an image; the name of one ends in .tokens or .png ...")
     # A raw shard's JSON is carried over when its pictures become tokens, so it still says source.png then.
     for choice in (wanted, f"{wanted.rpartition('.')[0]}.tokens".removeprefix(".")):
         if choice in members:

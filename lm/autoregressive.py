@@ -24,13 +24,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from pictish.lm.grammar import DecodingState, GenerationConstraints, Segment, legal_ids
-from pictish.lm.sampling import NEVER, Sampling, draw, draw_together
+from pictish.lm.grammar import DecodingState, GenerationConstraints, Segment
+from pictish.lm.sampling import NEVER, Sampling, draw
 from pictish.lm.vocabulary import Vocabulary
 from pictish.training.isolation import inference
 
 CacheKind = Literal["dynamic", "static"]
 Progress = Callable[[int, int], None]  # ids done, of how many at most
+DrawIds = Callable[[Tensor, Sequence[int]], Tensor]  # logits (P, V) of the prompts of these numbers: ids (P,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,29 +113,26 @@ def generate(
     *,
     sampling: Sampling = PLAIN,
     guidance: Guidance = UNGUIDED,
-    generators: Sequence[torch.Generator] | torch.Generator | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+    draw_ids: DrawIds | None = None,
     cache: CacheKind = "dynamic",
     progress: Progress | None = None,
 ) -> list[list[Segment]]:
     """What a transformers causal LM in eval mode says to each prompt: its pieces in order, one at least.
 
-    Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it. From a
-    single one, where one is given, all draw as `torch.multinomial` does for a batch. `progress` is called
-    after each id; what it raises ends the call.
+    Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it. A
+    `draw_ids` draws instead. `progress` is called after each id; what it raises ends the call.
     ValueError for a prompt longer than the model's context, for one that the request contradicts, and for a
     model that gives no numbers.
     """
-    if generators is None and sampling.temperature == 0:
+    if generators is None and (draw_ids or sampling.temperature == 0):
         generators = [torch.Generator() for _ in prompts]  # greedy asks nothing of them
-    shared = None
-    if isinstance(generators, torch.Generator):
-        shared, generators = generators, [generators for _ in prompts]
     if generators is None or len(generators) != len(prompts):
         found = 0 if generators is None else len(generators)
         raise ValueError(f"{len(prompts)} prompts to sample for need as many generators, not {found}")
     if not prompts:
         return []
-    decodings = [DecodingState(vocabulary, constraints, prompt.inside) for prompt in prompts]
+    decodings = [constraints.decoding(vocabulary, prompt.inside) for prompt in prompts]
     sequences = [
         _ActiveSequence(decoding, *branches(prompt, guidance), generator)
         for decoding, prompt, generator in zip(decodings, prompts, generators, strict=True)
@@ -142,7 +140,7 @@ def generate(
     batch = DecodeBatch(
         model, [branch for s in sequences for branch in s.branches], constraints.max_new_tokens, cache
     )
-    legal = legal_ids(vocabulary, batch.logits.shape[1], constraints.ignored_ids, batch.logits.device)
+    legal = constraints.legal(vocabulary, batch.logits.shape[1], batch.logits.device)
     codes = vocabulary.is_code(torch.arange(batch.logits.shape[1], device=batch.logits.device))
     for step in itertools.count(1):
         logits = _guided(sequences, batch.logits, guidance, codes)
@@ -154,11 +152,10 @@ def generate(
                     "not finite numbers; smaller scales would fit"
                 )
             raise ValueError("the model's logits are not finite numbers; its weights may have diverged")
-        if shared is None:
+        if draw_ids is None:
             ids = draw(logits, sampling, [s.generator for s in sequences]).tolist()
-        else:  # those that are done draw too
-            places = [decodings.index(s.decoding) for s in sequences]
-            ids = draw_together(logits, sampling, shared, places, len(decodings)).tolist()
+        else:
+            ids = draw_ids(logits, [decodings.index(s.decoding) for s in sequences]).tolist()
         for sequence, token in zip(sequences, ids, strict=True):
             sequence.decoding.take(token)
         if progress is not None:

@@ -153,13 +153,15 @@ def _masked_cells(cells: Tensor, units: Tensor, rates: Tensor, generator: torch.
 
 def _others(cells: Tensor, generator: torch.Generator, vocabulary: Vocabulary) -> Tensor:
     """Any ids (B, L) of the kind that is there: of a dense picture on its `cells`, of text elsewhere."""
-    assert vocabulary.drop is not None
-    kinds = torch.cat([vocabulary.ids_of(torch.arange(vocabulary.codes)), torch.tensor([vocabulary.drop])])
     spoken = torch.ones(vocabulary.text, dtype=torch.bool)
     spoken[list(vocabulary.unspoken)] = False
     texts = spoken.nonzero()[:, 0]
     draw = torch.rand(cells.shape, generator=generator, dtype=torch.float64)
-    return torch.where(cells, kinds[(draw * len(kinds)).long()], texts[(draw * len(texts)).long()])
+    others = texts[(draw * len(texts)).long()]
+    if vocabulary.drop is None:  # it writes no pictures
+        return others
+    kinds = torch.cat([vocabulary.ids_of(torch.arange(vocabulary.codes)), torch.tensor([vocabulary.drop])])
+    return torch.where(cells, kinds[(draw * len(kinds)).long()], others)
 
 
 def _drawn(units: Tensor, generator: torch.Generator) -> Tensor:

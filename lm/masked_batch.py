@@ -71,10 +71,10 @@ class MaskedBatch:
         self.span = self.blocks[:, -1] + int(
             form.attention == "prefix"
         )  # (R,) the block that a span begins with
-        if form.attention == "prefix":
-            for number, owner in enumerate(self.owners):
-                if prompts[owner].inside:  # [IMG] is of its picture's block
-                    self.blocks[number, -1] = self.span[number]
+        opened = form.attention == "prefix" and all(prompt.inside for prompt in prompts)
+        if opened:  # [IMG] is of its picture's block
+            self.blocks[:, -1] = self.span
+        self.answer = self.before - int(opened)
         self.masks_at_first: Tensor | None = None
 
     def __call__(self, state: MaskState, rows: Tensor, block: slice, step: int) -> Tensor:
@@ -115,5 +115,5 @@ class MaskedBatch:
             embedded,
             (places - self.padding[index, None]).clamp_min(0),
             attention_mask(real, blocks=torch.cat([self.blocks[index], own], dim=1)),
-            self.before,
+            self.answer,
         )

@@ -39,7 +39,7 @@ class Rows:
     embedded: Tensor  # (R, N, D)
     positions: Tensor  # (R, N)
     seen: Tensor  # (R, 1, N, N) as attention_mask gives it
-    answer: int  # the column that the answer begins at
+    answer: int  # the column that the answer begins at, the [IMG] before it included where it sees it
 
 
 class Whole:
@@ -67,7 +67,8 @@ class Slots:
         refresh = self.config.refresh
         whole = step == 0 or (refresh is not None and step % refresh == 0)
         last = rows.embedded.shape[1] if self.config.kind == "prefix" else block.stop
-        computed = slice(0, rows.embedded.shape[1]) if whole else slice(block.start, last)
+        first = rows.answer if block.start == rows.answer + 1 else block.start
+        computed = slice(0, rows.embedded.shape[1]) if whole else slice(first, last)
         self.rows, self.columns = rows.numbers, None if whole else computed
         return _forward(self.model, rows, computed, block, self)
 

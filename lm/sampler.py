@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from pictish.lm import autoregressive
-from pictish.lm.autoregressive import Guidance, Progress, Prompt
+from pictish.lm.autoregressive import DrawIds, Guidance, Progress, Prompt
 from pictish.lm.config import FillingConfig
-from pictish.lm.grammar import GenerationConstraints, ImageSegment, TextSegment, one_image
+from pictish.lm.grammar import GenerationConstraints, ImageSegment, TextSegment
 from pictish.lm.masked_batch import MaskedBatch
 from pictish.lm.masked_sampling import (
     MaskedSampling,
@@ -34,8 +34,6 @@ from pictish.lm.sequence import dense_ids, picture_of
 from pictish.lm.vocabulary import text_ids
 from pictish.training.isolation import inference
 
-Generators = Sequence[torch.Generator] | torch.Generator
-
 
 @dataclass(frozen=True, eq=False)
 class Redraw:
@@ -50,11 +48,11 @@ class Redraw:
 class PictureRequest:
     """How pictures are to be drawn."""
 
-    min_codes: int
-    max_codes: int
+    constraints: GenerationConstraints  # as `one_image` gives them
     sampling: Sampling
     guidance: Guidance
     grid: tuple[int, int]  # rows, columns
+    draw_ids: DrawIds | None = None  # of an autoregressive model, in place of `sampling`
 
 
 class Sampler(Protocol):
@@ -64,7 +62,7 @@ class Sampler(Protocol):
         self,
         prompts: Sequence[Prompt],
         request: PictureRequest,
-        generators: Generators,
+        generators: Sequence[torch.Generator],
         *,
         redraw: Sequence[Redraw] | None = None,
         progress: Progress | None = None,
@@ -76,7 +74,7 @@ class Sampler(Protocol):
         prompts: Sequence[Prompt],
         max_new_tokens: int,
         sampling: Sampling,
-        generators: Generators | None,
+        generators: Sequence[torch.Generator] | None,
         *,
         progress: Progress | None = None,
     ) -> list[list[int]]:
@@ -98,7 +96,7 @@ class AutoregressiveSampler:
         self,
         prompts: Sequence[Prompt],
         request: PictureRequest,
-        generators: Generators,
+        generators: Sequence[torch.Generator],
         *,
         redraw: Sequence[Redraw] | None = None,
         progress: Progress | None = None,
@@ -108,16 +106,15 @@ class AutoregressiveSampler:
             raise ValueError(
                 "an autoregressive language model cannot redraw a region; a masked one would fit"
             )
-        vocabulary, ignored = self.model.vocabulary, self.model.defaults.drawing.ignored_ids
-        constraints = one_image(request.max_codes, request.min_codes, ignored, cells=vocabulary.cells)
         written = autoregressive.generate(
             self.model.language,
-            vocabulary,
+            self.model.vocabulary,
             prompts,
-            constraints,
+            request.constraints,
             sampling=request.sampling,
             guidance=request.guidance,
             generators=generators,
+            draw_ids=request.draw_ids,
             progress=progress,
         )
         found = [segment for segments in written for segment in segments]
@@ -129,7 +126,7 @@ class AutoregressiveSampler:
         prompts: Sequence[Prompt],
         max_new_tokens: int,
         sampling: Sampling,
-        generators: Generators | None,
+        generators: Sequence[torch.Generator] | None,
         *,
         progress: Progress | None = None,
     ) -> list[list[int]]:
@@ -164,20 +161,23 @@ class MaskedSampler:
         self,
         prompts: Sequence[Prompt],
         request: PictureRequest,
-        generators: Generators,
+        generators: Sequence[torch.Generator],
         *,
         redraw: Sequence[Redraw] | None = None,
         progress: Progress | None = None,
     ) -> list[ImageSegment]:
         """As `Sampler.pictures`. What stays of a picture to `redraw` counts among its codes."""
         vocabulary, defaults = self.model.vocabulary, self.model.defaults.filling
+        least, most = request.constraints.min_codes, request.constraints.max_codes
+        if request.draw_ids is not None:
+            raise ValueError("ids are drawn one by one of autoregressive language models alone")
         if vocabulary.cells is None or vocabulary.drop is None:
             raise ValueError("this masked language model writes no pictures")
         if not prompts:
             return []
         cells = vocabulary.cells
-        if request.min_codes > cells:
-            raise ValueError(f"min_codes {request.min_codes} asked for; a picture has {cells} cells")
+        if least > cells:
+            raise ValueError(f"min_codes {least} asked for; a picture has {cells} cells")
         ids = torch.full((len(prompts), cells), self.mask, device=self.device)
         masked = torch.ones_like(ids, dtype=torch.bool)
         if redraw is not None:
@@ -192,7 +192,7 @@ class MaskedSampler:
         rules = Rules(
             self.mask,
             forbidden=~(codes | drop | (every == self.mask)),
-            limits=((codes, request.max_codes), (drop, cells - request.min_codes)),
+            limits=((codes, most), (drop, cells - least)),
             order=torch.tensor(halton_order(*request.grid), device=self.device),
         )
         batch = MaskedBatch(
@@ -229,7 +229,7 @@ class MaskedSampler:
         prompts: Sequence[Prompt],
         max_new_tokens: int,
         sampling: Sampling,
-        generators: Generators | None,
+        generators: Sequence[torch.Generator] | None,
         *,
         progress: Progress | None = None,
     ) -> list[list[int]]:
@@ -287,12 +287,10 @@ def settings_of(filling: FillingConfig) -> MaskedSampling:
     )
 
 
-def _one_each(generators: Generators | None, count: int) -> Sequence[torch.Generator]:
-    """A generator for each prompt, which may be one for all; None: the same for each."""
+def _one_each(generators: Sequence[torch.Generator] | None, count: int) -> Sequence[torch.Generator]:
+    """A generator for each prompt; None: the same for each. ValueError for another number of them."""
     if generators is None:
         return [torch.Generator() for _ in range(count)]
-    if isinstance(generators, torch.Generator):
-        return [generators] * count
     if len(generators) != count:
         raise ValueError(f"{count} prompts to sample for need as many generators, not {len(generators)}")
     return generators

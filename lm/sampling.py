@@ -74,19 +74,6 @@ def draw(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generato
     return (probabilities / torch.stack(clocks).to(logits)).argmax(dim=1)
 
 
-def draw_together(
-    logits: Tensor, sampling: Sampling, generator: torch.Generator, places: Sequence[int], count: int
-) -> Tensor:
-    """The same from one generator, as `torch.multinomial` draws for a batch of `count` rows at once.
-
-    The B rows of `logits` are at `places` in it; what the others draw is thrown away.
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(dim=1)
-    clocks = torch.empty(count, logits.shape[1], device=generator.device).exponential_(generator=generator)
-    return (filtered(logits, sampling) / clocks[list(places)].to(logits)).argmax(dim=1)
-
-
 def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities (B, V) at the temperature, 0 for what the filters leave out."""
     # from 0 downwards, so that no temperature, however small, overflows

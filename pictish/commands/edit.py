@@ -63,9 +63,10 @@ def run(
     kept, or where the instruction, the seed or a sampling option changes. With --region all outside the
     rectangle stays.
     """
-    if region is not None:
-        from pictish.pipelines.region import parse_region
+    from pictish.pipelines.image_requests import slug
+    from pictish.pipelines.region import parse_region
 
+    if region is not None:
         parse_region(region)  # refused before anything is loaded
     origin = draw.origin_of(like, "edit")
     if (image is None or instruction is None) and origin is None:
@@ -74,6 +75,6 @@ def run(
     if instruction is None and origin is not None:
         instruction = origin.prompt
     request = draw.asked(ctx, instruction, given, origin)
-    name = "-".join(draw.slug(said) for said in (image and image.stem, request.prompt) if said)
+    name = "-".join(slug(said) for said in (image and image.stem, request.prompt) if said)
     jobs = [(f"{name}-{each.seed}", each) for each in draw.with_seeds(request, count)]
     draw.carry_out(ctx, jobs, given, origin)

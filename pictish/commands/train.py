@@ -1,17 +1,13 @@
 """`pictish train`: one function per model; each calls the training loop of its package."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from pictish.commands.options import Device, files, runtime
 from pictish.configs import shipped_names
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 ConfigName = Annotated[
     str,
@@ -50,6 +46,7 @@ def tokenizer(
 ) -> None:
     """Train a dynamic tokenizer. An interrupted run resumes from its last checkpoint."""
     from pictish.configs import load, parse
+    from pictish.pipelines.run_folder import run_folder
     from pictish.tokenizer.config import TrainConfig
     from pictish.tokenizer.train import train
 
@@ -76,11 +73,12 @@ def lm(
 
     Damaged samples are skipped and listed at the end, and the exit code is then 1.
     """
-    from pictish.commands.train_lm import code_vectors_of, image_encoder, image_tokens_of, showing
     from pictish.configs import load, parse
     from pictish.data.mixture import Report
     from pictish.lm.config import TrainConfig
     from pictish.lm.train import train
+    from pictish.pipelines.lm_training import code_vectors_of, image_encoder, image_tokens_of, showing
+    from pictish.pipelines.run_folder import run_folder
     from pictish.tokenizer.dynamic import Tokenizer
     from pictish.training.runtime import resolve_device
 
@@ -121,6 +119,7 @@ def decoder(
     from pictish.configs import load, parse
     from pictish.decoder.config import TrainConfig
     from pictish.decoder.train import train
+    from pictish.pipelines.run_folder import run_folder
 
     settings = parse(TrainConfig, load(config, overrides or []), config)
     with run_folder(run, settings, quiet):
@@ -128,57 +127,7 @@ def decoder(
         _with_progress(lambda progress: train(settings, run, device, progress, **parts), quiet)
 
 
-@contextmanager
-def run_folder(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
-    """Lock the run folder for this process and write the resolved config.
-
-    ValueError when another process holds it, or when a step of it was trained with settings that decide other
-    weights; a run without a step takes any.
-    """
-    import logging
-    import os
-
-    from pictish.io.files import only_writer, write_atomic
-    from pictish.io.plain_yaml import to_yaml
-
-    logger = logging.getLogger("pictish")
-    level = logger.level
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    try:
-        if os.environ.get("RANK", "0") != "0":  # of several processes the first one writes
-            yield
-            return
-        with only_writer(run):
-            if (run / "config.yaml").exists():
-                _may_replace(run, settings)
-            write_atomic(run / "config.yaml", to_yaml(settings).encode())
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def _may_replace(run: Path, settings: "BaseModel") -> None:
-    """ValueError unless the run may take these settings; what earlier ones made before a step is removed."""
-    import shutil
-
-    from pictish.configs import load, parse
-    from pictish.training.checkpoint import latest_checkpoint
-    from pictish.training.resume import differences, in_one_line
-
-    written, now = run / "config.yaml", settings.model_dump(mode="json")
-    latest = latest_checkpoint(run)
-    if latest is None:
-        shutil.rmtree(run / "text_tokenizer", ignore_errors=True)
-        return
-    before = parse(type(settings), load(written), str(written)).model_dump(mode="json")
-    if changed := differences(before, now):
-        raise ValueError(
-            f"{run}: {latest.name} was trained with other settings: {in_one_line(changed)}; "
-            "give those it was trained with, or another --run"
-        )
-
-
-def _with_progress(work, quiet: bool) -> None:
+def _with_progress(work: Callable[[Any], Path], quiet: bool) -> None:
     from pictish.io.report import Bar
 
     with Bar("training", quiet=quiet) as bar:

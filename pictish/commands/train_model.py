@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pictish.commands import options
-from pictish.commands.train import Device, Quiet, run_folder
+from pictish.commands.train import Device, Quiet
 
 if TYPE_CHECKING:
     from pictish.configs import Config
@@ -112,6 +112,7 @@ def _train_all(config: "OwnConfig", out: Path, device: str, quiet: bool, say: Ca
     """Train what is not trained yet and put it into OUT; whether anything was."""
     from pictish.io.model_folder import CONFIG
     from pictish.pipelines.assemble import assemble
+    from pictish.pipelines.run_folder import run_folder
     from pictish.recipes.own.config import STAGES, located
 
     there, trained = located(config, out), False
@@ -150,8 +151,8 @@ def _train(device: str, stage: "Stage", settings: Any, run: Path, progress: "Pro
 
             return train_decoder(settings, run, device, progress)
         case "lm":
-            from pictish.commands.train_lm import code_vectors_of, image_tokens_of
             from pictish.lm.train import train as train_lm
+            from pictish.pipelines.lm_training import code_vectors_of, image_tokens_of
             from pictish.tokenizer.dynamic import Tokenizer
             from pictish.training.runtime import resolve_device
 

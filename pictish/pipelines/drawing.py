@@ -37,7 +37,6 @@ def generate(
     config: GenerationConfig,
     *,
     shapes: Sequence[tuple[int, int]] | None = None,
-    official_quirks: bool = False,
     language_progress: AfterStep | None = None,
     decoder_progress: AfterStep | None = None,
 ) -> list[Drawn]:
@@ -50,7 +49,6 @@ def generate(
         generators(seeds),
         config,
         shapes=shapes,
-        official_quirks=official_quirks,
         progress=language_progress,
     )
     return render(drawer.reconstructor, tokens, seeds, config, progress=decoder_progress)
@@ -65,7 +63,6 @@ def edit(
     *,
     keep_unchanged: bool = True,
     region: Region | None = None,
-    official_quirks: bool = False,
     language_progress: AfterStep | None = None,
     decoder_progress: AfterStep | None = None,
 ) -> list[Drawn]:
@@ -80,7 +77,6 @@ def edit(
         config,
         shapes=[(source.height, source.width) for source in sources],
         regions=None if region is None else [region] * len(sources),
-        official_quirks=official_quirks,
         progress=language_progress,
     )
     kept = sources if keep_unchanged else None

@@ -158,12 +158,12 @@ def _measure(
 def model_card(folder: Path, made: Imported, mode: Mode) -> str:
     """What lies in an imported folder, where it comes from, whose it is, and what was measured."""
     sizes = "\n".join(f"| `{name}/` | {size / 1e6:,.1f} MB |" for name, size in made.parts.items())
-    measured = "not measured: there were no pictures"
+    measured = "not measured: there were no images"
     if made.agreement is not None:
         agreement = made.agreement
         measured = (
-            f"on {agreement.pictures} pictures {100 * agreement.equal:.1f} % of {agreement.codes} codes are\n"
-            f"  those of `exact`, in the picture with fewest {100 * agreement.worst:.1f} %; merged rows, of "
+            f"on {agreement.pictures} images {100 * agreement.equal:.1f} % of {agreement.codes} codes are\n"
+            f"  those of `exact`, in the image with fewest {100 * agreement.worst:.1f} %; merged rows, of "
             f"about unit\n  variance, differ by at most {agreement.furthest:.2g}"
         )
     return f"""# LaVIT, imported into pictish

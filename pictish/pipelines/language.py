@@ -80,14 +80,11 @@ class Language:
         # stripped, as captions are for training
         return [next(waiting) if isinstance(one, Image.Image) else Text(one.strip()) for one in said]
 
-    def prompt(
-        self, said: Sequence[Said], *, draw: bool, continuous: bool = False, bare: bool = False
-    ) -> "Prompt":
+    def prompt(self, said: Sequence[Said], *, draw: bool, continuous: bool = False) -> "Prompt":
         """What the model is to continue: with a picture when `draw`, else with text.
 
         A prompt to draw has branches for guidance: with nothing, and where it holds pictures with them alone.
-        With `bare` the pictures in it have no markers around them, as LaVIT's code has it. Raises ValueError
-        when nothing was said.
+        Raises ValueError when nothing was said.
         """
         from pictish.lm.autoregressive import Prompt
         from pictish.lm.sequence import Text
@@ -101,8 +98,8 @@ class Language:
         if not draw:
             return Prompt(self.embed(parts, draw))
         shown = [part for part in parts if not isinstance(part, Text)]
-        full = self.embed(parts, draw, bare)
-        image_only = self.embed(shown, draw, bare) if 0 < len(shown) < len(parts) else full if shown else None
+        full = self.embed(parts, draw)
+        image_only = self.embed(shown, draw) if 0 < len(shown) < len(parts) else full if shown else None
         return Prompt(
             full=full,
             image_only=image_only,
@@ -111,11 +108,8 @@ class Language:
         )
 
     @inference
-    def embed(self, parts: "Sequence[Part]", draw: bool, bare: bool = False) -> "torch.Tensor":
-        """Embeddings (L, D) of parts, with the marker that opens a picture behind them when `draw`.
-
-        `bare` is for codes: without the markers around them.
-        """
+    def embed(self, parts: "Sequence[Part]", draw: bool) -> "torch.Tensor":
+        """Embeddings (L, D) of parts, with the marker that opens a picture behind them when `draw`."""
         import numpy as np
         import torch
 
@@ -124,11 +118,7 @@ class Language:
 
         model, vocabulary = self.model, self.model.vocabulary
         joined = join("interleaved", parts, vocabulary, partial(text_ids, model.text_tokenizer))
-        ids = joined.ids
-        if bare:
-            assert joined.features is None
-            ids = ids[(ids != vocabulary.begin) & (ids != vocabulary.end)]
-        ids = np.append(ids, vocabulary.begin) if draw else ids
+        ids = np.append(joined.ids, vocabulary.begin) if draw else joined.ids
         device = self.tokenizer.device
         places = torch.from_numpy(np.stack([np.zeros_like(joined.places), joined.places])).to(device)
         features = None if joined.features is None else torch.from_numpy(joined.features).to(device)

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from pictish import cli
-from pictish.commands.draw import even_grid
 from pictish.data.images import png_bytes
 from pictish.data.provenance import digest_of, png_with_origin, read_origin
 from pictish.data.tokens import TokenizedImage
@@ -22,6 +21,7 @@ from pictish.io.model_folder import fingerprint
 from pictish.lm.captions import CAPTIONS, to_bytes
 from pictish.lm.config import ImageGenerationConfig
 from pictish.pipelines.drawing import generate
+from pictish.pipelines.image_requests import even_grid
 from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer

@@ -4,11 +4,11 @@ import logging
 
 import pytest
 
-from pictish.commands.train import run_folder
 from pictish.configs import load, parse
 from pictish.decoder.config import TrainConfig as DecoderConfig
 from pictish.io.files import only_writer
 from pictish.lm.config import TrainConfig
+from pictish.pipelines.run_folder import run_folder
 from pictish.tokenizer.config import TrainConfig as TokenizerConfig
 from pictish.training.resume import MEMORY, READING, REPORTING
 

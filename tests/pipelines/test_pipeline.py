@@ -249,7 +249,7 @@ def test_a_call_is_cancelled_between_two_steps(pipe, stage):
         ),
         (lambda pipe, path: pipe.tokenize(path, threshold=1.0), "threshold: 1.0 asked for"),
         (lambda pipe, path: pipe.tokenize(path, budget=2, seed=1), "budget and seed were given"),
-        (lambda pipe, path: pipe.tokenize([path, b"text"]), "image 1: not a picture"),
+        (lambda pipe, path: pipe.tokenize([path, b"text"]), "image 1: not an image"),
         (lambda pipe, path: pipe.tokenize(path, max_pixels=9), "disc.png: 1,800 pixels; at most 9"),
         (lambda pipe, path: pictish.Pipeline.from_pretrained("none"), "no tokenizer found for model 'none'"),
         (

@@ -1,4 +1,4 @@
-"""What `pictish train lm` passes to the loop, which knows neither tokenizer nor decoder."""
+"""What the training loop of the language model is given, since it knows neither tokenizer nor decoder."""
 
 from collections.abc import Sequence
 from functools import partial
