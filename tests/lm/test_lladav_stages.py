@@ -99,8 +99,8 @@ def test_a_dialogue_learns_what_the_assistant_says_and_marks_what_the_template_d
     marks = said(model, document, document.structure)
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     assert marks == (
-        "<bos>" + header.format("") + "<|eot_id|>" + header.format("") + "<|eot_id|>" + header.format("assistant")
-        + header.format("") + "<|eot_id|>" + header.format("assistant")
+        "<bos>" + header.format("") + "<|eot_id|>" + header.format("") + "<|eot_id|>"
+        + header.format("assistant") + header.format("") + "<|eot_id|>" + header.format("assistant")
     )  # fmt: skip
     assert (document.ids == model.text_tokenizer.convert_tokens_to_ids("<|eot_id|>")).sum() == 5, (
         "typed, it is text"
