@@ -407,6 +407,7 @@ def new_model(
         torch.manual_seed(seed)
         ours = _ours(base.folder, image_tokens) if isinstance(base, PretrainedModel) else None
         if ours is not None:
+            assert isinstance(base, PretrainedModel)
             language, text_tokenizer = ours.language, ours.text_tokenizer
             projector, defaults, sight = ours.projector, ours.defaults, ours.vision
             mask = ours.vocabulary.text_mask

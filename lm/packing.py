@@ -12,6 +12,7 @@ Legend: B rows, L tokens a row, M embedded features, F feature channels.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class Packed:
 
     def _map(self, change: Callable[[Tensor], Tensor], features: Tensor | None, places: Tensor) -> "Packed":
         """The same with every tensor (B, L) changed, features in other places."""
-        changed = {name: change(tensor) for name, tensor in self.by_token.items()}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.by_token.items()}
         if features is not None:
             features = features.to(places.device)
         return replace(self, **changed, features=features, places=places)
@@ -82,7 +83,7 @@ class Packed:
             places = self.places[:, inside].clone()
             places[0] -= start
             features = self.features[inside] if self.features is not None and inside.any() else None
-            part = self._map(lambda t, start=start: t[start : start + rows], features, places)
+            part = self._map(itemgetter(slice(start, start + rows)), features, places)
             pictures = [one for one in self.pictures if start <= one.row < start + rows]
             parts.append(replace(part, pictures=tuple(p._replace(row=p.row - start) for p in pictures)))
         return parts

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import compress
 from operator import not_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,9 +104,10 @@ def scale_tower(optimizer: torch.optim.Optimizer, model: UnifiedModel, stage: St
         lists = {name: group[name] for name in ("params", "param_names") if name in group}
         inside = [id(parameter) in tower for parameter in group["params"]]
         if any(inside):
-            own = {name: list(compress(values, inside)) for name, values in lists.items()}
+            own: dict[str, Any] = {name: list(compress(values, inside)) for name, values in lists.items()}
             optimizer.param_groups.append({**group, **own, "scale": scale})
-            group |= {name: list(compress(values, map(not_, inside))) for name, values in lists.items()}
+            for name, values in lists.items():
+                group[name] = list(compress(values, map(not_, inside)))
 
 
 def vocabulary_rows(model: UnifiedModel) -> list[nn.Parameter]:

@@ -33,11 +33,11 @@ class VisionEncoder(nn.Module):
         self.micro_batch, self.norm = config.micro_batch, config.norm
         self.register_buffer("mean", torch.tensor(config.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.std)[:, None, None], persistent=False)
+        self._index: int | None = None  # of timm's block
         if isinstance(config.tower, TimmTower):
             self.tower, self.side, self.cells, self.features, self._index = _timm_tower(config.tower, config)
         else:
             self.tower, self.side, self.cells, self.features = _transformers_tower(config.tower, config)
-            self._index = None
 
     def forward(self, views: Tensor) -> Tensor:
         """Features (V, K, F) of uint8 `views` (V, S, S, 3), in the tower's own precision."""
