@@ -54,7 +54,14 @@ def png(*chunks: bytes) -> bytes:
 
 
 def facts(**changes) -> bytes:
-    usual = {"format": 2, "keep": None, "aspect": None, "official_quirks": False, "lowres": False}
+    usual = {
+        "format": 2,
+        "keep": None,
+        "region": None,
+        "aspect": None,
+        "official_quirks": False,
+        "lowres": False,
+    }
     usual |= {"precision": "float32", "upscale": 1, "upscaler": None}
     return json.dumps({**usual, **FACTS, **changes}).encode()
 

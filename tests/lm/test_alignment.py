@@ -31,7 +31,7 @@ def rows(model: UnifiedModel) -> Packed:
         build(task, part, model.vocabulary, lambda text: [4, 5], eos=2)
         for task, part in zip(("drawing", "edit"), parts, strict=True)
     ]
-    return shifted(pack([documents], 64))
+    return pack([documents], 64)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])

@@ -1,12 +1,14 @@
 """Samplers of both kinds behind one protocol: caches that cut no corner change no id, nor does the batch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from pictish.lm.autoregressive import Guidance, Prompt, embed_ids
 from pictish.lm.config import FillingConfig, MaskedCache, MaskedDefaults, MaskedForm, TextFillingConfig
-from pictish.lm.grammar import ImageSegment, one_image
+from pictish.lm.grammar import GenerationConstraints, ImageSegment, one_image
 from pictish.lm.masked_cache import Interval
 from pictish.lm.model import ImageTokens, UnifiedModel
 from pictish.lm.sampler import (
@@ -157,8 +159,9 @@ def test_pictures_have_as_many_codes_as_asked_for():
             assert list(one.cells) == sorted(set(one.cells))
             assert min(one.codes) >= 0
             assert max(one.codes) < CODES
+    too_many = replace(request(), constraints=GenerationConstraints(99, False, 1, 17, 17))
     with pytest.raises(ValueError, match="min_codes 17 asked for; a picture has 16 cells"):
-        sampler.pictures(prompts(model, True), request(17, 17), seeded(3))
+        sampler.pictures(prompts(model, True), too_many, seeded(3))
 
 
 def test_what_lies_outside_a_region_stays():

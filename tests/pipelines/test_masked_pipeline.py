@@ -7,13 +7,13 @@ from PIL import Image
 
 from pictish import Pipeline
 from pictish.cli import main
-from pictish.commands.train_lm import image_tokens_of
 from pictish.data.provenance import read_origin
 from pictish.decoder.config import PreviewConfig
 from pictish.decoder.preview import build_preview, save_preview
 from pictish.lm.config import DefaultsConfig, FillingConfig, MaskedDefaults, MaskedForm
 from pictish.lm.model import UnifiedModel
 from pictish.lm.vocabulary import widen
+from pictish.pipelines.lm_training import image_tokens_of
 from pictish.pipelines.region import Region, cells_in, parse_region
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.lm.tiny import tiny_model, tiny_tokenizer
