@@ -259,7 +259,8 @@ class TrainConfig(Config):
     sample_every: int = Field(0, ge=0, description="steps between grids of images; 0: none")
     checkpoint_every: int = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="write the metrics to RUN/tensorboard too")
+    wandb: bool = Field(False, description="log the metrics to Weights & Biases too, in project pictish")
     mixed_precision: MixedPrecision = Field(
         "no", description="auto: bf16 where the processor or GPU has units for it, else no"
     )

@@ -376,7 +376,8 @@ class TrainConfig(Config):
     samples: tuple[str, ...] = Field((), description="texts to draw then")
     checkpoint_every: int = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="write the metrics to RUN/tensorboard too")
+    wandb: bool = Field(False, description="log the metrics to Weights & Biases too, in project pictish")
     mixed_precision: MixedPrecision = Field(
         "no", description="auto: bf16 where the processor or GPU has units for it, else no"
     )

@@ -128,7 +128,10 @@ def train(
             if shown is not None:
                 show(shown.eval(), begun.step)  # a sample that cannot be drawn is said now, not hours later
         model.train()
-    with _told(report, main), MetricsLog(run, begun.step, config.tensorboard, main=main) as metrics:
+    with (
+        _told(report, main),
+        MetricsLog(run, begun.step, config.tensorboard, config.wandb, main=main) as metrics,
+    ):
         for number, (first, stage) in enumerate(zip(firsts, config.stages, strict=False)):
             last = first + stage.steps
             if begun.step >= last:

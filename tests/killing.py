@@ -108,7 +108,6 @@ CASES: dict[str, Case] = {
             *("generate", "a red apple", "two pears", "--count", 6, "--size", 32, "--save-tokens"),
             *("--batch-size", 1, "--max-tokens", 8, "--out", out, "--model", given / "model"),
         ],
-        again=("--overwrite",),
     ),
     "import lavit": Case(
         lambda given, out: [

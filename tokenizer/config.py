@@ -355,7 +355,8 @@ class TrainConfig(Config):
     usage_alarm: float = Field(
         0.3, ge=0, le=1, description="warn when a smaller share of the codebook is in use"
     )
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="write the metrics to RUN/tensorboard too")
+    wandb: bool = Field(False, description="log the metrics to Weights & Biases too, in project pictish")
     mixed_precision: MixedPrecision = Field(
         "no", description="auto: bf16 where the processor or GPU has units for it, else no"
     )

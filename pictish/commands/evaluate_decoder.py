@@ -51,6 +51,7 @@ def run(
     """Compare a decoder with its preview, with thumbnails of equal bits, and with a mean image."""
     from pictish.evaluation import decoder_report as report
     from pictish.evaluation.output import check_free, show
+    from pictish.io.files import check_apart
     from pictish.pipelines.settings import Drawing
     from pictish.training.runtime import resolve_device
 
@@ -61,6 +62,7 @@ def run(
     sources = sources_of(inputs, photographs, limit)
     files = [report.NUMBERS, *(report.SHEET.format(name) for name in sources)]
     names = [report.CURVE_NUMBERS, report.CURVE_CHART] if curve else files
+    check_apart(out, inputs or [], inside=False)
     check_free(out, names, overwrite)
     drawing = Drawing(steps, pixel_guidance, scheduler, upscale)
     evaluation = _load(model, resolve_device(device), drawing, seed)

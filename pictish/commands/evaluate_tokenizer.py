@@ -41,9 +41,11 @@ def run(
     """Measure reconstruction quality as a function of token count, and token selection against baselines."""
     from pictish.evaluation import tokenizer_report as report
     from pictish.evaluation.output import check_free, show
+    from pictish.io.files import check_apart
 
     sources = sources_of(inputs, photographs, limit, flat)
     names = [report.NUMBERS, report.CHART, *(report.SHEET.format(name) for name in sources)]
+    check_apart(out, inputs or [], inside=False)
     check_free(out, names, overwrite)
     evaluation = _load(model, device, seed)
     numbers, failures = report.measure(evaluation, sources, out, quiet)

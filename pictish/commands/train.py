@@ -20,6 +20,14 @@ Overrides = Annotated[
 Run = Annotated[
     Path, files(metavar="DIR", help="Run folder: checkpoints, metrics.jsonl and the final model.")
 ]
+Base = Annotated[
+    Path | None,
+    files(metavar="FOLDER", help="Pretrained language model to start from, a folder of transformers."),
+]
+Lora = Annotated[
+    int | None,
+    files(metavar="R", min=1, help="Train LoRA adapters of rank R instead of the pretrained weights."),
+]
 AnomalySkip = Annotated[
     int,
     runtime(metavar="N", min=0, help="Skip up to N steps with a non-finite or exploding loss, then abort."),
@@ -61,6 +69,8 @@ def lm(
     overrides: Overrides = None,
     run: Run = Path("runs/lm"),
     device: Device = "auto",
+    base: Base = None,
+    lora: Lora = None,
     strict: Annotated[bool, runtime("--strict", help="Stop at the first damaged sample.")] = False,
     caption_key: Annotated[
         str | None, runtime(metavar="KEY", help="Field of the samples' JSON that holds the captions.")
@@ -83,7 +93,10 @@ def lm(
     from pictish.training.runtime import resolve_device
 
     changes = [*(overrides or []), *(["data.strict=true"] if strict else [])]
+    changes += base_overrides(base, None, "model.base")
     asked = load(config, changes)
+    if lora is not None:
+        _adapt(asked, lora)
     for source in ("train", "validation") if caption_key else ():
         for each in asked.get("data", {}).get(source, {}).values():
             each["caption_key"] = caption_key
@@ -125,6 +138,29 @@ def decoder(
     with run_folder(run, settings, quiet):
         parts: dict[str, Any] = {"anomaly_skip": anomaly_skip, "fsdp": fsdp}
         _with_progress(lambda progress: train(settings, run, device, progress, **parts), quiet)
+
+
+def base_overrides(base: Path | None, lora: int | None, key: str) -> list[str]:
+    """Overrides of the base of a language model, which `key` is, for --base; ValueError for no model."""
+    import json
+
+    from pictish.io.files import printable
+
+    if base is None:
+        return []
+    if not any((folder / "config.json").is_file() for folder in (base, base / "lm")):
+        raise ValueError(f"--base {printable(base)}: has no config.json; a model folder of transformers fits")
+    settings = {"kind": "pretrained", "folder": str(base.resolve()), "lora": lora}
+    return [f"{key}={json.dumps(settings)}"]  # which is YAML
+
+
+def _adapt(asked: dict[str, Any], rank: int) -> None:
+    """Set the rank of the adapters of a configuration; ValueError where there is no pretrained model."""
+    model = asked.get("model")
+    base = model.get("base") if isinstance(model, dict) else None
+    if not isinstance(base, dict) or base.get("kind") != "pretrained":
+        raise ValueError(f"--lora {rank}: adapts a pretrained language model; give --base FOLDER")
+    base["lora"] = rank
 
 
 def _with_progress(work: Callable[[Any], Path], quiet: bool) -> None:

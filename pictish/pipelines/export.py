@@ -11,7 +11,16 @@ from pictish.pipelines.assemble import copy_part
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OWN = ("checkpoints", "metrics.jsonl", "model", "samples", "tensorboard", CONFIG)  # of the run, not to share
+_OWN = (
+    "checkpoints",
+    "metrics.jsonl",
+    "model",
+    "samples",
+    "tensorboard",
+    "wandb",
+    "wandb-id",
+    CONFIG,
+)  # of the run, not to share
 
 
 def checkpoints_of(run: Path) -> list[int]:

@@ -7,7 +7,7 @@ import re
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from pictish import __version__
-from pictish.data.images import png_bytes
-from pictish.data.provenance import Origin, Request, png_with_origin
+from pictish.data.images import load_image, png_bytes
+from pictish.data.provenance import Origin, Request, png_with_origin, read_origin
 from pictish.data.words import is_mark
 from pictish.io.files import write_atomic
 from pictish.io.interrupt import in_units, stop_here
@@ -90,11 +90,14 @@ def carry_out(
 ) -> None:
     """Generate each request, all alike but for words and seed, by `config`, and write it as OUT/name.png.
 
-    The tokens in `origin` are decoded as they are where they are what is asked for. ValueError for names that
-    are taken, for settings and models that do not fit, and where a given image is needed again.
+    The tokens in `origin` are decoded as they are where they are what is asked for. Without an `origin`,
+    generated images that are there already with the same settings are kept. ValueError for names that are
+    taken, for settings and models that do not fit, and where a given image is needed again.
     """
     first = jobs[0][1]
-    files.check([name for name, _ in jobs])
+    resumes = origin is None and first.command == "generate"
+    finished = files.finished(jobs) if resumes else {}
+    files.check([name for name, _ in jobs], finished)
     stored = origin.image() if origin and len(jobs) == 1 and first.same_tokens(origin) else None
     if first.pictures and not given and (stored is None or first.keep):
         raise ValueError("the --like file was made from an input image, which is needed again; give it too")
@@ -107,18 +110,33 @@ def carry_out(
     models = _models(model, reconstructor, drawing)
     if origin:
         _check_models(models, origin, first)
+    used = {
+        "steps": drawing.steps,
+        "pixel_guidance": drawing.guidance,
+        "scheduler": drawing.scheduler,
+        "upscale": drawing.upscale,
+    }
+    settled_facts = used | sampled | models
+    usual_size = {"size": first.size or reconstructor.usual_size(drawing)}
+    for name, request in jobs:
+        if name in finished:
+            files.check_same(name, finished[name], request.model_dump() | settled_facts | usual_size)
+    for name, drawn_before in finished.items():
+        files.keep(name, drawn_before)
+    todo = [(name, request) for name, request in jobs if name not in finished]
     if drawer is not None and first.command == "generate" and not (first.pictures or files.quiet):
-        words = [request.prompt for _, request in jobs if request.prompt is not None]
+        words = [request.prompt for _, request in todo if request.prompt is not None]
         for line in drawer.far_prompt_hints(words):
             print(line, file=sys.stderr)
-    pictures = []
+    images: dict[str, Image.Image] = {}  # for the grid
     with in_units("batch"):
-        for start in range(0, len(jobs), batch_size):
+        for start in range(0, len(todo), batch_size):
+            there = start + len(finished)
+            rest = " generates the rest" if resumes else " with --overwrite generates all of them"
             stop_here(
-                f"interrupted; {start} of {len(jobs)} images are in {files.out}; "
-                "the same command with --overwrite generates all of them"
+                f"interrupted; {there} of {len(jobs)} images are in {files.out}; the same command{rest}"
             )
-            part = jobs[start : start + batch_size]
+            part = todo[start : start + batch_size]
             requests = [request for _, request in part]
             if stored is not None:
                 sources = given[:1] if first.keep else None
@@ -126,21 +144,17 @@ def carry_out(
             else:
                 assert drawer is not None
                 drawn = _draw(drawer, requests, given, config)
-            used = {
-                "steps": drawing.steps,
-                "pixel_guidance": drawing.guidance,
-                "scheduler": drawing.scheduler,
-                "upscale": drawing.upscale,
-            }
             for (name, request), one in zip(part, drawn, strict=True):
                 blob = base64.b64encode(one.tokens.to_bytes()).decode()
                 kept = {"keep": None if first.keep is None else one.kept}
                 size = {"size": max(one.image.size)}
-                facts = request.model_dump() | used | kept | sampled | size | models | {"tokens": blob}
+                facts = request.model_dump() | settled_facts | kept | size | {"tokens": blob}
                 files.store(name, one.image, Origin(**facts))
-            pictures += [one.image for one in drawn] if files.grid else []
+                if files.grid:
+                    images[name] = one.image
     if files.grid:
-        files.store_grid(pictures)
+        images |= {name: load_image(files.out / f"{name}.png") for name in finished}
+        files.store_grid([images[name] for name, _ in jobs])
 
 
 def _draw(
@@ -231,20 +245,64 @@ class Files:
     quiet: bool
     count: int  # images of each prompt
 
-    def check(self, names: Sequence[str]) -> None:
-        """Refuse, with ValueError, names that come twice, and files that are there unless `overwrite`."""
+    def finished(self, jobs: Sequence[tuple[str, Request]]) -> dict[str, Origin]:
+        """How the images that are there already were drawn, by name; none where they are overwritten.
+
+        ValueError for one that does not say so, or that was drawn by other settings than the options given.
+        """
+        if self.overwrite:
+            return {}
+        found = {}
+        for name, request in jobs:
+            path = self.out / f"{name}.png"
+            if not path.exists():
+                continue
+            try:
+                found[name] = read_origin(path)
+            except ValueError:
+                raise ValueError(_taken(path)) from None
+            self.check_same(name, found[name], request.model_dump(exclude_none=True))
+            tokens = self.out / f"{name}.tokens"
+            kept = found[name].image().to_bytes()
+            if self.save_tokens and tokens.exists() and tokens.read_bytes() != kept:
+                raise ValueError(_taken(tokens))
+        return found
+
+    def check_same(self, name: str, origin: Origin, facts: Mapping[str, Any]) -> None:
+        """ValueError naming the first of these settings that an image was not drawn by; no size fits any."""
+        for setting, value in facts.items():
+            if value != (was := getattr(origin, setting)) and not (setting == "size" and value is None):
+                called = setting.replace("_", " ")
+                raise ValueError(
+                    f"{self.out / name}.png was generated with {called} {was}, and {value} is asked for; "
+                    "give --overwrite to replace it, or another --out"
+                )
+
+    def keep(self, name: str, origin: Origin) -> None:
+        """Keep an image that is there already, with its tokens if they are wanted; say so."""
+        if self.save_tokens:
+            write_atomic(self.out / f"{name}.tokens", origin.image().to_bytes())
+        if not self.quiet:
+            print(f"{self.out / name}.png  exists already")
+
+    def check(self, names: Sequence[str], finished: Collection[str] = ()) -> None:
+        """Refuse, with ValueError, names that come twice, and files that are there unless `overwrite`.
+
+        Those of `finished` images may be there.
+        """
         twice = sorted({name for name in names if list(names).count(name) > 1})
         if twice:
             raise ValueError(f"two images would be written to {twice[0]}.png; generate them in separate runs")
         suffixes = (".png", ".tokens") if self.save_tokens else (".png",)
-        paths = [self.out / f"{name}{suffix}" for name in names for suffix in suffixes]
+        wanted = [name for name in names if name not in finished]
+        paths = [self.out / f"{name}{suffix}" for name in wanted for suffix in suffixes]
         if self.grid:
             if self.grid.suffix.lower() != ".png" or self.grid in paths:
                 raise ValueError(f"--grid {self.grid}: expected a .png name that no generated image has")
             paths.append(self.grid)
         there = [path for path in paths if path.exists()]
         if there and not self.overwrite:
-            raise ValueError(f"{there[0]} already exists; give --overwrite to replace it, or another --out")
+            raise ValueError(_taken(there[0]))
 
     def store(self, name: str, picture: Image.Image, origin: Origin) -> None:
         """Write a picture, and its tokens if they are wanted, each as a whole; say so."""
@@ -262,6 +320,10 @@ class Files:
         write_atomic(self.grid, png_bytes(even_grid(pictures, columns)))
         if not self.quiet:
             print(f"{self.grid}  {len(pictures)} images")
+
+
+def _taken(path: Path) -> str:
+    return f"{path} already exists; give --overwrite to replace it, or another --out"
 
 
 def even_grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -41,8 +41,9 @@ def gumbel(generators: Generators) -> Callable[[Tensor], Tensor]:
         if isinstance(generators, torch.Generator):
             drawn = gumbel_mask(logits, generators)
         else:
-            pairs = zip(logits.split(1), generators, strict=True)
-            drawn = torch.cat([gumbel_mask(one, generator) for one, generator in pairs])
+            assert len(generators) == len(logits), (len(generators), len(logits))
+            own = [gumbel_mask(logits[[row]], generator) for row, generator in enumerate(generators)]
+            drawn = torch.cat(own)
         return drawn | (rank(logits) == 0) & ~drawn.any(dim=1, keepdim=True)
 
     return keep

@@ -111,6 +111,13 @@ def test_a_broken_picture_is_named_and_left_out(pictures, tiny_models, tmp_path,
     assert [each["name"] for each in found["broken"]] == ["torn.jpg"]
 
 
+def test_figures_among_the_pictures_are_refused(pictures, tiny_models, capsys):
+    before = sorted(pictures.iterdir())
+    assert evaluate(tiny_models, pictures, "--out", pictures) == 2
+    assert "lies among the inputs" in capsys.readouterr().err
+    assert sorted(pictures.iterdir()) == before
+
+
 @pytest.mark.parametrize("inputs", [(), ("empty",), ("absent",), ("only-broken",)])
 def test_nothing_to_evaluate_is_a_users_mistake(inputs, tiny_models, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
