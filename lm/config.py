@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pictish.configs import Config
+from pictish.lm.vision.config import VisionConfig
 from pictish.training.precision import MixedPrecision
 from pictish.training.schedule import check_warmup
 
@@ -18,6 +19,7 @@ class NewModel(Config):
     architecture: str = Field("llama", description="transformers' `model_type`: llama, qwen3, gpt2, ...")
     settings: dict[str, Any] = Field(description="of transformers' config class, such as hidden_size")
     vocab_size: int = Field(2048, gt=256, description="size of the text vocabulary, 256 of it bytes")
+    chat: bool = Field(False, description="whether it has marks of turns, and a chat template for dialogues")
 
 
 class PretrainedModel(Config):
@@ -35,6 +37,9 @@ class LanguageModelConfig(Config):
 
     base: Annotated[NewModel | PretrainedModel, Field(discriminator="kind")]
     features: bool = Field(False, description="whether pictures may also enter as continuous features")
+    vision: VisionConfig | None = Field(
+        None, description="the tower that such features come from; none: the image tokenizer's, or the base's"
+    )
     attn_implementation: Literal["eager", "sdpa"] | None = Field(
         None,
         description="of transformers, in training; eager is faster on short rows. none: transformers' own",
@@ -205,6 +210,9 @@ class SourceConfig(Config):
     continuous: float = Field(
         0.0, ge=0, le=1, description="share of captions and answers whose picture enters as features"
     )
+    system: str | None = Field(None, description="message that begins dialogues which have no system message")
+    turn_suffix: str = Field("", description="added to what users say in dialogues, such as ' /think'")
+    turn_suffix_share: float = Field(1.0, ge=0, le=1, description="share of their messages that get it")
 
 
 class DataConfig(Config):
@@ -236,6 +244,10 @@ class StageConfig(Config):
         {}, description="weights of sources in this stage; 0 leaves one out"
     )
     learning_rate: float = Field(1e-3, gt=0)
+    vision_learning_rate: float | None = Field(
+        None, gt=0, description="of the vision tower; none: learning_rate"
+    )
+    tiles: bool = Field(True, description="whether pictures are seen in tiles, if model.vision has them")
     warmup: int = Field(100, ge=0)
     final_rate: float = Field(0.1, ge=0, description="learning rate at the end, as a share of the peak")
 
@@ -336,7 +348,10 @@ class TrainConfig(Config):
 
     part: Literal["lm"] = "lm"
     model: LanguageModelConfig
-    tokenizer: str = Field("starter", description="whose codes are learned: a folder or a shipped name")
+    tokenizer: str | None = Field(
+        "starter",
+        description="whose codes are learned: a folder or a shipped name; none: pictures are only seen",
+    )
     objective: Annotated[Autoregressive | Masked, Field(discriminator="kind")] = Autoregressive()
     dropout: DropoutConfig = DropoutConfig()
     data: DataConfig
@@ -376,10 +391,15 @@ class TrainConfig(Config):
             if self.data.rows % (count := getattr(self.data, name)):
                 raise ValueError(f"data.rows {self.data.rows} is no multiple of data.{name}, {count}")
         for name, source in {**self.data.train, **self.data.validation}.items():
-            if source.continuous and not self.model.features:
+            if source.continuous and not (self.model.features or self.model.vision):
                 raise ValueError(
-                    f"source {name}: continuous is {source.continuous}, which takes model.features: true"
+                    f"source {name}: continuous is {source.continuous}, which takes model.features: true, or "
+                    "model.vision"
                 )
+        if self.tokenizer is None and self.model.features:
+            raise ValueError(
+                "model.features are an image tokenizer's, and tokenizer is none; vision would fit"
+            )
         for stage in self.stages:
             strange = sorted(set(stage.weights) - set(self.data.train))
             if strange:

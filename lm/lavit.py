@@ -5,6 +5,7 @@ Written from a description of the files, not from LaVIT's code. docs/models.md t
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from pictish.data.importing import Meta, Part, Piece, Shape, Source
+from pictish.data.importing import Meta, Part, Piece, Shape, Source, weight_files
 from pictish.io.files import one_line, write_atomic
 from pictish.io.model_folder import CONFIG, SHARDS, WEIGHTS
 from pictish.io.plain_yaml import to_yaml
@@ -61,7 +62,7 @@ def plan_language(
     """
     faults = len(source.wrong)
     config, pieces = _config(source), _pieces(source)
-    shards = _shards(source)
+    shards = weight_files(source, FOLDER, NEEDED_BY)
     if config is None or pieces is None or shards is None:
         return None
     rows = len(pieces) + 2 + codes
@@ -112,29 +113,6 @@ def _pieces(source: Source) -> list[TextPiece] | None:
     except ValueError as error:
         source.wrong.append(str(error))
     return None
-
-
-def _shards(source: Source) -> dict[str, list[str] | None] | None:
-    """Files of weights and the names that the index says are in each; None as names: no index."""
-    index = source.folder / FOLDER / "pytorch_model.bin.index.json"
-    if not index.is_file():
-        if (source.folder / FOLDER / "pytorch_model.bin").is_file():
-            return {f"{FOLDER}/pytorch_model.bin": None}
-        source.lacks(f"{FOLDER}/{index.name}", NEEDED_BY)
-        return None
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards: dict[str, list[str] | None] = {}
-        for name, file in places.items():
-            if Path(file).name != file:
-                raise ValueError(f"{file!r} is not the name of a file beside it")
-            names = shards.setdefault(f"{FOLDER}/{file}", [])
-            assert names is not None
-            names.append(name)
-        return shards
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        source.wrong.append(f"{index}: not the index of a model's files ({one_line(error)}); copy it again")
-        return None
 
 
 def _weights(
@@ -203,9 +181,25 @@ def _finish(
     config: LlamaConfig, pieces: list[TextPiece], tokens: ImageTokens, folder: Path, tokenizer: str
 ) -> None:
     """All files but the weights."""
+    files = sorted(folder.glob("model*.safetensors"))
+    config.architectures = ["LlamaForCausalLM"]
+    config.dtype = write_index(folder, files)
+    config.save_pretrained(folder)
+    picture_tokenizer(pieces, tokens.codes).save_pretrained(folder)
+    # suppressed were ids 3 to 31999 alone: the control pieces and the image's start stayed possible
+    drawing = DEFAULTS.drawing.model_copy(update={"ignored_ids": (0, 1, 2, len(pieces))})
+    stored = FolderConfig(
+        image_tokens=ImageTokens(tokenizer, tokens.codes, tokens.max_tokens, tokens.features),
+        projector="linear" if (folder / PROJECTOR).is_file() else False,
+        defaults=DEFAULTS.model_copy(update={"drawing": drawing}),
+    )
+    write_atomic(folder / CONFIG, to_yaml(stored).encode())
+
+
+def write_index(folder: Path, files: Sequence[Path]) -> torch.dtype:
+    """Write the index of the weight `files` where they are several; returns the type that loads them all."""
     from safetensors import safe_open
 
-    files = sorted(folder.glob("model*.safetensors"))
     placed, total, types = {}, 0, set()
     for path in files:
         with safe_open(path, "pt") as weights:
@@ -215,24 +209,11 @@ def _finish(
                 types.add(piece.get_dtype())
                 size = 4 if piece.get_dtype() == "F32" else 2
                 total += size * int(torch.Size(piece.get_shape()).numel())
-    config.architectures = ["LlamaForCausalLM"]
-    config.dtype = (
-        torch.bfloat16 if types == {"BF16"} else torch.float16 if types == {"F16"} else torch.float32
-    )
-    config.save_pretrained(folder)
-    picture_tokenizer(pieces, tokens.codes).save_pretrained(folder)
     if len(files) > 1:
         digests = {path.name: _sha256(path) for path in files}
         index: dict[str, Any] = {"metadata": {"total_size": total, "sha256": digests}, "weight_map": placed}
         write_atomic(folder / SHARDS, json.dumps(index, indent=1, sort_keys=True).encode())
-    # suppressed were ids 3 to 31999 alone: the control pieces and the image's start stayed possible
-    drawing = DEFAULTS.drawing.model_copy(update={"ignored_ids": (0, 1, 2, len(pieces))})
-    stored = FolderConfig(
-        image_tokens=ImageTokens(tokenizer, tokens.codes, tokens.max_tokens, tokens.features),
-        projector="linear" if (folder / PROJECTOR).is_file() else False,
-        defaults=DEFAULTS.model_copy(update={"drawing": drawing}),
-    )
-    write_atomic(folder / CONFIG, to_yaml(stored).encode())
+    return torch.bfloat16 if types == {"BF16"} else torch.float16 if types == {"F16"} else torch.float32
 
 
 def _sha256(path: Path) -> str:

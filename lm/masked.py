@@ -14,6 +14,7 @@ Legend: B rows, L tokens.
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,7 @@ def with_noisy_copy(packed: Packed, learn: Tensor, candidates: Tensor) -> tuple[
     order = (~learn).long().argsort(dim=1, stable=True)[:, :most]  # places of learned tokens, then others
     real = learn.gather(1, order)
     whole = packed.lengthened(length + most)
-    changed = {}
+    changed: dict[str, Any] = {}
     for name, tensor in whole.by_token.items():
         copied = tensor[:, :length].gather(1, order)
         changed[name] = torch.cat([tensor[:, :length], torch.where(real, copied, tensor[:, length:])], dim=1)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pictish.lm.sequence import TASKS, Document
+from pictish.lm.vision.model import Placed
 
 Position = Mapping[str, Any]  # of a stream, plain JSON
 
@@ -29,7 +30,10 @@ IGNORED = -100  # a target that counts for nothing: torch's and transformers' nu
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Rows of documents, all (B, L) but `features` (M, F), whose rows and columns are `places` (2, M)."""
+    """Rows of documents, all (B, L) but `features` (M, F), whose rows and columns are `places` (2, M).
+
+    `pictures` are those that a vision tower looks at.
+    """
 
     ids: Tensor
     targets: Tensor  # the id that is to be told at this place, else IGNORED; `pack` gives each its own
@@ -40,6 +44,7 @@ class Packed:
     structure: Tensor  # whether the token is a mark between contents, such as [IMG]
     features: Tensor | None
     places: Tensor
+    pictures: tuple[Placed, ...] = ()
     blocks: Tensor | None = None  # rising in each document; None: a block a token, so causal attention
     noisy: Tensor | None = None  # whether the token is of a corrupted copy that only its own block sees
     weights: Tensor | None = None  # what the loss of each target counts; None: 1
@@ -47,11 +52,13 @@ class Packed:
 
     def to(self, device: torch.device) -> "Packed":
         """The same on another device."""
-        return self._map(lambda tensor: tensor.to(device), self.features, self.places.to(device))
+        pictures = tuple(one._replace(views=one.views.to(device)) for one in self.pictures)
+        moved = self._map(lambda tensor: tensor.to(device), self.features, self.places.to(device))
+        return replace(moved, pictures=pictures)
 
     def _map(self, change: Callable[[Tensor], Tensor], features: Tensor | None, places: Tensor) -> "Packed":
         """The same with every tensor (B, L) changed, features in other places."""
-        changed = {name: change(tensor) for name, tensor in self.by_token.items()}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.by_token.items()}
         if features is not None:
             features = features.to(places.device)
         return replace(self, **changed, features=features, places=places)
@@ -60,9 +67,8 @@ class Packed:
     def by_token(self) -> dict[str, Tensor]:
         """All that has a value for each token, (B, L), by name."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            n: tensor for n, tensor in found.items() if n not in ("features", "places") and tensor is not None
-        }
+        others = ("features", "places", "pictures")
+        return {n: tensor for n, tensor in found.items() if n not in others and tensor is not None}
 
     @property
     def numbers(self) -> Tensor:
@@ -77,7 +83,9 @@ class Packed:
             places = self.places[:, inside].clone()
             places[0] -= start
             features = self.features[inside] if self.features is not None and inside.any() else None
-            parts.append(self._map(partial(_rows, start=start, count=rows), features, places))
+            part = self._map(partial(_rows, start=start, count=rows), features, places)
+            pictures = [one for one in self.pictures if start <= one.row < start + rows]
+            parts.append(replace(part, pictures=tuple(p._replace(row=p.row - start) for p in pictures)))
         return parts
 
     @classmethod
@@ -87,12 +95,14 @@ class Packed:
         padded = [part.lengthened(length).by_token for part in parts]
         by_token = {name: torch.cat([one[name] for one in padded]) for name in padded[0]}
         features = [part.features for part in parts if part.features is not None]
+        pictures: list[Placed] = []
         places, rows = [], 0
         for part in parts:
             places.append(part.places + torch.tensor([[rows], [0]]))
+            pictures += [one._replace(row=one.row + rows) for one in part.pictures]
             rows += len(part.ids)
         together = torch.cat(features) if features else None
-        return cls(**by_token, features=together, places=torch.cat(places, dim=1))
+        return cls(**by_token, features=together, places=torch.cat(places, dim=1), pictures=tuple(pictures))
 
     def lengthened(self, length: int) -> "Packed":
         """The same rows with padding behind them, `length` in all."""
@@ -159,6 +169,7 @@ def pack(rows: Sequence[Sequence[Document]], length: int) -> Packed:
     structure = np.zeros(shape, dtype=bool)
     targets = np.full(shape, IGNORED, dtype=np.int64)
     features, places = [], []
+    pictures: list[Placed] = []
     for row, members in enumerate(rows):
         start = 0
         for number, document in enumerate(members, 1):
@@ -175,6 +186,10 @@ def pack(rows: Sequence[Sequence[Document]], length: int) -> Packed:
             if document.features is not None:
                 features.append(document.features)
                 places.append(np.stack([np.full(len(document.places), row), document.places + start]))
+            pictures += [
+                Placed(row, start + place, torch.from_numpy(seen.views), seen.layout)
+                for place, seen in document.pictures
+            ]
             start = end
     return Packed(
         torch.from_numpy(ids),
@@ -186,6 +201,7 @@ def pack(rows: Sequence[Sequence[Document]], length: int) -> Packed:
         torch.from_numpy(structure),
         features=torch.from_numpy(np.concatenate(features)) if features else None,
         places=torch.from_numpy(np.concatenate(places, axis=1) if places else np.zeros((2, 0), np.int64)),
+        pictures=tuple(pictures),
     )
 
 

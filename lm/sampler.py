@@ -244,7 +244,8 @@ class MaskedSampler:
         first = torch.zeros_like(forbidden)
         first[[*vocabulary.blank, self.model.eos]] = True
         encode = partial(text_ids, self.model.text_tokenizer)
-        stops = ((self.model.eos,), *(tuple(encode(stop)) for stop in filling.stop_strings))
+        ends = [token for token in (self.model.eos, vocabulary.turn_end) if token is not None]
+        stops = (*((token,) for token in ends), *(tuple(encode(stop)) for stop in filling.stop_strings))
         block_length = self.form.block_length or filling.block_length
         length = min(block_length, max_new_tokens)
         ids = torch.full((len(prompts), length), self.mask, device=self.device)

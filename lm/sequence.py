@@ -13,6 +13,9 @@ picture kept in cells 3, 4 and 9 is `[IMG] <skip-00003> <code-00042> <code-00007
     edit         [IMG] source [/IMG] text [IMG] target [/IMG] EOS  learned: from the second [IMG] on
     answer       [IMG] codes [/IMG] question answer EOS            learned: answer EOS
     interleaved  text and pictures as they come, EOS               learned: all but continuous features
+    dialogue     messages as the chat template has them, EOS       learned: the assistant's, EOS (dialogue.py)
+
+A picture that a vision tower looks at has no markers: its rows stand where it does.
 
 Where the vocabulary has [DROP], as that of a masked model, a picture is dense: each cell of the grid is a
 code or [DROP], in raster order, so that which cells are kept is the model's own choice and its length known.
@@ -32,14 +35,15 @@ import numpy.typing as npt
 
 from pictish.io.files import shown
 from pictish.lm.config import DropoutConfig
+from pictish.lm.vision.tiles import Seen
 from pictish.lm.vocabulary import Vocabulary
 
 Ids = npt.NDArray[np.int64]
 Encode = Callable[[str], list[int]]  # text to ids; markers in it stay text
 
 QUESTION = "Question: {} Answer:"  # LaVIT's prompt
-TASKS = ("caption", "drawing", "edit", "answer", "interleaved", "text")
-Task = Literal["caption", "drawing", "edit", "answer", "interleaved", "text"]
+TASKS = ("caption", "drawing", "edit", "answer", "interleaved", "text", "dialogue")
+Task = Literal["caption", "drawing", "edit", "answer", "interleaved", "text", "dialogue"]
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,15 @@ class Features:
     values: npt.NDArray[np.float32]
 
 
-Part = Text | Codes | Features
+Part = Text | Codes | Features | Seen
 
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """What the language model reads: all (L,) but `features` (M, F), which stand at `places` (M,)."""
+    """What the language model reads: all (L,) but `features` (M, F), which stand at `places` (M,).
+
+    `pictures` are those that a vision tower looks at, each with the place of its first row.
+    """
 
     task: Task
     ids: Ids
@@ -80,8 +87,10 @@ class Document:
     features: npt.NDArray[np.float32] | None
     sample: str = ""  # what the sample it was made of is called
     turns: Ids | None = None  # of a dialogue, rising from 0; None: all 0
-    # whether the token is a mark between contents: [IMG], [/IMG], an EOS behind a picture; None: none is
+    # whether the token is a mark between contents: [IMG], [/IMG], an EOS behind a picture, a chat template's
+    # own; None: none is
     structure: npt.NDArray[np.bool_] | None = None
+    pictures: tuple[tuple[int, Seen], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -126,6 +135,26 @@ def pad_text(document: Document, multiple: int, eos: int) -> Document:
     )
 
 
+def concatenate(task: Task, documents: Sequence[Document]) -> Document:
+    """One document of several, one behind the other; `turns` are left to the caller."""
+    starts = np.cumsum([0, *map(len, documents)])
+    features = [one.features for one in documents if one.features is not None]
+    structure = [np.zeros(len(one), bool) if one.structure is None else one.structure for one in documents]
+    return Document(
+        task=task,
+        ids=np.concatenate([one.ids for one in documents]),
+        learn=np.concatenate([one.learn for one in documents]),
+        places=np.concatenate([one.places + at for one, at in zip(documents, starts, strict=False)]),
+        features=np.concatenate(features) if features else None,
+        pictures=tuple(
+            (place + int(at), seen)
+            for one, at in zip(documents, starts, strict=False)
+            for place, seen in one.pictures
+        ),
+        structure=np.concatenate(structure),
+    )
+
+
 def join(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode) -> Document:
     """`parts` one after the other, with nothing behind them: what a prompt is made of."""
     ids: list[Ids] = [np.zeros(0, dtype=np.int64)]
@@ -133,17 +162,21 @@ def join(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Enco
     turns: list[int] = []
     places: list[Ids] = [np.zeros(0, dtype=np.int64)]
     features: list[npt.NDArray[np.float32]] = []
+    pictures: list[tuple[int, Seen]] = []
     for part in parts:
         if isinstance(part, Text):
             row = np.asarray(encode(part.text), dtype=np.int64)
         elif isinstance(part, Codes):
             row = picture_ids(part.codes, part.cells, vocabulary)
+        elif isinstance(part, Seen):
+            row = np.full(part.layout.length, vocabulary.filler, dtype=np.int64)
+            pictures.append((len(learn), part))
         else:
             row = np.full(len(part.values) + 2, vocabulary.begin, dtype=np.int64)
             row[-1] = vocabulary.end
             places.append(len(learn) + 1 + np.arange(len(part.values)))
             features.append(part.values)
-        learned = not isinstance(part, Features) and part.learn
+        learned = isinstance(part, Text | Codes) and part.learn
         turn = (
             turns[-1] + int(learn[-1] and not learned) if turns else 0
         )  # what follows an answer is the next
@@ -157,6 +190,7 @@ def join(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Enco
         learn=np.array(learn, dtype=bool),
         places=np.concatenate(places),
         features=np.concatenate(features) if features else None,
+        pictures=tuple(pictures),
         turns=np.array(turns, dtype=np.int64),
         structure=_markers(joined, np.concatenate(places), vocabulary),
     )
@@ -164,6 +198,8 @@ def join(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Enco
 
 def _markers(ids: Ids, places: Ids, vocabulary: Vocabulary) -> npt.NDArray[np.bool_]:
     """Whether each of `ids` is [IMG] or [/IMG], and not a feature in its place."""
+    if not vocabulary.codes:
+        return np.zeros(len(ids), bool)
     found = np.isin(ids, (vocabulary.begin, vocabulary.end))
     found[places] = False
     return found
@@ -242,7 +278,7 @@ def _passed(count: int, cells: npt.NDArray[np.integer] | None, grid: int) -> Ids
     return passed
 
 
-def caption(picture: Codes | Features, text: str) -> list[Part]:
+def caption(picture: Codes | Features | Seen, text: str) -> list[Part]:
     """Parts of a document that says what a picture shows."""
     return [picture, Text(text, learn=True)]
 
@@ -263,7 +299,7 @@ def edit(source: Codes, instruction: str, target: Codes, drop: "Drop | None" = N
     return [*parts, replace(target, learn=True)]
 
 
-def answer(picture: Codes | Features, question: str, reply: str) -> list[Part]:
+def answer(picture: Codes | Features | Seen, question: str, reply: str) -> list[Part]:
     """Parts of a document that answers a question about a picture."""
     return [picture, Text(QUESTION.format(question)), Text(" " + reply.strip(), learn=True)]
 

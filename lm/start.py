@@ -11,6 +11,7 @@ from pictish.io.files import matching, one_line
 from pictish.io.model_folder import whole_folder
 from pictish.lm.alignment import Alignment
 from pictish.lm.config import Autoregressive, Masked, NewModel, TrainConfig
+from pictish.lm.dialogue import add_turns
 from pictish.lm.documents import texts
 from pictish.lm.dropout import add_hidden_dropout, set_attention_dropout
 from pictish.lm.model import ImageTokens, UnifiedModel, new_model, width_of
@@ -20,7 +21,7 @@ TEXTS = 200_000  # samples of a source that the text tokenizer is trained on, at
 
 
 def starting_model(
-    config: TrainConfig, image_tokens: ImageTokens, run: Path, code_vectors: Tensor | None = None
+    config: TrainConfig, image_tokens: ImageTokens | None, run: Path, code_vectors: Tensor | None = None
 ) -> UnifiedModel:
     """The model before its first step; a text tokenizer is trained once and kept in `run/text_tokenizer`.
 
@@ -33,6 +34,8 @@ def starting_model(
         folder = run / "text_tokenizer"
         if not folder.is_dir():
             trained = train_text_tokenizer(_texts(config, run), base.vocab_size)
+            if base.chat:
+                add_turns(trained)
             with whole_folder(folder, False, lambda name: False) as temp:
                 trained.save_pretrained(temp)
         text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -45,6 +48,7 @@ def starting_model(
         features=features,
         seed=seed,
         masked=masked,
+        vision=config.model.vision,
         code_vectors=code_vectors,
     )
     language = model.language

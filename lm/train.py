@@ -31,7 +31,14 @@ from pictish.lm.objective import OBJECTIVES, Losses, Objective
 from pictish.lm.packing import Packed, Position, batches, pack
 from pictish.lm.sequence import Document
 from pictish.lm.start import starting_model
-from pictish.lm.trainable import layer_matrices, trainable, trained_by, vocabulary_rows
+from pictish.lm.trainable import (
+    layer_matrices,
+    scale_tower,
+    shares,
+    trainable,
+    trained_by,
+    vocabulary_rows,
+)
 from pictish.lm.validation import validate, validation_documents
 from pictish.lm.vocabulary import text_ids
 from pictish.lm.window import Window
@@ -64,7 +71,7 @@ Show = Callable[[UnifiedModel, int], None]  # draws sample pictures of the model
 def train(
     config: TrainConfig,
     run: Path,
-    image_tokens: ImageTokens,
+    image_tokens: ImageTokens | None,
     device: str = "auto",
     *,
     encode_images: EncodeImages | None = None,
@@ -132,10 +139,13 @@ def train(
             with ExitStack() as during:
                 share = during.enter_context(trainable(model, stage.trainable))
                 logger.info("stage %s: %.1f %% of the weights are trained", stage.name, 100 * share)
+                if model.vision is not None:
+                    logger.info("stage %s: %s", stage.name, "; ".join(shares(model)))
                 names = [name for name, parameter in model.named_parameters()]
                 optimizer = optimizer_of(
                     model, stage.learning_rate, config.weight_decay, no_decay=_rows(model)
                 )
+                scale_tower(optimizer, model, stage)
                 resumed = begun.step > first
                 if resumed:
                     load_optimizer_tensors(optimizer, names, begun.moments)
@@ -149,7 +159,7 @@ def train(
                 check_inputs(run, begun.inputs, read)
                 inputs |= read
                 during.callback(report.note, skipped)
-                stage_maker = replace(maker, seed=config.seed + number)
+                stage_maker = replace(maker, seed=config.seed + number, tiles=stage.tiles)
                 # Else the next stage's clipping would divide its fp16 gradients once for each optimizer.
                 during.callback(accelerate.free_memory)
                 wrapped, optimizer = prepare(accelerate, model, optimizer)
@@ -177,7 +187,7 @@ def train(
                         floor=stage.learning_rate * stage.final_rate,
                     )
                     for group in optimizer.param_groups:
-                        group["lr"] = rate
+                        group["lr"] = rate * group.get("scale", 1.0)
                     packed = Packed.join(
                         [
                             objective.prepare(
@@ -225,7 +235,7 @@ def train(
                         state = {
                             "places": [reached[lane] for lane in range(config.data.lanes)],
                             "skipped": report.skipped,
-                            "image_tokens": vars(image_tokens),
+                            "image_tokens": None if image_tokens is None else vars(image_tokens),
                             "watch": guard.state(),
                             "inputs": inputs,
                         }
@@ -318,16 +328,16 @@ class _Begun:
     inputs: dict[str, str] = field(default_factory=dict)  # fingerprints of what the config names
 
     @classmethod
-    def read(cls, run: Path, model: UnifiedModel, image_tokens: ImageTokens) -> "_Begun":
+    def read(cls, run: Path, model: UnifiedModel, image_tokens: ImageTokens | None) -> "_Begun":
         latest = latest_checkpoint(run)
         if latest is None:
             return cls()
         tensors, state = load_checkpoint(latest)
-        if (before := ImageTokens(**state["image_tokens"])) != image_tokens:
+        stored = state["image_tokens"]
+        if (before := None if stored is None else ImageTokens(**stored)) != image_tokens:
             raise ValueError(
-                f"{run}: tokenizer: was begun with the image tokenizer {before.fingerprint} of "
-                f"{codes_in_words(before.codes, before.cells)}, came {image_tokens.fingerprint} of "
-                f"{codes_in_words(image_tokens.codes, image_tokens.cells)}; give that one, or another --run"
+                f"{run}: tokenizer: was begun with {_in_words(before)}, came {_in_words(image_tokens)}; give "
+                "that one, or another --run"
             )
         inputs = dict(state.get("inputs", {}))
         check_inputs(latest, inputs, _inputs(model))
@@ -341,6 +351,12 @@ class _Begun:
         if len(self.places) != lanes:
             raise ValueError(f"the run has data.lanes {len(self.places)}; resume with as many, not {lanes}")
         return self.places
+
+
+def _in_words(tokens: ImageTokens | None) -> str:
+    if tokens is None:
+        return "no image tokenizer"
+    return f"the image tokenizer {tokens.fingerprint} of {codes_in_words(tokens.codes, tokens.cells)}"
 
 
 def _inputs(model: UnifiedModel) -> dict[str, str]:
@@ -362,6 +378,8 @@ def _maker(config: TrainConfig, model: UnifiedModel, encode_images: EncodeImages
         longest=config.data.length,
         encode_images=encode_images,
         seed=config.seed,
+        vision=model.vision,
+        text_tokenizer=model.text_tokenizer,
         end_padding=config.objective.end_padding if isinstance(config.objective, Masked) else 1,
     )
 
@@ -370,7 +388,7 @@ def _streams(
     config: TrainConfig,
     number: int,
     accelerate: Any,
-    image_tokens: ImageTokens,
+    image_tokens: ImageTokens | None,
     places: Sequence[Position] | None,
     run: Path,
 ) -> dict[int, Mixture]:
@@ -383,7 +401,7 @@ def _streams(
         config.seed + number,
         lane=rank,
         lanes=lanes,
-        tokenizer=image_tokens.fingerprint,
+        tokenizer=None if image_tokens is None else image_tokens.fingerprint,
         strict=config.data.strict,
         cache=run / "cache",
         shared=not accelerate.is_main_process,

@@ -21,7 +21,7 @@ DOCUMENTS = 256  # of each source
 
 
 def validation_documents(
-    config: TrainConfig, maker: Maker, image_tokens: ImageTokens, run: Path, report: Report
+    config: TrainConfig, maker: Maker, image_tokens: ImageTokens | None, run: Path, report: Report
 ) -> dict[str, list[Document]]:
     """The first documents of each validation source, nothing dropped; `report` takes in the damage."""
     sources = config.data.validation
@@ -31,7 +31,7 @@ def validation_documents(
         mixture = Mixture(
             [source],
             config.seed,
-            tokenizer=image_tokens.fingerprint,
+            tokenizer=None if image_tokens is None else image_tokens.fingerprint,
             strict=config.data.strict,
             cache=run / "cache",
         )

@@ -101,13 +101,17 @@ def lm(
         for each in asked.get("data", {}).get(source, {}).values():
             each["caption_key"] = caption_key
     settings = parse(TrainConfig, asked, config)
-    tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
     report = Report()
+    parts: dict[str, Any] = {"anomaly_skip": anomaly_skip, "fsdp": fsdp, "report": report}
+    tokenizer = None
+    if settings.tokenizer is not None:
+        tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
     with run_folder(run, settings, quiet):
-        known = image_tokens_of(tokenizer)
-        show = showing(settings, tokenizer, run)
-        parts: dict[str, Any] = {"encode_images": image_encoder(tokenizer), "show": show, "report": report}
-        parts |= {"anomaly_skip": anomaly_skip, "fsdp": fsdp, "code_vectors": code_vectors_of(tokenizer)}
+        known = None
+        if tokenizer is not None:
+            known = image_tokens_of(tokenizer)
+            parts |= {"encode_images": image_encoder(tokenizer), "show": showing(settings, tokenizer, run)}
+            parts["code_vectors"] = code_vectors_of(tokenizer)
         _with_progress(
             lambda progress: train(settings, run, known, device, **parts, progress=progress), quiet
         )

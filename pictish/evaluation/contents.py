@@ -143,6 +143,8 @@ def _kind(sample: samples.Sample) -> str:
             return "question"
         case samples.Document():
             return "document"
+        case samples.Dialogue():
+            return "dialogue"
         case samples.PlainText():
             return "text"
 

@@ -95,9 +95,9 @@ def _finish(raw: dict[str, Any], run: Path, step: int, device: str) -> Path:
             return train_lm(
                 lm.model_copy(update={"stages": _until(lm.stages, step)}),
                 run,
-                ImageTokens(**state["image_tokens"]),
+                None if state["image_tokens"] is None else ImageTokens(**state["image_tokens"]),
                 device,
-                code_vectors=_code_vectors(lm.tokenizer) if needed else None,
+                code_vectors=_code_vectors(lm.tokenizer) if needed and lm.tokenizer else None,
             )
     raise ValueError(f"{run}: {CONFIG} names no part that is trained")
 

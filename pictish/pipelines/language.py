@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from pictish.lm.autoregressive import Prompt
-    from pictish.lm.model import UnifiedModel
+    from pictish.lm.model import ImageTokens, UnifiedModel
     from pictish.lm.sequence import Part
     from pictish.tokenizer.dynamic import Tokenizer
 
@@ -26,6 +26,8 @@ class Language:
     """Reads what users say: `Language.from_folder("starter").prompt(["a red apple"], draw=True)`."""
 
     def __init__(self, tokenizer: "Tokenizer", model: "UnifiedModel") -> None:
+        if model.image_tokens is None:
+            raise ValueError("this language model reads and writes no codes; it can describe and chat")
         if model.image_tokens.fingerprint != tokenizer.fingerprint:
             raise ValueError(
                 f"the language model speaks codes of tokenizer {model.image_tokens.fingerprint}, "
@@ -57,6 +59,13 @@ class Language:
 
         model = UnifiedModel.from_folder(folder, device, getattr(torch, precision))
         return cls(Tokenizer.from_folder(folder, device), model)
+
+    @property
+    def image_tokens(self) -> "ImageTokens":
+        """The image tokenizer whose codes the model reads and writes."""
+        tokens = self.model.image_tokens
+        assert tokens is not None, "as was checked when it was made"
+        return tokens
 
     def parts(self, said: Sequence[Said], *, continuous: bool = False) -> "list[Part]":
         """Text and pictures as parts of a sequence; pictures as codes, or as continuous features."""

@@ -172,7 +172,7 @@ class OfficialTextToImage(TextToImage):
             raise ValueError("LaVIT cannot redraw a region; a masked language model would fit")
         if not any(map(holds_images, prompts)):
             return super().tokens(prompts, generators, config, shapes=shapes, progress=progress)  # type: ignore[arg-type]  # only `_draw` reads them
-        config, most = config or GenerationConfig(), self.language.model.image_tokens.max_tokens
+        config, most = config or GenerationConfig(), self.language.image_tokens.max_tokens
         if config.max_codes is not None:  # LaVIT's is the length of the prompt, cells or not
             config = replace(config, max_codes=min(config.max_codes, most))
         settled = self.checked(config, pictures=True)

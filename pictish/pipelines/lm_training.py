@@ -70,6 +70,7 @@ def showing(config: "TrainConfig", tokenizer: "Tokenizer", run: Path) -> "Show |
         return None
     from pictish.pipelines.reconstruct import Reconstructor
 
+    assert config.tokenizer is not None
     reconstructor = Reconstructor.from_folder(config.tokenizer, tokenizer.device, tokenizer)
     return partial(_show, config, tokenizer, reconstructor, run)
 

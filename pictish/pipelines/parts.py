@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
-from pictish.io.model_folder import locate_model
+from pictish.io.model_folder import locate_model, read_config
 from pictish.lm.captions import CAPTIONS
 from pictish.pipelines.language import Precision
 from pictish.training.isolation import loading
@@ -20,12 +20,24 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16"]
 
 
+def _sees(model: str | Path) -> bool:
+    """Whether a language model of this folder sees through a vision tower, or reads no codes."""
+    try:
+        config = read_config(locate_model(model, "lm"))
+    except ValueError:  # there is none, or it is damaged: whoever loads it says so
+        return False
+    return config.get("part") == "lm" and (
+        config.get("vision") is not None or config.get("image_tokens", {}) is None
+    )
+
+
 class ModelParts:
     """What `Pipeline` works with; safe to use from several threads."""
 
     def __init__(self, model: str | Path, device: "torch.device", precision: Precision) -> None:
         self.model, self.device, self.precision = model, device, precision
         self._tokenizer: Tokenizer | None = None
+        self._model: UnifiedModel | None = None
         self._language: Language | None = None
         self._reconstructors: dict[bool, Reconstructor] = {}
 
@@ -48,7 +60,8 @@ class ModelParts:
         precision = str(dtype).removeprefix("torch.")
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: {dtype} asked for; float32 or bfloat16 fits")
-        locate_model(model, "tokenizer")
+        if not _sees(model):
+            locate_model(model, "tokenizer")
         return cls(model, resolve_device(str(device)), cast(Precision, precision))
 
     @property
@@ -58,8 +71,8 @@ class ModelParts:
 
     @property
     def language_model(self) -> "UnifiedModel":
-        """The language model with its text tokenizer and projector, loaded on first use."""
-        return self.language.model
+        """The language model with its text tokenizer and projectors, loaded on first use."""
+        return self._model or self._load_model()
 
     @property
     def language(self) -> "Language":
@@ -85,16 +98,27 @@ class ModelParts:
         return self._tokenizer
 
     @loading
-    def _load_language(self) -> "Language":
+    def _load_model(self) -> "UnifiedModel":
         import torch
 
         from pictish.lm.model import UnifiedModel
+
+        if self._model is None:
+            self._model = UnifiedModel.from_folder(self.model, self.device, getattr(torch, self.precision))
+        return self._model
+
+    @loading
+    def _load_language(self) -> "Language":
         from pictish.pipelines.language import Language
 
         if self._language is None:
-            model = UnifiedModel.from_folder(self.model, self.device, getattr(torch, self.precision))
-            self._language = Language(self.tokenizer, model)
+            self._language = Language(self.tokenizer, self.language_model)
         return self._language
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model sees through a vision tower, or has no codes: then it answers messages."""
+        return _sees(self.model)
 
     @loading
     def _load_reconstructor(self, preview: bool) -> "Reconstructor":

@@ -73,13 +73,11 @@ class TextToImage:
 
     def settled(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
         """The config with the model's defaults for tokens, as `settle_codes`; `pictures`: any in prompts."""
-        return settle_codes(
-            config, self.usual, self.language.model.image_tokens.max_tokens, pictures=pictures
-        )
+        return settle_codes(config, self.usual, self.language.image_tokens.max_tokens, pictures=pictures)
 
     def checked(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
         """As `settled`; ValueError for more codes than an image of this model has."""
-        settled, most = self.settled(config, pictures=pictures), self.language.model.image_tokens.max_tokens
+        settled, most = self.settled(config, pictures=pictures), self.language.image_tokens.max_tokens
         assert settled.min_codes is not None
         assert settled.max_codes is not None
         if not 1 <= settled.min_codes <= settled.max_codes <= most:

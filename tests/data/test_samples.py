@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pictish.data.loader import ImageBytes
 from pictish.data.samples import (
     DamagedSample,
+    Dialogue,
     Document,
     Edit,
     Pair,
@@ -366,9 +367,9 @@ def test_the_documented_samples_are_what_the_documentation_says(tmp_path):
         for key, members in samples.items():
             shard.write(key, members)
     for key, members in samples.items():
-        assert parse_sample("s", key, members, OURS, text_alone=key == "0007")
+        assert parse_sample("s", key, members, OURS, text_alone=key == "0008")
     kinds = [type(parse_sample("s", key, members, OURS)) for key, members in samples.items()]
-    assert kinds == [Pair, Pair, Edit, Question, Question, Document, PlainText, PlainText]
+    assert kinds == [Pair, Pair, Edit, Question, Question, Document, Dialogue, PlainText, PlainText]
     for name, blob in folder.items():
         (tmp_path / "F" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "F" / name).write_bytes(blob)
