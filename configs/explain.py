@@ -45,8 +45,8 @@ def _entry(name: str, value: Any, depth: int) -> list[str]:
             for key, field in cls.model_fields.items():
                 if field.description:
                     lines.append(f"{indent}  # {key}: {field.description}")
-        return lines + [f"{indent}  - {_flow(each.model_dump(mode='json'))}" for each in value]
-    return [f"{indent}{name}: {_flow(_plain(value))}"]
+        return lines + [f"{indent}  - {flow(each.model_dump(mode='json'))}" for each in value]
+    return [f"{indent}{name}: {flow(_plain(value))}"]
 
 
 def _plain(value: Any) -> Any:
@@ -61,8 +61,8 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _flow(plain: Any) -> str:
-    """One line of YAML."""
+def flow(plain: Any) -> str:
+    """Plain data as one line of YAML."""
     if isinstance(plain, dict | list) and plain:
         return yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=10**6).strip()
     return dump_yaml(plain).removesuffix("...\n").strip()

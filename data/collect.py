@@ -2,6 +2,8 @@
 
 OUT/train/captioned-000000.tar      KEY.png and KEY.txt; KEY.json holds `captions` where there are several
 OUT/train/uncaptioned-000000.tar    pictures without captions
+OUT/train/edits-000000.tar          KEY.source.png, KEY.target.png and KEY.json, of `edits.jsonl`
+OUT/train/questions-000000.tar      KEY.png and KEY.json, of `questions.jsonl`
 OUT/validation/                     the same of the pictures that are held out
 OUT/manifest.json                   what was found, and what was left out and why
 """
@@ -17,17 +19,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pictish.data.annotations import (
+    Annotations,
+    edit_members,
+    normal,
+    question_members,
+    read_annotations,
+)
 from pictish.data.images import load_image, png_bytes
 from pictish.data.loader import ImageBytes, decode_images
 from pictish.data.shards import ShardWriter, check_key, key_of
 from pictish.data.sources import Item, Reading, read_source, reader_of
 from pictish.io.files import one_line, read_regular_file, temp_path, write_atomic
 from pictish.io.finding import File
+from pictish.io.signatures import image_suffix
 
 MANIFEST = "manifest.json"
 FORMAT, VERSION = "pictish-pictures", 1
 SPLITS = ("train", "validation")
-KINDS = ("captioned", "uncaptioned")
+PICTURES = ("captioned", "uncaptioned")
+TASKS = ("edits", "questions")
+KINDS = (*PICTURES, *TASKS)
 _PER_SHARD = 1000  # samples
 _NAMED = 100  # of those left out for a reason, in the manifest
 _SIDE = 8  # pixels: pictures are decoded to see that they can be
@@ -46,6 +58,7 @@ class Found:
     captioned: int = 0
     captions: int = 0
     said_in: Counter[str] = field(default_factory=Counter)  # where captions stand -> pictures
+    annotations: Annotations = field(default_factory=Annotations)  # those whose pictures can be used
 
     @property
     def pictures(self) -> int:
@@ -64,6 +77,8 @@ class Found:
             "captioned": self.captioned,
             "captions": self.captions,
             "captions_from": dict(self.said_in.most_common()),
+            "edits": len(self.annotations.edits),
+            "questions": len(self.annotations.questions),
             "copies": len(used) - len(set(used)),
             "sizes": {
                 name: list(sides[round(part * (len(sides) - 1))])
@@ -90,9 +105,14 @@ def look(
     """
     kind, _ = reader_of(source)
     found = Found(source, kind, Reading(caption_key))
+    annotations = read_annotations(source, found.reading.report)
+    wanted = annotations.pictures
+    named: set[str] = set()  # of `wanted`
+    usable: set[str] = set()
     waiting: deque[Item] = deque()
     for decoded in decode_images(_requests(found, waiting), _SIDE, workers):
         item = waiting.popleft()
+        named |= {normal(item.name)} & wanted
         if decoded.size is None:
             found.reading.report.skip(item.name, decoded.error or "cannot be read")
             found.digests.append(None)
@@ -102,6 +122,7 @@ def look(
         found.sizes.append(decoded.size)
         found.reading.report.used += 1
         found.captions += len(item.captions)
+        usable |= {normal(item.name)} & wanted
         if item.captions:
             found.captioned += 1
             found.with_captions.add(decoded.sha256)
@@ -113,6 +134,7 @@ def look(
     if caption_key is not None and not found.captioned:
         fields = ", ".join(found.reading.fields) or "none"
         raise ValueError(f"caption_key {caption_key!r}: no sample has captions there; fields found: {fields}")
+    found.annotations = annotations.matched(usable, named, found.reading.report)
     return found
 
 
@@ -134,8 +156,9 @@ def write_raw_shards(
     """Write `folder` as a whole; the manifest. `validation`: the fraction held out, or a source of its own.
 
     The fraction is chosen by hashes of the pictures' files, so that copies of one lie on one side; it is one
-    picture with captions at least. ValueError when the source has changed since it was looked through, or is
-    too small to hold one out.
+    picture with captions at least. An edit is held out where one of its pictures is, and questions are with
+    their picture. ValueError when the source has changed since it was looked through, or is too small to hold
+    one out.
     """
     held_out = _held_out(found, validation) if isinstance(validation, float) else frozenset[str]()
     temp = temp_path(folder)
@@ -148,16 +171,33 @@ def write_raw_shards(
             for split in SPLITS
             for kind in KINDS
         }
-        keys: dict[str, set[str]] = {split: set() for split in SPLITS}
+        keys: dict[str, set[str]] = {}
+
+        def write(split: str, kind: str, name: str, members: dict[str, bytes]) -> None:
+            # pictures have different keys whether they have captions or not
+            taken = keys.setdefault(f"{split}/{'pictures' if kind in PICTURES else kind}", set())
+            writers[split, kind].write(_free_key(name, taken), members)
+            counts[f"{split}/{kind}"] += 1
+
         sources = [(found, None), *([] if isinstance(validation, float) else [(validation, SPLITS[1])])]
         for each, always in sources:
+            wanted = each.annotations.pictures
+            kept: dict[str, tuple[str, Path]] = {}  # normal name: split, file
             for item, digest in _usable(each):
                 split = always or SPLITS[digest in held_out]
-                kind = KINDS[not item.captions]
-                key = _free_key(item.name, keys[split])
-                writers[split, kind].write(key, _members(item, digest))
-                counts[f"{split}/{kind}"] += 1
-                progress(counts.total())
+                members = _members(item, digest)
+                write(split, PICTURES[not item.captions], item.name, members)
+                if (name := normal(item.name)) in wanted - kept.keys():
+                    kept[name] = split, _keep(members, temp / ".named", len(kept))
+                progress(sum(counts[f"{split}/{kind}"] for split in SPLITS for kind in PICTURES))
+            for edit in each.annotations.edits:
+                (before, source), (after, target) = kept[edit.source], kept[edit.target]
+                split = SPLITS[SPLITS[1] in (before, after)]
+                write(split, "edits", edit.source, edit_members(edit, source, target))
+            for name, asked in each.annotations.questions_by_picture().items():
+                split, picture = kept[name]
+                write(split, "questions", name, question_members(asked, picture))
+            shutil.rmtree(temp / ".named", ignore_errors=True)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -228,12 +268,18 @@ def _members(item: Item, digest: str) -> dict[str, bytes]:
     return members
 
 
+def _keep(members: dict[str, bytes], folder: Path, number: int) -> Path:
+    """The picture of a sample as a file, until the edits and questions that name it are written."""
+    folder.mkdir(exist_ok=True)
+    suffix = next(suffix for suffix in members if suffix not in ("txt", "json"))
+    path = folder / f"{number}.{suffix}"
+    path.write_bytes(members[suffix])
+    return path
+
+
 def _suffix_of(blob: bytes) -> str | None:
-    if blob.startswith(b"\x89PNG"):
-        return "png"
-    if blob.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    return "webp" if blob[:4] == b"RIFF" and blob[8:12] == b"WEBP" else None
+    suffix = image_suffix(blob)
+    return suffix if suffix in ("jpg", "png", "webp") else None
 
 
 def _free_key(name: str, taken: set[str]) -> str:

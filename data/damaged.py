@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 
 from PIL import Image
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from pictish.io.signatures import PNG
+
 _TURNING = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")  # PNG texts that may hold an orientation
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _MOST_TEXTS = 4
@@ -40,7 +41,7 @@ def completed(blob: bytes, kind: str, max_pixels: int) -> bytes | None:
 
 def png_chunks(blob: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
     """Type, data and whether the checksum fits, of each chunk; the last one may be cut off."""
-    at = len(PNG_SIGNATURE)
+    at = len(PNG)
     while at + 8 <= len(blob):
         length, kind = struct.unpack_from(">I4s", blob, at)
         body = blob[at + 8 : at + 8 + length]
@@ -69,7 +70,7 @@ def _completed_png(blob: bytes, most: int) -> bytes | None:
         elif kind == b"IEND":
             break
     kept += [(b"IDAT", _with_checksum(bytes(pixels), most)), (b"IEND", b"")]
-    return PNG_SIGNATURE + b"".join(
+    return PNG + b"".join(
         struct.pack(">I", len(body)) + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
         for kind, body in kept
     )

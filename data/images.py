@@ -16,16 +16,14 @@ from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile as PillowFile
 from PIL.PngImagePlugin import PngInfo
 
-from pictish.data.damaged import PNG_SIGNATURE, completed, png_chunks
-from pictish.data.tiff import SIGNATURES as TIFF_SIGNATURES
+from pictish.data.damaged import completed, png_chunks
 from pictish.data.tiff import read_deep, unit_floats
 from pictish.io.files import one_line, printable, read_regular_file
 from pictish.io.finding import File, Found, find, supported
+from pictish.io.signatures import image_format
 
 MAX_PIXELS = 128_000_000
 _OTHER_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}  # than AVIF and HEIC
-_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # lengths in bytes
-_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 _UNREAD = {
     b"\xff\x0a": "JPEG XL",
     b"\0\0\0\x0cJXL \r\n": "JPEG XL",
@@ -67,7 +65,7 @@ def images_of(found: Found, inputs: Sequence[Path]) -> list[File]:
             name, reason = found.problems[0]
             raise ValueError(f"{printable(name)}: {reason}")
         places = ", ".join(printable(entry) for entry in inputs) or "nothing was given"
-        raise ValueError(f"no pictures found ({places}); looked for {supported()}")
+        raise ValueError(f"no images found ({places}); looked for {supported()}")
     return found.images
 
 
@@ -172,29 +170,12 @@ def _unread_file(image: Image.Image) -> bytes | None:
 
 def _format_of(blob: bytes) -> str:
     """Pillow's name for the format of a file; _NotAPicture with the reason for one that is not read."""
-    start = blob[:4]
-    if blob.startswith(PNG_SIGNATURE):
-        return "PNG"
-    if start[:3] == b"\xff\xd8\xff":
-        return "JPEG"
-    if blob[:6] in (b"GIF87a", b"GIF89a"):
-        return "GIF"
-    if start == b"RIFF" and blob[8:12] == b"WEBP":
-        return "WEBP"
-    if start in TIFF_SIGNATURES:
-        return "TIFF"
-    if start[:2] == b"BM" and int.from_bytes(blob[14:18], "little") in _BMP_HEADERS:
-        return "BMP"
-    if blob[4:8] == b"ftyp":
-        brands = blob[8 : min(int.from_bytes(start, "big"), 256)]
-        if b"avif" in brands or b"avis" in brands:
-            return "AVIF"
-        if any(brand in brands for brand in _HEIF_BRANDS):
-            return "HEIF"
+    if known := image_format(blob):
+        return known
     for signature, name in _UNREAD.items():
         if blob.startswith(signature):
-            raise _NotAPicture(f"a picture of the format {name}, which is not read; known are {supported()}")
-    raise _NotAPicture(f"not a picture; known are {supported()}")
+            raise _NotAPicture(f"an image of the format {name}, which is not read; known are {supported()}")
+    raise _NotAPicture(f"not an image; known are {supported()}")
 
 
 def _decoded_file(blob: bytes, kind: str, max_pixels: int) -> tuple[Image.Image, int]:
@@ -266,7 +247,7 @@ def _held(source: Picture) -> bytes | Image.Image:
             return _from_array(source)
         case _:
             raise ValueError(
-                f"{type(source).__name__} was given as a picture; a path, a file's bytes, a PIL image or "
+                f"{type(source).__name__} was given as an image; a path, a file's bytes, a PIL image or "
                 "an array fits"
             )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pictish.io.files import sync, temp_path
+from pictish.io.files import one_line, read_regular_file, sync, temp_path
 from pictish.io.torch_files import open_tensors
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 Advance = Callable[[int], None]  # called with the number of bytes just written
+LARGEST_INDEX = 1 << 26  # bytes of an index of weights
 NAMED = 6  # keys of a kind that a report names
 
 
@@ -119,6 +120,38 @@ class Source:
                 self.wrong.append(
                     f"{self.folder / file}: {len(names)} {kind}: {', '.join(names[:NAMED])}{more}"
                 )
+
+
+def weight_files(source: Source, folder: str, needed_by: str) -> dict[str, list[str] | None] | None:
+    """Files of weights in `folder` ("": the checkpoint's own) and the names that the index says each holds.
+
+    None as names: there is no index. None: nothing can be told, which is noted.
+    """
+    kinds = ("model.safetensors", "pytorch_model.bin")
+    within = source.folder / folder if folder else source.folder
+    start = f"{folder}/" if folder else ""
+    index = next(
+        (within / f"{kind}.index.json" for kind in kinds if (within / f"{kind}.index.json").is_file()), None
+    )
+    if index is None:
+        single = next((kind for kind in kinds if (within / kind).is_file()), None)
+        if single is None:
+            source.lacks(f"{start}{kinds[-1]}.index.json", needed_by)
+            return None
+        return {start + single: None}
+    try:
+        places = json.loads(read_regular_file(index, LARGEST_INDEX))["weight_map"]
+        files: dict[str, list[str] | None] = {}
+        for name, file in places.items():
+            if Path(file).name != file:
+                raise ValueError(f"{file!r} is not the name of a file beside it")
+            names = files.setdefault(start + file, [])
+            assert names is not None
+            names.append(name)
+        return files
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        source.wrong.append(f"{index}: not the index of a model's files ({one_line(error)}); copy it again")
+        return None
 
 
 def _check_numbers(path: Path, found: "Mapping[str, Tensor]") -> None:

@@ -397,7 +397,7 @@ def _places(source: Source) -> tuple[list[Path], list[Path], Found]:
             folders[os.path.realpath(entry)] = entry
             continue
         if found.images:
-            raise ValueError(f"{printable(entry)} holds shards and pictures; name the ones or the others")
+            raise ValueError(f"{printable(entry)} holds shards and images; name the ones or the others")
         shards |= {os.path.realpath(shard.path): shard.path for shard in found.shards}
         beside.hidden += found.hidden
         beside.problems += found.problems

@@ -20,12 +20,12 @@ from pictish.configs import Config, parse
 from pictish.data.images import png_bytes
 from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line, printable
+from pictish.io.signatures import PNG
 
 FORMAT_VERSION: Final = 2  # tokens as token files of version 2
 KEY = "pictish"
 LIMIT = 1 << 20  # bytes of the text; a prompt is one word of a command line, which Linux limits to 128 KiB
 _MOST_CHUNKS = 100_000
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SAID = 300  # letters of an error, which may quote the file
 
 Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
@@ -55,6 +55,7 @@ class Request(Config):
     pixel_guidance: float | None
     scheduler: str | None
     keep: bool | None = None  # of an edit: whether pixels of the source stay
+    region: str | None = Field(None, pattern=r"^\d{1,6}(,\d{1,6}){3}$")  # of an edit: x,y,width,height
     lowres: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
     quantize: Literal["int8", "int4"] | None = None  # weights of the language model
@@ -117,7 +118,7 @@ def read_origin(path: Path) -> Origin:
         with path.open("rb") as file:
             text = _text(file)
         if text is None:
-            raise ValueError("does not say how it was drawn; pictures of pictish generate and edit do")
+            raise ValueError("does not say how it was drawn; images of pictish generate and edit do")
         origin = parse(Origin, _facts(text), "origin")
         origin.image()
     except (ValueError, zlib.error) as error:
@@ -136,14 +137,14 @@ def _facts(text: bytes) -> dict[str, Any]:
         old = isinstance(found, int) and found < FORMAT_VERSION
         raise ValueError(
             f"origin of format version {str(found)[:20]}; this program reads version {FORMAT_VERSION}"
-            + (": draw the picture again with this version" if old else "")
+            + (": draw the image again with this version" if old else "")
         )
     return facts
 
 
 def _text(file: BinaryIO) -> bytes | None:
     """The text of the chunk, at most LIMIT bytes; None where a PNG has none, ValueError for a damaged one."""
-    if file.read(len(_SIGNATURE)) != _SIGNATURE:
+    if file.read(len(PNG)) != PNG:
         raise ValueError("not a PNG, so it does not say how it was drawn")
     key = KEY.encode() + b"\0"
     for _ in range(_MOST_CHUNKS):
@@ -160,7 +161,7 @@ def _text(file: BinaryIO) -> bytes | None:
         if zlib.crc32(kind + start + body) != int.from_bytes(file.read(4), "big"):
             raise ValueError("its origin is damaged: the bytes do not match their checksum")
         return _unpacked(body)
-    raise ValueError(f"more than {_MOST_CHUNKS:,} chunks are no picture of ours")
+    raise ValueError(f"more than {_MOST_CHUNKS:,} chunks are no image of ours")
 
 
 def _unpacked(body: bytes) -> bytes:

@@ -6,7 +6,7 @@ Raw pictures stay encoded bytes: whoever has a tokenizer turns them into codes. 
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pictish.data.captions import CAPTION_FIELDS
+from pictish.data.dialogues import Role, json_text, parse_messages
 from pictish.data.loader import ImageBytes
 from pictish.data.members import (
     CAPTIONS,
@@ -32,7 +33,13 @@ from pictish.io.finding import Found, begins_as_image, kind_of, split_name, unsu
 
 Picture: TypeAlias = TokenizedImage | ImageBytes  # of a shard of tokens, of a raw one
 
-_KINDS = ("edit", "document", "question", "questions")  # keys of the JSON that say what a sample is
+_KINDS = (
+    "edit",
+    "document",
+    "question",
+    "questions",
+    "messages",
+)  # keys of the JSON that say what a sample is
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,30 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Video:
+    """Frames in their order."""
+
+    frames: tuple[Picture, ...]  # at least one
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one side of a dialogue says, in reading order."""
+
+    role: Role
+    parts: tuple[str | Picture | Video, ...]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Messages: perhaps a system's, then a user's and the assistant's in turns, at least one of each."""
+
+    source: str
+    key: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
 class PlainText:
     """Text alone."""
 
@@ -86,7 +117,7 @@ class PlainText:
     text: str
 
 
-Sample: TypeAlias = Pair | Edit | Question | Document | PlainText
+Sample: TypeAlias = Pair | Edit | Question | Document | Dialogue | PlainText
 
 
 class DamagedSample(ValueError):
@@ -154,6 +185,8 @@ def _parse(
                 return PlainText(source, key, "".join(text for _, text, _ in parts))
             shown = tuple(picture(value) if kind == "image" else value for kind, value, _ in parts)
             return Document(source, key, shown, tuple(given for _, _, given in parts))
+        case ["messages"]:
+            return Dialogue(source, key, _messages(facts["messages"], picture))
         case [_]:
             return Question(source, key, picture(), _turns(facts))
     if not text_alone or facts or any(map(is_image, members)) or "txt" not in members:
@@ -171,10 +204,10 @@ def _picture_suffix(members: Mapping[str, bytes], name: str | None) -> str:
             return images[""][0]
         if len(images) == 1:  # KEY.input.jpg
             return next(iter(images.values()))[0]
-        raise ValueError("has named pictures, and no JSON that says which" if images else "has no picture")
+        raise ValueError("has named images, and no JSON that says which" if images else "has no image")
     wanted = name.lower()  # as a shard's reader writes suffixes
     if not is_image(wanted):
-        raise ValueError(f"its JSON names {name!r} as a picture; the name of one ends in .tokens or .png ...")
+        raise ValueError(f"its JSON names {name!r} as an image; the name of one ends in .tokens or .png ...")
     # A raw shard's JSON is carried over when its pictures become tokens, so it still says source.png then.
     for choice in (wanted, f"{wanted.rpartition('.')[0]}.tokens".removeprefix(".")):
         if choice in members:
@@ -202,7 +235,7 @@ def sample_captions(
             value = one[names[field]]
             listed = value if isinstance(value, list) else [] if value is None else [value]
             if key or field in ("caption", "captions") or all(isinstance(text, str) for text in listed):
-                captions += [_string(text, "a caption") for text in listed]
+                captions += [json_text(text, "a caption") for text in listed]
     captions = [caption.strip() for caption in captions]
     if not any(captions):
         said = f"nothing under {key}" if key else "no text, nor caption or another known field"
@@ -247,7 +280,7 @@ def _parts(document: Any) -> list[tuple[str, str, bool]]:
         kinds = [kind for kind in ("text", "image") if isinstance(part, dict) and kind in part]
         if len(kinds) != 1:
             raise ValueError('a part of its document is neither {"text": ...} nor {"image": ...}')
-        value = _string(part[kinds[0]], f"{kinds[0]} of its document")
+        value = json_text(part[kinds[0]], f"{kinds[0]} of its document")
         if value or kinds == ["image"]:
             parts.append((kinds[0], value, part.get("given") is True))
     if not any(value.strip() or kind == "image" for kind, value, _ in parts):
@@ -257,22 +290,23 @@ def _parts(document: Any) -> list[tuple[str, str, bool]]:
     return parts
 
 
+def _messages(listed: Any, picture: Callable[[str], Picture]) -> tuple[Message, ...]:
+    def part(kind: str, value: str | tuple[str, ...]) -> str | Picture | Video:
+        if isinstance(value, tuple):
+            return Video(tuple(map(picture, value)))
+        return picture(value) if kind == "image" else value
+
+    return tuple(Message(role, tuple(part(*one) for one in parts)) for role, parts in parse_messages(listed))
+
+
 def _fields(value: Any, what: str, names: Iterable[str]) -> dict[str, str]:
     """Those entries of a JSON object, all of them text that is not empty."""
     if not isinstance(value, dict):
         raise ValueError(f"{what} in its JSON is no object")
-    fields = {name: _string(value.get(name), f"{what}'s {name}").strip() for name in names}
+    fields = {name: json_text(value.get(name), f"{what}'s {name}").strip() for name in names}
     if empty := [name for name, text in fields.items() if not text]:
         raise ValueError(f"{what}'s {empty[0]} is empty")
     return fields
-
-
-def _string(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{what} is missing or no text in its JSON")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{what} holds half of a character, which no UTF-8 has")
-    return value
 
 
 def _object(blob: bytes) -> dict[str, Any]:

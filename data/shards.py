@@ -15,11 +15,11 @@ from typing import IO, Any
 from pictish.data.members import is_image, is_member, owners, split_member
 from pictish.data.tar import LARGEST_MEMBER, contents_of, open_tar
 from pictish.io.files import check_relative, printable, sync, temp_path
-from pictish.io.finding import SHARDS, Found, counted, find, image_kind, kind_of, unsupported
+from pictish.io.finding import SHARDS, Found, counted, find, kind_of, unsupported
+from pictish.io.signatures import HEAD, image_suffix
 
 Sample = dict[str, Any]  # "__key__": str, every other key a suffix: bytes
 _Place = tuple[int, int]  # offset and size in bytes
-_HEAD = 32  # bytes that tell what kind of image a member is
 
 
 class ShardFile:
@@ -208,7 +208,7 @@ def _understood(path: Path, file: IO[bytes]) -> Shard:
             continue
         if not is_member(suffix):
             file.seek(offset)
-            found = image_kind(file.read(min(size, _HEAD)))
+            found = image_suffix(file.read(min(size, HEAD)))
             if found is None:
                 others[suffix] += 1
                 continue

@@ -33,6 +33,7 @@ PICTURE_FIELDS = (
 )  # fmt: skip
 """Fields that hold a picture or name its file, in any case; the first that is not empty counts."""
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+EDITS, QUESTIONS = "edits.jsonl", "questions.jsonl"  # `annotations.py` reads these
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 _ROWS = 64  # of a Parquet or Arrow file in memory at once
 _LARGEST_TEXT = 1 << 20  # bytes of a caption file
@@ -139,7 +140,7 @@ def _note_others(found: Found, reading: Reading) -> None:
     for name in found.others:
         stem, suffix = split_name(name)
         base = name.rpartition("/")[2]
-        if base in METADATA or (suffix in (*CAPTIONS, "json") and stem in stems):
+        if base in (*METADATA, EDITS, QUESTIONS) or (suffix in (*CAPTIONS, "json") and stem in stems):
             continue
         if f".{suffix}" in TABLES:
             reading.report.skip(name, "a table that is not read; metadata.jsonl is, or give it as a source")
@@ -258,18 +259,19 @@ def _records(path: Path, reading: Reading) -> Iterator[tuple[str, Mapping[str, A
             return _csv_records(path, reading)
         case ".parquet" | ".arrow":
             return _arrow_records(path, reading)
-    return _json_records(path, reading)
+    return json_records(path, reading.report, path.name)
 
 
-def _json_records(path: Path, reading: Reading) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def json_records(path: Path, report: Report, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The objects of a file of JSON lines, each with what it is called in reports; others go to `report`."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                place = f"{path.name} line {number}"
+                place = f"{name} line {number}"
                 try:
                     yield place, _object(line)
                 except ValueError as error:
-                    reading.report.skip(place, one_line(error))
+                    report.skip(place, one_line(error))
 
 
 def _csv_records(path: Path, reading: Reading) -> Iterator[tuple[str, Mapping[str, Any]]]:

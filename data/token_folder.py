@@ -110,7 +110,7 @@ class Header:
             old = isinstance(facts["format"], int) and facts["format"] < FORMAT_VERSION
             raise ValueError(
                 f"format version {shown(facts['format'])}; this program reads version {FORMAT_VERSION}"
-                + (": tokenize the pictures again with this version" if old else "")
+                + (": tokenize the images again with this version" if old else "")
             )
         try:
             kind, tokenizer, codebook_size, settings = (

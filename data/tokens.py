@@ -51,7 +51,7 @@ class TokenizedImage:
             raise ValueError(f"tokenizer must be a fingerprint of 12 hex digits, not {shown(self.tokenizer)}")
         ids = _vector(self.ids, "ids", self.codebook_size)
         if len(ids) == 0:
-            raise ValueError("ids is empty; a picture has at least one token")
+            raise ValueError("ids is empty; an image has at least one token")
         object.__setattr__(self, "ids", ids)
         if self.cells is not None:
             cells = _vector(self.cells, "cells", self.grid[0] * self.grid[1])
@@ -166,7 +166,7 @@ def _open(blob: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
         raise ValueError(
             f"token file of format version {shown(facts['format'])}; "
             f"this program reads version {FORMAT_VERSION}"
-            + (": tokenize the pictures again with this version" if old else "")
+            + (": tokenize the images again with this version" if old else "")
         )
     return tensors, facts
 

@@ -72,7 +72,7 @@ class ConditionConfig(Config):
     )
     width: int = Field(256, gt=0, description="of a row of the sequence, the denoiser's cross_attention_dim")
     pooled: int | None = Field(None, gt=0, description="width of SDXL's pooled embedding")
-    source: bool = Field(False, description="whether parts of a source picture may be given, for edits")
+    source: bool = Field(False, description="whether parts of a source image may be given, for edits")
 
     @model_validator(mode="after")
     def _tells_something(self) -> "ConditionConfig":
@@ -172,9 +172,9 @@ class DiffusionConfig(Config):
     """A diffusion decoder."""
 
     kind: Literal["diffusion"] = "diffusion"
-    side: int = Field(gt=0, le=4096, description="pixels of the square picture it is trained on")
+    side: int = Field(gt=0, le=4096, description="pixels of the square image it is trained on")
     shapes: tuple[tuple[int, int], ...] = Field(
-        (), description="sizes (height, width) to draw pictures in, by aspect; none: a square, stretched"
+        (), description="sizes (height, width) to draw images in, by aspect; none: a square, stretched"
     )
     denoiser: Annotated[UNetConfig | TransformerConfig, Field(discriminator="kind")]
     autoencoder: Annotated[AutoencoderConfig | ShuffleConfig, Field(discriminator="kind")] | None = Field(
@@ -183,8 +183,8 @@ class DiffusionConfig(Config):
     residual: float | None = Field(
         None,
         gt=0,
-        description="what is denoised is the picture less the pixels that codes tell, both from -1 to 1, "
-        "divided by this; none: the picture itself",
+        description="what is denoised is the image less the pixels that codes tell, both from -1 to 1, "
+        "divided by this; none: the image itself",
     )
     condition: AnyCondition = ConditionConfig()
     noise: Annotated[AnyNoise, Field(discriminator="kind")]
@@ -194,9 +194,7 @@ class DiffusionConfig(Config):
         description="the same for images that are reconstructed (`detokenize`, `evaluate decoder`), where "
         "`sampling` is for generated ones; none: no different",
     )
-    micro_batch: int = Field(
-        4, gt=0, le=1024, description="pictures of one forward, so that shapes never vary"
-    )
+    micro_batch: int = Field(4, gt=0, le=1024, description="images of one forward, so that shapes never vary")
 
 
 class ObjectiveConfig(Config):
@@ -205,25 +203,25 @@ class ObjectiveConfig(Config):
     weighting: Literal["none", "min_snr", "velocity", "adaptive"] = Field(
         "none",
         description="min_snr: arXiv 2303.09556; velocity: an x0 error as that of the velocity; adaptive: of "
-        "meanflow, each picture's error and distance divided by themselves",
+        "meanflow, each image's error and distance divided by themselves",
     )
     gamma: float = Field(5.0, gt=0, description="of min_snr")
     times: Literal["uniform", "logit_normal"] = "uniform"
     mean: float = Field(0.0, description="of logit_normal (arXiv 2403.03206)")
     deviation: float = Field(1.0, gt=0, description="of logit_normal")
     flow_matching: float = Field(
-        0.5, ge=0, le=1, description="of meanflow: fraction of pictures whose two times are equal"
+        0.5, ge=0, le=1, description="of meanflow: fraction of images whose two times are equal"
     )
-    dropout: float = Field(0.1, ge=0, le=1, description="share of pictures that lose their condition")
-    source: float = Field(0.2, ge=0, le=1, description="share that see parts of the picture, if it may")
+    dropout: float = Field(0.1, ge=0, le=1, description="share of images that lose their condition")
+    source: float = Field(0.2, ge=0, le=1, description="share that see parts of the image, if it may")
     perceptual: float = Field(
         0.0,
         ge=0,
-        description="weight of the distance between the predicted x_0 and the picture in the feature maps of "
+        description="weight of the distance between the predicted x_0 and the image in the feature maps of "
         "`teacher` (arXiv 2409.02529)",
     )
     perceptual_below: float = Field(
-        1.0, gt=0, le=1, description="time, 1 being noise, from which on pictures are not compared so"
+        1.0, gt=0, le=1, description="time, 1 being noise, from which on images are not compared so"
     )
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the weights' average, which is what is saved")
 
@@ -240,7 +238,7 @@ class TrainConfig(Config):
         "starter", description="the model whose codes are decoded: a folder or a shipped name"
     )
     teacher: EncoderConfig | None = Field(
-        None, description="frozen timm network that `objective.perceptual` compares pictures by"
+        None, description="frozen timm network that `objective.perceptual` compares images by"
     )
     data: DataConfig
     steps: int = Field(gt=0)
@@ -253,15 +251,16 @@ class TrainConfig(Config):
     weight_decay: float = Field(0.01, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     fixed_length_probability: float = Field(
-        0.2, ge=0, le=1, description="share of pictures whose number of tokens is drawn"
+        0.2, ge=0, le=1, description="share of images whose number of tokens is drawn"
     )
     seed: int = Field(0, ge=0, lt=2**63)
     log_every: int = Field(20, gt=0)
     validate_every: int = Field(500, gt=0)
-    sample_every: int = Field(0, ge=0, description="steps between grids of pictures; 0: none")
+    sample_every: int = Field(0, ge=0, description="steps between grids of images; 0: none")
     checkpoint_every: int = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="write the metrics to RUN/tensorboard too")
+    wandb: bool = Field(False, description="log the metrics to Weights & Biases too, in project pictish")
     mixed_precision: MixedPrecision = Field(
         "no", description="auto: bf16 where the processor or GPU has units for it, else no"
     )

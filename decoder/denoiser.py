@@ -259,7 +259,7 @@ def _check_fits(network: "ModelMixin", config: DiffusionConfig, channels: int) -
     ours = _input_channels(config, channels)
     if settings["in_channels"] != ours:
         raise ValueError(
-            f"denoiser: takes {settings['in_channels']} channels, but the picture has {channels} and what is "
+            f"denoiser: takes {settings['in_channels']} channels, but the image has {channels} and what is "
             f"beside it {ours - channels}; set condition.channels, condition.source and residual to fit"
         )
     pooled = None

@@ -225,7 +225,8 @@ def _at_home(config: DiffusionConfig, folder: Path | None) -> DiffusionConfig:
 def _save_part(network: Any, folder: Path, half: bool) -> None:
     plain = copy.deepcopy(network).to("cpu")
     if half:
-        plain = plain.to(storage_dtype(plain.parameters(), torch.float16))
+        # not its own `to`, which warns of modules to be kept in float32 where it has none
+        torch.nn.Module.to(plain, storage_dtype(plain.parameters(), torch.float16))
     plain.register_to_config(_name_or_path="")  # where it was read from, which another machine has not
     plain.save_pretrained(folder, safe_serialization=True)
 

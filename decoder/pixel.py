@@ -148,7 +148,7 @@ class Decoder:
         if not 0 < strength <= 1:
             raise ValueError(f"strength: {strength} asked for; above 0 to 1 fit")
         if strength < 1 and sources is None:
-            raise ValueError(f"strength: {strength} asked for, but no source picture to start from; omit it")
+            raise ValueError(f"strength: {strength} asked for, but no source image to start from; omit it")
         # maps of cells beside the picture need whole cells
         cell = self.side // self.tokenizer.grid[0] if self.model.config.condition.channels else 1
         unit = math.lcm(cell, self.model.denoiser.shrink * self.model.denoiser.patch)
@@ -158,9 +158,9 @@ class Decoder:
                 f"{2 * self.side} fit this decoder"
             )
         if sources is not None and not self.model.config.condition.source:
-            raise ValueError("this decoder was not trained with source pictures; it cannot keep parts of one")
+            raise ValueError("this decoder was not trained with source images; it cannot keep parts of one")
         if sources is not None and size != (self.side, self.side):
-            raise ValueError(f"size: a source picture is drawn at {self.side} x {self.side} pixels alone")
+            raise ValueError(f"size: a source image is drawn at {self.side} x {self.side} pixels alone")
 
 
 def sample(

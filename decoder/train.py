@@ -90,7 +90,7 @@ def train(
     since = time.monotonic()
     network.train()  # diffusers gives a loaded network in evaluation mode
     stretch = in_units(f"stretch of {config.log_every} steps")
-    with MetricsLog(run, first, config.tensorboard, main=main) as metrics, stretch:
+    with MetricsLog(run, first, config.tensorboard, config.wandb, main=main) as metrics, stretch:
         for step in range(first, config.steps):
             generator = seeded(config.seed, step)
             pictures = training.batch(step, config.batch_size, config.seed, process_group)

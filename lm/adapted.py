@@ -32,7 +32,7 @@ from pictish.io.model_folder import (
 )
 from pictish.io.plain_yaml import to_yaml
 from pictish.lm.adaptors import Adaptor, End, adapted, default_points, new_adaptor
-from pictish.lm.config import AdaptorConfig, DefaultsConfig
+from pictish.lm.config import AdaptorConfig, DefaultsConfig, MaskedForm
 from pictish.lm.model import (
     PROJECTOR,
     TEXT_FILES,
@@ -64,6 +64,7 @@ class AdaptorFolder(Config):
     image_tokens: ImageTokens | None = None  # none: its pictures are features of a vision tower
     features: int = 0  # channels that its projector reads
     projector: bool | Literal["linear", "mlp"] = False
+    masked: MaskedForm | None = None  # none: autoregressive
     defaults: DefaultsConfig = DefaultsConfig()
 
 
@@ -88,10 +89,11 @@ class AdaptedModel(UnifiedModel):
         image_tokens: ImageTokens,
         projector: Projector | None,
         defaults: DefaultsConfig | None = None,
+        masked: MaskedForm | None = None,
     ) -> None:
         base.language.requires_grad_(False)
         super().__init__(
-            adapted(base.language, adaptor), text_tokenizer, image_tokens, projector, defaults=defaults
+            adapted(base.language, adaptor), text_tokenizer, image_tokens, projector, defaults, masked
         )
         self.adaptor, self.kind, self.base_fingerprint = adaptor, kind, base.fingerprint
         self.base_knows_pictures = base.knows_pictures
@@ -148,6 +150,7 @@ class AdaptedModel(UnifiedModel):
         if stored != dtype:
             _LOG.warning("%s: weights lie beyond the range of %s; stored as %s", folder, dtype, stored)
         adaptor = self.adaptor
+        assert self.image_tokens is not None
         config = AdaptorFolder(
             kind=self.kind,
             base=self.base_fingerprint,
@@ -159,6 +162,7 @@ class AdaptedModel(UnifiedModel):
             image_tokens=self.image_tokens,
             features=self.image_tokens.features,
             projector=False if self.projector is None else self.projector.kind,
+            masked=self.masked,
             defaults=self.defaults,
         )
         with whole_folder(folder, overwrite, belongs) as temp:
@@ -220,8 +224,13 @@ def adapt(model: UnifiedModel, config: AdaptorConfig, base: str | Path) -> Adapt
     """`model`, whose language model came from the folder `base`, with a new adaptor to be trained.
 
     ValueError where the base knows no pictures, so that their rows must be the adaptor's, and its table or
-    head is tied.
+    head is tied; and for a model with a vision tower, or without an image tokenizer.
     """
+    if model.image_tokens is None or model.vision is not None:
+        raise ValueError(
+            "adaptor: only those that read the codes of an image tokenizer are trained; without model.vision "
+            "and with a tokenizer they would fit"
+        )
     folder = locate_base(base)
     knows_pictures = (folder / CONFIG).is_file()
     language = model.language
@@ -243,7 +252,14 @@ def adapt(model: UnifiedModel, config: AdaptorConfig, base: str | Path) -> Adapt
     # as it will be trained: pictures enter as features where there is a projector for them
     defaults = model.defaults.model_copy(update={"continuous": model.projector is not None})
     return AdaptedModel(
-        found, adaptor, config.kind, model.text_tokenizer, model.image_tokens, model.projector, defaults
+        found,
+        adaptor,
+        config.kind,
+        model.text_tokenizer,
+        model.image_tokens,
+        model.projector,
+        defaults,
+        model.masked,
     )
 
 
@@ -261,7 +277,14 @@ def load_adaptor(folder: str | Path, base: Base) -> AdaptedModel:
         )
     text_tokenizer = base.text_tokenizer if base.knows_pictures else _text_tokenizer(path)
     model = AdaptedModel(
-        base, adaptor, config.kind, text_tokenizer, config.image_tokens, projector, config.defaults
+        base,
+        adaptor,
+        config.kind,
+        text_tokenizer,
+        config.image_tokens,
+        projector,
+        config.defaults,
+        config.masked,
     )
     return model.eval()
 

@@ -24,13 +24,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
-from pictish.lm.grammar import DecodingState, GenerationConstraints, Segment, legal_ids
-from pictish.lm.sampling import NEVER, Sampling, draw, draw_together
+from pictish.lm.grammar import DecodingState, GenerationConstraints, Segment
+from pictish.lm.sampling import NEVER, Sampling, draw
 from pictish.lm.vocabulary import Vocabulary
 from pictish.training.isolation import inference
 
 CacheKind = Literal["dynamic", "static"]
 Progress = Callable[[int, int], None]  # ids done, of how many at most
+DrawIds = Callable[[Tensor, Sequence[int]], Tensor]  # logits (P, V) of the prompts of these numbers: ids (P,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,7 @@ class Prompt:
     nothing: Tensor | None = None  # (L'', D) without any condition
     inside: bool = False  # all end with [IMG], so that the first id to come is a picture's
     model: PreTrainedModel | None = None  # the adapted model that continues it; None: the one that is called
+    blocks: Tensor | None = None  # (L,) of `full`, rising from 0, for masked models; None: all one
 
     def __post_init__(self) -> None:
         if self.image_only is not None and self.nothing is None:
@@ -70,6 +72,7 @@ class Guidance:
     image_scale: float = 1.0
     ramp: float = 0.0
     rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)  # of what is done of a picture; outside nothing is guided
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.text_scale) and math.isfinite(self.image_scale)):
@@ -78,9 +81,13 @@ class Guidance:
             raise ValueError(
                 f"guidance ramp {self.ramp} and rescale {self.rescale}: 0 or more, and 0 to 1 would fit"
             )
+        if not 0 <= self.interval[0] < self.interval[1] <= 1:
+            raise ValueError(f"guidance interval {self.interval}: two rising numbers from 0 to 1 would fit")
 
     def strength(self, done: float) -> float:
         """What share of the way from 1 to the scales is gone when so much of a picture is `done`, 0 to 1."""
+        if not self.interval[0] <= done <= self.interval[1]:
+            return 0.0
         if not self.ramp:
             return 1.0
         return (1 - math.cos(math.pi * min(done, 1.0) ** self.ramp)) / 2
@@ -107,7 +114,8 @@ def generate(
     *,
     sampling: Sampling = PLAIN,
     guidance: Guidance = UNGUIDED,
-    generators: Sequence[torch.Generator] | torch.Generator | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+    draw_ids: DrawIds | None = None,
     cache: CacheKind = "dynamic",
     progress: Progress | None = None,
 ) -> list[list[Segment]]:
@@ -115,31 +123,27 @@ def generate(
 
     Prompts that name a `model` of their own, such as one of lm/adaptors.py, are continued by that, in the
     same loop: each gets what it would get alone. All models have the vocabulary.
-    Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it. From a
-    single one, where one is given, all draw as `torch.multinomial` does for a batch. `progress` is called
-    after each id; what it raises ends the call.
+    Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it. A
+    `draw_ids` draws instead. `progress` is called after each id; what it raises ends the call.
     ValueError for a prompt longer than the model's context, for one that the request contradicts, and for a
     model that gives no numbers.
     """
-    if generators is None and sampling.temperature == 0:
+    if generators is None and (draw_ids or sampling.temperature == 0):
         generators = [torch.Generator() for _ in prompts]  # greedy asks nothing of them
-    shared = None
-    if isinstance(generators, torch.Generator):
-        shared, generators = generators, [generators for _ in prompts]
     if generators is None or len(generators) != len(prompts):
         found = 0 if generators is None else len(generators)
         raise ValueError(f"{len(prompts)} prompts to sample for need as many generators, not {found}")
     if not prompts:
         return []
-    decodings = [DecodingState(vocabulary, constraints, prompt.inside) for prompt in prompts]
+    decodings = [constraints.decoding(vocabulary, prompt.inside) for prompt in prompts]
     sequences = [
-        _ActiveSequence(decoding, *_branches(prompt, guidance), generator)
+        _ActiveSequence(decoding, *branches(prompt, guidance), generator)
         for decoding, prompt, generator in zip(decodings, prompts, generators, strict=True)
     ]
     models = [prompt.model or model for prompt, s in zip(prompts, sequences, strict=True) for _ in s.branches]
-    branches = [branch for s in sequences for branch in s.branches]
-    batch = RoutedBatch(models, branches, constraints.max_new_tokens, cache)
-    legal = legal_ids(vocabulary, batch.logits.shape[1], constraints.ignored_ids, batch.logits.device)
+    rows = [branch for s in sequences for branch in s.branches]
+    batch = RoutedBatch(models, rows, constraints.max_new_tokens, cache)
+    legal = constraints.legal(vocabulary, batch.logits.shape[1], batch.logits.device)
     codes = vocabulary.is_code(torch.arange(batch.logits.shape[1], device=batch.logits.device))
     for step in itertools.count(1):
         logits = _guided(sequences, batch.logits, guidance, codes)
@@ -151,11 +155,10 @@ def generate(
                     "not finite numbers; smaller scales would fit"
                 )
             raise ValueError("the model's logits are not finite numbers; its weights may have diverged")
-        if shared is None:
+        if draw_ids is None:
             ids = draw(logits, sampling, [s.generator for s in sequences]).tolist()
-        else:  # those that are done draw too
-            places = [decodings.index(s.decoding) for s in sequences]
-            ids = draw_together(logits, sampling, shared, places, len(decodings)).tolist()
+        else:
+            ids = draw_ids(logits, [decodings.index(s.decoding) for s in sequences]).tolist()
         for sequence, token in zip(sequences, ids, strict=True):
             sequence.decoding.take(token)
         if progress is not None:
@@ -182,7 +185,7 @@ class _ActiveSequence:
     generator: torch.Generator
 
 
-def _branches(prompt: Prompt, guidance: Guidance) -> tuple[list[Tensor], list[float]]:
+def branches(prompt: Prompt, guidance: Guidance) -> tuple[list[Tensor], list[float]]:
     """The branches of a prompt that guidance needs, full first, and what their logits weigh.
 
     The scales' differences, nothing + image (image_only - nothing) + text (full - image_only), are sorted by
@@ -211,19 +214,33 @@ def _guided(
     """
     chosen = []
     for sequence, own in zip(sequences, logits.split([len(s.branches) for s in sequences]), strict=True):
-        mixed = own[0]
-        if sequence.decoding.inside and len(own) > 1:
-            weights = own.new_tensor(sequence.weights)
-            if guidance.ramp:  # full + strength (guided - full); scales rise alike, so weights do
-                strength = guidance.strength(sequence.decoding.progress)
-                weights = strength * weights
-                weights[0] += 1 - strength
-            mixed = (own * weights[:, None]).sum(dim=0)
-            if guidance.rescale:
-                ratio = own[0, codes].std() / mixed[codes].std().clamp_min(1e-6)
-                mixed = mixed * (guidance.rescale * ratio + 1 - guidance.rescale)
-        chosen.append(mixed)
+        decoding = sequence.decoding
+        guided = decoding.inside and len(own) > 1
+        chosen.append(mixed(own, sequence.weights, guidance, decoding.progress, codes) if guided else own[0])
     return torch.stack(chosen)
+
+
+def mixed(
+    own: Tensor, weights: Sequence[float], guidance: Guidance, done: float, codes: Tensor | None
+) -> Tensor:
+    """Logits (..., V) of one prompt from those of its branches (branches, ..., V), when so much is `done`.
+
+    Standard deviations are those of the ids that `codes` (V,) marks, None: of all.
+    """
+    if len(own) == 1:
+        return own[0]
+    factors = own.new_tensor(weights)
+    if guidance.ramp or guidance.interval != (0, 1):
+        # full + strength (guided - full); scales rise alike, so weights do
+        strength = guidance.strength(done)
+        factors = strength * factors
+        factors[0] += 1 - strength
+    found = (own * factors.reshape(-1, *[1] * (own.ndim - 1))).sum(dim=0)
+    if guidance.rescale:
+        marked = slice(None) if codes is None else codes
+        ratio = own[0][..., marked].std(dim=-1) / found[..., marked].std(dim=-1).clamp_min(1e-6)
+        found = found * (guidance.rescale * ratio + 1 - guidance.rescale)[..., None]
+    return found
 
 
 class DecodeBatch:
@@ -243,7 +260,7 @@ class DecodeBatch:
                 f"{limit} in all fit the model's context"
             )
         self.model = model
-        self.cache_argument = _cache_argument(model)
+        self.cache_argument = cache_argument(model)
         self.seen = 0
         embedded = pad_sequence(list(prompts), batch_first=True, padding_side="left")  # (R, L, D)
         self.length = torch.tensor(lengths, device=embedded.device)  # (R,) without padding
@@ -329,7 +346,7 @@ class RoutedBatch:
         self.batches = [self.batches[n] for n in used]
 
 
-def _cache_argument(model: PreTrainedModel) -> str:
+def cache_argument(model: PreTrainedModel) -> str:
     """What the model's forward calls its cache: `cache` from transformers 5.24 on."""
     whole: Any = model
     plain = whole.get_base_model() if hasattr(whole, "get_base_model") else whole  # peft hides the signature

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pictish.configs import Config
+from pictish.lm.vision.config import VisionConfig
 from pictish.training.precision import MixedPrecision
 from pictish.training.schedule import check_warmup
 
@@ -18,6 +19,7 @@ class NewModel(Config):
     architecture: str = Field("llama", description="transformers' `model_type`: llama, qwen3, gpt2, ...")
     settings: dict[str, Any] = Field(description="of transformers' config class, such as hidden_size")
     vocab_size: int = Field(2048, gt=256, description="size of the text vocabulary, 256 of it bytes")
+    chat: bool = Field(False, description="whether it has marks of turns, and a chat template for dialogues")
 
 
 class PretrainedModel(Config):
@@ -35,6 +37,9 @@ class LanguageModelConfig(Config):
 
     base: Annotated[NewModel | PretrainedModel, Field(discriminator="kind")]
     features: bool = Field(False, description="whether pictures may also enter as continuous features")
+    vision: VisionConfig | None = Field(
+        None, description="the tower that such features come from; none: the image tokenizer's, or the base's"
+    )
     attn_implementation: Literal["eager", "sdpa"] | None = Field(
         None,
         description="of transformers, in training; eager is faster on short rows. none: transformers' own",
@@ -116,16 +121,78 @@ class BeamSearchConfig(Config):
         return self
 
 
+class MaskedCache(Config):
+    """What a masked model keeps from one forward to the next, see lm/masked_cache.py."""
+
+    kind: Literal["none", "prefix", "dual", "interval"] = "none"
+    refresh: int | None = Field(
+        None, gt=0, description="of prefix and dual: forwards until all is computed again; none: a block"
+    )
+    prompt_interval: int = Field(25, gt=0, description="of interval: forwards until the prompt is computed")
+    answer_interval: int = Field(7, gt=0, description="of interval: forwards until the answer is computed")
+    ratio: float = Field(
+        0.25, ge=0, le=1, description="of interval: share of the answer that is computed in between"
+    )
+
+
+class FillingConfig(Config):
+    """How a masked model fills masks unless the user says otherwise."""
+
+    steps: int = Field(16, gt=0, description="of a picture, or of each block of a text")
+    schedule: Literal["linear", "cosine"] = Field(
+        "linear", description="how many masks each step fills: as many in each, or few at first"
+    )
+    remasking: Literal["low_confidence", "random", "halton"] = Field(
+        "low_confidence", description="which stay masked; halton: by a fixed order of the cells of a picture"
+    )
+    threshold: float | None = Field(
+        None, gt=0, le=1, description="confidence that fills a mask whatever the schedule says"
+    )
+    correction: float | None = Field(
+        None, gt=0, le=1, description="confidence that replaces an id already written"
+    )
+    cache: MaskedCache = MaskedCache()
+
+
+class TextFillingConfig(FillingConfig):
+    """How a masked model writes a text: in blocks, until it ends."""
+
+    block_length: int = Field(16, gt=0, description="masks that are added at a time")
+    stop_strings: tuple[str, ...] = Field((), description="a text ends before the first of these")
+
+    @model_validator(mode="after")
+    def _no_grid(self) -> "TextFillingConfig":
+        if self.remasking == "halton":
+            raise ValueError("remasking: halton is an order of cells; a text would fit low_confidence")
+        return self
+
+
+class MaskedDefaults(Config):
+    """What a masked model does unless the user says otherwise."""
+
+    pictures: FillingConfig = FillingConfig(schedule="cosine", remasking="halton")
+    texts: TextFillingConfig = TextFillingConfig()
+    guidance_interval: tuple[float, float] = Field(
+        (0.0, 1.0), description="from which to which filled share of a picture it is guided"
+    )
+
+
 class DefaultsConfig(Config):
     """What a model does unless the user says otherwise."""
 
     drawing: ImageGenerationConfig = ImageGenerationConfig()
+    masked: MaskedDefaults | None = Field(None, description="of a masked model; none: its usual ones")
     caption: BeamSearchConfig | None = Field(None, description="none: the likeliest id each time, not cut")
     answer: BeamSearchConfig | None = None
     continuous: bool = Field(False, description="whether pictures to be described enter as features")
     threshold: float | None = Field(
         None, gt=0, lt=1, description="score of kept patches of pictures in prompts; none: the tokenizer's"
     )
+
+    @property
+    def filling(self) -> MaskedDefaults:
+        """How a masked model samples."""
+        return self.masked or MaskedDefaults()
 
 
 class DropoutConfig(Config):
@@ -158,6 +225,9 @@ class SourceConfig(Config):
     continuous: float = Field(
         0.0, ge=0, le=1, description="share of captions and answers whose picture enters as features"
     )
+    system: str | None = Field(None, description="message that begins dialogues which have no system message")
+    turn_suffix: str = Field("", description="added to what users say in dialogues, such as ' /think'")
+    turn_suffix_share: float = Field(1.0, ge=0, le=1, description="share of their messages that get it")
 
 
 class DataConfig(Config):
@@ -189,6 +259,10 @@ class StageConfig(Config):
         {}, description="weights of sources in this stage; 0 leaves one out"
     )
     learning_rate: float = Field(1e-3, gt=0)
+    vision_learning_rate: float | None = Field(
+        None, gt=0, description="of the vision tower; none: learning_rate"
+    )
+    tiles: bool = Field(True, description="whether pictures are seen in tiles, if model.vision has them")
     warmup: int = Field(100, ge=0)
     final_rate: float = Field(0.1, ge=0, description="learning rate at the end, as a share of the peak")
 
@@ -228,6 +302,62 @@ class Autoregressive(Config):
         return Autoregressive()
 
 
+class MaskedForm(Config):
+    """What tokens of a masked model see of each other, in training and in sampling."""
+
+    attention: Literal["full", "dialogue", "prefix"] = Field(
+        "full",
+        description="full: a document sees all of itself; dialogue: no turn sees a later one; prefix: nor "
+        "does a prompt see its answer",
+    )
+    block_length: int | None = Field(
+        None,
+        gt=0,
+        description="block diffusion: texts are learned in blocks of so many ids, each from whole earlier "
+        "ones, and each picture as a block; takes attention: prefix. none: no blocks",
+    )
+
+    @model_validator(mode="after")
+    def _blocks_see_back(self) -> "MaskedForm":
+        if self.block_length is not None and self.attention != "prefix":
+            raise ValueError(
+                f"block_length {self.block_length} with attention {self.attention}; "
+                "attention: prefix would fit"
+            )
+        return self
+
+
+class Masked(MaskedForm):
+    """Masked ids from all others, at any share of masks (LLaDA-V: arXiv 2505.16933)."""
+
+    kind: Literal["masked"] = "masked"
+    structure: bool = Field(
+        False, description="learn the marks between contents too, those of prompts included, as LLaDA-V does"
+    )
+    end_padding: int = Field(
+        1, gt=0, description="texts are learned with end-of-text ids behind them, up to a multiple of this"
+    )
+    complementary: bool = Field(
+        False, description="each document twice a step: what one view masks, the other shows"
+    )
+    corrupt: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of visible ids to be learned that are read wrong, and as many that are read right "
+        "and learned as they are: the model can then correct what it wrote",
+    )
+
+    @property
+    def form(self) -> MaskedForm:
+        """What the sampler must know."""
+        return MaskedForm(attention=self.attention, block_length=self.block_length)
+
+    def none(self) -> "Masked":
+        """The same with nothing read wrong and each document once: for validation."""
+        return self.model_copy(update={"corrupt": 0.0, "complementary": False})
+
+
 class TrainConfig(Config):
     """An experiment: `pictish train lm CONFIG`."""
 
@@ -236,8 +366,11 @@ class TrainConfig(Config):
     adaptor: AdaptorConfig | None = Field(
         None, description="an inner adaptor, which alone is trained and saved; none: the model itself is"
     )
-    tokenizer: str = Field("starter", description="whose codes are learned: a folder or a shipped name")
-    objective: Annotated[Autoregressive, Field(discriminator="kind")] = Autoregressive()
+    tokenizer: str | None = Field(
+        "starter",
+        description="whose codes are learned: a folder or a shipped name; none: pictures are only seen",
+    )
+    objective: Annotated[Autoregressive | Masked, Field(discriminator="kind")] = Autoregressive()
     dropout: DropoutConfig = DropoutConfig()
     data: DataConfig
     stages: tuple[StageConfig, ...]
@@ -261,7 +394,8 @@ class TrainConfig(Config):
     samples: tuple[str, ...] = Field((), description="texts to draw then")
     checkpoint_every: int = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="write the metrics to RUN/tensorboard too")
+    wandb: bool = Field(False, description="log the metrics to Weights & Biases too, in project pictish")
     mixed_precision: MixedPrecision = Field(
         "no", description="auto: bf16 where the processor or GPU has units for it, else no"
     )
@@ -279,10 +413,15 @@ class TrainConfig(Config):
             if self.data.rows % (count := getattr(self.data, name)):
                 raise ValueError(f"data.rows {self.data.rows} is no multiple of data.{name}, {count}")
         for name, source in {**self.data.train, **self.data.validation}.items():
-            if source.continuous and not self.model.features:
+            if source.continuous and not (self.model.features or self.model.vision):
                 raise ValueError(
-                    f"source {name}: continuous is {source.continuous}, which takes model.features: true"
+                    f"source {name}: continuous is {source.continuous}, which takes model.features: true, or "
+                    "model.vision"
                 )
+        if self.tokenizer is None and self.model.features:
+            raise ValueError(
+                "model.features are an image tokenizer's, and tokenizer is none; vision would fit"
+            )
         for stage in self.stages:
             strange = sorted(set(stage.weights) - set(self.data.train))
             if strange:

@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
 from pictish.data import samples
+from pictish.data.images import load_image
 from pictish.data.loader import ImageBytes
 from pictish.data.mixture import Mixture, Slot, Source
 from pictish.data.samples import DamagedSample, Picture, Sample
@@ -20,8 +23,11 @@ from pictish.data.tokens import EncodedImage, TokenizedImage
 from pictish.io.files import matching
 from pictish.lm import sequence
 from pictish.lm.config import DropoutConfig, SourceConfig
+from pictish.lm.dialogue import Message, dialogue
 from pictish.lm.packing import Position
 from pictish.lm.sequence import Codes, Document, Encode, Features, Part, Task, Text
+from pictish.lm.vision.model import Vision
+from pictish.lm.vision.tiles import Seen
 from pictish.lm.vocabulary import Vocabulary
 
 CHUNK = 32  # samples read before their raw pictures are tokenized together
@@ -43,6 +49,10 @@ class Maker:
     longest: int  # tokens of a document
     encode_images: EncodeImages | None  # None: there are no raw pictures
     seed: int
+    end_padding: int = 1  # texts are learned with EOS behind them, up to a multiple of this
+    vision: Vision | None = None  # what pictures are seen through; None: there are only codes and features
+    text_tokenizer: PreTrainedTokenizerFast | None = None  # with a chat template, for dialogues
+    tiles: bool = True  # whether pictures are seen in tiles
 
     def documents(self, mixture: Mixture) -> Iterator[tuple[Document, Position]]:
         """The stream's documents, each with the position behind it; what cannot be used is reported there."""
@@ -53,8 +63,15 @@ class Maker:
         """One sample's document; `encoded`: its raw pictures by `id`. ValueError when it cannot be made."""
         source = self.sources[slot.source]
         chance = np.random.default_rng((self.seed, slot.number)).random(4)
-        task, parts = self._parts(sample, source, chance, encoded)
-        document = sequence.build(task, parts, self.vocabulary, self.encode, self.eos)
+        messages = self._messages(sample, source, slot, encoded)
+        if messages is not None:
+            assert self.text_tokenizer is not None
+            document = dialogue(messages, self.text_tokenizer, self.vocabulary, self.encode, self.eos)
+        else:
+            task, parts = self._parts(sample, source, chance, encoded)
+            document = sequence.build(task, parts, self.vocabulary, self.encode, self.eos)
+        if self.end_padding > 1 and (messages is not None or isinstance(parts[-1], Text)):
+            document = sequence.pad_text(document, self.end_padding, self.eos)
         if len(document) > self.longest:
             raise ValueError(f"longer than a row of {self.longest} tokens")
         return document
@@ -70,9 +87,11 @@ class Maker:
             tokens = picture if isinstance(picture, TokenizedImage) else _found(picture, encoded).tokens
             return Codes(tokens.ids, tokens.cells)
 
-        def shown(picture: Picture) -> Codes | Features:
-            if chance[3] >= source.continuous:
+        def shown(picture: Picture) -> Codes | Features | Seen:
+            if chance[3] >= source.continuous and self.vocabulary.codes:
                 return codes(picture)
+            if self.vision is not None:
+                return self._seen(picture)
             if isinstance(picture, TokenizedImage):
                 raise ValueError("continuous features need the picture itself, and there are only tokens")
             features = _found(picture, encoded).features
@@ -82,7 +101,7 @@ class Maker:
         match sample:
             case samples.Pair():
                 text = sample.captions[int(chance[1] * len(sample.captions))]
-                if chance[0] < source.caption:
+                if chance[0] < source.caption or not self.vocabulary.codes:
                     return "caption", sequence.caption(shown(sample.picture), text)
                 drop = sequence.draw_drop(self.dropout, False, chance[2])
                 return "drawing", sequence.drawing(text, codes(sample.picture), drop)
@@ -93,13 +112,84 @@ class Maker:
             case samples.Question():
                 question, reply = sample.turns[int(chance[1] * len(sample.turns))]
                 return "answer", sequence.answer(shown(sample.picture), question, reply)
+            case samples.Document() if not self.vocabulary.codes:
+                alone = sum(not isinstance(part, str) for part in sample.parts) == 1
+                return "interleaved", [
+                    Text(part, not given) if isinstance(part, str) else self._seen(part, alone)
+                    for part, given in zip(sample.parts, sample.given, strict=True)
+                ]
             case samples.Document():
                 return "interleaved", [
                     Text(part, not given) if isinstance(part, str) else replace(codes(part), learn=not given)
                     for part, given in zip(sample.parts, sample.given, strict=True)
                 ]
+            case samples.Dialogue():
+                raise ValueError("a dialogue, and the text tokenizer has no chat template")
             case samples.PlainText():
                 return "text", [Text(sample.text, learn=True)]
+
+    def _messages(
+        self,
+        sample: Sample,
+        source: SourceConfig,
+        slot: Slot,
+        encoded: Mapping[int, EncodedImage | ValueError],
+    ) -> list[Message] | None:
+        """A dialogue, or questions about a picture that is seen as one; None for other samples."""
+        if self.text_tokenizer is None or not self.text_tokenizer.chat_template:
+            return None
+        said: list[Message] = []
+        if isinstance(sample, samples.Question) and self.vision is not None:
+            for place, (question, reply) in enumerate(sample.turns):
+                seen: list[Part] = [self._seen(sample.picture), Text("\n")] if place == 0 else []
+                said += [Message("user", (*seen, Text(question))), Message("assistant", (Text(reply),))]
+        elif isinstance(sample, samples.Dialogue):
+            alone = len(pictures(sample)) == 1
+            said = [
+                Message(
+                    one.role, tuple(p for part in one.parts for p in self._said(part, one, alone, encoded))
+                )
+                for one in sample.messages
+            ]
+        else:
+            return None
+        rng = np.random.default_rng((self.seed, slot.number, 1))
+        if source.turn_suffix:
+            said = [
+                replace(one, parts=(*one.parts, Text(source.turn_suffix)))
+                if one.role == "user" and rng.random() < source.turn_suffix_share
+                else one
+                for one in said
+            ]
+        if source.system and said[0].role != "system":
+            said.insert(0, Message("system", (Text(source.system),)))
+        return said
+
+    def _said(
+        self,
+        part: str | Picture | samples.Video,
+        message: samples.Message,
+        alone: bool,
+        encoded: Mapping[int, EncodedImage | ValueError],
+    ) -> list[Part]:
+        """A part of a message; pictures of the assistant are codes, others are seen where that can be."""
+        if isinstance(part, str):
+            return [Text(part)]
+        if isinstance(part, samples.Video):
+            if self.vision is None:
+                raise ValueError("a video, and the model has no vision tower to watch it with")
+            return list(self.vision.watch([_opened(frame) for frame in part.frames]))
+        if self.vision is not None and message.role != "assistant":
+            return [self._seen(part, alone)]
+        if not self.vocabulary.codes:
+            raise ValueError("a picture to be written, and the model writes none (tokenizer: none)")
+        tokens = part if isinstance(part, TokenizedImage) else _found(part, encoded).tokens
+        return [Codes(tokens.ids, tokens.cells, learn=message.role == "assistant")]
+
+    def _seen(self, picture: Picture, alone: bool = True) -> Seen:
+        if self.vision is None:
+            raise ValueError("a picture, and the model neither reads codes nor sees")
+        return self.vision.look(_opened(picture), alone=alone, tiles=self.tiles)
 
     def _chunk(
         self, mixture: Mixture, drawn: list[tuple[Slot, Position, Sample | DamagedSample]]
@@ -107,7 +197,7 @@ class Maker:
         raw = [p for _, _, sample in drawn if not isinstance(sample, DamagedSample) for p in pictures(sample)]
         images = [picture for picture in raw if isinstance(picture, ImageBytes)]
         encoded: dict[int, EncodedImage | ValueError] = {}
-        if images:
+        if images and self.vocabulary.codes:
             if self.encode_images is None:
                 raise ValueError(f"{images[0].name}: a raw picture, and nothing here to tokenize it with")
             encoded = {id(p): found for p, found in zip(images, self.encode_images(images), strict=True)}
@@ -150,6 +240,11 @@ def pictures(sample: Sample) -> list[Picture]:
             return [sample.before, sample.after]
         case samples.Document():
             return [part for part in sample.parts if not isinstance(part, str)]
+        case samples.Dialogue():
+            said = [
+                part for message in sample.messages for part in message.parts if not isinstance(part, str)
+            ]
+            return [p for one in said for p in (one.frames if isinstance(one, samples.Video) else [one])]
         case samples.PlainText():
             return []
 
@@ -165,6 +260,8 @@ def texts(sample: Sample) -> list[str]:
             return [text for question, reply in sample.turns for text in (question, reply)]
         case samples.Document():
             return [part for part in sample.parts if isinstance(part, str)]
+        case samples.Dialogue():
+            return [part for message in sample.messages for part in message.parts if isinstance(part, str)]
         case samples.PlainText():
             return [sample.text]
 
@@ -175,6 +272,13 @@ def _draw(mixture: Mixture) -> tuple[Slot, Position, Any]:
         return slot, mixture.position, mixture.read(slot)
     except DamagedSample as error:
         return slot, mixture.position, error
+
+
+def _opened(picture: Picture) -> Image.Image:
+    """A raw picture in RGB; ValueError for tokens, and for what cannot be read."""
+    if isinstance(picture, TokenizedImage):
+        raise ValueError("a vision tower needs the picture itself, and there are only tokens")
+    return load_image(picture.blob)
 
 
 def _found(picture: ImageBytes, encoded: Mapping[int, EncodedImage | ValueError]) -> EncodedImage:

@@ -8,9 +8,6 @@ Where the vocabulary has skips, a code takes the next cell of the grid, a skip p
 says, and behind the last cell only [/IMG] is legal. A code follows each skip; a skip is legal while the cells
 and ids that it leaves suffice for the codes that are still to come, one at least.
 
-A model may emit other ids between codes: these `ignored_ids` count as codes do, but are dropped from the
-picture, which has at least one true code.
-
 `max_new_tokens` holds to the id, markers and EOS counted: a picture begins only where its shortest form still
 fits, and its end is forced while there is room for it. So every picture ends, and none is empty; nor is an
 answer, even one that the model would end at once or fill with spaces.
@@ -41,7 +38,6 @@ class GenerationConstraints:
     max_images: int = 0
     min_codes: int = 1
     max_codes: int = 256
-    ignored_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_images < 0 or not (self.text or self.max_images):
@@ -52,14 +48,20 @@ class GenerationConstraints:
         if self.max_new_tokens < least:
             raise ValueError(f"max_new_tokens {self.max_new_tokens} asked for; at least {least} would fit")
 
+    def decoding(self, vocabulary: Vocabulary, inside: bool) -> "DecodingState":
+        """The state before the first id of a prompt, which ends `inside` an image or not."""
+        return DecodingState(vocabulary, self, inside)
 
-def one_image(
-    max_codes: int, min_codes: int = 1, ignored_ids: tuple[int, ...] = (), *, cells: int | None = None
-) -> GenerationConstraints:
+    def legal(self, vocabulary: Vocabulary, width: int, device: torch.device | str = "cpu") -> "Legal":
+        """The legal ids of a model of `width` ids; ValueError for too few."""
+        return legal_ids(vocabulary, width, device)
+
+
+def one_image(max_codes: int, min_codes: int = 1, *, cells: int | None = None) -> GenerationConstraints:
     """The constraints for exactly one picture and nothing else; `cells` as in the vocabulary."""
     # every code takes a cell and every skip passes one: there are never more ids than cells
     inner = max_codes if cells is None else min(2 * max_codes, cells)
-    return GenerationConstraints(inner + 2, False, 1, min_codes, max_codes, ignored_ids)
+    return GenerationConstraints(inner + 2, False, 1, min_codes, max_codes)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,6 @@ class State(IntEnum):
     TEXT = auto()
     TEXT_OR_BEGIN = auto()
     BEGIN = auto()
-    TRUE_CODE = auto()
     CODE = auto()
     CODE_OR_END = auto()
     END = auto()
@@ -111,12 +112,7 @@ class Legal:
         return legal | (self.passed <= longest[:, None])
 
 
-def legal_ids(
-    vocabulary: Vocabulary,
-    width: int,
-    ignored_ids: tuple[int, ...] = (),
-    device: torch.device | str = "cpu",
-) -> Legal:
+def legal_ids(vocabulary: Vocabulary, width: int, device: torch.device | str = "cpu") -> Legal:
     """The legal ids of a model of `width` ids; ValueError for too few."""
     if width < vocabulary.size:
         raise ValueError(f"the vocabulary has {vocabulary.size} ids, the model only {width}")
@@ -132,9 +128,7 @@ def legal_ids(
     table = torch.empty(len(State), width, dtype=torch.bool)
     table[State.VISIBLE], table[State.FIRST], table[State.FIRST_OR_BEGIN] = visible, first, first | begin
     table[State.TEXT], table[State.TEXT_OR_BEGIN], table[State.BEGIN] = text, text | begin, begin
-    table[State.TRUE_CODE], table[State.END] = code.clone(), end
-    code[list(ignored_ids)] = True
-    table[State.CODE], table[State.CODE_OR_END] = code, code | end
+    table[State.CODE], table[State.CODE_OR_END], table[State.END] = code, code | end, end
     passed = None
     if vocabulary.cells is not None:
         skips = vocabulary.ranges["skips"]
@@ -153,7 +147,7 @@ class DecodingState:
         self.inside = inside
         self.segments: list[Segment] = []
         self.current: list[int] = []  # ids of the piece being written
-        self.count = 0  # of codes and ignored ids of the picture being written
+        self.count = 0  # of codes of the picture being written
         self.cell = 0  # that its next code lies on, if the vocabulary has skips
         self.skipped = False  # whether the id taken last is a skip
         self.latest = -1  # the id taken last
@@ -167,13 +161,9 @@ class DecodingState:
             raise ValueError(
                 f"an image of {constraints.min_codes} codes does not fit max_new_tokens {self.left}"
             )
-        if vocabulary.cells is not None and constraints.max_images:
-            if constraints.min_codes > vocabulary.cells:
-                raise ValueError(
-                    f"min_codes {constraints.min_codes} asked for; a picture has {vocabulary.cells} cells"
-                )
-            if constraints.ignored_ids:
-                raise ValueError("ignored_ids are for models without skips; use ignored_ids=()")
+        cells = vocabulary.cells
+        if cells is not None and constraints.max_images and constraints.min_codes > cells:
+            raise ValueError(f"min_codes {constraints.min_codes} asked for; a picture has {cells} cells")
 
     @property
     def state(self) -> State | None:
@@ -183,9 +173,7 @@ class DecodingState:
             full = self.count == constraints.max_codes or self.cell == self.vocabulary.cells
             if full or self.left == 1:
                 return State.END
-            if not self.current and (self.count == constraints.max_codes - 1 or self.left == 2):
-                return State.TRUE_CODE
-            short = self.count < constraints.min_codes or not self.current or self.skipped
+            short = self.count < constraints.min_codes or self.skipped
             return State.CODE if short else State.CODE_OR_END
         speak = constraints.text and self.left > 0 and not self.ended
         begin = self.images_left > 0 and self.left >= constraints.min_codes + 2 and not self.ended
@@ -237,8 +225,7 @@ class DecodingState:
             self._finish_text()
 
     def _take_inside(self, token: int) -> None:
-        if token not in self.constraints.ignored_ids:
-            self.current.append(token)
+        self.current.append(token)
         skips = self.vocabulary.ranges["skips"]
         self.skipped = self.vocabulary.cells is not None and skips.first <= token < skips.first + skips.count
         if self.skipped:

@@ -5,6 +5,7 @@ Written from a description of the files, not from LaVIT's code. docs/models.md t
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig
 
-from pictish.data.importing import Meta, Part, Piece, Shape, Source
+from pictish.data.importing import Meta, Part, Piece, Shape, Source, weight_files
 from pictish.io.files import one_line, write_atomic
 from pictish.io.model_folder import CONFIG, SHARDS, WEIGHTS
 from pictish.io.plain_yaml import to_yaml
@@ -61,7 +62,7 @@ def plan_language(
     """
     faults = len(source.wrong)
     config, pieces = _config(source), _pieces(source)
-    shards = _shards(source)
+    shards = weight_files(source, FOLDER, NEEDED_BY)
     if config is None or pieces is None or shards is None:
         return None
     rows = len(pieces) + 2 + codes
@@ -112,29 +113,6 @@ def _pieces(source: Source) -> list[TextPiece] | None:
     except ValueError as error:
         source.wrong.append(str(error))
     return None
-
-
-def _shards(source: Source) -> dict[str, list[str] | None] | None:
-    """Files of weights and the names that the index says are in each; None as names: no index."""
-    index = source.folder / FOLDER / "pytorch_model.bin.index.json"
-    if not index.is_file():
-        if (source.folder / FOLDER / "pytorch_model.bin").is_file():
-            return {f"{FOLDER}/pytorch_model.bin": None}
-        source.lacks(f"{FOLDER}/{index.name}", NEEDED_BY)
-        return None
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards: dict[str, list[str] | None] = {}
-        for name, file in places.items():
-            if Path(file).name != file:
-                raise ValueError(f"{file!r} is not the name of a file beside it")
-            names = shards.setdefault(f"{FOLDER}/{file}", [])
-            assert names is not None
-            names.append(name)
-        return shards
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        source.wrong.append(f"{index}: not the index of a model's files ({one_line(error)}); copy it again")
-        return None
 
 
 def _weights(
@@ -203,8 +181,9 @@ def _finish(
     config: LlamaConfig, pieces: list[TextPiece], tokens: ImageTokens, folder: Path, tokenizer: str
 ) -> None:
     """All files but the weights."""
+    files = sorted(folder.glob("model*.safetensors"))
     config.architectures = ["LlamaForCausalLM"]
-    config.dtype = finish_weights(folder)
+    config.dtype = write_index(folder, files)
     config.save_pretrained(folder)
     picture_tokenizer(pieces, tokens.codes).save_pretrained(folder)
     # suppressed were ids 3 to 31999 alone: the control pieces and the image's start stayed possible
@@ -217,11 +196,10 @@ def _finish(
     write_atomic(folder / CONFIG, to_yaml(stored).encode())
 
 
-def finish_weights(folder: Path) -> torch.dtype:
-    """Write the index of a folder's safetensors files where there are several; the type of their tensors."""
+def write_index(folder: Path, files: Sequence[Path]) -> torch.dtype:
+    """Write the index of the weight `files` where they are several; returns the type that loads them all."""
     from safetensors import safe_open
 
-    files = sorted(folder.glob("model*.safetensors"))
     placed, total, types = {}, 0, set()
     for path in files:
         with safe_open(path, "pt") as weights:

@@ -1,9 +1,10 @@
 """The unified model: a transformers causal LM whose vocabulary holds picture codes, and a projector.
 
 On disk it is a plain Hugging Face folder, which `AutoModelForCausalLM` and `AutoTokenizer` load, beside
-`config.yaml` and, for pictures as continuous features, `projector.safetensors`.
+`config.yaml` and, for pictures as continuous features, `projector.safetensors`; a vision tower, with the
+projector behind it, lies in `vision.safetensors`.
 
-Legend: B rows, L tokens, D width of the language model, M embedded features, F feature channels.
+Legend: B rows, L tokens, D width of the language model, M embedded features, F feature channels, T targets.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import copy
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -46,14 +48,17 @@ from pictish.io.model_folder import (
 from pictish.io.plain_yaml import to_yaml
 from pictish.lm.alignment import Alignment
 from pictish.lm.captions import CAPTIONS, to_bytes
-from pictish.lm.config import DefaultsConfig, NewModel, PretrainedModel
-from pictish.lm.packing import Packed, attention_mask, pack
+from pictish.lm.config import DefaultsConfig, MaskedForm, NewModel, PretrainedModel
+from pictish.lm.packing import IGNORED, Packed, attention_mask, pack
 from pictish.lm.sequence import Document
-from pictish.lm.vocabulary import Vocabulary, vocabulary_of, widen
+from pictish.lm.vision.config import VisionConfig
+from pictish.lm.vision.model import Placed, Vision, places_of
+from pictish.lm.vision.projectors import mlp
+from pictish.lm.vocabulary import Vocabulary, add_drop, text_vocabulary, vocabulary_of, widen
 from pictish.training.isolation import loading
 
 _LOG = logging.getLogger(__name__)
-PROJECTOR = "projector.safetensors"
+PROJECTOR, VISION = "projector.safetensors", "vision.safetensors"
 TEXT_FILES = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template")
 
 
@@ -81,15 +86,18 @@ class FolderConfig(Config):
 
     part: Literal["lm"] = "lm"
     format: Literal[1] = 1
-    image_tokens: ImageTokens
+    image_tokens: ImageTokens | None  # none: it reads pictures through a vision tower alone
     projector: bool | Literal["linear", "mlp"]  # true: two layers behind a norm; mlp: without it
+    vision: VisionConfig | None = None
+    mask: int | None = None  # the text tokenizer's own id that stands for what is to be filled in
+    masked: MaskedForm | None = None  # none: autoregressive
     defaults: DefaultsConfig = DefaultsConfig()
 
 
 class Output(NamedTuple):
     """What a model says of packed rows."""
 
-    logits: Tensor  # (B, L, V)
+    logits: Tensor  # (B, L, V), or (T, V) of targets alone
     alignment: Tensor | None = None  # (2,) of the heads of alignment.py, in training
 
 
@@ -103,7 +111,7 @@ class Projector(nn.Module):
             self.body: nn.Module = nn.Linear(features, width)
         else:  # without the norm it is LLaVA's and IAA's
             norm = [nn.LayerNorm(features)] if normed else []
-            self.body = nn.Sequential(*norm, nn.Linear(features, width), nn.GELU(), nn.Linear(width, width))
+            self.body = nn.Sequential(*norm, *mlp(features, width))
 
     @property
     def kind(self) -> Literal[True, "linear", "mlp"]:
@@ -127,17 +135,25 @@ class UnifiedModel(nn.Module):
         self,
         language: PreTrainedModel,
         text_tokenizer: PreTrainedTokenizerFast,
-        image_tokens: ImageTokens,
+        image_tokens: ImageTokens | None,
         projector: Projector | None,
         defaults: DefaultsConfig | None = None,
+        masked: MaskedForm | None = None,
+        *,
+        vision: Vision | None = None,
+        mask: int | None = None,
     ):
         super().__init__()
         self.language = language
         self.text_tokenizer = text_tokenizer
-        self.vocabulary: Vocabulary = vocabulary_of(text_tokenizer)
+        self.vocabulary: Vocabulary = (
+            text_vocabulary(text_tokenizer, mask) if image_tokens is None else vocabulary_of(text_tokenizer)
+        )
         self.image_tokens = image_tokens
         self.projector = projector
+        self.vision = vision
         self.defaults = defaults or DefaultsConfig()
+        self.masked = masked  # None: autoregressive
         self.alignment: Alignment | None = None  # for training alone: checkpoints have it, model folders not
         self.embedding_dropout = 0.0  # in training
 
@@ -152,9 +168,29 @@ class UnifiedModel(nn.Module):
         """How many tokens the language model was made for, if it says so."""
         return getattr(self.language.config, "max_position_embeddings", None)
 
-    def embed(self, ids: Tensor, features: Tensor | None = None, places: Tensor | None = None) -> Tensor:
-        """Embeddings (B, L, D) of ids (B, L), with projected `features` (M, F) at `places` (2, M)."""
+    def embed(
+        self,
+        ids: Tensor,
+        features: Tensor | None = None,
+        places: Tensor | None = None,
+        pictures: Sequence[Placed] = (),
+    ) -> Tensor:
+        """Embeddings (B, L, D) of ids (B, L), with projected `features` (M, F) at `places` (2, M).
+
+        Rows of `pictures`, which the vision tower looks at, stand where these are placed.
+        """
         embedded = self.language.get_input_embeddings()(ids)
+        if self.vision is not None:
+            if (
+                self.training
+            ):  # every process must give each a gradient, also those that this step has no use for
+                embedded = embedded + 0 * sum(p.sum() for p in self.vision.parameters() if p.requires_grad)
+            if pictures:
+                rows = self.vision(pictures).to(embedded.dtype)
+                where = places_of(pictures).to(rows.device)
+                embedded = embedded.index_put((where[0], where[1]), rows)
+        elif pictures:
+            raise ValueError("pictures were given to a language model without a vision tower (model.vision)")
         if features is None:
             if self.projector is not None and self.training:  # every process must give it a gradient
                 embedded = embedded + 0 * sum(p.sum() for p in self.projector.parameters())
@@ -165,20 +201,22 @@ class UnifiedModel(nn.Module):
         projected = self.projector(features).to(embedded.dtype)
         return embedded.index_put((places[0], places[1]), projected)
 
-    def forward(self, packed: Packed, causal: bool = True) -> Output:
-        """Logits of packed rows; no document sees another, nor what comes later when `causal`."""
-        embedded = self.embed(packed.ids, packed.features, packed.places)
+    def forward(self, packed: Packed, at_targets: bool = False) -> Output:
+        """Logits of packed rows, everywhere or `at_targets` alone; no document sees another."""
+        embedded = self.embed(packed.ids, packed.features, packed.places, packed.pictures)
         embedded = F.dropout(embedded, self.embedding_dropout, self.training)
         heads = self.alignment if self.training else None
         # Only sdpa reads a bool mask as one; eager attention would add it to the scores, as 0 and 1.
         sdpa = self.language.config._attn_implementation == "sdpa"
-        output = self.language(
-            inputs_embeds=embedded,
-            attention_mask=attention_mask(packed.documents, torch.bool if sdpa else embedded.dtype, causal),
-            position_ids=packed.positions,
-            use_cache=False,
-            output_hidden_states=heads is not None,
-        )
+        dtype = torch.bool if sdpa else embedded.dtype
+        with head_at(self.language, packed.targets != IGNORED if at_targets else None):
+            output = self.language(
+                inputs_embeds=embedded,
+                attention_mask=attention_mask(packed.documents, dtype, packed.blocks, packed.noisy),
+                position_ids=packed.positions,
+                use_cache=False,
+                output_hidden_states=heads is not None,
+            )
         if heads is None:
             return Output(output.logits)
         return Output(output.logits, heads(embedded, output.hidden_states[heads.depth], packed))
@@ -198,13 +236,17 @@ class UnifiedModel(nn.Module):
         projector = None
         if config.projector:
             projector = _read_projector(path, config, width_of(language))
-        model = cls(language, text_tokenizer, config.image_tokens, projector, config.defaults)
-        expected = config.image_tokens.codes, config.image_tokens.cells
-        if (found := (model.vocabulary.codes, model.vocabulary.cells)) != expected:
-            raise ValueError(
-                f"{path}: {CONFIG} speaks of {codes_in_words(*expected)}, "
-                f"the text tokenizer has {codes_in_words(*found)}"
-            )
+        model = cls(
+            language,
+            text_tokenizer,
+            config.image_tokens,
+            projector,
+            config.defaults,
+            config.masked,
+            vision=_read_vision(path, config, width_of(language)),
+            mask=config.mask,
+        )
+        _check_vocabulary(path, model)
         return model.to(device=device).eval()
 
     def save(
@@ -223,8 +265,14 @@ class UnifiedModel(nn.Module):
         """
         from safetensors.torch import save_file
 
-        projector = False if self.projector is None else self.projector.kind
-        config = FolderConfig(image_tokens=self.image_tokens, projector=projector, defaults=self.defaults)
+        config = FolderConfig(
+            image_tokens=self.image_tokens,
+            projector=False if self.projector is None else self.projector.kind,
+            vision=None if self.vision is None else self.vision.config,
+            mask=self.vocabulary.text_mask,
+            masked=self.masked,
+            defaults=self.defaults,
+        )
         with whole_folder(folder, overwrite, _belongs) as temp:
             plain = _on_the_cpu(self.language)
             if hasattr(plain, "merge_and_unload"):  # of peft's LoRA
@@ -245,9 +293,27 @@ class UnifiedModel(nn.Module):
             (temp / CONFIG).write_text(to_yaml(config), encoding="utf-8")
             if captions:
                 (temp / CAPTIONS).write_bytes(to_bytes(captions))
-            if self.projector is not None:
-                weights = {n: t.detach().cpu().contiguous() for n, t in self.projector.state_dict().items()}
-                save_file(weights, temp / PROJECTOR)
+            for module, name in ((self.projector, PROJECTOR), (self.vision, VISION)):
+                if module is not None:
+                    weights = {n: t.detach().cpu().contiguous() for n, t in module.state_dict().items()}
+                    save_file(weights, temp / name)
+
+
+@contextlib.contextmanager
+def head_at(language: PreTrainedModel, places: Tensor | None) -> Iterator[None]:
+    """Have the language model's head give logits (T, V) `places` (B, L) alone; None: everywhere.
+
+    Of a large vocabulary the logits of all tokens take more memory than all else together.
+    """
+    head = language.get_output_embeddings()
+    if places is None or not isinstance(head, nn.Module):
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda module, given: (given[0][places], *given[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()
@@ -255,7 +321,8 @@ def check_packing(model: UnifiedModel, length: int) -> None:
     """ValueError naming the architecture when rows of `length` packed documents would be learned wrongly.
 
     Two short documents in a row must get the logits that each gets alone, and an id must not change those
-    before it. Linear attention carries what it saw into the next document; others refuse the mask.
+    before it; in a masked model it must, those of its own document. Linear attention carries what it saw into
+    the next document; others refuse the mask.
     """
     config = model.language.config.get_text_config()
     name = config.model_type
@@ -270,23 +337,35 @@ def check_packing(model: UnifiedModel, length: int) -> None:
     device = next(model.parameters()).device
     documents = [_made_up(model.vocabulary, start, size) for start, size in ((0, 7), (5, 6))]
     packed = pack([documents], 16).to(device)
-    changed = pack([documents], 16).to(device)
+    if model.masked is not None:
+        packed = replace(packed, blocks=packed.documents)
+    changed = replace(packed, ids=packed.ids.clone())
     changed.ids[0, 12] = packed.ids[0, 0]
     model.eval()
     try:
         together, other = model(packed).logits[0, :13], model(changed).logits[0, :12]
-        ids = [torch.from_numpy(document.ids)[None].to(device) for document in documents]
-        embedded = [model.embed(row) for row in ids]
-        alone = torch.cat([model.language(inputs_embeds=e, use_cache=False).logits[0] for e in embedded])
+        alone = torch.cat([_alone(model, document, device) for document in documents])
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"{name} cannot be trained on packed rows ({one_line(error)})") from error
     finally:
         model.train(training)
     most = 1e-4 * alone.abs().max()
-    if not ((together - alone).abs().max() <= most and (together[:12] - other).abs().max() <= most):
+    kept = 12 if model.masked is None else 7  # ids before the one that was changed, or before its document
+    if not ((together - alone).abs().max() <= most and (together[:kept] - other[:kept]).abs().max() <= most):
         raise ValueError(
             f"{name} cannot be trained on packed rows: its documents would see each other, or what follows"
         )
+    if model.masked is not None and not ((together[7:12] - other[7:]).abs().amax(dim=1) > most).all():
+        raise ValueError(f"{name} is causal whatever the mask says; a masked model needs one that is not")
+
+
+def _alone(model: UnifiedModel, document: Document, device: torch.device) -> Tensor:
+    """Logits (L, V) of one document in a row of its own."""
+    embedded = model.embed(torch.from_numpy(document.ids)[None].to(device))
+    if model.masked is None:
+        return model.language(inputs_embeds=embedded, use_cache=False).logits[0]
+    packed = pack([[document]], len(document)).to(device)
+    return model(replace(packed, blocks=packed.documents)).logits[0]
 
 
 def _made_up(vocabulary: Vocabulary, start: int, size: int) -> Document:
@@ -314,27 +393,39 @@ def width_of(language: PreTrainedModel) -> int:
 def new_model(
     base: NewModel | PretrainedModel,
     text_tokenizer: PreTrainedTokenizerFast | None,
-    image_tokens: ImageTokens,
+    image_tokens: ImageTokens | None,
     *,
     features: bool,
     seed: int,
+    masked: MaskedForm | None = None,
+    vision: VisionConfig | None = None,
     code_vectors: Tensor | None = None,
 ) -> UnifiedModel:
     """A model to be trained: random, or a pretrained one with new rows for pictures.
 
     `text_tokenizer` is for a random one; a pretrained one brings its own; `code_vectors` as for `widen`. A
-    model folder of ours is taken as it is, with its projector. Raises ValueError for an unknown architecture,
-    settings that it does not know, a folder that holds no causal language model, and a model of ours for
-    another image tokenizer.
+    model folder of ours is taken as it is, with its projector and vision tower; one that was autoregressive
+    can become `masked`. Raises ValueError for an unknown architecture, settings that it does not know, a
+    folder that holds no causal language model, and a model of ours for another image tokenizer.
     """
-    projector, defaults = None, None
+    projector, defaults, sight, mask = None, None, None, None
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         ours = _ours(base.folder, image_tokens) if isinstance(base, PretrainedModel) else None
         if ours is not None:
+            assert isinstance(base, PretrainedModel)
             language, text_tokenizer = ours.language, ours.text_tokenizer
-            projector, defaults = ours.projector, ours.defaults
+            projector, defaults, sight = ours.projector, ours.defaults, ours.vision
+            mask = ours.vocabulary.text_mask
+            if vision is not None and sight is not None:
+                raise ValueError(f"{base.folder}: sees through a tower already; model.vision: null would fit")
+            if masked is None and ours.masked is not None:
+                raise ValueError(f"{base.folder}: holds a masked model; objective.kind: masked would fit")
+            if masked is not None and image_tokens is None and ours.vocabulary.mask is None:
+                raise ValueError(f"{base.folder}: a model without a mask, and objective.kind is masked")
+            if masked is not None and image_tokens is not None and not ours.vocabulary.has_drop:
+                add_drop(language, text_tokenizer, generator=generator)
         elif isinstance(base, PretrainedModel):
             language, text_tokenizer = read_pretrained(Path(base.folder).expanduser(), torch.float32)
         else:
@@ -342,23 +433,32 @@ def new_model(
             language = _random_model(base, len(text_tokenizer), text_tokenizer.eos_token_id)
         if text_tokenizer.eos_token_id is None:
             raise ValueError("the text tokenizer has no end-of-text token; one is needed to end documents")
-        if ours is None:
+        if ours is None and image_tokens is None:
+            widen(language, text_tokenizer, 0, masked is not None, generator=generator)
+        elif ours is None:
+            assert image_tokens is not None
             widen(
                 language,
                 text_tokenizer,
                 image_tokens.codes,
                 cells=image_tokens.cells,
+                dense=masked is not None,
                 code_vectors=code_vectors,
                 generator=generator,
             )
+        if vision is not None:
+            sight = Vision(vision, width_of(language))
         if features and projector is None:
+            assert image_tokens is not None
             projector = Projector(image_tokens.features, width_of(language))
         if isinstance(base, PretrainedModel) and base.lora is not None:
             language = _with_lora(language, base.lora)
-    return UnifiedModel(language, text_tokenizer, image_tokens, projector, defaults)
+    return UnifiedModel(
+        language, text_tokenizer, image_tokens, projector, defaults, masked, vision=sight, mask=mask
+    )
 
 
-def _ours(folder: str, image_tokens: ImageTokens) -> UnifiedModel | None:
+def _ours(folder: str, image_tokens: ImageTokens | None) -> UnifiedModel | None:
     """The model in a folder of our own; None when it is no such folder, ValueError for other image tokens."""
     try:
         path = locate_model(folder, "lm")
@@ -368,6 +468,14 @@ def _ours(folder: str, image_tokens: ImageTokens) -> UnifiedModel | None:
         return None
     model = UnifiedModel.from_folder(path)
     found = model.image_tokens
+    if found is None and image_tokens is None:
+        return model
+    if found is None or image_tokens is None:
+        if found is None:
+            raise ValueError(f"{folder}: reads and writes no codes; tokenizer: null would fit")
+        raise ValueError(
+            f"{folder}: reads and writes codes; tokenizer: that of {found.fingerprint} would fit"
+        )
     wanted = image_tokens.fingerprint, image_tokens.codes, image_tokens.cells
     if (found.fingerprint, found.codes, found.cells) != wanted:
         raise ValueError(
@@ -393,9 +501,52 @@ def _folder_config(path: Path) -> FolderConfig:
     return parse(FolderConfig, raw, str(path / CONFIG))
 
 
+def _check_vocabulary(path: Path, model: UnifiedModel) -> None:
+    """ValueError where the text tokenizer, the weights and the config speak of different ids."""
+    tokens, vocabulary = model.image_tokens, model.vocabulary
+    rows = model.language.get_input_embeddings().get_parameter("weight").shape[0]
+    if model.masked is not None and vocabulary.mask is None:
+        raise ValueError(f"{path}: a masked model without [MASK] in its vocabulary")
+    if tokens is None:
+        if vocabulary.text_mask is not None and vocabulary.text_mask >= rows:
+            raise ValueError(
+                f"{path}: {CONFIG} has the mask {vocabulary.text_mask}, the model has {rows} ids"
+            )
+        return
+    expected = tokens.codes, tokens.cells
+    if (found := (vocabulary.codes, vocabulary.cells)) != expected:
+        raise ValueError(
+            f"{path}: {CONFIG} speaks of {codes_in_words(*expected)}, "
+            f"the text tokenizer has {codes_in_words(*found)}"
+        )
+
+
+def _read_vision(folder: Path, config: FolderConfig, width: int) -> Vision | None:
+    from safetensors.torch import load_file
+
+    if config.vision is None:
+        return None
+    if config.vision.tower.weights is not None:
+        raise ValueError(
+            f"{folder / CONFIG}: vision.tower.weights leads out of the folder; copy the folder again"
+        )
+    with sized_like(folder, str(folder)):
+        vision = Vision(config.vision, width)
+    try:
+        vision.load_state_dict(load_file(folder / VISION))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder / VISION}: damaged, or of another tower ({one_line(error)[:300]})"
+        ) from error
+    _check_finite(vision, folder / VISION)
+    return vision
+
+
 def _read_projector(folder: Path, config: FolderConfig, width: int) -> Projector:
     from safetensors.torch import load_file
 
+    if config.image_tokens is None:
+        raise ValueError(f"{folder / CONFIG}: a projector without image_tokens, whose features it reads")
     with sized_like(folder, str(folder)):
         assert config.projector is not False
         projector = Projector.of_kind(config.projector, config.image_tokens.features, width)
@@ -511,5 +662,14 @@ def quietly() -> Iterator[None]:
 
 def _belongs(name: str) -> bool:
     """Whether a file is part of a saved language model."""
-    ours = {CONFIG, PROJECTOR, CAPTIONS, SHARDS, "config.json", "generation_config.json", "model.safetensors"}
+    ours = {
+        CONFIG,
+        PROJECTOR,
+        VISION,
+        CAPTIONS,
+        SHARDS,
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
     return name in ours or name.startswith((*TEXT_FILES, "model-0"))

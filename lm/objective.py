@@ -1,21 +1,22 @@
-"""What a language model is trained on; a config chooses by `kind`.
+"""What a language model is trained on; a config chooses by `kind`. The masked one is in lm/masked.py.
 
 The loop asks an objective alone what a model sees, which tokens count and what they cost, and assumes no
 order of them itself.
 
-Legend: B rows, L tokens, V ids, T tasks.
+Legend: B rows, L tokens, M targets, V ids, T tasks.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pictish.lm.config import Autoregressive
+from pictish.lm.config import Autoregressive, Masked
+from pictish.lm.masked import prepare_masked
 from pictish.lm.model import Output
 from pictish.lm.neighbors import Neighbors, neighbors_of
 from pictish.lm.packing import IGNORED, Packed
@@ -24,7 +25,7 @@ from pictish.lm.vocabulary import Vocabulary
 
 
 class Losses(NamedTuple):
-    """Sums over learned tokens: the loss, and by task losses and numbers (T,), in the order of TASKS."""
+    """Sums over targets: the loss, and by task losses and what divides them (T,), in the order of TASKS."""
 
     total: Tensor
     by_task: Tensor
@@ -36,28 +37,31 @@ class Losses(NamedTuple):
 class Objective:
     """One way to train: all that the loop must not decide by itself."""
 
-    # Rows as `pack` laid them out to what the model reads and its targets, which `Packed.learned` counts;
-    # whatever is random comes from the generator, a CPU one that the step alone has seeded. The number is how
-    # much of the training is done, 0 to 1.
+    # Rows as `pack` laid them out to what the model reads, who sees whom, and its targets, which
+    # `Packed.learned` counts; whatever is random comes from the generator, a CPU one that the step alone has
+    # seeded. The number is how much of the training is done, 0 to 1.
     prepare: Callable[[Packed, torch.Generator, float], Packed]
-    causal: bool  # whether a token sees only the earlier ones of its document, or all
     losses: Callable[[Output, Packed], Losses]  # of what the model says to what `prepare` gave
 
 
 def cross_entropy(
     output: Output, packed: Packed, neighbors: Neighbors | None = None, alignment: float = 0.0
 ) -> Losses:
-    """What `output.logits` (B, L, V) say of `packed.targets`, place by place; `alignment` weighs the heads.
+    """What `output.logits`, (B, L, V) or those of targets alone (M, V), say of `packed.targets`.
 
-    The heads' errors are added to the losses of the tokens that they are at.
+    `alignment` weighs the heads, whose errors are added to the losses of the tokens that they are at.
     """
-    logits, targets = output.logits.flatten(0, 1).float(), packed.targets.flatten()
-    losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+    at = packed.targets != IGNORED  # (B, L)
+    logits, targets = output.logits if output.logits.ndim == 2 else output.logits[at], packed.targets[at]
+    logits = logits.float()
+    losses = F.cross_entropy(logits, targets, reduction="none")  # (M,)
     if neighbors is not None:
         losses = losses + neighbors.added(logits, targets)
-    learned = (packed.targets != IGNORED).flatten()
-    by_task = losses.new_zeros(len(TASKS)).index_add(0, packed.tasks.flatten(), losses.detach())
-    counts = losses.new_zeros(len(TASKS)).index_add(0, packed.tasks.flatten(), learned.to(losses.dtype))
+    if packed.weights is not None:
+        losses = losses * packed.weights[at]
+    numbers = packed.numbers.flatten().to(losses.dtype)
+    by_task = losses.new_zeros(len(TASKS)).index_add(0, packed.tasks[at], losses.detach())
+    counts = losses.new_zeros(len(TASKS)).index_add(0, packed.tasks.flatten(), numbers)
     total, errors = losses.sum(), losses.new_zeros(2)
     if output.alignment is not None:
         total, errors = total + alignment * output.alignment[0], output.alignment.detach()
@@ -91,9 +95,10 @@ def corrupt(
     return replace(packed, ids=torch.where(wrong, vocabulary.ids_of(others), packed.ids))
 
 
-def _as_laid_out(packed: Packed, generator: torch.Generator, done: float) -> Packed:
-    """`pack` has put the next id behind each place already."""
-    return packed
+def shifted(packed: Packed) -> Packed:
+    """The same rows with each learned id as the target of the token before it in its document."""
+    follows = F.pad(packed.documents[:, 1:] == packed.documents[:, :-1], (0, 1))
+    return replace(packed, targets=packed.targets.roll(-1, dims=1).masked_fill(~follows, IGNORED))
 
 
 def autoregressive(
@@ -103,23 +108,34 @@ def autoregressive(
 
     `code_vectors` (C, W): those of the image tokenizer, on the model's device, for soft targets.
     """
-    prepare: Callable[[Packed, torch.Generator, float], Packed] = _as_laid_out
-    if config.corrupt:
-        prepare = partial(corrupt, vocabulary=vocabulary, most=config.corrupt, anneal=config.corrupt_anneal)
+
+    def prepare(packed: Packed, generator: torch.Generator, done: float) -> Packed:
+        packed = shifted(packed)
+        if not config.corrupt:
+            return packed
+        most, anneal = config.corrupt, config.corrupt_anneal
+        return corrupt(packed, generator, done, vocabulary=vocabulary, most=most, anneal=anneal)
+
     neighbors = None
     if config.neighbors is not None:
         assert code_vectors is not None, "neighbors are looked for among code vectors"
         neighbors = neighbors_of(code_vectors, vocabulary, config.neighbors)
     losses = partial(cross_entropy, neighbors=neighbors, alignment=config.alignment)
-    return Objective(prepare, causal=True, losses=losses)
+    return Objective(prepare, losses)
 
 
-OBJECTIVES: dict[str, Callable[[Autoregressive, Vocabulary, Tensor | None], Objective]] = {
-    "autoregressive": autoregressive
+def masked(config: Masked, vocabulary: Vocabulary, code_vectors: Tensor | None = None) -> Objective:
+    """Cross entropy of masked tokens given all others that the config lets them see."""
+    return Objective(partial(prepare_masked, config=config, vocabulary=vocabulary), cross_entropy)
+
+
+OBJECTIVES: dict[str, Callable[[Any, Vocabulary, Tensor | None], Objective]] = {
+    "autoregressive": autoregressive,
+    "masked": masked,
 }
 
 
 def means(losses: Tensor, counts: Tensor) -> dict[str, float]:
-    """Mean loss a learned token from sums by task (T,), of all and of each task that occurred."""
+    """Mean losses from sums by task (T,) and what divides them, of all and of each task that occurred."""
     each = {f"loss_{task}": float(losses[i] / counts[i]) for i, task in enumerate(TASKS) if counts[i] > 0}
     return {"loss": float(losses.sum() / counts.sum().clamp_min(1)), **each}

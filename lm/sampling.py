@@ -67,27 +67,14 @@ def draw(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generato
     if sampling.temperature == 0:
         return logits.argmax(dim=1)
     assert len(generators) == len(logits), (len(generators), len(logits))
-    probabilities = _filtered(logits, sampling)
+    probabilities = filtered(logits, sampling)
     # An exponential race, as in torch.multinomial: the first of clocks that ring at these rates. Unlike the
     # inverse of a running sum it cannot hit an id of probability 0.
     clocks = [torch.empty(logits.shape[1], device=g.device).exponential_(generator=g) for g in generators]
     return (probabilities / torch.stack(clocks).to(logits)).argmax(dim=1)
 
 
-def draw_together(
-    logits: Tensor, sampling: Sampling, generator: torch.Generator, places: Sequence[int], count: int
-) -> Tensor:
-    """The same from one generator, as `torch.multinomial` draws for a batch of `count` rows at once.
-
-    The B rows of `logits` are at `places` in it; what the others draw is thrown away.
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(dim=1)
-    clocks = torch.empty(count, logits.shape[1], device=generator.device).exponential_(generator=generator)
-    return (_filtered(logits, sampling) / clocks[list(places)].to(logits)).argmax(dim=1)
-
-
-def _filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities (B, V) at the temperature, 0 for what the filters leave out."""
     # from 0 downwards, so that no temperature, however small, overflows
     logits = (logits - logits.amax(dim=1, keepdim=True)) / max(sampling.temperature, _SMALLEST)

@@ -13,6 +13,12 @@ picture kept in cells 3, 4 and 9 is `[IMG] <skip-00003> <code-00042> <code-00007
     edit         [IMG] source [/IMG] text [IMG] target [/IMG] EOS  learned: from the second [IMG] on
     answer       [IMG] codes [/IMG] question answer EOS            learned: answer EOS
     interleaved  text and pictures as they come, EOS               learned: all but continuous features
+    dialogue     messages as the chat template has them, EOS       learned: the assistant's, EOS (dialogue.py)
+
+A picture that a vision tower looks at has no markers: its rows stand where it does.
+
+Where the vocabulary has [DROP], as that of a masked model, a picture is dense: each cell of the grid is a
+code or [DROP], in raster order, so that which cells are kept is the model's own choice and its length known.
 
 A drawing or an edit that lost its conditions is a picture alone, `[IMG] codes [/IMG] EOS`. Its EOS is not
 learned: a caption begins likewise, and would learn to end before its first word.
@@ -29,14 +35,15 @@ import numpy.typing as npt
 
 from pictish.io.files import shown
 from pictish.lm.config import DropoutConfig
+from pictish.lm.vision.tiles import Seen
 from pictish.lm.vocabulary import Vocabulary
 
 Ids = npt.NDArray[np.int64]
 Encode = Callable[[str], list[int]]  # text to ids; markers in it stay text
 
 QUESTION = "Question: {} Answer:"  # LaVIT's prompt
-TASKS = ("caption", "drawing", "edit", "answer", "interleaved", "text")
-Task = Literal["caption", "drawing", "edit", "answer", "interleaved", "text"]
+TASKS = ("caption", "drawing", "edit", "answer", "interleaved", "text", "dialogue")
+Task = Literal["caption", "drawing", "edit", "answer", "interleaved", "text", "dialogue"]
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,15 @@ class Features:
     values: npt.NDArray[np.float32]
 
 
-Part = Text | Codes | Features
+Part = Text | Codes | Features | Seen
 
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """What the language model reads: all (L,) but `features` (M, F), which stand at `places` (M,)."""
+    """What the language model reads: all (L,) but `features` (M, F), which stand at `places` (M,).
+
+    `pictures` are those that a vision tower looks at, each with the place of its first row.
+    """
 
     task: Task
     ids: Ids
@@ -76,6 +86,11 @@ class Document:
     places: Ids
     features: npt.NDArray[np.float32] | None
     sample: str = ""  # what the sample it was made of is called
+    turns: Ids | None = None  # of a dialogue, rising from 0; None: all 0
+    # whether the token is a mark between contents: [IMG], [/IMG], an EOS behind a picture, a chat template's
+    # own; None: none is
+    structure: npt.NDArray[np.bool_] | None = None
+    pictures: tuple[tuple[int, Seen], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,34 +105,104 @@ def build(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Enc
     joined = join(task, parts, vocabulary, encode)
     last, alone = parts[-1], len(parts) == 1
     learn = last.learn and not alone if isinstance(last, Codes) else isinstance(last, Text) and last.learn
-    return replace(joined, ids=np.append(joined.ids, eos), learn=np.append(joined.learn, learn))
+    assert joined.turns is not None
+    assert joined.structure is not None
+    return replace(
+        joined,
+        ids=np.append(joined.ids, eos),
+        learn=np.append(joined.learn, learn),
+        turns=np.append(joined.turns, joined.turns[-1:]),
+        structure=np.append(joined.structure, not isinstance(last, Text)),
+    )
+
+
+def pad_text(document: Document, multiple: int, eos: int) -> Document:
+    """A document with more of its learned EOS behind it, so that what is learned at its end is no fraction.
+
+    The last run of learned tokens becomes a multiple of `multiple` long; one that ends unlearned stays.
+    """
+    if not document.learn[-1] or document.ids[-1] != eos:
+        return document
+    others = np.flatnonzero(~document.learn)
+    run = len(document) - (others[-1] + 1 if len(others) else 0)
+    more = -run % multiple
+    return replace(
+        document,
+        ids=np.append(document.ids, np.full(more, eos)),
+        learn=np.append(document.learn, np.full(more, True)),
+        turns=None if document.turns is None else np.append(document.turns, document.turns[-1:].repeat(more)),
+        structure=None if document.structure is None else np.append(document.structure, np.full(more, False)),
+    )
+
+
+def concatenate(task: Task, documents: Sequence[Document]) -> Document:
+    """One document of several, one behind the other; `turns` are left to the caller."""
+    starts = np.cumsum([0, *map(len, documents)])
+    features = [one.features for one in documents if one.features is not None]
+    structure = [np.zeros(len(one), bool) if one.structure is None else one.structure for one in documents]
+    return Document(
+        task=task,
+        ids=np.concatenate([one.ids for one in documents]),
+        learn=np.concatenate([one.learn for one in documents]),
+        places=np.concatenate([one.places + at for one, at in zip(documents, starts, strict=False)]),
+        features=np.concatenate(features) if features else None,
+        pictures=tuple(
+            (place + int(at), seen)
+            for one, at in zip(documents, starts, strict=False)
+            for place, seen in one.pictures
+        ),
+        structure=np.concatenate(structure),
+    )
 
 
 def join(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode) -> Document:
     """`parts` one after the other, with nothing behind them: what a prompt is made of."""
     ids: list[Ids] = [np.zeros(0, dtype=np.int64)]
     learn: list[bool] = []
+    turns: list[int] = []
     places: list[Ids] = [np.zeros(0, dtype=np.int64)]
     features: list[npt.NDArray[np.float32]] = []
+    pictures: list[tuple[int, Seen]] = []
     for part in parts:
         if isinstance(part, Text):
             row = np.asarray(encode(part.text), dtype=np.int64)
         elif isinstance(part, Codes):
             row = picture_ids(part.codes, part.cells, vocabulary)
+        elif isinstance(part, Seen):
+            row = np.full(part.layout.length, vocabulary.filler, dtype=np.int64)
+            pictures.append((len(learn), part))
         else:
             row = np.full(len(part.values) + 2, vocabulary.begin, dtype=np.int64)
             row[-1] = vocabulary.end
             places.append(len(learn) + 1 + np.arange(len(part.values)))
             features.append(part.values)
+        learned = isinstance(part, Text | Codes) and part.learn
+        turn = (
+            turns[-1] + int(learn[-1] and not learned) if turns else 0
+        )  # what follows an answer is the next
         ids.append(row)
-        learn += [not isinstance(part, Features) and part.learn] * len(row)
+        learn += [learned] * len(row)
+        turns += [turn] * len(row)
+    joined = np.concatenate(ids)
     return Document(
         task=task,
-        ids=np.concatenate(ids),
+        ids=joined,
         learn=np.array(learn, dtype=bool),
         places=np.concatenate(places),
         features=np.concatenate(features) if features else None,
+        pictures=tuple(pictures),
+        turns=np.array(turns, dtype=np.int64),
+        structure=_markers(joined, np.concatenate(places), vocabulary),
     )
+
+
+def _markers(ids: Ids, places: Ids, vocabulary: Vocabulary) -> npt.NDArray[np.bool_]:
+    """Whether each of `ids` is [IMG] or [/IMG], and not a feature in its place."""
+    if not vocabulary.codes:
+        return np.zeros(len(ids), bool)
+    found = np.isin(ids, (vocabulary.begin, vocabulary.end))
+    found[places] = False
+    return found
 
 
 def picture_ids(
@@ -125,17 +210,29 @@ def picture_ids(
 ) -> Ids:
     """Ids of a picture of K codes with its markers; `cells` (K,) are written if the vocabulary has skips.
 
-    ValueError for no codes, unknown ones, and where skips are to be written for cells that are missing, not
-    rising or outside the grid.
+    Densely where it has [DROP]: each cell of the grid one id. ValueError for no codes, unknown ones, and
+    where cells are to be written that are missing, not rising or outside the grid.
     """
     if len(codes) == 0:
         raise ValueError("a picture of no tokens: at least one was asked for")
     inner = vocabulary.ids_of(np.asarray(codes, dtype=np.int64))
-    if vocabulary.cells is not None:
+    if vocabulary.drop is not None:
+        inner = dense_ids(inner, cells, vocabulary)
+    elif vocabulary.cells is not None:
         passed = _passed(len(codes), cells, vocabulary.cells)
         gaps = np.flatnonzero(passed)
         inner = np.insert(inner, gaps, vocabulary.ranges["skips"].ids_of(passed[gaps]))
     return np.concatenate([[vocabulary.begin], inner, [vocabulary.end]]).astype(np.int64)
+
+
+def dense_ids(codes: Ids, cells: npt.NDArray[np.integer] | None, vocabulary: Vocabulary) -> Ids:
+    """One id for each cell of the grid: those of `codes` (K,), already ids, on their `cells`, else [DROP]."""
+    assert vocabulary.cells is not None
+    assert vocabulary.drop is not None
+    _passed(len(codes), cells, vocabulary.cells)
+    dense = np.full(vocabulary.cells, vocabulary.drop, dtype=np.int64)
+    dense[np.asarray(cells, dtype=np.int64)] = codes
+    return dense
 
 
 def picture_of(ids: Ids, vocabulary: Vocabulary) -> tuple[Ids, Ids | None]:
@@ -146,6 +243,14 @@ def picture_of(ids: Ids, vocabulary: Vocabulary) -> tuple[Ids, Ids | None]:
     if len(ids) < 3 or ids[0] != vocabulary.begin or ids[-1] != vocabulary.end:
         raise ValueError("a picture was asked for: one or more codes between [IMG] and [/IMG]")
     inner = np.asarray(ids[1:-1], dtype=np.int64)
+    if vocabulary.drop is not None:
+        cells = np.flatnonzero(inner != vocabulary.drop)
+        if len(inner) != vocabulary.cells or len(cells) == 0:
+            raise ValueError(
+                f"a picture of {vocabulary.cells} cells was asked for, one of them a code at least; found "
+                f"{len(inner)} cells with {len(cells)} codes"
+            )
+        return vocabulary.codes_of(inner[cells]), cells
     skips = vocabulary.ranges["skips"]
     is_skip = skips.holds(inner)
     codes = vocabulary.codes_of(inner[~is_skip])
@@ -173,7 +278,7 @@ def _passed(count: int, cells: npt.NDArray[np.integer] | None, grid: int) -> Ids
     return passed
 
 
-def caption(picture: Codes | Features, text: str) -> list[Part]:
+def caption(picture: Codes | Features | Seen, text: str) -> list[Part]:
     """Parts of a document that says what a picture shows."""
     return [picture, Text(text, learn=True)]
 
@@ -194,7 +299,7 @@ def edit(source: Codes, instruction: str, target: Codes, drop: "Drop | None" = N
     return [*parts, replace(target, learn=True)]
 
 
-def answer(picture: Codes | Features, question: str, reply: str) -> list[Part]:
+def answer(picture: Codes | Features | Seen, question: str, reply: str) -> list[Part]:
     """Parts of a document that answers a question about a picture."""
     return [picture, Text(QUESTION.format(question)), Text(" " + reply.strip(), learn=True)]
 

@@ -11,7 +11,8 @@ from pictish.io.files import matching, one_line
 from pictish.io.model_folder import whole_folder
 from pictish.lm.adapted import adapt
 from pictish.lm.alignment import Alignment
-from pictish.lm.config import NewModel, PretrainedModel, TrainConfig
+from pictish.lm.config import Autoregressive, Masked, NewModel, PretrainedModel, TrainConfig
+from pictish.lm.dialogue import add_turns
 from pictish.lm.documents import texts
 from pictish.lm.dropout import add_hidden_dropout, set_attention_dropout
 from pictish.lm.model import ImageTokens, UnifiedModel, new_model, width_of
@@ -21,7 +22,7 @@ TEXTS = 200_000  # samples of a source that the text tokenizer is trained on, at
 
 
 def starting_model(
-    config: TrainConfig, image_tokens: ImageTokens, run: Path, code_vectors: Tensor | None = None
+    config: TrainConfig, image_tokens: ImageTokens | None, run: Path, code_vectors: Tensor | None = None
 ) -> UnifiedModel:
     """The model before its first step; a text tokenizer is trained once and kept in `run/text_tokenizer`.
 
@@ -34,12 +35,22 @@ def starting_model(
         folder = run / "text_tokenizer"
         if not folder.is_dir():
             trained = train_text_tokenizer(_texts(config, run), base.vocab_size)
+            if base.chat:
+                add_turns(trained)
             with whole_folder(folder, False, lambda name: False) as temp:
                 trained.save_pretrained(temp)
         text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     features, seed = config.model.features, config.seed
+    masked = config.objective.form if isinstance(config.objective, Masked) else None
     model = new_model(
-        base, text_tokenizer, image_tokens, features=features, seed=seed, code_vectors=code_vectors
+        base,
+        text_tokenizer,
+        image_tokens,
+        features=features,
+        seed=seed,
+        masked=masked,
+        vision=config.model.vision,
+        code_vectors=code_vectors,
     )
     language = model.language
     if config.model.attn_implementation is not None:
@@ -56,7 +67,7 @@ def starting_model(
     if config.hidden_dropout:
         add_hidden_dropout(language, config.hidden_dropout)
         model.embedding_dropout = config.hidden_dropout
-    if config.objective.alignment:
+    if isinstance(config.objective, Autoregressive) and config.objective.alignment:
         assert code_vectors is not None, "alignment is to code vectors"
         layers = language.config.get_text_config().num_hidden_layers
         with torch.random.fork_rng(devices=[]):

@@ -25,14 +25,21 @@ from pictish.io.files import one_line
 from pictish.io.interrupt import Stopped, asked, in_units
 from pictish.lm.adapted import AdaptedModel, base_unchanged
 from pictish.lm.captions import known_captions
-from pictish.lm.config import TrainConfig
+from pictish.lm.config import Masked, TrainConfig
 from pictish.lm.documents import EncodeImages, Maker, sources_of
 from pictish.lm.model import ImageTokens, Output, UnifiedModel, check_packing, codes_in_words
 from pictish.lm.objective import OBJECTIVES, Losses, Objective
 from pictish.lm.packing import Packed, Position, batches, pack
 from pictish.lm.sequence import Document
 from pictish.lm.start import starting_model
-from pictish.lm.trainable import layer_matrices, trainable, trained_by, vocabulary_rows
+from pictish.lm.trainable import (
+    layer_matrices,
+    scale_tower,
+    shares,
+    trainable,
+    trained_by,
+    vocabulary_rows,
+)
 from pictish.lm.validation import validate, validation_documents
 from pictish.lm.vocabulary import text_ids
 from pictish.lm.window import Window
@@ -65,7 +72,7 @@ Show = Callable[[UnifiedModel, int], None]  # draws sample pictures of the model
 def train(
     config: TrainConfig,
     run: Path,
-    image_tokens: ImageTokens,
+    image_tokens: ImageTokens | None,
     device: str = "auto",
     *,
     encode_images: EncodeImages | None = None,
@@ -127,7 +134,7 @@ def train(
     with (
         _told(report, main),
         base_unchanged(model),
-        MetricsLog(run, begun.step, config.tensorboard, main=main) as metrics,
+        MetricsLog(run, begun.step, config.tensorboard, config.wandb, main=main) as metrics,
     ):
         for number, (first, stage) in enumerate(zip(firsts, config.stages, strict=False)):
             last = first + stage.steps
@@ -136,10 +143,13 @@ def train(
             with ExitStack() as during:
                 share = during.enter_context(trainable(model, stage.trainable))
                 logger.info("stage %s: %.1f %% of the weights are trained", stage.name, 100 * share)
+                if model.vision is not None:
+                    logger.info("stage %s: %s", stage.name, "; ".join(shares(model)))
                 names = [name for name, parameter in model.named_parameters()]
                 optimizer = optimizer_of(
                     model, stage.learning_rate, config.weight_decay, no_decay=_rows(model)
                 )
+                scale_tower(optimizer, model, stage)
                 resumed = begun.step > first
                 if resumed:
                     load_optimizer_tensors(optimizer, names, begun.moments)
@@ -153,7 +163,7 @@ def train(
                 check_inputs(run, begun.inputs, read)
                 inputs |= read
                 during.callback(report.note, skipped)
-                stage_maker = replace(maker, seed=config.seed + number)
+                stage_maker = replace(maker, seed=config.seed + number, tiles=stage.tiles)
                 # Else the next stage's clipping would divide its fp16 gradients once for each optimizer.
                 during.callback(accelerate.free_memory)
                 wrapped, optimizer = prepare(accelerate, model, optimizer)
@@ -181,7 +191,7 @@ def train(
                         floor=stage.learning_rate * stage.final_rate,
                     )
                     for group in optimizer.param_groups:
-                        group["lr"] = rate
+                        group["lr"] = rate * group.get("scale", 1.0)
                     packed = Packed.join(
                         [
                             objective.prepare(
@@ -229,7 +239,7 @@ def train(
                         state = {
                             "places": [reached[lane] for lane in range(config.data.lanes)],
                             "skipped": report.skipped,
-                            "image_tokens": vars(image_tokens),
+                            "image_tokens": None if image_tokens is None else vars(image_tokens),
                             "watch": guard.state(),
                             "inputs": inputs,
                         }
@@ -258,7 +268,7 @@ def backward(
     config: TrainConfig,
 ) -> Losses:
     """Add the gradient of the mean over the learned tokens of all processes; returns this process's sums."""
-    learned = accelerate.reduce(torch.tensor(float(packed.learned), device=accelerate.device), "sum")
+    learned = accelerate.reduce(torch.tensor(packed.learned, device=accelerate.device), "sum")
     sums: list[Losses] = []
     parts = packed.split(max(1, len(packed.ids) // config.data.gradient_accumulation_steps))
     for number, part in enumerate(parts):
@@ -267,7 +277,7 @@ def backward(
                 during.enter_context(accelerate.no_sync(model))
             part = part.to(accelerate.device)
             with accelerate.autocast():
-                losses = objective.losses(model(part, objective.causal), part)
+                losses = objective.losses(model(part, True), part)
             # Gradients are averaged over processes, and the sum is wanted.
             accelerate.backward(losses.total * accelerate.num_processes / learned.clamp_min(1))
         sums.append(Losses(*(tensor.detach() for tensor in losses)))
@@ -322,16 +332,16 @@ class _Begun:
     inputs: dict[str, str] = field(default_factory=dict)  # fingerprints of what the config names
 
     @classmethod
-    def read(cls, run: Path, model: UnifiedModel, image_tokens: ImageTokens) -> "_Begun":
+    def read(cls, run: Path, model: UnifiedModel, image_tokens: ImageTokens | None) -> "_Begun":
         latest = latest_checkpoint(run)
         if latest is None:
             return cls()
         tensors, state = load_checkpoint(latest)
-        if (before := ImageTokens(**state["image_tokens"])) != image_tokens:
+        stored = state["image_tokens"]
+        if (before := None if stored is None else ImageTokens(**stored)) != image_tokens:
             raise ValueError(
-                f"{run}: tokenizer: was begun with the image tokenizer {before.fingerprint} of "
-                f"{codes_in_words(before.codes, before.cells)}, came {image_tokens.fingerprint} of "
-                f"{codes_in_words(image_tokens.codes, image_tokens.cells)}; give that one, or another --run"
+                f"{run}: tokenizer: was begun with {_in_words(before)}, came {_in_words(image_tokens)}; give "
+                "that one, or another --run"
             )
         inputs = dict(state.get("inputs", {}))
         check_inputs(latest, inputs, _inputs(model))
@@ -345,6 +355,12 @@ class _Begun:
         if len(self.places) != lanes:
             raise ValueError(f"the run has data.lanes {len(self.places)}; resume with as many, not {lanes}")
         return self.places
+
+
+def _in_words(tokens: ImageTokens | None) -> str:
+    if tokens is None:
+        return "no image tokenizer"
+    return f"the image tokenizer {tokens.fingerprint} of {codes_in_words(tokens.codes, tokens.cells)}"
 
 
 def _inputs(model: UnifiedModel) -> dict[str, str]:
@@ -369,6 +385,9 @@ def _maker(config: TrainConfig, model: UnifiedModel, encode_images: EncodeImages
         longest=config.data.length,
         encode_images=encode_images,
         seed=config.seed,
+        vision=model.vision,
+        text_tokenizer=model.text_tokenizer,
+        end_padding=config.objective.end_padding if isinstance(config.objective, Masked) else 1,
     )
 
 
@@ -376,7 +395,7 @@ def _streams(
     config: TrainConfig,
     number: int,
     accelerate: Any,
-    image_tokens: ImageTokens,
+    image_tokens: ImageTokens | None,
     places: Sequence[Position] | None,
     run: Path,
 ) -> dict[int, Mixture]:
@@ -389,7 +408,7 @@ def _streams(
         config.seed + number,
         lane=rank,
         lanes=lanes,
-        tokenizer=image_tokens.fingerprint,
+        tokenizer=None if image_tokens is None else image_tokens.fingerprint,
         strict=config.data.strict,
         cache=run / "cache",
         shared=not accelerate.is_main_process,

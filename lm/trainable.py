@@ -3,10 +3,15 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from itertools import compress
+from operator import not_
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pictish.lm.adapted import BASE, AdaptedModel
+from pictish.lm.config import StageConfig
 from pictish.lm.model import UnifiedModel
 from pictish.training.sharding import local, local_rows
 
@@ -51,7 +56,7 @@ def trainable(model: UnifiedModel, patterns: Sequence[str]) -> Iterator[float]:
     count = sum(parameter.numel() for parameter in named.values() if parameter.requires_grad)
     handles = []
     if NEW_ROWS in patterns:
-        first, last = model.vocabulary.begin, model.vocabulary.size
+        first, last = model.vocabulary.text, model.vocabulary.size
 
         def only_new(parameter: Tensor) -> None:
             assert parameter.grad is not None
@@ -87,6 +92,44 @@ def _without_base(model: AdaptedModel, patterns: Sequence[str]) -> Sequence[str]
                 f"is; {', '.join(everything)} would fit"
             )
     return patterns
+
+
+PARTS = {
+    "vision tower": "vision.encoder.",
+    "vision projector": "vision.projector.",
+    "separator": "vision.separator",
+    "adaptor": "adaptor.",
+    "projector": "projector.",
+    "language model": "language.",
+}  # what a stage trains or freezes as one, by the beginnings of names
+
+
+def shares(model: UnifiedModel) -> list[str]:
+    """How much of each part is trained now, and what is frozen, a line each."""
+    lines = []
+    for part, start in PARTS.items():
+        own = [p for name, p in model.named_parameters() if name.startswith(start)]
+        if total := sum(parameter.numel() for parameter in own):
+            trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
+            said = f"{100 * trained / total:.1f} % trained" if trained else "frozen"
+            lines.append(f"{part} ({total:,} weights) {said}")
+    return lines
+
+
+def scale_tower(optimizer: torch.optim.Optimizer, model: UnifiedModel, stage: StageConfig) -> None:
+    """Have the vision tower learn at the stage's own rate: its parameters become groups with a `scale`."""
+    if stage.vision_learning_rate is None or model.vision is None:
+        return
+    tower = {id(parameter) for parameter in model.vision.encoder.parameters()}
+    scale = stage.vision_learning_rate / stage.learning_rate
+    for group in list(optimizer.param_groups):
+        lists = {name: group[name] for name in ("params", "param_names") if name in group}
+        inside = [id(parameter) in tower for parameter in group["params"]]
+        if any(inside):
+            own: dict[str, Any] = {name: list(compress(values, inside)) for name, values in lists.items()}
+            optimizer.param_groups.append({**group, **own, "scale": scale})
+            for name, values in lists.items():
+                group[name] = list(compress(values, map(not_, inside)))
 
 
 def vocabulary_rows(model: UnifiedModel) -> list[nn.Parameter]:

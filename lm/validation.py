@@ -21,7 +21,7 @@ DOCUMENTS = 256  # of each source
 
 
 def validation_documents(
-    config: TrainConfig, maker: Maker, image_tokens: ImageTokens, run: Path, report: Report
+    config: TrainConfig, maker: Maker, image_tokens: ImageTokens | None, run: Path, report: Report
 ) -> dict[str, list[Document]]:
     """The first documents of each validation source, nothing dropped; `report` takes in the damage."""
     sources = config.data.validation
@@ -31,7 +31,7 @@ def validation_documents(
         mixture = Mixture(
             [source],
             config.seed,
-            tokenizer=image_tokens.fingerprint,
+            tokenizer=None if image_tokens is None else image_tokens.fingerprint,
             strict=config.data.strict,
             cache=run / "cache",
         )
@@ -57,7 +57,7 @@ def validate(
         stream: Iterator[tuple[Document, Position]] = ((document, {}) for document in members)
         for rows, _ in batches(stream, config.data.rows, config.data.length):
             packed = objective.prepare(pack(rows, config.data.length), generator, 1.0).to(device)
-            losses = objective.losses(model(packed, objective.causal), packed)
+            losses = objective.losses(model(packed, True), packed)
             sums[source] += torch.stack([losses.by_task, losses.counts]).cpu()
     model.train()
     pooled = means(*torch.stack(list(sums.values())).sum(dim=0))

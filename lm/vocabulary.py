@@ -7,11 +7,12 @@ The ids are named ranges, one behind the other:
     codes     <code-00000>, <code-00001>, ...
     mask      [MASK], unless has_mask is False
     skips     <skip-00001>, ... up to one less than there are cells; none in an order-only model
+    dropped   [DROP], in masked models alone
 
-A skip says how many cells of the grid are passed over before the next code. The order of text, markers and
-codes is LaVIT's (arXiv 2309.04669): 32000 [IMG], 32001 [/IMG], codes from 32002. A new range goes behind the
-last one, so that ids of existing models keep their meaning. No other module of pictish adds or subtracts an
-offset.
+A skip says how many cells of the grid are passed over before the next code. A model that has [DROP] writes
+all cells of a picture instead, [DROP] on those without a code. Text, markers and codes are in LaVIT's order
+(arXiv 2309.04669): 32000 [IMG], 32001 [/IMG], codes from 32002. A new range goes behind the last one, so that
+ids of existing models keep their meaning. No other module of pictish adds or subtracts an offset.
 """
 
 import re
@@ -28,7 +29,8 @@ from tokenizers import AddedToken
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-BEGIN, END, MASK = "[IMG]", "[/IMG]", "[MASK]"
+BEGIN, END, MASK, DROP = "[IMG]", "[/IMG]", "[MASK]", "[DROP]"
+TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>")  # of chat templates
 _CODE, _SKIP = re.compile(r"<code-(\d{5,})>"), re.compile(r"<skip-(\d{5,})>")
 
 Ids = TypeVar("Ids", npt.NDArray[Any], Tensor)
@@ -67,28 +69,34 @@ class Vocabulary:
     """The ids of a language model that reads and writes pictures; ValueError for impossible counts."""
 
     text: int  # ids below are the text tokenizer's
-    codes: int  # entries of the image tokenizer's codebook
+    codes: int  # entries of the image tokenizer's codebook; 0: the model writes no pictures
     has_mask: bool = True  # imported LaVIT models have none
     skips: int = 0  # cells of the grid less one; 0: the model knows the order of codes only
+    has_drop: bool = False  # a masked model's, which writes each cell of a picture
     eos: int | None = None  # the text id that ends a text; None: the tokenizer has none
     unspoken: tuple[int, ...] = ()  # text ids that no text holds: padding, BOS, unused ones
     blank: frozenset[int] = frozenset()  # text ids that show nothing: spaces, special ones
+    text_mask: int | None = None  # the text tokenizer's own mask, as LLaDA's; None: it has none
+    turn_end: int | None = None  # the text id that ends a turn of a dialogue; None: it has no dialogues
 
     def __post_init__(self) -> None:
-        if self.text < 0 or self.codes < 1 or self.skips < 0:
+        if self.text < 0 or self.codes < 0 or self.skips < 0:
             raise ValueError(
-                f"{self.text} text ids, {self.codes} codes and {self.skips} skips; 0, 1 and 0 are the least"
+                f"{self.text} text ids, {self.codes} codes and {self.skips} skips; 0 of each are the least"
             )
+        if self.has_drop and not (self.has_mask and self.skips):
+            raise ValueError("a vocabulary with [DROP] also needs [MASK], and the cells of the grid")
 
     @cached_property
     def ranges(self) -> Mapping[str, IdRange]:
         """All ids by the names in the module's docstring, in order and without gaps."""
         counts = {
             "text": self.text,
-            "markers": 2,
+            "markers": 2 if self.codes else 0,
             "codes": self.codes,
             "mask": int(self.has_mask),
             "skips": self.skips,
+            **({"dropped": 1} if self.has_drop else {}),
         }
         found, first = {}, 0
         for name, count in counts.items():
@@ -118,8 +126,18 @@ class Vocabulary:
 
     @property
     def mask(self) -> int | None:
-        """The id of `[MASK]`, if there is one."""
-        return self.ranges["mask"].first if self.has_mask else None
+        """The id of `[MASK]`, or of the text tokenizer's own mask, if there is one."""
+        return self.ranges["mask"].first if self.has_mask else self.text_mask
+
+    @property
+    def filler(self) -> int:
+        """An id to stand where features replace embeddings."""
+        return self.begin if self.codes else self.eos or 0
+
+    @property
+    def drop(self) -> int | None:
+        """The id of `[DROP]`, if there is one: then pictures are dense."""
+        return self.ranges["dropped"].first if self.has_drop else None
 
     @property
     def size(self) -> int:
@@ -138,14 +156,22 @@ class Vocabulary:
         """Whether each of `ids` is a code's, bool."""
         return self.ranges["codes"].holds(ids)
 
+    def is_cell(self, ids: Ids) -> Ids:
+        """Whether each of `ids` may stand on a cell of a dense picture: a code's or `[DROP]`, bool."""
+        found = self.is_code(ids)
+        return found | (ids == self.drop) if self.has_drop else found
+
     @property
     def strings(self) -> Iterator[str]:
         """What the text tokenizer calls the ids from `[IMG]` on, in order."""
-        yield from (BEGIN, END)
+        if self.codes:
+            yield from (BEGIN, END)
         yield from map(code_string, range(self.codes))
         if self.has_mask:
             yield MASK
         yield from map(skip_string, range(1, self.skips + 1))
+        if self.has_drop:
+            yield DROP
 
 
 def code_string(code: int) -> str:
@@ -165,17 +191,19 @@ def widen(
     has_mask: bool = True,
     *,
     cells: int | None = None,
+    dense: bool = False,
     code_vectors: Tensor | None = None,
     generator: torch.Generator,
 ) -> Vocabulary:
     """Give a causal LM and its fast tokenizer, in place, the ids of pictures.
 
-    `cells` are those of the image tokenizer's grid; None: codes are written in their order only. New rows
-    of embedding and head are drawn around the old ones' mean with their spread, dimension by dimension. With
-    `code_vectors` (codes, W), the image tokenizer's, codes of similar vectors get similar rows, from which a
-    model learns much faster (docs/log.md).
-    Saved, both load with `AutoModelForCausalLM` and `AutoTokenizer`. ValueError when the tokenizer already
-    knows one of the new strings or is not a fast one, and for a grid of a single cell.
+    Of no `codes` there is the mask alone. `cells` are those of the image tokenizer's grid; None: codes are
+    written in their order only. `dense` pictures have an id on each cell, as masked models write them. New
+    rows of embedding and head are drawn around the old ones' mean with their spread, dimension by dimension.
+    With `code_vectors` (codes, W), the image tokenizer's, codes of similar vectors get similar rows, from
+    which a model learns much faster (docs/log.md). Saved, both load with `AutoModelForCausalLM` and
+    `AutoTokenizer`. ValueError when the tokenizer already knows one of the new strings or is not a fast one,
+    for a grid of a single cell, and for dense pictures without a grid.
     """
     if cells is not None and cells < 2:
         raise ValueError(f"a grid of {cells} cells was given; 2 or more are needed to write positions")
@@ -183,7 +211,9 @@ def widen(
         raise ValueError(f"a fast tokenizer was asked for, {type(tokenizer).__name__} is a slow one")
     known = tokenizer.get_vocab()
     skips = 0 if cells is None else cells - 1
-    strings = list(Vocabulary(0, codes, has_mask, skips).strings)
+    if dense and not skips:
+        raise ValueError("a masked model writes each cell of a picture; this image tokenizer places no codes")
+    strings = list(Vocabulary(0, codes, has_mask, skips, dense).strings)
     taken = [string for string in strings if string in known]
     if taken:
         raise ValueError(f"the tokenizer already has {len(taken)} of the tokens to add, {taken[0]} first")
@@ -195,11 +225,56 @@ def widen(
     unused = [f"<unused-{row:06d}>" for row in range(used, text)]
     plain = [AddedToken(string, special=True, normalized=False) for string in unused + strings]
     tokenizer.add_tokens(plain, special_tokens=True)
-    vocabulary = vocabulary_of(tokenizer)
+    vocabulary = vocabulary_of(tokenizer) if codes else text_vocabulary(tokenizer)
     found = (vocabulary.text, vocabulary.codes, vocabulary.has_mask, vocabulary.skips)
     assert found == (text, codes, has_mask, skips), vocabulary
     similar = None if code_vectors is None else (vocabulary.ids_of(torch.arange(codes)), code_vectors)
     _add_rows(model, vocabulary.size, min(rows, used), similar, generator)
+    return vocabulary
+
+
+def text_vocabulary(tokenizer: PreTrainedTokenizerFast, mask: int | None = None) -> Vocabulary:
+    """The vocabulary of a model that writes text alone; `mask` is the text tokenizer's own, if there is one.
+
+    ValueError for a mask that a text can hold.
+    """
+    known = tokenizer.get_vocab()
+    own = known.get(MASK) == max(known.values()) == len(known) - 1 and mask is None
+    text, eos, special = max(known.values()) + 1 - own, tokenizer.eos_token_id, _special(tokenizer)
+    if mask is not None and mask < text and mask not in special:
+        raise ValueError(f"the mask, id {mask}, stands for text; a special token or an unused id would fit")
+    ends = _turn_end(tokenizer)
+    unspoken = tuple(sorted(token for token in special if token < text and token not in (eos, ends)))
+    return Vocabulary(text, 0, own, 0, False, eos, unspoken, _blank(tokenizer, text), mask, ends)
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """The special token that the chat template ends turns with, None if it is none that is known."""
+    template, special = str(tokenizer.chat_template or ""), _special(tokenizer)
+    known = [tokenizer.get_vocab().get(name) for name in TURN_ENDS if name in template]
+    return next((token for token in known if token in special), None)
+
+
+def _special(tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    added = tokenizer.added_tokens_decoder
+    return {token for token, entry in added.items() if entry.special} | set(tokenizer.all_special_ids)
+
+
+def add_drop(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, *, generator: torch.Generator
+) -> Vocabulary:
+    """Give a widened model and tokenizer, in place, `[DROP]`, so that it can be trained as a masked one.
+
+    ValueError for a vocabulary that lacks [MASK] or the cells of the grid.
+    """
+    before = vocabulary_of(tokenizer)
+    if not (before.has_mask and before.skips):
+        raise ValueError("a masked model needs [MASK] and the cells of the grid, which this vocabulary lacks")
+    tokenizer.add_tokens([AddedToken(DROP, special=True, normalized=False)], special_tokens=True)
+    vocabulary = vocabulary_of(tokenizer)
+    assert vocabulary.has_drop, vocabulary
+    if model.get_input_embeddings().get_parameter("weight").shape[0] < vocabulary.size:
+        _add_rows(model, vocabulary.size, before.size, None, generator)
     return vocabulary
 
 
@@ -209,12 +284,14 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     codes, skips = (sum(map(bool, map(pattern.fullmatch, known))) for pattern in (_CODE, _SKIP))
     if BEGIN not in known or END not in known or not codes:
         raise ValueError(f"the text tokenizer has no {BEGIN}, {END} and codes: its model knows no pictures")
-    added = tokenizer.added_tokens_decoder
-    special = {token for token, entry in added.items() if entry.special} | set(tokenizer.all_special_ids)
+    special = _special(tokenizer)
     text, eos = known[BEGIN], tokenizer.eos_token_id
-    unspoken = tuple(sorted(token for token in special if token < text and token != eos))
+    ends = _turn_end(tokenizer)
+    unspoken = tuple(sorted(token for token in special if token < text and token not in (eos, ends)))
     has_mask = known.get(MASK) == text + 2 + codes  # a [MASK] elsewhere is the text tokenizer's own
-    vocabulary = Vocabulary(text, codes, has_mask, skips, eos, unspoken, _blank(tokenizer, text))
+    has_drop = has_mask and skips > 0 and known.get(DROP) == text + 2 + codes + 1 + skips
+    blank = _blank(tokenizer, text)
+    vocabulary = Vocabulary(text, codes, has_mask, skips, has_drop, eos, unspoken, blank, turn_end=ends)
     if [known.get(string) for string in vocabulary.strings] != list(range(text, vocabulary.size)):
         raise ValueError(f"the text tokenizer's picture tokens from id {text} on are not in order")
     if not special.issuperset(range(vocabulary.begin, vocabulary.size)):

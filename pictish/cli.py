@@ -74,6 +74,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "pictish.commands.import_:iaa",
         "Convert an official IAA checkpoint: base, adaptors and CLIP tower.",
     ),
+    "import llada": (
+        "pictish.commands.import_:llada",
+        "Convert an official LLaDA checkpoint to a model folder.",
+    ),
+    "import lladav": (
+        "pictish.commands.import_:lladav",
+        "Convert an official LLaDA-V checkpoint to a model folder.",
+    ),
 }
 GROUPS = {
     "train": "Train a part from a YAML configuration, or a whole model on your own images.",

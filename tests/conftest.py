@@ -1,4 +1,7 @@
-"""Rules for every test: no network, and a `gpu` test is skipped where there is no CUDA device."""
+"""Rules for every test: no network, and a `gpu` test is skipped where there is no CUDA device.
+
+Slow tests run first, so that the short ones level out what each process of pytest-xdist has left.
+"""
 
 import os
 import socket
@@ -11,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch

@@ -1,5 +1,10 @@
-"""The whole chain at tiny size by the command line, killed on the way: train, tokenize, decode, measure."""
+"""The whole chain at tiny size by the command line, killed on the way: train, tokenize, decode, measure.
 
+Only what is killed runs in a process of its own: each start costs seconds of imports.
+"""
+
+import contextlib
+import io
 import json
 import os
 import signal
@@ -11,6 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pictish.cli import main
 from pictish.data.tokens import TokenizedImage
 from tests.shards import drawn_picture, told_picture, write_described_shards, write_shard
 
@@ -19,10 +25,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def pictish(*words: str | Path, code: int = 0) -> str:
-    command = [sys.executable, "-m", "pictish", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        found = main([str(word) for word in words])
+    assert found == code, out.getvalue() + err.getvalue()
+    return out.getvalue()
 
 
 def kill_after(condition, *words: str | Path) -> None:

@@ -3,7 +3,9 @@
 import ast
 import fnmatch
 import importlib.metadata
+import os
 import re
+import subprocess
 import sys
 
 from packaging.requirements import Requirement
@@ -110,3 +112,31 @@ def test_the_licence_is_apache():
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text
     assert setup_cfg()["metadata"]["license"] == "Apache-2.0"
+
+
+def test_the_nightly_job_takes_every_extra_with_the_newest_permitted_releases(tmp_path):
+    """With a pip that only says what it was asked for."""
+    fake = tmp_path / "bin" / "python"
+    fake.parent.mkdir()
+    fake.write_text(
+        f'#!/bin/sh\nif [ "$1" = -m ] && [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"\n'
+        f'elif [ "$1" = - ]; then exec {sys.executable} -\nelse echo "$@"; fi\n'
+    )
+    fake.chmod(0o755)
+    settings = {
+        "NIGHTLY": str(tmp_path / "venv"),
+        "PYTHON": str(fake),
+        "DRY_RUN": "1",
+        "PATH": os.environ["PATH"],
+    }
+    done = subprocess.run(
+        [ROOT / ".ci" / "nightly"], env=settings, capture_output=True, text=True, check=True
+    )
+    asked = done.stdout.splitlines()[-1].split()
+    assert {"--upgrade", "--upgrade-strategy", "eager", "--dry-run"} <= set(asked)
+    (package,) = [word for word in asked if word.startswith(".[")]
+    extras = set(setup_cfg()["options.extras_require"]) - {"dev", "fuzz"}
+    assert set(package[2:-1].split(",")) == extras
+    pinned = {Requirement(word).name for word in asked if "==" in word}
+    assert {"pytest", "hypothesis", "moto"} <= pinned
+    assert not pinned & {"peft", "pyarrow", "ray", "s3fs", "tensorboard", "zstandard"}

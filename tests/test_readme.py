@@ -5,10 +5,15 @@ import functools
 import io
 import re
 import shlex
+import textwrap
 
 import pytest
 
 from pictish.cli import COMMANDS, GROUPS, main
+from pictish.configs import load, parse, shipped_names
+from pictish.decoder.config import TrainConfig as DecoderTraining
+from pictish.lm.config import TrainConfig as LanguageTraining
+from pictish.tokenizer.config import TrainConfig as TokenizerTraining
 from tests.tree import ROOT, ROOT_PARTS, modules
 
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "ACKNOWLEDGEMENTS.md"]
@@ -64,6 +69,22 @@ def test_commands_and_options_exist(name):
             )
         for path in (word for word in words if word.startswith(("docs/", "configs/"))):
             assert (ROOT / path).exists(), f"{name}: {path}"
+
+
+TRAINING = {"tokenizer": TokenizerTraining, "decoder": DecoderTraining, "lm": LanguageTraining}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_documented_configurations_are_valid(name, tmp_path):
+    """Shipped ones with the command's overrides, and blocks of YAML whose first line is their command."""
+    for words in commands(text_of(name)):
+        if words[0] == "train" and words[2:] and words[2] in shipped_names():
+            overrides = [word for word in words[3:] if "=" in word and not word.startswith("--")]
+            parse(TRAINING[words[1]], load(words[2], overrides), " ".join(words))
+    blocks = r"^ +# my\.yaml: +pictish train (\w+) my\.yaml.*\n((?: +.*\n|\n)+)"
+    for part, block in re.findall(blocks, text_of(name), flags=re.MULTILINE):
+        (tmp_path / "my.yaml").write_text(textwrap.dedent(block))
+        parse(TRAINING[part], load(tmp_path / "my.yaml"), block)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pictish.cli import main
 from pictish.training.process_group import ProcessGroup
 from tests.shards import write_shard
 
@@ -20,11 +21,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(processes: int, part: str, run: Path, *overrides: str, **more: str) -> None:
-    """`pictish train` under torchrun; `more` goes into its environment."""
+    """`pictish train`, of several processes under torchrun; `more` goes into its environment."""
+    words = ["train", part, f"tiny/{part}", *overrides, "--run", str(run), "--device", "cpu"]
+    if processes == 1:
+        assert main(words) == 0
+        return
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    command += ["-m", "--", "pictish", "train", part, f"tiny/{part}", *overrides, "--run", str(run)]
+    command += ["-m", "--", "pictish", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
-    done = subprocess.run([*command, "--device", "cpu"], env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from pictish.commands.train_lm import image_tokens_of
 from pictish.decoder.config import PreviewConfig
 from pictish.decoder.diffusion import save_diffusion
 from pictish.decoder.preview import build_preview, save_preview
 from pictish.lm.model import UnifiedModel
 from pictish.lm.vocabulary import widen
+from pictish.pipelines.lm_training import image_tokens_of
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.decoder.tiny import config, decoder_of
 from tests.lm.tiny import tiny_model, tiny_tokenizer

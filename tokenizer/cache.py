@@ -145,7 +145,7 @@ def resized(pixels: Tensor, side: int) -> Tensor:
 
 def _report(done: int, count: int) -> None:
     if done == count or done % 4096 < CHUNK:
-        logger.info("decoded %d of %d pictures", done, count)
+        logger.info("decoded %d of %d images", done, count)
 
 
 def _read_pictures(shards: Sequence[str]) -> list[tuple[str, str, bytes]]:
@@ -163,7 +163,7 @@ def _read_pictures(shards: Sequence[str]) -> list[tuple[str, str, bytes]]:
             if shard.damage is not None:
                 logger.warning("%s: %s; the samples behind it are lost", printable(path.name), shard.damage)
     if not blobs:
-        raise ValueError(f"no pictures in {', '.join(shards)}: shards with pictures were asked for")
+        raise ValueError(f"no images in {', '.join(shards)}: shards with images were asked for")
     return blobs
 
 

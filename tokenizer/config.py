@@ -18,7 +18,7 @@ MOST_PIXELS = 1 << 28  # of a forward: what a model folder's settings can make a
 def _check_pixels(side: int, count: int) -> None:
     if side**2 * count > MOST_PIXELS:
         raise ValueError(
-            f"micro_batch {count} pictures of image_size {side} are more than {MOST_PIXELS:,} pixels"
+            f"micro_batch {count} images of image_size {side} are more than {MOST_PIXELS:,} pixels"
         )
 
 
@@ -58,7 +58,7 @@ class ConvEncoderConfig(Config):
     """An encoder of the tokenizer's own, trained with it: a patch embedding and residual convolutions."""
 
     kind: Literal["conv"] = "conv"
-    image_size: int = Field(64, gt=0, le=4096, description="side in pixels of the square picture it sees")
+    image_size: int = Field(64, gt=0, le=4096, description="side in pixels of the square image it sees")
     grid: int = Field(16, gt=0, le=512, description="cells along each side")
     blocks: int = Field(3, ge=0, description="residual blocks of two 3 x 3 convolutions on the grid")
     shrink: Literal["fast", "exact"] = Field("fast", description="as of the timm encoder")
@@ -80,9 +80,9 @@ class EncoderConfig(Config):
     settings: dict[str, Any] = Field(default={}, description="of timm's class, such as embed_dim")
     weights: EncoderWeights
     image_size: int = Field(
-        128, gt=0, le=4096, description="side in pixels of the square picture the backbone sees"
+        128, gt=0, le=4096, description="side in pixels of the square image the backbone sees"
     )
-    grid: int = Field(8, gt=0, le=512, description="cells along each side; a picture has grid x grid cells")
+    grid: int = Field(8, gt=0, le=512, description="cells along each side; an image has grid x grid cells")
     levels: tuple[int, ...] = Field((2, 3, 4), description="timm `out_indices`, each resampled to the grid")
     level_weights: tuple[float, ...] = Field((1.0, 1.0, 1.0), description="share of each level in the cosine")
     pixels: int = Field(
@@ -90,10 +90,10 @@ class EncoderConfig(Config):
     )
     pixel_weight: float = Field(1.0, ge=0, description="share of the raw pixels in the cosine")
     shrink: Literal["fast", "exact"] = Field(
-        "fast", description="how pictures are squashed; fast: large ones in two steps (`fit_square`)"
+        "fast", description="how images are squashed; fast: large ones in two steps (`fit_square`)"
     )
     micro_batch: int = Field(
-        8, gt=0, description="pictures a forward at inference; fixed, so that ids never vary"
+        8, gt=0, description="images a forward at inference; fixed, so that ids never vary"
     )
 
     @model_validator(mode="after")
@@ -122,7 +122,7 @@ class ErrorSelectorConfig(Config):
         0.3, ge=0, le=1, description="scale of the Gumbel noise on the scores at the end of the first phase"
     )
     fixed_length_probability: float = Field(
-        0.5, ge=0, le=1, description="fraction of training pictures that keep the N best, N drawn at random"
+        0.5, ge=0, le=1, description="fraction of training images that keep the N best, N drawn at random"
     )
     exploration_probability: float = Field(
         0.1, ge=0, le=1, description="fraction of the cells kept or dropped at random, whatever their score"
@@ -288,7 +288,7 @@ class TeacherConfig(Config):
     fraction: float = Field(0.25, gt=0, le=1, description="fraction of each batch that it looks at")
     features: float = Field(0.1, ge=0, description="weight of 1 - cosine to its features")
     perceptual: float = Field(
-        0.1, ge=0, description="weight of the distance of the pictures in its feature maps, all depths"
+        0.1, ge=0, description="weight of the distance of the images in its feature maps, all depths"
     )
 
     @model_validator(mode="after")
@@ -304,13 +304,13 @@ class DataConfig(Config):
     train: tuple[str, ...]
     validation: tuple[str, ...]
     views: int = Field(
-        1, ge=1, description="1: each picture as it is; more: also flipped, cropped, on backdrops"
+        1, ge=1, description="1: each image as it is; more: also flipped, cropped, on backdrops"
     )
-    limit: int | None = Field(None, gt=0, description="maximum number of training pictures")
+    limit: int | None = Field(None, gt=0, description="maximum number of training images")
     flat: float = Field(
-        0.0, ge=0, lt=1, description="fraction of training pictures replaced by one of a single colour"
+        0.0, ge=0, lt=1, description="fraction of training images replaced by one of a single colour"
     )
-    cache: str | None = Field(None, description="folder for decoded pictures; by default inside the run")
+    cache: str | None = Field(None, description="folder for decoded images; by default inside the run")
     workers: int = Field(2, ge=0)
 
 
@@ -355,7 +355,8 @@ class TrainConfig(Config):
     usage_alarm: float = Field(
         0.3, ge=0, le=1, description="warn when a smaller share of the codebook is in use"
     )
-    tensorboard: bool = False
+    tensorboard: bool = Field(False, description="write the metrics to RUN/tensorboard too")
+    wandb: bool = Field(False, description="log the metrics to Weights & Biases too, in project pictish")
     mixed_precision: MixedPrecision = Field(
         "no", description="auto: bf16 where the processor or GPU has units for it, else no"
     )

@@ -51,17 +51,15 @@ class Choice(TypedDict, total=False):
 
     Of the settings at most one is given: keep probabilities above `threshold` (0.5 unless given), exactly
     `budget`, as few as are expected to reach a PSNR of `quality` dB at the tokenizer's own side, or a draw
-    with one of the `generators` a picture. A draw `as_lavit` uses random numbers as the released code does,
-    with a generator for each picture or one for the batch (`draw_as_lavit`). `keep` (B, N) bool overrides the
-    selector, for comparing selections.
+    with one of the `generators` a picture. `keep` (B, N) bool, or a function that makes it of the selector's
+    logits (B, N), overrides the selector, for comparing selections.
     """
 
     budget: int | None
     threshold: float | None
     quality: float | None
-    generators: Sequence[torch.Generator] | torch.Generator | None
-    as_lavit: bool
-    keep: Tensor | None
+    generators: Sequence[torch.Generator] | None
+    keep: Tensor | Callable[[Tensor], Tensor] | None
 
 
 FeaturesFor = Literal["understanding", "quantization"]
@@ -200,14 +198,15 @@ class Tokenizer:
                 raise ValueError(f"quality {quality} asked for; decibels between 0 and 100 fit")
             return self._encode(pixels, partial(selector.reaching, quality=quality))
         hidden, logits = self._encode(pixels, selector)
-        if keep is None:
+        if callable(keep):
+            keep = keep(logits)
+        elif keep is None:
             threshold = choice.get("threshold")
             keep = choose(
                 logits,
                 threshold=0.5 if threshold is None else threshold,
                 budget=choice.get("budget"),
                 generators=choice.get("generators"),
-                as_lavit=choice.get("as_lavit", False),
             )
         return hidden, keep.to(self.device)
 
@@ -313,7 +312,7 @@ class Tokenizer:
             )
         if len(token.ids) > self.cells:
             raise ValueError(
-                f"{len(token.ids)} tokens for one picture; this tokenizer writes 1 to {self.cells}"
+                f"{len(token.ids)} tokens for one image; this tokenizer writes 1 to {self.cells}"
             )
         if self.places_codes and (token.cells is None or token.grid != self.grid):
             found = (

@@ -208,30 +208,20 @@ def choose(
     *,
     threshold: float = 0.5,
     budget: int | None = None,
-    generators: Sequence[torch.Generator] | torch.Generator | None = None,
-    as_lavit: bool = False,
+    generators: Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """The keep mask (B, N) of inference: by `threshold` on the probability, the `budget` best, or drawn.
 
     Ties go to the earlier cell. A draw uses one generator a picture, so that a picture's mask does not depend
-    on its batch. `as_lavit` draws as the released code does (`draw_as_lavit`), and may use a single generator
-    for the batch. At least one patch is kept.
+    on its batch. At least one patch is kept.
     """
     if budget is not None:
         if not 1 <= budget <= logits.shape[1]:
             raise ValueError(
-                f"budget {budget} asked for; a picture of this model has 1 to {logits.shape[1]} tokens"
+                f"budget {budget} asked for; an image of this model has 1 to {logits.shape[1]} tokens"
             )
         return rank(logits) < budget
-    if generators is not None and as_lavit:
-        if isinstance(generators, torch.Generator):
-            keep = draw_as_lavit(logits, generators)
-        else:
-            pairs = zip(logits.split(1), generators, strict=True)
-            keep = torch.cat([draw_as_lavit(one, generator) for one, generator in pairs])
-        return keep | (rank(logits) == 0) & ~keep.any(dim=1, keepdim=True)
     if generators is not None:
-        assert not isinstance(generators, torch.Generator)
         assert len(generators) == len(logits), (len(generators), len(logits))
         drawn = torch.stack([torch.rand(logits.shape[1], generator=g) for g in generators]).to(logits.device)
         keep = drawn < torch.sigmoid(logits)
@@ -240,18 +230,6 @@ def choose(
             raise ValueError(f"threshold {threshold} asked for; a keep probability lies between 0 and 1")
         keep = torch.sigmoid(logits) > threshold
     return keep | (rank(logits) == 0)
-
-
-def draw_as_lavit(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """The keep mask (B, N) that LaVIT's released code draws, from the same random numbers in the same order.
-
-    Its hard Gumbel-softmax takes one exponential number for keeping and one for dropping each cell of the
-    whole batch, (B, N, 2) at once, from torch's global generator: `torch.default_generator` after
-    `torch.manual_seed` gives the masks of the official code on a CPU.
-    """
-    waits = torch.empty(*logits.shape, 2).exponential_(generator=generator).log().to(logits.device)
-    keep, drop = F.logsigmoid(logits.float()) - waits[..., 0], F.logsigmoid(-logits.float()) - waits[..., 1]
-    return keep >= drop  # the first of equals
 
 
 def rank(scores: Tensor) -> Tensor:

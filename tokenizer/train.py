@@ -93,7 +93,7 @@ def train(
     total = sum(phase.steps for phase in config.phases)
     window = Window(config)
     stretch = in_units(f"stretch of {config.log_every} steps")
-    with MetricsLog(run, first, config.tensorboard, main=main) as metrics, stretch:
+    with MetricsLog(run, first, config.tensorboard, config.wandb, main=main) as metrics, stretch:
         for step in range(first, total):
             phase, within = _phase(config, step)
             if within == 0:

@@ -21,8 +21,8 @@ from pictish.lm.sequence import QUESTION, Codes, Features, Text
 from pictish.lm.vocabulary import text_ids
 from pictish.pipelines.describe import Describe
 from pictish.pipelines.language import Language
+from pictish.pipelines.lavit_replay import OfficialTextToImage, WithoutMarkers
 from pictish.pipelines.settings import GenerationConfig
-from pictish.pipelines.text_to_image import TextToImage
 from tools.compare_lavit import Row, Run, Stage, same, tensors
 from tools.compare_lavit_tokenizer import features_of
 
@@ -166,7 +166,7 @@ def drawn(run: Run) -> Iterator[Row]:
         full = [drawer.language.embed([Text(one)], draw=True) for one in prompts]
         yield from _embedded(run, name, full)
         yield from _scores(run, name, full, recorded)
-        yield _image_ids(run, name, [[one] for one in prompts], recorded, quirks=False)
+        yield _image_ids(run, name, [[one] for one in prompts], recorded)
 
 
 def mixed(run: Run) -> Iterator[Row]:
@@ -183,13 +183,13 @@ def mixed(run: Run) -> Iterator[Row]:
         yield same(f"llm.{name}.prompt codes", codes, _codes(run, KEPT)[0])
         said = model.text_tokenizer.decode(ids[~code])
         parts = [Codes(codes.numpy()), Text(said)]
-        full = language.embed(parts, draw=True, bare=True)
+        full = WithoutMarkers(language.tokenizer, model).embed(parts, draw=True)
         yield same(f"llm.{name}.prompt text", text_ids(model.text_tokenizer, said), ids[~code])
         yield from _embedded(run, name, [full])
         recorded = run.text[name]
         picture = Image.fromarray(run.pixels[0].numpy())
         if torch.equal(_scores_keep(run), run.masks[KEPT]):
-            yield _image_ids(run, name, [[picture, said]], recorded, quirks=True)
+            yield _image_ids(run, name, [[picture, said]], recorded)
 
 
 STAGES: list[Stage] = [features, words, texts, described, drawn, mixed, heads, pixels, round_trip]
@@ -267,9 +267,9 @@ def _loaded(folder: Path) -> Language:
     return Language.from_folder(folder)
 
 
-def _drawer(run: Run) -> TextToImage:
+def _drawer(run: Run) -> OfficialTextToImage:
     """Without a decoder, which it does not need for tokens."""
-    return TextToImage(_language(run))
+    return OfficialTextToImage(_language(run))
 
 
 def _codes(run: Run, mask: str) -> list[list[int]]:
@@ -342,7 +342,7 @@ def _scores(run: Run, name: str, full: Sequence[Tensor], recorded: dict[str, Any
         batch.step([*taken, *taken])
 
 
-def _image_ids(run: Run, name: str, said: list[list[Any]], recorded: dict[str, Any], *, quirks: bool) -> Row:
+def _image_ids(run: Run, name: str, said: list[list[Any]], recorded: dict[str, Any]) -> Row:
     """Codes that are drawn for prompts, by the settings that were recorded."""
     settings = recorded["settings"]
     seed = re.search(r"manual_seed\((\d+)\)", recorded.get("note", ""))
@@ -358,7 +358,7 @@ def _image_ids(run: Run, name: str, said: list[list[Any]], recorded: dict[str, A
         min_codes=settings["min_new_tokens"],
         max_codes=settings["max_new_tokens"],
     )
-    drawn = _drawer(run).tokens(said, generator, config, official_quirks=quirks)
+    drawn = _drawer(run).tokens(said, generator, config)
     vocabulary = _language(run).model.vocabulary
     most = _language(run).model.image_tokens.max_tokens  # theirs may go on to the length of a longer prompt
     wanted = [row[vocabulary.is_code(row)][:most] for row in run.expected[f"llm.{name}.sequences"]]

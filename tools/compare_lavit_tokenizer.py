@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pictish.pipelines.lavit_replay import gumbel
 from pictish.tokenizer.dynamic import FeaturesFor, Tokenizer
 from pictish.tokenizer.selector import choose
 from tools.compare_lavit import SHARP, Row, Run, Stage, same, tensors
@@ -52,7 +53,7 @@ def selector(run: Run) -> Iterator[Row]:
     yield same("keep.argmax", choose(logits), run.masks["argmax"])
     for name, mask in run.masks.items():
         if name.startswith("gumbel"):
-            drawn = choose(logits, generators=_seeded(int(name.removeprefix("gumbel"))), as_lavit=True)
+            drawn = gumbel(_seeded(int(name.removeprefix("gumbel"))))(logits)
             yield same(f"keep.{name}", drawn, mask)
 
 
@@ -104,7 +105,7 @@ def tokens(run: Run) -> Iterator[Row]:
         theirs = run.expected[f"tokenize.ids_special.{name}"]
         yield same(f"tokenize.ids_special.{name}", np.concatenate(wrapped), theirs)
     for name in run.expected.kinds("tokenize.ids.seeded"):
-        draw: dict[str, Any] = {"generators": _seeded(int(name)), "as_lavit": True}
+        draw: dict[str, Any] = {"keep": gumbel(_seeded(int(name)))}
         found = run.tokenizer.tokenize_pixels(run.pixels, run.sizes, **draw)
         own = np.concatenate([token.ids + ids["code_offset"] for token in found])
         yield same(f"tokenize.ids.seeded{name}", own, run.expected[f"tokenize.ids.seeded{name}"])

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pictish.commands.draw import slug
 from pictish.data.images import load_image, png_bytes
 from pictish.io.files import write_atomic
+from pictish.pipelines.image_requests import slug
 
 PROMPTS = (
     "a red apple",

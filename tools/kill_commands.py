@@ -10,6 +10,7 @@ of 20 about half an hour.
 
 import argparse
 import json
+import os
 import random
 import sys
 import time
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--only", help="one command")
     settings = parser.parse_args()
     sys.path.insert(0, str(ROOT))
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # as for the processes that are killed
     from pictish.io.files import write_atomic
     from tests.killing import CASES, Harness
 

@@ -58,7 +58,7 @@ class Selection:
         """ValueError for a setting that this model cannot follow."""
         cells = tokenizer.encoder.grid**2
         if self.budget is not None and self.budget > cells:
-            raise ValueError(f"--budget {self.budget}: a picture of this model has 1 to {cells} tokens")
+            raise ValueError(f"--budget {self.budget}: an image of this model has 1 to {cells} tokens")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise ValueError(f"--threshold {self.threshold}: a score lies between 0 and 1")
         if self.quality is not None:
@@ -82,8 +82,9 @@ class Selection:
         import torch
 
         if self.gumbel:
-            generators = [torch.Generator().manual_seed(self.seed) for _ in names]
-            return {"generators": generators, "as_lavit": True}
+            from pictish.pipelines.lavit_replay import gumbel
+
+            return {"keep": gumbel([torch.Generator().manual_seed(self.seed) for _ in names])}
         seeds = [hashlib.sha256(f"{self.seed}/".encode() + os.fsencode(name)).digest()[:7] for name in names]
         return {"generators": [torch.Generator().manual_seed(int.from_bytes(seed, "big")) for seed in seeds]}
 

@@ -4,54 +4,25 @@ import contextlib
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from pictish.bulk.batch_tokenizer import BatchTokenizer
+from pictish.bulk.batch_tokenizer import BatchTokenizer, BatchTokenizerSettings, open_batch_tokenizer
+from pictish.bulk.token_shard import Part, Refused, TokenShard, Totals
 from pictish.data.images import images_of
 from pictish.data.loader import Decoded
-from pictish.data.shards import ShardFile, key_of, shard_name
-from pictish.data.token_folder import Entry, OutputFolder, plan_outputs, sources_digest
+from pictish.data.shards import key_of, shard_name
+from pictish.data.token_folder import Entry, Header, OutputFolder, plan_outputs, sources_digest
 from pictish.data.tokens import TokenizedImage
-from pictish.io.files import one_line, printable, read_regular_file, sha256_file
+from pictish.io.files import check_apart, one_line, printable, read_regular_file
 from pictish.io.finding import File, Found, counted, find
 from pictish.io.interrupt import in_units, stop_here
 from pictish.io.report import Report, Writer
 from pictish.io.storage import is_remote
 
 _GO_ON = "interrupted; finished tokens are kept, and the same command resumes from there"
-
-
-@dataclass
-class Totals:
-    """Sums over the images tokenized in this run, and how many were done before."""
-
-    pictures: int = 0
-    tokens: int = 0
-    bits: float = 0.0
-    pixels: int = 0
-    before: int = 0
-
-    def add(self, image: TokenizedImage) -> None:
-        """Count one picture."""
-        self.pictures += 1
-        self.tokens += len(image)
-        self.bits += image.bits
-        self.pixels += image.size[0] * image.size[1]
-
-    def summary(self, failures: int, seconds: float) -> str:
-        """One line for the end."""
-        parts = [f"{self.pictures:,} images tokenized in {seconds:.1f} s"]
-        if self.pictures:
-            parts.append(f"{self.tokens / self.pictures:.1f} tokens per image")
-            parts.append(f"{self.bits / self.pixels:.2g} bits per pixel")
-        if self.before:
-            parts.append(f"{self.before:,} already done")
-        parts.append(f"{failures:,} broken")
-        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -74,6 +45,42 @@ class Work:
     output: OutputFolder
     report: Report
     totals: Totals
+
+
+def run(
+    inputs: Sequence[str],
+    out: str,
+    settings: BatchTokenizerSettings,
+    samples_per_shard: int | None,
+    overwrite: bool,
+    strict: bool,
+    quiet: bool,
+) -> int:
+    """Write a token folder, or shards of `samples_per_shard` samples; returns the number of failures.
+
+    ValueError where nothing can be done, as for an OUT that is a URL.
+    """
+    if is_remote(out):
+        raise ValueError(
+            f"{out}: tokens of images are written to a local folder; only token shards can go to a URL"
+        )
+    check_apart(Path(out), [Path(entry) for entry in inputs], inside=False)
+    job = plan([Path(entry) for entry in inputs], samples_per_shard is not None, samples_per_shard or 1)
+    totals = Totals()
+    with open_batch_tokenizer(settings) as batch_tokenizer:
+        tokenizer = batch_tokenizer.tokenizer
+        decided = {**settings.selection.settings(), **job.settings}
+        header = Header(job.kind, tokenizer.fingerprint, tokenizer.codebook_size, decided)
+        with (
+            Report("tokenizing", job.total, quiet=quiet, strict=strict) as report,
+            OutputFolder(Path(out), header, job.outputs, overwrite) as output,
+        ):
+            report.tell(job.found)
+            job.run(Work(batch_tokenizer, output, report, totals))
+            output.finish()
+    if not quiet:
+        print(totals.summary(report.failures, report.seconds))
+    return report.failures
 
 
 def plan(inputs: Sequence[Path], shards: bool, samples_per_shard: int) -> Job:
@@ -100,7 +107,7 @@ def hold_shards(inputs: Sequence[str]) -> bool:
     if shards and found.images:
         raise ValueError(
             f"{counted(len(shards), 'shard')} ({printable(shards[0])} ...) and "
-            f"{counted(len(found.images), 'picture')} ({printable(found.images[0].name)} ...) were found; "
+            f"{counted(len(found.images), 'image')} ({printable(found.images[0].name)} ...) were found; "
             "tokenize them in separate runs"
         )
     return bool(shards)
@@ -120,7 +127,7 @@ def _fill_folder(work: Work, images: Sequence[File], outputs: Sequence[str]) -> 
         work.output.store(output_of[source], blob, entry)
         work.totals.add(image)
 
-    with Writer(work.report) as writer, in_units("picture"):
+    with Writer(work.report) as writer, in_units("image"):
         for decoded, image in work.batch_tokenizer.tokenize(images, skip=finished):
             stop_here(_GO_ON)
             name, sha256 = decoded.file.name, decoded.sha256
@@ -148,63 +155,41 @@ def _fill_shards(work: Work, parts: Sequence[Sequence[File]], names: Sequence[st
     with contextlib.closing(work.batch_tokenizer.tokenize(pictures)) as tokenized, in_units("shard"):
         for name, part, incomplete in todo:
             stop_here(_GO_ON)
-            with ShardBuilder(work, name, replaces=incomplete) as shard:
-                for decoded, image in itertools.islice(tokenized, len(part)):
-                    shard.add(decoded, image)
-                shard.source_sha256 = sources_digest(shard.sources)
+            _fill_shard(work, name, itertools.islice(tokenized, len(part)), replaces=incomplete)
 
 
-class ShardBuilder:
-    """One output shard under way: it is there as a whole when the block ends, or reported as failed.
+def _fill_shard(
+    work: Work, name: str, tokenized: Iterable[tuple[Decoded, TokenizedImage | None]], *, replaces: bool
+) -> None:
+    """One shard; it `replaces` one of ours that a passing fault had left incomplete."""
+    sources: list[tuple[str, str | None]] = []
+    left_out: list[str] = []
+    unread: list[str] = []
 
-    It `replaces` one of ours that a passing fault had left incomplete.
-    """
+    def approve(written: Path, sha256: str) -> None:
+        if not replaces:
+            work.output.may_write(name, sha256)
 
-    def __init__(self, work: Work, name: str, *, replaces: bool = False) -> None:
-        self._work, self._name, self._replaces = work, name, replaces
-        self._tokens = 0
-        self._sha256 = ""
-        self._left_out: list[str] = []
-        self._unread: list[str] = []
-        self.source_sha256 = ""
-        self.sources: list[tuple[str, str | None]] = []
-
-    def __enter__(self) -> "ShardBuilder":
-        self._file = ShardFile(self._work.output.folder / self._name, approve=self._approve).__enter__()
-        return self
-
-    def add(self, decoded: Decoded, image: TokenizedImage | None) -> None:
-        """Append a picture as a sample, or leave it out when broken."""
-        name = decoded.file.name
-        self.sources.append((name, decoded.sha256))
-        if image is None:
-            self._left_out.append(name)
-            if decoded.transient:
-                self._unread.append(name)
-            self._work.report.failed(name, decoded.error or "no tokens")
-            return
-        self._file.write(key_of(name), {"tokens": image.to_bytes()})
-        self._tokens += len(image)
-        self._work.totals.add(image)
-        self._work.report.done()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._file.__exit__(kind, error, trace)
-        except ValueError as refused:  # by _approve
-            self._work.report.failed(self._name, one_line(refused))
-            return
-        if kind is None:
-            names = tuple(sorted(self._left_out)), tuple(sorted(self._unread))
-            facts = None, self.source_sha256, self._sha256, self._tokens, self._file.samples, *names
-            self._work.output.note(self._name, Entry(*facts))
-
-    def _approve(self, written: Path) -> None:
-        self._sha256 = sha256_file(written)
-        if not self._replaces:
-            self._work.output.may_write(self._name, self._sha256)
+    try:
+        with TokenShard(work.output.folder / name, approve) as shard:
+            for decoded, image in tokenized:
+                source = decoded.file.name
+                sources.append((source, decoded.sha256))
+                sample = shard.add(Part(key_of(source)), decoded, image)
+                assert sample is not None
+                if sample.reason is not None:
+                    left_out.append(source)
+                    unread += [source] * sample.transient
+                    work.report.failed(source, sample.reason)
+                for one in sample.images:
+                    work.totals.add(one)
+                    work.report.done()
+    except Refused as refused:
+        work.report.failed(name, one_line(refused))
+        return
+    names = tuple(sorted(left_out)), tuple(sorted(unread))
+    facts = None, sources_digest(sources), shard.sha256, shard.totals.tokens, shard.samples, *names
+    work.output.note(name, Entry(*facts))
 
 
 def _readable_now(entry: Entry, sources: Sequence[tuple[str, str | None]]) -> bool:
@@ -216,7 +201,7 @@ def _readable_now(entry: Entry, sources: Sequence[tuple[str, str | None]]) -> bo
 def _reuse(work: Work, name: str, entry: Entry, unchanged: bool) -> None:
     """Count a finished shard, or say that its sources are not what they were."""
     if not unchanged:
-        work.report.failed(name, "its pictures have changed since; --overwrite makes it anew")
+        work.report.failed(name, "its images have changed since; --overwrite makes it anew")
         return
     work.totals.before += entry.samples
     work.report.done(entry.samples)

@@ -11,10 +11,10 @@ from typing import Any
 
 from pictish.bulk.batch_tokenizer import BatchTokenizerSettings, open_batch_tokenizer
 from pictish.bulk.engine import Here, Worker, drive
-from pictish.bulk.pictures import Totals
 from pictish.bulk.ranks import Rank, devices
 from pictish.bulk.shard import Bulk, Outcome
 from pictish.bulk.stats import BulkFolder, ShardStats
+from pictish.bulk.token_shard import Totals
 from pictish.data.token_folder import Header
 from pictish.io.files import one_line, printable, write_atomic
 from pictish.io.finding import Found, counted, shard_name_of
@@ -272,4 +272,4 @@ def _summary(result: Result, report: Report, rank: Rank) -> str:
     """One line for the end."""
     who = f"rank {rank.number} of {rank.count}: " if rank.count > 1 else ""
     line = who + result.totals.summary(report.failures, report.seconds)
-    return f"{line}, {len(result.lost):,} shards lost" if result.lost else line
+    return f"{line}, {counted(len(result.lost), 'shard')} lost" if result.lost else line

@@ -11,11 +11,11 @@ from typing import Any
 
 from pictish.bulk.batch_tokenizer import BatchTokenizer, BatchTokenizerSettings
 from pictish.bulk.stats import BulkFolder, ShardStats
-from pictish.data.loader import Decoded, ImageBytes
+from pictish.bulk.token_shard import Part, Sample, TokenShard
+from pictish.data.loader import ImageBytes
 from pictish.data.members import image_members, is_image
-from pictish.data.shards import ShardFile, open_shard
+from pictish.data.shards import open_shard
 from pictish.data.token_folder import Header
-from pictish.data.tokens import TokenizedImage
 from pictish.io.files import one_line, printable, sha256_file
 from pictish.io.finding import shard_name_of, supported
 from pictish.io.storage import Stored, download, is_remote, join, upload
@@ -114,23 +114,40 @@ def tokenize_shard(
             download(source.place, local)
         if remote := is_remote(bulk.out):
             target = _scratch(stack) / name
-        builder = _Builder(source.name, bulk.strict, done)
+        account = _Account(bulk.strict)
         source_sha256 = sha256_file(local)
 
-        def approve(written: Path) -> None:
-            builder.sha256 = sha256_file(written)
-            folder.may_write(name, written, builder.sha256)
+        def approve(written: Path, sha256: str) -> None:
+            folder.may_write(name, written, sha256)
             folder.withdraw(name)
 
-        with ShardFile(target, approve=approve) as shard:
-            pictures = _pictures(local, builder)
+        with TokenShard(target, approve) as shard:
+            pictures = _pictures(local, account)
             with contextlib.closing(batch_tokenizer.tokenize(pictures)) as tokenized:
                 for decoded, image in tokenized:
-                    builder.add(shard, decoded, image)
+                    assert isinstance(decoded.file, SamplePicture)
+                    if sample := shard.add(decoded.file.part, decoded, image):
+                        account.take(sample)
+                        if sample.reason is None:
+                            done(len(sample.images))
         if remote:
             upload(target, join(bulk.out, name))
-        builder.check_complete()
-        stats = builder.stats(shard.samples, target.stat().st_size, local.stat().st_size, source_sha256)
+        account.check_complete()
+        stats = ShardStats(
+            source=source.name,
+            source_bytes=local.stat().st_size,
+            source_sha256=source_sha256,
+            bytes=target.stat().st_size,
+            sha256=shard.sha256,
+            samples=shard.samples,
+            pictures=shard.totals.pictures,
+            pixels=shard.totals.pixels,
+            tokens=shard.totals.tokens,
+            bits=round(shard.totals.bits),
+            left_out=dict(sorted(account.left_out.items())),
+            ignored=dict(sorted(account.ignored.items())),
+            hidden=account.hidden,
+        )
         folder.commit(name, stats)
         return stats
 
@@ -143,110 +160,68 @@ def _scratch(stack: contextlib.ExitStack) -> Path:
 class SamplePicture(ImageBytes):
     """One of the pictures of a raw shard's sample; `name` is the sample's key."""
 
-    member: str  # what its tokens are called: `tokens`, or `source.tokens` for `source.png`
-    last: bool  # of its sample
-    others: dict[str, bytes]  # what goes with the sample, the same for all of its pictures
+    part: Part
 
 
-def _pictures(path: Path, builder: "_Builder") -> Iterator[SamplePicture]:
-    """Pictures of a raw shard; what is not tokenized is told to `builder`. ValueError for a damaged shard.
+def _pictures(path: Path, account: "_Account") -> Iterator[SamplePicture]:
+    """Pictures of a raw shard; what is not tokenized is told to `account`. ValueError for a damaged shard.
 
     A sample has one picture, or several with names, as edits and documents have. Its texts are carried over.
     """
     with open_shard(path) as shard:
         if shard.damage is not None:
             raise ValueError(shard.damage)
-        builder.ignored, builder.hidden = dict(shard.ignored), shard.hidden
+        account.ignored, account.hidden = dict(shard.ignored), shard.hidden
         for key in shard.samples:
             try:
                 sample = shard.read(key)
             except ValueError as error:
-                builder.leave_out(key, one_line(error))
+                account.leave_out(key, one_line(error))
                 continue
             images = image_members(sample)
             if not images:
-                builder.leave_out(key, f"holds no picture; known are {supported()}")
+                account.leave_out(key, f"holds no image; known are {supported()}")
                 continue
             found = {f"{name}.tokens".removeprefix("."): same for name, same in images.items()}
             for used, *more in found.values():
                 for other in more:
-                    builder.ignored[f"{key}.{other}"] = f"its sample has .{used} too, which is tokenized"
+                    account.ignored[f"{key}.{other}"] = f"its sample has .{used} too, which is tokenized"
             others = {suffix: blob for suffix, blob in sample.items() if not is_image(suffix)}
             last = max(found)
             for member in sorted(found):
-                yield SamplePicture(sample[found[member][0]], key, member, member == last, others)
+                part = Part(key, member, member == last, others)
+                yield SamplePicture(sample[found[member][0]], key, part)
 
 
-class _Builder:
-    """Puts the pictures of a sample together again, and counts."""
+class _Account:
+    """What a raw shard has that does not become tokens."""
 
-    def __init__(self, source: str, strict: bool, done: Callable[[int], None]) -> None:
-        self._source, self._strict, self._done = source, strict, done
-        self.sha256 = ""
-        self._pictures = self._pixels = self._tokens = 0
-        self._bits = 0.0
-        self._left_out: dict[str, str] = {}
+    def __init__(self, strict: bool) -> None:
+        self._strict = strict
+        self.left_out: dict[str, str] = {}
         self.ignored: dict[str, str] = {}  # members of no sample, and why
         self.hidden = 0
-        self._members: dict[str, bytes] = {}  # tokens of the sample under way
-        self._images: list[TokenizedImage] = []
-        self._broken: str | None = None  # why that sample has no tokens
-        self._passing = False  # whether another try may read what is broken in it
-        self._missing: list[str] = []  # samples that are left out for such a reason, and why
+        self._missing: list[str] = []  # samples that another try may read, and why this one could not
 
-    def add(self, shard: ShardFile, decoded: Decoded, image: TokenizedImage | None) -> None:
-        """Take in one picture; the last one of a sample writes it, or leaves it out."""
-        picture = decoded.file
-        assert isinstance(picture, SamplePicture)
-        if image is None:
-            self._broken = self._broken or decoded.error or "no tokens"
-            self._passing = self._passing or decoded.transient
-        else:
-            self._images.append(image)
-            self._members[picture.member] = image.to_bytes()
-        if not picture.last:
+    def take(self, sample: Sample) -> None:
+        """Note a sample that is not in the shard of tokens; ValueError or Incomplete under --strict."""
+        if sample.reason is None:
             return
-        if self._broken is not None and self._passing:
-            self._missing.append(f"{printable(picture.name)}: {self._broken}")
-            if self._strict:
-                self.check_complete()
-        elif self._broken is not None:
-            self.leave_out(picture.name, self._broken)
-        else:
-            shard.write(picture.name, {**self._members, **picture.others})
-            self._pictures += len(self._images)
-            self._tokens += sum(map(len, self._images))
-            self._bits += sum(one.bits for one in self._images)
-            self._pixels += sum(one.size[0] * one.size[1] for one in self._images)
-            self._done(len(self._images))
-        self._members, self._images, self._broken, self._passing = {}, [], None, False
+        if not sample.transient:
+            self.leave_out(sample.key, sample.reason)
+            return
+        self._missing.append(f"{printable(sample.key)}: {sample.reason}")
+        if self._strict:
+            self.check_complete()
 
     def leave_out(self, key: str, reason: str) -> None:
         """Note a sample that has no tokens; ValueError under --strict."""
         if self._strict:
             raise ValueError(f"{printable(key)}: {reason}")
-        self._left_out[key] = reason
+        self.left_out[key] = reason
 
     def check_complete(self) -> None:
         """Incomplete when samples are missing that are not known to be broken."""
         if self._missing:
             more = f", and {len(self._missing) - 1:,} more samples" if len(self._missing) > 1 else ""
             raise Incomplete(f"{self._missing[0]}{more}; the shard is not marked as finished")
-
-    def stats(self, samples: int, size: int, source_bytes: int, source_sha256: str) -> ShardStats:
-        """What became of the shard."""
-        return ShardStats(
-            source=self._source,
-            source_bytes=source_bytes,
-            source_sha256=source_sha256,
-            bytes=size,
-            sha256=self.sha256,
-            samples=samples,
-            pictures=self._pictures,
-            pixels=self._pixels,
-            tokens=self._tokens,
-            bits=round(self._bits),
-            left_out=dict(sorted(self._left_out.items())),
-            ignored=dict(sorted(self.ignored.items())),
-            hidden=self.hidden,
-        )

@@ -127,7 +127,7 @@ class BulkFolder:
             return None
         stats, shard = found[1], join(self.place, name)
         if stats.source_bytes != source.size or (verify and sha256_of(source.place) != stats.source_sha256):
-            raise ValueError("its pictures have changed since; --overwrite makes it anew")
+            raise ValueError("its images have changed since; --overwrite makes it anew")
         if size_of(shard) != stats.bytes or (verify and sha256_of(shard) != stats.sha256):
             return None
         return stats

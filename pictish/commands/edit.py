@@ -26,6 +26,13 @@ def run(
     overwrite: options.Overwrite = False,
     count: options.Count = 1,
     seed: options.Seed = 0,
+    region: Annotated[
+        str | None,
+        options.sampling(
+            metavar="X,Y,W,H",
+            help="Redraw this rectangle of the image alone, in pixels. Needs a masked language model.",
+        ),
+    ] = None,
     guidance: options.Guided = None,
     image_guidance: options.ImageGuided = None,
     temperature: options.Temperature = None,
@@ -54,8 +61,14 @@ def run(
 
     The result has the aspect ratio of IMAGE. Unset options use the model's defaults. Each image file stores
     its settings and tokens, so --like can redraw it; IMAGE is then needed only where source pixels were
-    kept, or where the instruction, the seed or a sampling option changes.
+    kept, or where the instruction, the seed or a sampling option changes. With --region all outside the
+    rectangle stays.
     """
+    from pictish.pipelines.image_requests import slug
+    from pictish.pipelines.region import parse_region
+
+    if region is not None:
+        parse_region(region)  # refused before anything is loaded
     origin = draw.origin_of(like, "edit")
     if (image is None or instruction is None) and origin is None:
         raise ValueError("give an IMAGE and an INSTRUCTION, or --like FILE")
@@ -63,6 +76,6 @@ def run(
     if instruction is None and origin is not None:
         instruction = origin.prompt
     request = draw.asked(ctx, instruction, given, origin)
-    name = "-".join(draw.slug(said) for said in (image and image.stem, request.prompt) if said)
+    name = "-".join(slug(said) for said in (image and image.stem, request.prompt) if said)
     jobs = [(f"{name}-{each.seed}", each) for each in draw.with_seeds(request, count)]
     draw.carry_out(ctx, jobs, given, origin)

@@ -81,6 +81,8 @@ def run(
     machine. Each image file stores its settings and tokens, so --like can redraw it; the stored tokens are
     reused unless the prompt, the seed or a sampling option changes.
     """
+    from pictish.pipelines.image_requests import names_of
+
     origin = draw.origin_of(like, "generate")
     if adaptor is None and adaptor_folder:
         from pictish.pipelines.adaptors import choose_adaptor
@@ -94,7 +96,7 @@ def run(
     if not (requests[0].prompt is not None or requests[0].pictures):
         raise ValueError("nothing to generate: give a PROMPT, an --image, or both")
     stems = " ".join(path.stem for path in image or [])
-    names = draw.names_of([request.words or stems for request in requests])
+    names = names_of([request.words or stems for request in requests])
     jobs = [
         (f"{name}-{each.seed}", each)
         for name, request in zip(names, requests, strict=True)

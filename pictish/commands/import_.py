@@ -1,6 +1,8 @@
 """`pictish import`: third-party checkpoints to pictish model folders."""
 
 import enum
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +13,7 @@ from pictish.commands.options import files, runtime
 if TYPE_CHECKING:
     from PIL import Image
 
+    from pictish.io.report import Bar
     from pictish.tokenizer.lavit import Heads
 
 
@@ -63,25 +66,19 @@ def lavit(
     """
 
     from pictish.io.report import Bar
-    from pictish.pipelines.import_lavit import PARTS, Refused, import_lavit
+    from pictish.pipelines.import_lavit import PARTS, import_lavit
 
     chosen = [name for name in PARTS if part is None or name in part]
-    with Bar("reading", quiet=quiet, unit="none") as bar:
-        try:
-            made = import_lavit(
-                source,
-                out,
-                parts=chosen,
-                mode=merger.value,
-                heads=_heads(heads),
-                pictures=_pictures(pictures),
-                progress=bar,
-            )
-        except Refused as error:
-            if len(error.faults) > 1:
-                for fault in error.faults:
-                    bar.console.print(fault, markup=False, highlight=False, soft_wrap=True)
-            raise
+    with Bar("reading", quiet=quiet, unit="none") as bar, _faults_listed(bar):
+        made = import_lavit(
+            source,
+            out,
+            parts=chosen,
+            mode=merger.value,
+            heads=_heads(heads),
+            pictures=_pictures(pictures),
+            progress=bar,
+        )
     if quiet:
         return
     for name, size in made.parts.items():
@@ -116,25 +113,81 @@ def iaa(
     """
     from pictish.io.report import Bar
     from pictish.pipelines.import_iaa import import_iaa
-    from pictish.pipelines.import_lavit import Refused
 
     numbers = None
     if points is not None:
         if not all(number.strip().isdecimal() and len(number) < 6 for number in points.split(",")):
             raise ValueError(f"--points {points}: expected layers of the base, as in 0,1,5,6")
         numbers = tuple(map(int, points.split(",")))
-    with Bar("reading", quiet=quiet, unit="none") as bar:
-        try:
-            made = import_iaa(source, out, progress=bar, heads=heads, points=numbers, system=system)
-        except Refused as error:
-            if len(error.faults) > 1:
-                for fault in error.faults:
-                    bar.console.print(fault, markup=False, highlight=False, soft_wrap=True)
-            raise
+    with Bar("reading", quiet=quiet, unit="none") as bar, _faults_listed(bar):
+        made = import_iaa(source, out, progress=bar, heads=heads, points=numbers, system=system)
+    _summary(made, out, quiet)
+
+
+def llada(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a downloaded LLaDA checkpoint.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output model folder.")],
+    quiet: Annotated[bool, runtime("--quiet", help="No progress bar and no summary.")] = False,
+) -> None:
+    """Convert an official LLaDA checkpoint to a model folder. The weights keep their licence.
+
+    Every key is accounted for before anything is written. An interrupted import resumes where it stopped.
+    """
+    from pictish.io.report import Bar
+    from pictish.pipelines.import_lladav import import_llada
+
+    with Bar("reading", quiet=quiet, unit="none") as bar, _faults_listed(bar):
+        made = import_llada(source, out, progress=bar)
+    _summary(made.parts, out, quiet)
+
+
+def lladav(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="Folder of a downloaded LLaDA-V checkpoint, or of its stage 1."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output model folder.")],
+    base: Annotated[
+        Path | None,
+        files(metavar="DIR", help="LLaDA folder of a stage-1 SRC, which holds mm_projector.bin alone."),
+    ] = None,
+    vision_tower: Annotated[
+        Path | None,
+        files(metavar="DIR", help="SigLIP folder, where the vision tower is not among the weights."),
+    ] = None,
+    quiet: Annotated[bool, runtime("--quiet", help="No progress bar and no summary.")] = False,
+) -> None:
+    """Convert an official LLaDA-V checkpoint to a model folder. The weights keep their licence.
+
+    Every key is accounted for before anything is written. An interrupted import resumes where it stopped.
+    """
+    from pictish.io.report import Bar
+    from pictish.pipelines.import_lladav import import_lladav
+
+    with Bar("reading", quiet=quiet, unit="none") as bar, _faults_listed(bar):
+        made = import_lladav(source, out, base=base, vision_tower=vision_tower, progress=bar)
+    _summary(made.parts, out, quiet)
+
+
+def _summary(parts: dict[str, int], out: Path, quiet: bool) -> None:
     if not quiet:
-        for name, size in made.items():
+        for name, size in parts.items():
             print(f"{out / name}: {size / 1e6:,.1f} MB")
-        print(f"The weights keep their original licences; see {out / 'README.md'}.")
+        print(f"The weights keep their original licence; see {out / 'README.md'}.")
+
+
+@contextmanager
+def _faults_listed(bar: "Bar") -> Iterator[None]:
+    """Print every fault of a refused checkpoint, where there are several."""
+    from pictish.pipelines.importing import Refused
+
+    try:
+        yield
+    except Refused as error:
+        if len(error.faults) > 1:
+            for fault in error.faults:
+                bar.console.print(fault, markup=False, highlight=False, soft_wrap=True)
+        raise
 
 
 def _heads(text: str | None) -> "Heads | None":

@@ -1,21 +1,13 @@
 """`pictish inspect`: what is kept of an image, which patches share a code, statistics of tokens."""
 
-import contextlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from pictish.commands.options import Device, Model, Overwrite, Steps, Upscale, files, runtime, selection
-
-if TYPE_CHECKING:
-    from pictish.data.tokens import TokenizedImage
-    from pictish.evaluation.pictures import Broken
-    from pictish.io.finding import Found
-    from pictish.io.report import Report
 
 
 def run(
@@ -68,19 +60,25 @@ def run(
             raise ValueError(f"--{name} {value} does not apply to --codebook, which decodes nothing")
     with Report("reading", None, quiet=quiet, strict=False) as report:
         if codebook:
+            from pictish.evaluation.inspection import inspect_codes
+
             target = _free(out or Path("codebook.png"), overwrite)
-            facts = _codebook(inputs, target, model, device, settings, report)
+            facts = inspect_codes(inputs, target, model, device, settings, report)
             lines = _code_lines(facts)
         elif _is_picture(inputs):
+            from pictish.evaluation.inspection import inspect_image
+
             target = _free(out or Path(f"{inputs[0].stem}-inspect.png"), overwrite)
-            facts = _picture(inputs[0], target, model, device, steps, upscale, settings)
+            facts = inspect_image(inputs[0], target, model, device, steps, upscale, settings)
             lines = _picture_lines(facts)
         else:
             options: dict[str, Any] = {"out": out, "steps": steps, "upscale": upscale, **settings}
             for name, setting in options.items():
                 if setting is not None:
                     raise ValueError(f"--{name} applies to images; for tokens, only statistics are printed")
-            facts = _tokens(inputs, caption_key, report)
+            from pictish.evaluation.contents import inspect_tokens
+
+            facts = inspect_tokens(inputs, caption_key, report)
             lines = []
     if as_json:
         print(json.dumps(facts, indent=2, sort_keys=True))
@@ -123,71 +121,6 @@ def _free(target: Path, overwrite: bool) -> Path:
     return target
 
 
-def _picture(
-    source: Path,
-    target: Path,
-    model: str,
-    device: str,
-    steps: int | None,
-    upscale: int | None,
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Tokenize one picture, write its drawing, return its facts."""
-    from pictish.data.images import load_image, png_bytes
-    from pictish.evaluation.drawing import Panels, four_panels
-    from pictish.io.files import one_line, printable, write_atomic
-    from pictish.pipelines.reconstruct import Reconstructor
-    from pictish.pipelines.settings import Drawing
-    from pictish.training.runtime import resolve_device
-
-    try:
-        picture = load_image(source)
-    except ValueError as error:
-        raise ValueError(f"{printable(source)}: {one_line(error)}") from error
-    draw = Reconstructor.from_folder(model, resolve_device(device), steps=steps)
-    tokenizer = draw.tokenizer
-    (token,) = tokenizer.tokenize([picture], **settings)
-    assert token.cells is not None, "the tokenizer always says which cells it kept"
-    scores = _scores(tokenizer, picture)[token.cells]
-    cells = tokenizer.grid[0] * tokenizer.grid[1]
-    drawing = four_panels(
-        Panels(
-            picture=picture,
-            reconstruction=draw([token], drawing=Drawing(steps, upscale=upscale))[0],
-            grid=token.grid,
-            cells=token.cells,
-            scores=scores,
-            ids=token.ids,
-            title=f"{printable(source.name)}  ·  {picture.width} by {picture.height} px",
-            caption=f"{len(token)} of {cells} patches kept, one token each  ·  {token.bits:,.0f} bits  ·  "
-            f"{token.bits_per_pixel:.2g} bits per pixel",
-        )
-    )
-    write_atomic(target, png_bytes(drawing))
-    return {
-        "picture": printable(source.name),
-        "size": list(token.size),
-        "grid": list(token.grid),
-        "tokenizer": token.tokenizer,
-        "codebook_size": token.codebook_size,
-        "tokens": len(token),
-        "ids": token.ids.tolist(),
-        "cells": token.cells.tolist(),
-        "scores": [round(float(score), 4) for score in scores],
-        "bits": token.bits,
-        "bits_per_pixel": token.bits_per_pixel,
-        "drawing": printable(target),
-    }
-
-
-def _scores(tokenizer: Any, picture: Any) -> Any:
-    """The selector's keep probability of every cell, (cells,) float."""
-    import torch
-
-    pixels = torch.from_numpy(tokenizer.resize(picture)[None])
-    return tokenizer.scores(pixels)[0].float().cpu().numpy()
-
-
 def _picture_lines(facts: dict[str, Any], shown: int = 16) -> list[str]:
     cells = facts["grid"][0] * facts["grid"][1]
     ids = " ".join(map(str, facts["ids"][:shown])) + (" ..." if len(facts["ids"]) > shown else "")
@@ -199,26 +132,6 @@ def _picture_lines(facts: dict[str, Any], shown: int = 16) -> list[str]:
     ]
 
 
-def _codebook(
-    inputs: list[Path], target: Path, model: str, device: str, settings: dict[str, Any], report: "Report"
-) -> dict[str, Any]:
-    """Tokenize all pictures, draw the code sheet, return the codes' statistics."""
-    from pictish.commands.evaluate import report_broken
-    from pictish.evaluation.codebook import draw_codes, gather_codes
-    from pictish.evaluation.pictures import PictureSource
-    from pictish.io.files import printable, write_atomic
-    from pictish.tokenizer.dynamic import Tokenizer
-    from pictish.training.runtime import resolve_device
-
-    source = PictureSource(inputs)
-    tokenizer = Tokenizer.from_folder(model, device=resolve_device(device))
-    examples = gather_codes(
-        report_broken(source.decode(), report), tokenizer, **settings, advance=report.done
-    )
-    write_atomic(target, draw_codes(examples, source))
-    return {**examples.statistics.summary(), "drawing": printable(target)}
-
-
 def _code_lines(facts: dict[str, Any]) -> list[str]:
     return [
         f"{facts['pictures']:,} images, {facts['tokens']['total']:,} tokens, {facts['codes_used']:,} of "
@@ -227,87 +140,11 @@ def _code_lines(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _tokens(inputs: list[Path], caption_key: str | None, report: "Report") -> dict[str, Any]:
-    """Statistics of token files, token folders and shards; damaged ones are told, not counted.
-
-    Of shards also how they are understood, which is all there is of raw ones.
-    """
-    from pictish.commands.inspect_shards import inspect_shards
-    from pictish.evaluation.metrics import CodeStatistics
-    from pictish.evaluation.pictures import Broken
-    from pictish.io.finding import Found
-
-    beside = Found()
-    shards, others = _sorted(inputs, beside)
-    report.tell(beside)
-    understood = {"shards": inspect_shards(shards, caption_key, report)} if shards else {}
-    statistics: CodeStatistics | None = None
-    for each in _read_tokens(shards, others):
-        if isinstance(each, Broken):
-            report.failed(each.name, each.error)
-            continue
-        if statistics is None:
-            statistics = CodeStatistics(each.codebook_size, each.tokenizer)
-        statistics.add(each)
-        report.done()
-    if statistics is None and understood:
-        return understood
-    if statistics is None:
-        raise ValueError("no readable tokens found")
-    lengths = {str(length): number for length, number in statistics.length_histogram().items()}
-    return {**statistics.summary(), "tokenizer": statistics.tokenizer, "lengths": lengths, **understood}
-
-
-def _sorted(inputs: list[Path], beside: "Found") -> tuple[list[Path], list[Path]]:
-    """The shards among the inputs and in their folders, and the inputs without any."""
-    from pictish.data.shards import find_shards
-    from pictish.io.finding import find, shard_suffix
-
-    holders = [
-        entry
-        for entry in inputs
-        if (find([entry]).shards if entry.is_dir() else shard_suffix(entry.name) is not None)
-    ]
-    return (find_shards(holders, beside) if holders else []), [
-        entry for entry in inputs if entry not in holders
-    ]
-
-
-def _read_tokens(shards: list[Path], others: list[Path]) -> "Iterator[TokenizedImage | Broken]":
-    """Tokens of token files and of the samples of shards that have any."""
-    from pictish.data.shards import open_shard
-    from pictish.data.token_folder import find_tokens, read_tokens
-    from pictish.data.tokens import TokenizedImage
-    from pictish.evaluation.pictures import Broken
-    from pictish.io.files import one_line
-    from pictish.io.finding import Found
-
-    beside = Found()
-    files = find_tokens(others, beside) if others else []
-    yield from (Broken(name, reason) for name, reason in beside.problems)
-    for file in files:
-        try:
-            yield read_tokens(file.path)
-        except (ValueError, OSError) as error:
-            yield Broken(file.name, one_line(error))
-    for path in shards:
-        with contextlib.suppress(ValueError, OSError), open_shard(path) as shard:  # told by inspect_shards
-            tokens = {key: [s for s in one if s.endswith("tokens")] for key, one in shard.samples.items()}
-            for key, names in tokens.items() if any(tokens.values()) else []:
-                if not names:
-                    yield Broken(f"{path.name}/{key}", "this sample has no tokens")
-                for name in names:
-                    try:
-                        yield TokenizedImage.from_bytes(shard.read(key, images=False)[name])
-                    except ValueError as error:
-                        yield Broken(f"{path.name}/{key}.{name}", one_line(error))
-
-
 def _print_statistics(facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pictish.commands.inspect_shards import shard_lines
+    from pictish.evaluation.contents import shard_lines
 
     console = Console()
     for shard in facts.get("shards", []):

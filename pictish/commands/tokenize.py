@@ -3,17 +3,13 @@
 import enum
 import logging
 import os
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pictish.commands.options import BatchSize, Device, Model, Overwrite, advanced, files, runtime, selection
-
-if TYPE_CHECKING:
-    from pictish.bulk.batch_tokenizer import BatchTokenizerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -125,15 +121,14 @@ def run(
     and machines can share the work. An interrupted run resumes where it stopped. Unreadable images are
     reported and skipped, and the exit code is then 1.
     """
+    from pictish.bulk import pictures
+    from pictish.bulk import run as bulk
     from pictish.bulk.batch_tokenizer import BatchTokenizerSettings, Selection
-    from pictish.bulk.pictures import hold_shards
 
     selection = Selection.of(budget, threshold, sample, seed, gumbel, quality)
     decoders = min(4, os.cpu_count() or 1) if workers is None else workers
     batch_tokenizer = BatchTokenizerSettings(model, device, selection, decoders, batch_size, max_pixels)
-    if hold_shards(inputs):
-        from pictish.bulk import run as bulk
-
+    if pictures.hold_shards(inputs):
         if format is Format.folder:
             raise ValueError(f"{inputs[0]}: shards are tokenized to shards; --format folder is for images")
         if samples_per_shard is not None:
@@ -155,46 +150,6 @@ def run(
         if samples_per_shard is not None and format is not Format.shards:
             logger.warning("--samples-per-shard is ignored without --format shards")
         per_shard = (samples_per_shard or 1000) if format is Format.shards else None
-        failures = _tokenize_pictures(inputs, out, batch_tokenizer, per_shard, overwrite, strict, quiet)
+        failures = pictures.run(inputs, out, batch_tokenizer, per_shard, overwrite, strict, quiet)
     if failures:
         raise typer.Exit(1)
-
-
-def _tokenize_pictures(
-    inputs: Sequence[str],
-    out: str,
-    settings: "BatchTokenizerSettings",
-    samples_per_shard: int | None,
-    overwrite: bool,
-    strict: bool,
-    quiet: bool,
-) -> int:
-    """Write a token folder, or shards of `samples_per_shard` samples; returns the number of failures."""
-    from pictish.bulk.batch_tokenizer import open_batch_tokenizer
-    from pictish.bulk.pictures import Totals, Work, plan
-    from pictish.data.token_folder import Header, OutputFolder
-    from pictish.io.files import check_apart
-    from pictish.io.report import Report
-    from pictish.io.storage import is_remote
-
-    if is_remote(out):
-        raise ValueError(
-            f"{out}: tokens of images are written to a local folder; only token shards can go to a URL"
-        )
-    check_apart(Path(out), [Path(entry) for entry in inputs], inside=False)
-    job = plan([Path(entry) for entry in inputs], samples_per_shard is not None, samples_per_shard or 1)
-    totals = Totals()
-    with open_batch_tokenizer(settings) as batch_tokenizer:
-        tokenizer = batch_tokenizer.tokenizer
-        decided = {**settings.selection.settings(), **job.settings}
-        header = Header(job.kind, tokenizer.fingerprint, tokenizer.codebook_size, decided)
-        with (
-            Report("tokenizing", job.total, quiet=quiet, strict=strict) as report,
-            OutputFolder(Path(out), header, job.outputs, overwrite) as output,
-        ):
-            report.tell(job.found)
-            job.run(Work(batch_tokenizer, output, report, totals))
-            output.finish()
-    if not quiet:
-        print(totals.summary(report.failures, report.seconds))
-    return report.failures

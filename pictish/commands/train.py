@@ -1,17 +1,13 @@
 """`pictish train`: one function per model; each calls the training loop of its package."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from pictish.commands.options import Device, files, runtime
 from pictish.configs import shipped_names
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 ConfigName = Annotated[
     str,
@@ -23,6 +19,14 @@ Overrides = Annotated[
 ]
 Run = Annotated[
     Path, files(metavar="DIR", help="Run folder: checkpoints, metrics.jsonl and the final model.")
+]
+Base = Annotated[
+    Path | None,
+    files(metavar="FOLDER", help="Pretrained language model to start from, a folder of transformers."),
+]
+Lora = Annotated[
+    int | None,
+    files(metavar="R", min=1, help="Train LoRA adapters of rank R instead of the pretrained weights."),
 ]
 AnomalySkip = Annotated[
     int,
@@ -50,6 +54,7 @@ def tokenizer(
 ) -> None:
     """Train a dynamic tokenizer. An interrupted run resumes from its last checkpoint."""
     from pictish.configs import load, parse
+    from pictish.pipelines.run_folder import run_folder
     from pictish.tokenizer.config import TrainConfig
     from pictish.tokenizer.train import train
 
@@ -64,6 +69,8 @@ def lm(
     overrides: Overrides = None,
     run: Run = Path("runs/lm"),
     device: Device = "auto",
+    base: Base = None,
+    lora: Lora = None,
     strict: Annotated[bool, runtime("--strict", help="Stop at the first damaged sample.")] = False,
     caption_key: Annotated[
         str | None, runtime(metavar="KEY", help="Field of the samples' JSON that holds the captions.")
@@ -76,27 +83,35 @@ def lm(
 
     Damaged samples are skipped and listed at the end, and the exit code is then 1.
     """
-    from pictish.commands.train_lm import code_vectors_of, image_encoder, image_tokens_of, showing
     from pictish.configs import load, parse
     from pictish.data.mixture import Report
     from pictish.lm.config import TrainConfig
     from pictish.lm.train import train
+    from pictish.pipelines.lm_training import code_vectors_of, image_encoder, image_tokens_of, showing
+    from pictish.pipelines.run_folder import run_folder
     from pictish.tokenizer.dynamic import Tokenizer
     from pictish.training.runtime import resolve_device
 
     changes = [*(overrides or []), *(["data.strict=true"] if strict else [])]
+    changes += base_overrides(base, None, "model.base")
     asked = load(config, changes)
+    if lora is not None:
+        _adapt(asked, lora)
     for source in ("train", "validation") if caption_key else ():
         for each in asked.get("data", {}).get(source, {}).values():
             each["caption_key"] = caption_key
     settings = parse(TrainConfig, asked, config)
-    tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
     report = Report()
+    parts: dict[str, Any] = {"anomaly_skip": anomaly_skip, "fsdp": fsdp, "report": report}
+    tokenizer = None
+    if settings.tokenizer is not None:
+        tokenizer = Tokenizer.from_folder(settings.tokenizer, resolve_device(device))
     with run_folder(run, settings, quiet):
-        known = image_tokens_of(tokenizer)
-        show = showing(settings, tokenizer, run)
-        parts: dict[str, Any] = {"encode_images": image_encoder(tokenizer), "show": show, "report": report}
-        parts |= {"anomaly_skip": anomaly_skip, "fsdp": fsdp, "code_vectors": code_vectors_of(tokenizer)}
+        known = None
+        if tokenizer is not None:
+            known = image_tokens_of(tokenizer)
+            parts |= {"encode_images": image_encoder(tokenizer), "show": showing(settings, tokenizer, run)}
+            parts["code_vectors"] = code_vectors_of(tokenizer)
         _with_progress(
             lambda progress: train(settings, run, known, device, **parts, progress=progress), quiet
         )
@@ -117,6 +132,7 @@ def decoder(
     from pictish.configs import load, parse
     from pictish.decoder.config import TrainConfig
     from pictish.decoder.train import train
+    from pictish.pipelines.run_folder import run_folder
 
     settings = parse(TrainConfig, load(config, overrides or []), config)
     with run_folder(run, settings, quiet):
@@ -124,57 +140,30 @@ def decoder(
         _with_progress(lambda progress: train(settings, run, device, progress, **parts), quiet)
 
 
-@contextmanager
-def run_folder(run: Path, settings: "BaseModel", quiet: bool) -> Iterator[None]:
-    """Lock the run folder for this process and write the resolved config.
+def base_overrides(base: Path | None, lora: int | None, key: str) -> list[str]:
+    """Overrides of the base of a language model, which `key` is, for --base; ValueError for no model."""
+    import json
 
-    ValueError when another process holds it, or when a step of it was trained with settings that decide other
-    weights; a run without a step takes any.
-    """
-    import logging
-    import os
+    from pictish.io.files import printable
 
-    from pictish.io.files import only_writer, write_atomic
-    from pictish.io.plain_yaml import to_yaml
-
-    logger = logging.getLogger("pictish")
-    level = logger.level
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    try:
-        if os.environ.get("RANK", "0") != "0":  # of several processes the first one writes
-            yield
-            return
-        with only_writer(run):
-            if (run / "config.yaml").exists():
-                _may_replace(run, settings)
-            write_atomic(run / "config.yaml", to_yaml(settings).encode())
-            yield
-    finally:
-        logger.setLevel(level)
+    if base is None:
+        return []
+    if not any((folder / "config.json").is_file() for folder in (base, base / "lm")):
+        raise ValueError(f"--base {printable(base)}: has no config.json; a model folder of transformers fits")
+    settings = {"kind": "pretrained", "folder": str(base.resolve()), "lora": lora}
+    return [f"{key}={json.dumps(settings)}"]  # which is YAML
 
 
-def _may_replace(run: Path, settings: "BaseModel") -> None:
-    """ValueError unless the run may take these settings; what earlier ones made before a step is removed."""
-    import shutil
-
-    from pictish.configs import load, parse
-    from pictish.training.checkpoint import latest_checkpoint
-    from pictish.training.resume import differences, in_one_line
-
-    written, now = run / "config.yaml", settings.model_dump(mode="json")
-    latest = latest_checkpoint(run)
-    if latest is None:
-        shutil.rmtree(run / "text_tokenizer", ignore_errors=True)
-        return
-    before = parse(type(settings), load(written), str(written)).model_dump(mode="json")
-    if changed := differences(before, now):
-        raise ValueError(
-            f"{run}: {latest.name} was trained with other settings: {in_one_line(changed)}; "
-            "give those it was trained with, or another --run"
-        )
+def _adapt(asked: dict[str, Any], rank: int) -> None:
+    """Set the rank of the adapters of a configuration; ValueError where there is no pretrained model."""
+    model = asked.get("model")
+    base = model.get("base") if isinstance(model, dict) else None
+    if not isinstance(base, dict) or base.get("kind") != "pretrained":
+        raise ValueError(f"--lora {rank}: adapts a pretrained language model; give --base FOLDER")
+    base["lora"] = rank
 
 
-def _with_progress(work, quiet: bool) -> None:
+def _with_progress(work: Callable[[Any], Path], quiet: bool) -> None:
     from pictish.io.report import Bar
 
     with Bar("training", quiet=quiet) as bar:

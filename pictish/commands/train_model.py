@@ -1,5 +1,6 @@
 """`pictish train model`: a whole model of one's own pictures, one part after the other."""
 
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pictish.commands import options
-from pictish.commands.train import Device, Quiet, run_folder
+from pictish.commands.train import Base, Device, Lora, Quiet, base_overrides
 
 if TYPE_CHECKING:
     from pictish.configs import Config
     from pictish.recipes.own.config import OwnConfig, Stage
     from pictish.recipes.own.rehearsal import Progress
 
+_CALLED = {"tokenizer": "tokenizer", "decoder": "decoder", "lm": "language model"}
 _EVERY = 30.0  # seconds between two lines where there is no terminal
 
 Pictures = Annotated[
@@ -57,6 +59,8 @@ def run(
         str | None,
         options.files("--from", metavar="MODEL", help="Start from this model's tokenizer weights."),
     ] = None,
+    base: Base = None,
+    lora: Lora = None,
     dry_run: Annotated[
         bool, options.runtime("--dry-run", help="Read the pictures, write OUT/train.yaml, measure, and stop.")
     ] = False,
@@ -73,10 +77,13 @@ def run(
     from pictish.recipes.own import prepare
 
     check_apart(out, [pictures])
+    if lora is not None and base is None:
+        raise ValueError(f"--lora {lora}: adapts a pretrained language model; give --base FOLDER")
+    changes = [*(overrides or []), *base_overrides(base, lora, "lm.model.base")]
     say: Callable[[str], None] = (lambda line: None) if quiet else partial(print, flush=True)
     with only_writer(out):
         manifest = prepare.raw_shards(pictures, out, val, caption_key, workers, say)
-        config, begun = prepare.settings(out, size, initial, overrides or [])
+        config, begun = prepare.settings(out, size, initial, changes, manifest["samples"])
         if dry_run or not begun:
             _measure(config, out, manifest, device, say)
         if not dry_run:
@@ -95,15 +102,22 @@ def _measure(
     from pictish.recipes.own.rehearsal import rehearse, steps_of
 
     say("measuring a few steps of each part on this machine ...")
-    began = time.monotonic()
-    measured = rehearse(config, out, partial(_train, device), partial(_tokenize, device))
+    began, logger = time.monotonic(), logging.getLogger("pictish")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # what a rehearsal logs would be taken for the training
+    try:
+        measured = rehearse(config, out, partial(_train, device), partial(_tokenize, device))
+    finally:
+        logger.setLevel(level)
     counts = manifest["samples"]
-    captioned = sum(count for name, count in counts.items() if name.endswith("/captioned"))
-    minutes = measured.minutes(config, captioned)
+    per_sample = {"captioned": 1, "edits": 2, "questions": 1}
+    pictures = sum(per_sample.get(name.partition("/")[2], 0) * count for name, count in counts.items())
+    minutes = measured.minutes(config, pictures)
     for stage in STAGES:
         a_step = measured.seconds_a_step[stage]
-        say(f"  {stage:<10}{steps_of(config, stage):>8,} steps of {a_step:.3g} s: {minutes[stage]:.1f} min")
-    say(f"  {'tokens':<10}{captioned:>8,} pictures: {minutes['tokens']:.1f} min")
+        steps = f"{steps_of(config, stage):>8,} steps of {a_step:.3g} s"
+        say(f"  {_CALLED[stage]:<15}{steps}: {minutes[stage]:.1f} min")
+    say(f"  {'tokens':<15}{pictures:>8,} pictures: {minutes['tokens']:.1f} min")
     total, took = sum(minutes.values()), time.monotonic() - began
     say(f"training will take about {total:.0f} min on this machine (measured in {took:.0f} s)")
 
@@ -112,6 +126,7 @@ def _train_all(config: "OwnConfig", out: Path, device: str, quiet: bool, say: Ca
     """Train what is not trained yet and put it into OUT; whether anything was."""
     from pictish.io.model_folder import CONFIG
     from pictish.pipelines.assemble import assemble
+    from pictish.pipelines.run_folder import run_folder
     from pictish.recipes.own.config import STAGES, located
 
     there, trained = located(config, out), False
@@ -119,8 +134,8 @@ def _train_all(config: "OwnConfig", out: Path, device: str, quiet: bool, say: Ca
         settings, folder = getattr(there, stage), out / "runs" / stage
         if not _is_trained(folder, settings):
             with run_folder(folder, settings, quiet):
-                say(f"training the {stage}; losses are in {folder / 'metrics.jsonl'}")
-                line = _Line(stage, folder / "metrics.jsonl", say)
+                say(f"training the {_CALLED[stage]}; losses are in {folder / 'metrics.jsonl'}")
+                line = _Line(_CALLED[stage], folder / "metrics.jsonl", say)
                 _train(device, stage, settings, folder, line)
                 trained = True
         assemble(out, {stage: folder}, overwrite=True)
@@ -150,8 +165,8 @@ def _train(device: str, stage: "Stage", settings: Any, run: Path, progress: "Pro
 
             return train_decoder(settings, run, device, progress)
         case "lm":
-            from pictish.commands.train_lm import code_vectors_of, image_tokens_of
             from pictish.lm.train import train as train_lm
+            from pictish.pipelines.lm_training import code_vectors_of, image_tokens_of
             from pictish.tokenizer.dynamic import Tokenizer
             from pictish.training.runtime import resolve_device
 
@@ -161,7 +176,7 @@ def _train(device: str, stage: "Stage", settings: Any, run: Path, progress: "Pro
 
 
 def _tokenize(device: str, folder: Path) -> None:
-    """FOLDER/data to FOLDER/tokens, by FOLDER/tokenizer: what has captions."""
+    """FOLDER/data to FOLDER/tokens, by FOLDER/tokenizer: all but pictures without captions."""
     from pictish.bulk.batch_tokenizer import BatchTokenizerSettings, Selection
     from pictish.bulk.run import Plan
     from pictish.bulk.run import run as bulk
@@ -169,7 +184,8 @@ def _tokenize(device: str, folder: Path) -> None:
 
     machine = BatchTokenizerSettings(str(folder / "tokenizer"), device, Selection(), 0, 32, MAX_PIXELS)
     for split in ("train", "validation"):
-        shards = sorted(map(str, (folder / "data" / split).glob("captioned-*.tar")))
+        found = (folder / "data" / split).glob("*.tar")
+        shards = sorted(str(shard) for shard in found if not shard.name.startswith("uncaptioned-"))
         plan = Plan(shards, str(folder / "tokens" / split), machine, "local", 1, 2, False, False, False, None)
         if failures := bulk(plan, quiet=True):
             raise ValueError(f"{folder / 'data' / split}: {failures:,} pictures could not be tokenized")
@@ -218,14 +234,23 @@ def _finish(
 ) -> None:
     """Measure, draw samples and write the model card."""
     from pictish.pipelines.pipeline import Pipeline
-    from pictish.recipes.own import results
+    from pictish.recipes.own import evaluation, results
 
     pipe = Pipeline.from_pretrained(out, device=device)
-    numbers = results.evaluate(config, out, pipe)
+    say("evaluating on held-out pictures ...")
+    loss = results.last_value(out / "runs" / "lm" / "metrics.jsonl", ["validation_loss"])
+    numbers = evaluation.evaluate(config, out, pipe, None if loss is None else loss[1])
     results.draw_samples(config, out, pipe)
     results.write_card(config, out, manifest, numbers)
+    judged = numbers["words_to_pictures"]
+    hit = list(judged["chance"])[-1]
+    share, chance = judged["drawn"][hit]["mean"], judged["chance"][hit]
     say(
         f"{numbers['held_out_pictures']:,} held-out pictures: {numbers['codes_a_picture']:.1f} codes, "
         f"PSNR {numbers['psnr_decoder']:.2f} dB (decoder), {numbers['psnr_preview']:.2f} dB (preview)"
     )
-    say(f"{out / results.SAMPLES}, {out / results.NUMBERS}, {out / results.CARD}")
+    say(
+        f"  drawn from captions: {hit} {100 * share:.0f} % among {judged['candidates']:,} held-out pictures "
+        f"(by chance {100 * chance:.0f} %)"
+    )
+    say(f"{out / results.SAMPLES}, {out / evaluation.NUMBERS}, {out / results.CARD}")

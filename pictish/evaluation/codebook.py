@@ -89,7 +89,7 @@ def gather_codes(
     if indices:
         finish()
     if not examples.statistics.pictures:
-        raise ValueError("no code to show: no readable picture")
+        raise ValueError("no code to show: no readable image")
     return examples
 
 
@@ -111,6 +111,6 @@ def draw_codes(examples: CodeExamples, source: PictureSource) -> bytes:
     rows = [(f"code {code}", f"{count:,} uses, {count / total:.1%}", crops[code]) for code, count in most]
     subtitle = (
         f"The {len(most)} most used of {summary['codes_used']:,} codes seen in {summary['pictures']:,} "
-        f"pictures ({total:,} tokens, a codebook of {summary['codebook_size']:,})"
+        f"images ({total:,} tokens, a codebook of {summary['codebook_size']:,})"
     )
     return png_bytes(code_sheet("Patches that share a code", subtitle, rows, EXAMPLES))

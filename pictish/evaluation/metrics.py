@@ -160,7 +160,7 @@ class CodeStatistics:
         originals.
         """
         if not self.lengths:
-            raise ValueError("no tokens to count: there was no picture")
+            raise ValueError("no tokens to count: there was no image")
         total = int(self.counts.sum())
         return {
             "pictures": self.pictures,

@@ -140,7 +140,7 @@ class PictureSource:
                                 why = f"its sample has .{used} too, which is read"
                                 yield f"{path.name}/{key}.{other}", ValueError(why)
                     if not pictures:
-                        raise ValueError(f"holds no pictures; known are {supported()}")
+                        raise ValueError(f"holds no images; known are {supported()}")
                     if shard.damage is not None:
                         raise ValueError(shard.damage)
             except (ValueError, OSError) as error:
@@ -167,7 +167,7 @@ def photographs() -> PictureSource:
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
         raise ValueError(
-            "--photographs reads pictures inside scikit-image, which is missing: pip install scikit-image"
+            "--photographs reads images inside scikit-image, which is missing: pip install scikit-image"
         )
     folder = Path(spec.origin).parent / "data"
     present = [folder / name for name in PHOTOGRAPHS if (folder / name).is_file()]
@@ -213,7 +213,7 @@ def in_batches(
         yield batch
     if nothing:
         unread = f", {len(broken)} could not be read" if broken else ""
-        raise ValueError(f"nothing to evaluate in {name}: no readable picture{unread}")
+        raise ValueError(f"nothing to evaluate in {name}: no readable image{unread}")
 
 
 def stacked(pictures: Sequence[Prepared]) -> "torch.Tensor":

@@ -17,7 +17,7 @@ _STEPS_PANELS = (
     ("kid", "KID"),
     ("psnr", "PSNR, dB"),
     ("feature_distance", "Feature distance"),
-    ("seconds", "Seconds a picture"),
+    ("seconds", "Seconds an image"),
 )
 
 
@@ -37,7 +37,7 @@ def steps_chart(report: dict[str, Any]) -> bytes:
     """
     note = (
         f"bands: {report['confidence']:.0%} intervals of the mean, of KID a deviation over subsets; "
-        "seconds: one picture alone"
+        "seconds: one image alone"
     )
     return _chart(report, _STEPS_PANELS, _steps_panel, "steps", note)
 

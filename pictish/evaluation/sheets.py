@@ -57,7 +57,7 @@ def contact_sheet_of(
 
     columns = ["original", "automatic", "thumbnail", *(f"{budget} tokens" for budget in evaluation.budgets)]
     subtitle = (
-        f"{len(measured.pictures):,} pictures ranked by PSNR at the automatic length, beside it a "
+        f"{len(measured.pictures):,} images ranked by PSNR at the automatic length, beside it a "
         f"thumbnail of as many bits; PSNR at {evaluation.renderer.side} px"
     )
     return _sheet(f"Reconstructions: {measured.name}", subtitle, columns, groups, row)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pictish.io.files import printable
+from pictish.io.signatures import HEAD, image_format
 
 # Where a sample has several images, the first of these counts: a PNG beside a photograph is often a mask.
 IMAGES = (
@@ -24,9 +25,6 @@ _UNSUPPORTED_SHARDS = (".tar.bz2", ".tar.xz", ".tbz2", ".txz")
 _HIDDEN = frozenset({"__MACOSX", "@eaDir"})  # of macOS archives and Synology disks; both hold copies of names
 _SUFFIX = re.compile(r"[A-Za-z0-9_~-]*[A-Za-z][A-Za-z0-9_~-]*")
 _LONGEST_SUFFIX = 12
-_BMP_HEADERS = {size.to_bytes(4, "little") for size in (12, 40, 52, 56, 64, 108, 124)}
-_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-_HEAD = 32  # bytes that tell what kind of image a file is
 
 Kind = Literal["image", "shard", "unsupported image", "unsupported shard", "other"]
 
@@ -159,26 +157,6 @@ def split_name(name: str) -> tuple[str, str]:
     return (name, "") if whole else (stem, suffix.lower())
 
 
-def image_kind(head: bytes) -> str | None:
-    """The suffix of images that begin with these bytes (32 are enough); None for anything else."""
-    brand = head[8:12] if head[4:8] == b"ftyp" else b""
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpg"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "webp"
-    if head.startswith((b"II*\0", b"MM\0*")):
-        return "tif"
-    if head.startswith(b"BM") and head[6:10] == bytes(4) and head[14:18] in _BMP_HEADERS:
-        return "bmp"
-    if brand in (b"avif", b"avis") or (brand == b"mif1" and b"avif" in head[16:32]):
-        return "avif"
-    return "heic" if brand in _HEIC_BRANDS else None
-
-
 def unsupported(name: str) -> str:
     """Why a file of an unsupported kind is not read."""
     if kind_of(name) == "unsupported shard":
@@ -206,7 +184,7 @@ def _sort_in(found: Found, file: File, given: bool) -> None:
         found.problems.append((file.name, unsupported(file.name)))
     elif given:
         shards = " ".join(SHARDS)
-        why = f"not a picture by its name or content; supported are {supported()}, and shards {shards}"
+        why = f"not an image by its name or content; supported are {supported()}, and shards {shards}"
         found.problems.append((file.name, why))
     else:
         found.others.append(file.name)
@@ -218,7 +196,7 @@ def begins_as_image(path: Path) -> bool:
         if not path.is_file() or split_name(path.name)[1] in ("json", "jsonl", "tokens", "txt"):
             return False
         with path.open("rb") as file:
-            return image_kind(file.read(_HEAD)) is not None
+            return image_format(file.read(HEAD)) is not None
     except OSError:
         return False
 

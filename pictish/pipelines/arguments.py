@@ -16,6 +16,8 @@ from pictish.pipelines.settings import GenerationConfig, Settings
 if TYPE_CHECKING:
     import torch
 
+    from pictish.lm.sampling import Sampling
+
 
 class RunOptions(TypedDict, total=False):
     """Keyword arguments of every method."""
@@ -45,6 +47,7 @@ class EditOptions(DrawOptions, total=False):
     """Those of `edit`."""
 
     keep_unchanged: bool
+    region: tuple[int, int, int, int] | None
 
 
 class DescribeOptions(RunOptions, total=False):
@@ -75,6 +78,23 @@ class TokenizeOptions(RunOptions, total=False):
     threshold: float | None
     quality: float | None
     max_pixels: int
+
+
+def sampling_of(
+    temperature: float | None, top_k: int | None, top_p: float | None, min_p: float | None
+) -> "Sampling | None":
+    """How texts are sampled, at temperature 1 by default; None: nothing was asked for."""
+    from pictish.lm.sampling import Sampling
+
+    if (temperature, top_k, top_p, min_p) == (None, None, None, None):
+        return None
+    return Sampling(1.0 if temperature is None else temperature, top_k, top_p, min_p)
+
+
+def check_max_new_tokens(count: int | None) -> None:
+    """ValueError for less than one token."""
+    if count is not None and count < 1:
+        raise ValueError(f"max_new_tokens: {count} asked for; 1 or more fits")
 
 
 def prompts_of(

@@ -76,9 +76,13 @@ class Describe:
             for language, image, question, one in zip(chosen, images, questions, settings, strict=True)
         ]
         texts: dict[int, str] = {}
-        drawn = [place for place, way in enumerate(ways) if way is None or sampling is not None]
-        for vocabulary in dict.fromkeys(chosen[place].model.vocabulary for place in drawn):
-            mine = [place for place in drawn if chosen[place].model.vocabulary == vocabulary]
+        drawn = [
+            place
+            for place, way in enumerate(ways)
+            if way is None or sampling is not None or chosen[place].model.masked is not None
+        ]
+        for key in dict.fromkeys(_together(chosen[place]) for place in drawn):
+            mine = [place for place in drawn if _together(chosen[place]) == key]
             own = None if generators is None else [generators[place] for place in mine]
             written = _draw(
                 [chosen[place] for place in mine],
@@ -90,9 +94,9 @@ class Describe:
             )
             texts |= dict(zip(mine, written, strict=True))
         searched = [place for place in range(len(images)) if place not in texts]
-        for key in dict.fromkeys((id(chosen[place]), ways[place]) for place in searched):
-            mine = [place for place in searched if (id(chosen[place]), ways[place]) == key]
-            way = key[1]
+        for search in dict.fromkeys((id(chosen[place]), ways[place]) for place in searched):
+            mine = [place for place in searched if (id(chosen[place]), ways[place]) == search]
+            way = search[1]
             assert way is not None
             if max_new_tokens is not None:
                 way = _shorter(way, max_new_tokens)
@@ -117,6 +121,11 @@ def _prompt(language: Language, image: Image.Image, question: str | None, contin
     return replace(prompt, model=language.model.language)
 
 
+def _together(language: Language) -> object:
+    """What languages share whose rows are decoded together; of masked models each is alone."""
+    return language.model.vocabulary if language.model.masked is None else id(language.model)
+
+
 def _draw(
     languages: Sequence[Language],
     prompts: "Sequence[Prompt]",
@@ -126,25 +135,18 @@ def _draw(
     progress: "Progress | None",
 ) -> list[str]:
     """Texts, one id after the other; empty only where `max_new_tokens` ids are less than a letter."""
-    from pictish.lm.autoregressive import generate
-    from pictish.lm.grammar import GenerationConstraints, TextSegment
+    from pictish.lm.sampler import sampler_of
     from pictish.lm.sampling import Sampling
     from pictish.lm.text import decode_text
 
-    model = languages[0].model
-    written = generate(
-        model.language,
-        model.vocabulary,
-        prompts,
-        GenerationConstraints(max_new_tokens),
-        sampling=sampling or Sampling(temperature=0),
-        generators=generators,
-        progress=progress,
-    )
+    sampler = sampler_of(languages[0].model)
+    sampling = sampling or Sampling(temperature=0)
+    written = sampler.texts(prompts, max_new_tokens, sampling, generators, progress=progress)
     result = []
-    for language, segments in zip(languages, written, strict=True):
-        ids = [token for segment in segments if isinstance(segment, TextSegment) for token in segment.ids]
-        result.append(decode_text(language.model.text_tokenizer, ids).strip())
+    for language, ids in zip(languages, written, strict=True):
+        model = language.model
+        ends = model.defaults.filling.texts.stop_strings if model.masked is not None else ()
+        result.append(cut(decode_text(model.text_tokenizer, ids), ends))
     return result
 
 

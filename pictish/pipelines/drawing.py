@@ -8,6 +8,7 @@ from PIL import Image
 
 from pictish.data.tokens import TokenizedImage
 from pictish.pipelines.language import Said
+from pictish.pipelines.region import Region
 from pictish.pipelines.settings import GenerationConfig
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ def generate(
     config: GenerationConfig,
     *,
     shapes: Sequence[tuple[int, int]] | None = None,
-    official_quirks: bool = False,
     language_progress: AfterStep | None = None,
     decoder_progress: AfterStep | None = None,
 ) -> list[Drawn]:
@@ -49,7 +49,6 @@ def generate(
         generators(seeds),
         config,
         shapes=shapes,
-        official_quirks=official_quirks,
         progress=language_progress,
     )
     return render(drawer.reconstructor, tokens, seeds, config, progress=decoder_progress)
@@ -63,11 +62,11 @@ def edit(
     config: GenerationConfig,
     *,
     keep_unchanged: bool = True,
-    official_quirks: bool = False,
+    region: Region | None = None,
     language_progress: AfterStep | None = None,
     decoder_progress: AfterStep | None = None,
 ) -> list[Drawn]:
-    """Each source changed as its instruction says, in its aspect ratio.
+    """Each source changed as its instruction says, in its aspect ratio; with a `region`, inside it alone.
 
     With `keep_unchanged` pixels stay where the new tokens reconstruct what the source's own do, if the
     decoder was trained for that. Other arguments and errors are those of `generate`.
@@ -77,7 +76,7 @@ def edit(
         generators(seeds),
         config,
         shapes=[(source.height, source.width) for source in sources],
-        official_quirks=official_quirks,
+        regions=None if region is None else [region] * len(sources),
         progress=language_progress,
     )
     kept = sources if keep_unchanged else None

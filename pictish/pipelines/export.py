@@ -11,7 +11,16 @@ from pictish.pipelines.assemble import copy_part
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OWN = ("checkpoints", "metrics.jsonl", "model", "samples", "tensorboard", CONFIG)  # of the run, not to share
+_OWN = (
+    "checkpoints",
+    "metrics.jsonl",
+    "model",
+    "samples",
+    "tensorboard",
+    "wandb",
+    "wandb-id",
+    CONFIG,
+)  # of the run, not to share
 
 
 def checkpoints_of(run: Path) -> list[int]:
@@ -73,6 +82,7 @@ def _finish(raw: dict[str, Any], run: Path, step: int, device: str) -> Path:
             decoder = parse(DecoderTraining, raw, str(run))
             return train_decoder(decoder.model_copy(update={"steps": step}), run, device)
         case "lm":
+            from pictish.lm.config import Autoregressive
             from pictish.lm.config import TrainConfig as LanguageTraining
             from pictish.lm.model import ImageTokens
             from pictish.lm.train import train as train_lm
@@ -80,13 +90,14 @@ def _finish(raw: dict[str, Any], run: Path, step: int, device: str) -> Path:
 
             lm = parse(LanguageTraining, raw, str(run))
             _, state = load_checkpoint(run / "checkpoints" / f"step-{step:08d}")
-            needed = lm.objective.alignment or lm.objective.neighbors
+            plain = lm.objective
+            needed = isinstance(plain, Autoregressive) and (plain.alignment or plain.neighbors)
             return train_lm(
                 lm.model_copy(update={"stages": _until(lm.stages, step)}),
                 run,
-                ImageTokens(**state["image_tokens"]),
+                None if state["image_tokens"] is None else ImageTokens(**state["image_tokens"]),
                 device,
-                code_vectors=_code_vectors(lm.tokenizer) if needed else None,
+                code_vectors=_code_vectors(lm.tokenizer) if needed and lm.tokenizer else None,
             )
     raise ValueError(f"{run}: {CONFIG} names no part that is trained")
 

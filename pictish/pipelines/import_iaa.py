@@ -10,18 +10,16 @@ As in import_lavit.py all names are accounted for first; then tensors are stream
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pictish.data.importing import Meta, Part, Piece, Source, digest, write_pieces
-from pictish.io.files import one_line, only_writer, read_regular_file, temp_path, write_atomic
-from pictish.io.interrupt import in_units, stop_here
+from pictish.data.importing import Meta, Part, Piece, Source
+from pictish.io.files import one_line, read_regular_file, write_atomic
 from pictish.io.model_folder import CONFIG, WEIGHTS
 from pictish.io.plain_yaml import to_yaml
-from pictish.pipelines.import_lavit import CARD, PLAN, Progress, Refused, check_space
+from pictish.pipelines.importing import CARD, Progress, Refused, check_out, staged
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, LlamaConfig
@@ -53,45 +51,19 @@ def import_iaa(
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; give that of a downloaded IAA checkpoint")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: exists already; choose another folder")
+    check_out(out)
     source = Source(folder)
     planned = _plan(source, heads, points)
     if source.wrong:
         raise Refused(folder, source.wrong)
-    staging = temp_path(out)
-    settings = {"heads": heads, "points": points, "system": system}
-    purpose = digest(source, planned, settings)
-    if not (staging / PLAN).is_file() or (staging / PLAN).read_text() != purpose:
-        shutil.rmtree(staging, ignore_errors=True)
-    check_space(staging, planned)
-    with only_writer(staging):
-        write_atomic(staging / PLAN, purpose.encode())
-        progress.begin("writing", sum(part.size for part in planned))
-        base = ""
-        with in_units("file"):
-            for part in planned:
-                for file, pieces in part.weights.items():
-                    stop_here(
-                        "interrupted; files that are complete are kept, and the same command resumes there"
-                    )
-                    write_pieces(staging / part.name / file, pieces, progress.advance)
-                base = base or _fingerprint(staging / part.name)
-                part.finish(staging / part.name, base)
-        made = {part.name: part.size for part in planned}
-        write_atomic(staging / CONFIG, to_yaml({"part": "dialogue", "format": 1, "system": system}).encode())
-        write_atomic(staging / CARD, _card(folder, made).encode())
-        (staging / PLAN).unlink()
-        if out.exists():
-            out.rmdir()  # empty, as was seen
-        staging.rename(out)
-    return made
-
-
-def _fingerprint(folder: Path) -> str:
     from pictish.lm.adapted import weights_fingerprint
 
-    return weights_fingerprint(folder)
+    made = {part.name: part.size for part in planned}
+    settings = {"heads": heads, "points": points, "system": system}
+    with staged(source, planned, out, settings, progress, weights_fingerprint) as (staging, _):
+        write_atomic(staging / CONFIG, to_yaml({"part": "dialogue", "format": 1, "system": system}).encode())
+        write_atomic(staging / CARD, _card(folder, made).encode())
+    return made
 
 
 def _plan(source: Source, heads: int | None, points: tuple[int, ...] | None) -> list[Part]:
@@ -219,9 +191,9 @@ def _files(
 
 
 def _finish_base(folder: Path, config: "LlamaConfig", out: Path, fingerprint: str) -> None:
-    from pictish.lm.lavit import finish_weights
+    from pictish.lm.lavit import write_index
 
-    config.dtype = finish_weights(out)
+    config.dtype = write_index(out, sorted(out.glob("model*.safetensors")))
     config.save_pretrained(out)
     for name in (*TEXT_FILES, "special_tokens_map.json"):
         if (folder / name).is_file():

@@ -4,16 +4,14 @@ First every file's table of contents is compared with what it should hold, then 
 part into a folder beside OUT, which takes its name when all is there.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from pictish.data.importing import Part, Source, digest, free_bytes, write_pieces
-from pictish.io.files import only_writer, temp_path, write_atomic
-from pictish.io.interrupt import in_units, stop_here
-from pictish.io.model_folder import fingerprint
+from pictish.data.importing import Part, Source
+from pictish.io.files import write_atomic
+from pictish.pipelines.importing import CARD, Progress, Refused, check_out, staged
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,19 +42,6 @@ _NEEDED_BY: dict[Name, str] = {
     "decoder": "pictish detokenize",
     "decoder-lowres": "pictish detokenize --lowres",
 }
-SPARE = 64 << 20  # bytes for what is no tensor
-PLAN = "plan.sha256"  # in the unfinished folder: what it is to become
-CARD = "README.md"
-
-
-class Progress(Protocol):
-    """Told of the work as it is done."""
-
-    def begin(self, task: str, total: int) -> None:
-        """A task of so many steps begins."""
-
-    def advance(self, steps: int) -> None:
-        """So many of them are done."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +51,6 @@ class Imported:
     parts: dict[str, int]  # name of the folder -> bytes of its tensors
     tokenizer: str  # fingerprint
     agreement: "Agreement | None"  # None: no pictures to measure it on
-
-
-class Refused(ValueError):
-    """A checkpoint with faults; `faults` tells each of them in a line."""
-
-    def __init__(self, folder: Path, faults: Sequence[str]):
-        self.faults = tuple(faults)
-        what = self.faults[0] if len(faults) == 1 else f"{folder}: {len(faults)} faults, listed above"
-        super().__init__(f"{what}; nothing was written")
 
 
 def import_lavit(
@@ -98,31 +74,11 @@ def import_lavit(
     planned, config = _plan(source, [name for name in PARTS if name in {*parts, "tokenizer"}], mode, heads)
     if source.wrong or config is None:
         raise Refused(folder, source.wrong)
-    staging = temp_path(out)
-    purpose = digest(source, planned, {"mode": mode, "config": config.model_dump(mode="json")})
-    if not (staging / PLAN).is_file() or (staging / PLAN).read_text() != purpose:
-        shutil.rmtree(staging, ignore_errors=True)  # unfinished, and of something else
-    check_space(staging, planned)
-    with only_writer(staging):
-        write_atomic(staging / PLAN, purpose.encode())
-        progress.begin("writing", sum(part.size for part in planned))
-        name = ""
-        with in_units("file"):
-            for part in planned:
-                for file, pieces in part.weights.items():
-                    stop_here(
-                        "interrupted; files that are complete are kept, and the same command resumes there"
-                    )
-                    write_pieces(staging / part.name / file, pieces, progress.advance)
-                part.finish(staging / part.name, name)
-                name = name or fingerprint(staging / part.name)
+    settings = {"mode": mode, "config": config.model_dump(mode="json")}
+    with staged(source, planned, out, settings, progress) as (staging, name):
         agreement = _measure(staging / "tokenizer", config, pictures, progress)
         made = Imported({part.name: part.size for part in planned}, name, agreement)
         write_atomic(staging / CARD, model_card(folder, made, mode).encode())
-        (staging / PLAN).unlink()
-        if out.exists():
-            out.rmdir()  # empty, as was seen
-        staging.rename(out)
     return made
 
 
@@ -138,8 +94,7 @@ def _check(folder: Path, out: Path) -> None:
     known = ("visual_tokenizer", "language_model", "pixel_decoding", "highres_pixel_decoding")
     if not any((folder / name).is_dir() for name in known):
         raise ValueError(f"{folder}: no LaVIT checkpoint, it has none of the folders {', '.join(known)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: exists already; choose another folder")
+    check_out(out)
 
 
 def _plan(
@@ -183,23 +138,6 @@ def _plan(
     return [part for part in planned if part is not None], config
 
 
-def check_space(staging: Path, planned: Sequence[Part]) -> None:
-    """ValueError where there is too little room for what is still to be written."""
-    missing = [
-        piece.size
-        for part in planned
-        for file, pieces in part.weights.items()
-        if not (staging / part.name / file).exists()
-        for piece in pieces
-    ]
-    needed, free = sum(missing) + SPARE, free_bytes(staging)
-    if needed > free:
-        raise ValueError(
-            f"{staging.parent}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; make room "
-            "or choose another place"
-        )
-
-
 def _measure(
     folder: Path, config: "TokenizerConfig", pictures: "Sequence[Image.Image]", progress: Progress
 ) -> "Agreement | None":
@@ -220,12 +158,12 @@ def _measure(
 def model_card(folder: Path, made: Imported, mode: Mode) -> str:
     """What lies in an imported folder, where it comes from, whose it is, and what was measured."""
     sizes = "\n".join(f"| `{name}/` | {size / 1e6:,.1f} MB |" for name, size in made.parts.items())
-    measured = "not measured: there were no pictures"
+    measured = "not measured: there were no images"
     if made.agreement is not None:
         agreement = made.agreement
         measured = (
-            f"on {agreement.pictures} pictures {100 * agreement.equal:.1f} % of {agreement.codes} codes are\n"
-            f"  those of `exact`, in the picture with fewest {100 * agreement.worst:.1f} %; merged rows, of "
+            f"on {agreement.pictures} images {100 * agreement.equal:.1f} % of {agreement.codes} codes are\n"
+            f"  those of `exact`, in the image with fewest {100 * agreement.worst:.1f} %; merged rows, of "
             f"about unit\n  variance, differ by at most {agreement.furthest:.2g}"
         )
     return f"""# LaVIT, imported into pictish

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from pictish.lm.autoregressive import Prompt
-    from pictish.lm.model import UnifiedModel
+    from pictish.lm.model import ImageTokens, UnifiedModel
     from pictish.lm.sequence import Part
     from pictish.tokenizer.dynamic import Tokenizer
 
@@ -26,6 +26,8 @@ class Language:
     """Reads what users say: `Language.from_folder("starter").prompt(["a red apple"], draw=True)`."""
 
     def __init__(self, tokenizer: "Tokenizer", model: "UnifiedModel") -> None:
+        if model.image_tokens is None:
+            raise ValueError("this language model reads and writes no codes; it can describe and chat")
         if model.image_tokens.fingerprint != tokenizer.fingerprint:
             raise ValueError(
                 f"the language model speaks codes of tokenizer {model.image_tokens.fingerprint}, "
@@ -58,6 +60,13 @@ class Language:
         model = UnifiedModel.from_folder(folder, device, getattr(torch, precision))
         return cls(Tokenizer.from_folder(folder, device), model)
 
+    @property
+    def image_tokens(self) -> "ImageTokens":
+        """The image tokenizer whose codes the model reads and writes."""
+        tokens = self.model.image_tokens
+        assert tokens is not None, "as was checked when it was made"
+        return tokens
+
     def parts(self, said: Sequence[Said], *, continuous: bool = False) -> "list[Part]":
         """Text and pictures as parts of a sequence; pictures as codes, or as continuous features."""
         from pictish.lm.sequence import Codes, Features, Text
@@ -78,14 +87,11 @@ class Language:
         # stripped, as captions are for training
         return [next(waiting) if isinstance(one, Image.Image) else Text(one.strip()) for one in said]
 
-    def prompt(
-        self, said: Sequence[Said], *, draw: bool, continuous: bool = False, bare: bool = False
-    ) -> "Prompt":
+    def prompt(self, said: Sequence[Said], *, draw: bool, continuous: bool = False) -> "Prompt":
         """What the model is to continue: with a picture when `draw`, else with text.
 
         A prompt to draw has branches for guidance: with nothing, and where it holds pictures with them alone.
-        With `bare` the pictures in it have no markers around them, as LaVIT's code has it. Raises ValueError
-        when nothing was said.
+        Raises ValueError when nothing was said.
         """
         from pictish.lm.autoregressive import Prompt
         from pictish.lm.sequence import Text
@@ -99,8 +105,8 @@ class Language:
         if not draw:
             return Prompt(self.embed(parts, draw))
         shown = [part for part in parts if not isinstance(part, Text)]
-        full = self.embed(parts, draw, bare)
-        image_only = self.embed(shown, draw, bare) if 0 < len(shown) < len(parts) else full if shown else None
+        full = self.embed(parts, draw)
+        image_only = self.embed(shown, draw) if 0 < len(shown) < len(parts) else full if shown else None
         return Prompt(
             full=full,
             image_only=image_only,
@@ -109,11 +115,8 @@ class Language:
         )
 
     @inference
-    def embed(self, parts: "Sequence[Part]", draw: bool, bare: bool = False) -> "torch.Tensor":
-        """Embeddings (L, D) of parts, with the marker that opens a picture behind them when `draw`.
-
-        `bare` is for codes: without the markers around them.
-        """
+    def embed(self, parts: "Sequence[Part]", draw: bool) -> "torch.Tensor":
+        """Embeddings (L, D) of parts, with the marker that opens a picture behind them when `draw`."""
         import numpy as np
         import torch
 
@@ -122,11 +125,7 @@ class Language:
 
         model, vocabulary = self.model, self.model.vocabulary
         joined = join("interleaved", parts, vocabulary, partial(text_ids, model.text_tokenizer))
-        ids = joined.ids
-        if bare:
-            assert joined.features is None
-            ids = ids[(ids != vocabulary.begin) & (ids != vocabulary.end)]
-        ids = np.append(ids, vocabulary.begin) if draw else ids
+        ids = np.append(joined.ids, vocabulary.begin) if draw else joined.ids
         device = self.tokenizer.device
         places = torch.from_numpy(np.stack([np.zeros_like(joined.places), joined.places])).to(device)
         features = None if joined.features is None else torch.from_numpy(joined.features).to(device)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
-from pictish.io.model_folder import locate_model
+from pictish.io.model_folder import locate_model, read_config
 from pictish.lm.captions import CAPTIONS
 from pictish.pipelines.language import Precision
 from pictish.training.isolation import loading
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16"]
 
 
+def _sees(model: str | Path) -> bool:
+    """Whether a language model of this folder sees through a vision tower, or reads no codes."""
+    try:
+        config = read_config(locate_model(model, "lm"))
+    except ValueError:  # there is none, or it is damaged: whoever loads it says so
+        return False
+    return config.get("part") == "lm" and (
+        config.get("vision") is not None or config.get("image_tokens", {}) is None
+    )
+
+
 class ModelParts:
     """What `Pipeline` works with; safe to use from several threads."""
 
@@ -41,6 +52,7 @@ class ModelParts:
         self._base: Base | None = None
         self._adapted: dict[str, Language] = {}
         self._tokenizer: Tokenizer | None = None
+        self._model: UnifiedModel | None = None
         self._language: Language | None = None
         self._reconstructors: dict[bool, Reconstructor] = {}
 
@@ -70,7 +82,8 @@ class ModelParts:
             raise ValueError(f"quantize: {quantize!r} asked for; int8 or int4 fits")
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: {dtype} asked for; float32 or bfloat16 fits")
-        locate_model(model, "tokenizer")
+        if not _sees(model if lm is None else lm):
+            locate_model(model, "tokenizer")
         return cls(model, resolve_device(str(device)), cast(Precision, precision), lm, quantize)
 
     @property
@@ -80,8 +93,8 @@ class ModelParts:
 
     @property
     def language_model(self) -> "UnifiedModel":
-        """The language model with its text tokenizer and projector, loaded on first use."""
-        return self.language.model
+        """The language model with its text tokenizer and projectors, loaded on first use."""
+        return self._model or self._load_model()
 
     @property
     def language(self) -> "Language":
@@ -116,6 +129,8 @@ class ModelParts:
 
         chosen = choose_adaptor(None, "starter", [Path(folder).expanduser()])
         assert chosen is not None
+        if self.chats:
+            raise ValueError("adaptors: this language model sees through a vision tower, and takes none")
         name = name or chosen[0]
         if name in self._adapted:
             raise ValueError(f"an adaptor called {name} is loaded already; unload it, or give another name")
@@ -171,16 +186,23 @@ class ModelParts:
         return self._tokenizer
 
     @loading
-    def _load_language(self) -> "Language":
+    def _load_model(self) -> "UnifiedModel":
         import torch
 
         from pictish.lm.model import UnifiedModel
+
+        if self._model is None:
+            model = UnifiedModel.from_folder(self.lm, self.device, getattr(torch, self.precision))
+            self._quantized(model.language)
+            self._model = model
+        return self._model
+
+    @loading
+    def _load_language(self) -> "Language":
         from pictish.pipelines.language import Language
 
         if self._language is None:
-            model = UnifiedModel.from_folder(self.lm, self.device, getattr(torch, self.precision))
-            self._quantized(model.language)
-            self._language = Language(self.tokenizer, model)
+            self._language = Language(self.tokenizer, self.language_model)
         return self._language
 
     def _quantized(self, language: "PreTrainedModel") -> None:
@@ -189,6 +211,11 @@ class ModelParts:
 
         if self.quantize is not None:
             quantize(language, self.quantize)
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model sees through a vision tower, or has no codes: then it answers messages."""
+        return _sees(self.lm)
 
     @loading
     def _load_reconstructor(self, preview: bool) -> "Reconstructor":

@@ -4,7 +4,7 @@ It joins the parts of a model folder and calls the pipelines beside it. docs/pyt
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from PIL import Image
@@ -19,18 +19,22 @@ from pictish.pipelines.arguments import (
     GenerateOptions,
     TokenizeOptions,
     batches,
+    check_max_new_tokens,
     check_words,
     count_of,
     listed_of,
     named,
     prompts_of,
+    sampling_of,
     seeds_of,
     shape_of,
     tokens_asked_for,
 )
+from pictish.pipelines.chat import Answer, Chat, asked
 from pictish.pipelines.language import Said
 from pictish.pipelines.parts import ModelParts
 from pictish.pipelines.progress import Callback, Cancel, Run
+from pictish.pipelines.region import Region
 from pictish.pipelines.settings import GenerationConfig, Settings, with_settings
 
 if TYPE_CHECKING:
@@ -203,6 +207,7 @@ class Pipeline(ModelParts):
         *,
         num_images: int | None = None,
         keep_unchanged: bool = True,
+        region: tuple[int, int, int, int] | None = None,
         seed: int | None = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 8,
@@ -214,7 +219,9 @@ class Pipeline(ModelParts):
         """Change an image as the instruction says, in its aspect ratio: one image, or `num_images` in a list.
 
         With `keep_unchanged` pixels stay where the edit left the tokens unchanged, if the decoder can keep
-        them. Seeds and settings are those of `generate`, and `pictish edit` gives the same pixels.
+        them. With a `region` (x, y, width, height) in pixels tokens change inside it alone, which takes a
+        masked language model. Seeds and settings are those of `generate`, and `pictish edit` gives the same
+        pixels.
         """
         config = with_settings(config, settings)
         source = load_image(image)
@@ -233,6 +240,7 @@ class Pipeline(ModelParts):
                 seeds[batch],
                 config,
                 keep_unchanged=keep_unchanged,
+                region=None if region is None else Region(*region),
                 language_progress=run.steps("language_model", batch.start),
                 decoder_progress=run.steps("decoder", batch.start),
             )
@@ -279,19 +287,25 @@ class Pipeline(ModelParts):
         verbs of answers to their base form (needs spaCy). At most `max_new_tokens` text tokens are written.
         `adaptor` names the adaptor that answers, for all images or one for each (None: the model itself).
         """
-        from pictish.lm.sampling import Sampling
         from pictish.pipelines.describe import Describe
 
         pictures = [load_image(one) for one in listed_of(image)]
-        sampling = None
-        if (temperature, top_k, top_p, min_p) != (None, None, None, None):
-            sampling = Sampling(1.0 if temperature is None else temperature, top_k, top_p, min_p)
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: {max_new_tokens} asked for; 1 or more fits")
+        sampling = sampling_of(temperature, top_k, top_p, min_p)
+        check_max_new_tokens(max_new_tokens)
         seeds = seeds_of(len(pictures), seed, generator)
-        languages = self.languages_for(adaptor, len(pictures))
         run = Run(len(pictures), callback, cancel)
         written: list[str] = []
+        if self.chats:
+            if features is False or lemmas or adaptor is not None:
+                raise ValueError(
+                    "codes, lemmas, adaptor: this model sees through a vision tower, and answers as it is"
+                )
+            dialogues = [asked(one, question) for one in pictures]
+            own = {"max_new_tokens": max_new_tokens, "sampling": sampling}
+            answers = self._answers(dialogues, seeds, batch_size, run, **own)
+            written = [answer.text for answer in answers]
+            return written if isinstance(image, list | tuple) else written[0]
+        languages = self.languages_for(adaptor, len(pictures))
         for batch in batches(len(pictures), batch_size, run):
             written += Describe(languages[batch][0]).batch(
                 pictures[batch],
@@ -305,6 +319,45 @@ class Pipeline(ModelParts):
                 progress=run.steps("language_model", batch.start),
             )
         return written if isinstance(image, list | tuple) else written[0]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        generator: "torch.Generator | None" = None,
+        callback: Callback | None = None,
+        cancel: Cancel | None = None,
+    ) -> Answer:
+        """The next message of a dialogue: its `text`, and the `settings` that it was sampled with.
+
+        A message has a `role` ("system", "user" or "assistant") and `content`: text, or a list of texts and
+        images, which stand anywhere in it. For models with a vision tower, or that read text alone; sampling
+        is as in `describe`.
+        """
+        if not self.chats:
+            raise ValueError("chat: this model was not made for dialogues; describe answers a question")
+        sampling = sampling_of(temperature, top_k, top_p, min_p)
+        check_max_new_tokens(max_new_tokens)
+        seeds, run = seeds_of(1, seed, generator), Run(1, callback, cancel)
+        own = {"max_new_tokens": max_new_tokens, "sampling": sampling}
+        return self._answers([messages], seeds, 1, run, **own)[0]
+
+    def _answers(
+        self, dialogues: Sequence[Any], seeds: Sequence[int], batch_size: int, run: Run, **settings: Any
+    ) -> list[Answer]:
+        written: list[Answer] = []
+        for batch in batches(len(dialogues), batch_size, run):
+            generators = None if settings["sampling"] is None else drawing.generators(seeds[batch])
+            steps = run.steps("language_model", batch.start)
+            chat = Chat(self.language_model)
+            written += chat.batch(dialogues[batch], generators=generators, progress=steps, **settings)
+        return written
 
     @overload
     def tokenize(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 if TYPE_CHECKING:
     from pictish.decoder.config import DiffusionConfig
     from pictish.lm.autoregressive import Guidance
-    from pictish.lm.config import ImageGenerationConfig
+    from pictish.lm.config import DefaultsConfig, ImageGenerationConfig
     from pictish.lm.sampling import Sampling
 
 LARGEST_SIZE = 16_384  # pixels
@@ -108,7 +108,7 @@ class GenerationConfig:
         assert self.temperature is not None
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
 
-    def guidance(self, defaults: "ImageGenerationConfig") -> "Guidance":
+    def guidance(self, defaults: "DefaultsConfig") -> "Guidance":
         """How ids are guided, by a config that `settle_codes` has completed."""
         from pictish.lm.autoregressive import Guidance
 
@@ -117,8 +117,9 @@ class GenerationConfig:
         return Guidance(
             self.guidance_scale,
             self.image_guidance_scale,
-            defaults.guidance_ramp,
-            defaults.guidance_rescale,
+            defaults.drawing.guidance_ramp,
+            defaults.drawing.guidance_rescale,
+            defaults.filling.guidance_interval,
         )
 
 

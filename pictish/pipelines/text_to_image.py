@@ -1,7 +1,6 @@
 """Words, or words and pictures, to a picture."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +13,16 @@ from pictish.lm.captions import CAPTIONS, read_captions
 from pictish.lm.config import ImageGenerationConfig
 from pictish.pipelines.language import Language, Precision, Said
 from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
+from pictish.pipelines.region import Region, redraws
 from pictish.pipelines.settings import GenerationConfig, settle_codes
 from pictish.training.isolation import loading
 
 if TYPE_CHECKING:
     import torch
 
-    from pictish.lm.autoregressive import Progress, Prompt
-    from pictish.lm.grammar import Segment
+    from pictish.lm.autoregressive import DrawIds, Progress, Prompt
+    from pictish.lm.grammar import GenerationConstraints, Segment
+    from pictish.lm.sampler import Redraw
     from pictish.pipelines.nearest import Nearest
 
 BASE = 256  # pixels of the longer side of a picture that is to have an aspect ratio, at least
@@ -72,9 +73,33 @@ class TextToImage:
 
     def settled(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
         """The config with the model's defaults for tokens, as `settle_codes`; `pictures`: any in prompts."""
-        return settle_codes(
-            config, self.usual, self.language.model.image_tokens.max_tokens, pictures=pictures
-        )
+        return settle_codes(config, self.usual, self.language.image_tokens.max_tokens, pictures=pictures)
+
+    def checked(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
+        """As `settled`; ValueError for more codes than an image of this model has."""
+        settled, most = self.settled(config, pictures=pictures), self.language.image_tokens.max_tokens
+        assert settled.min_codes is not None
+        assert settled.max_codes is not None
+        if not 1 <= settled.min_codes <= settled.max_codes <= most:
+            raise ValueError(
+                f"{settled.min_codes} to {settled.max_codes} tokens asked for; "
+                f"an image of this model has 1 to {most}"
+            )
+        return settled
+
+    def constraints(self, settled: GenerationConfig) -> "GenerationConstraints":
+        """What may be written for one image, by a config that is `checked`."""
+        from pictish.lm.grammar import one_image
+
+        assert settled.min_codes is not None
+        assert settled.max_codes is not None
+        cells = self.language.model.vocabulary.cells
+        constraints = one_image(settled.max_codes, settled.min_codes, cells=cells)
+        if self.usual.ignored_ids:  # a model that `import lavit` made
+            from pictish.pipelines.lavit_replay import ignoring
+
+            constraints = ignoring(constraints, self.usual.ignored_ids)
+        return constraints
 
     def nearest_captions(self, prompts: Sequence[str], count: int = 3) -> "list[Nearest]":
         """The training captions nearest to each prompt, with scores; `Nearest.far` says when none is near.
@@ -103,106 +128,89 @@ class TextToImage:
     def tokens(
         self,
         prompts: Sequence[Sequence[Said]],
-        generators: "Sequence[torch.Generator] | torch.Generator",
+        generators: "Sequence[torch.Generator]",
         config: GenerationConfig | None = None,
         *,
         shapes: Sequence[tuple[int, int]] | None = None,
-        official_quirks: bool = False,
+        regions: Sequence[Region] | None = None,
         progress: "Progress | None" = None,
     ) -> list[TokenizedImage]:
         """Tokens of one picture a prompt, which `shapes` (height, width) gives a size, square by default.
 
         They have cells if the tokenizer places codes. What `config` leaves open is the model's choice.
         The same batch, generator seeds and weights give the same tokens; another batch may round differently.
-        With `official_quirks` a prompt that holds pictures is treated as LaVIT's code does: no markers around
-        its pictures, no other prompt beside it, and at most as many tokens as it has itself, and as a picture
-        has, whatever `max_codes` says. `progress` is called after each id of a batch. Raises ValueError for
-        an empty prompt and for one that does not fit the model's context.
+        With `regions`, one a prompt, the first image of each comes back with other tokens in its region
+        alone, which takes a masked language model. `progress` is called after each step of a batch. Raises
+        ValueError for an empty prompt and for one that does not fit the model's context.
         """
+        settled = self.checked(config or GenerationConfig(), pictures=any(map(holds_images, prompts)))
+        redraw = None
+        if regions is not None:
+            sources = [next(one for one in said if isinstance(one, Image.Image)) for said in prompts]
+            redraw = redraws(self.language.tokenizer, sources, regions)
+        drawn = self._draw(self._prompts(prompts), generators, settled, progress, redraw=redraw)
+        return self._images_of(drawn, shapes)
+
+    def _images_of(
+        self, drawn: "Sequence[Sequence[Segment]]", shapes: Sequence[tuple[int, int]] | None
+    ) -> list[TokenizedImage]:
+        return [
+            self.image_of(segments, shapes[number] if shapes else None)
+            for number, segments in enumerate(drawn)
+        ]
+
+    def image_of(self, segments: "Sequence[Segment]", shape: tuple[int, int] | None = None) -> TokenizedImage:
+        """The one image that was written, of a `shape` (height, width), square by default."""
         import numpy as np
-        import torch
 
         from pictish.lm.grammar import ImageSegment
 
-        language = self.language
-        most = language.model.image_tokens.max_tokens
-        config = config or GenerationConfig()
-        pictures = any(map(_pictures, prompts))
-        quirks = official_quirks and pictures
-        if quirks and config.max_codes is not None:  # LaVIT's is the length of the prompt, cells or not
-            config = replace(config, max_codes=min(config.max_codes, most))
-        settled = self.settled(config, pictures=pictures)
-        assert settled.min_codes is not None
-        assert settled.max_codes is not None
-        if not 1 <= settled.min_codes <= settled.max_codes <= most:
-            raise ValueError(
-                f"{settled.min_codes} to {settled.max_codes} tokens asked for; "
-                f"a picture of this model has 1 to {most}"
-            )
-        if not quirks:
-            drawn = self._draw(self._prompts(prompts), generators, settled, progress)
-        else:
-            drawn = []
-            for number, said in enumerate(prompts):
-                own = generators if isinstance(generators, torch.Generator) else [generators[number]]
-                (prompt,) = self._prompts([said], bare=True)
-                # the [IMG] behind a prompt is not counted
-                room = min(len(prompt.full) - 1, most) if _pictures(said) else settled.max_codes
-                mine = self.settled(config, pictures=_pictures(said))
-                mine = replace(mine, min_codes=min(settled.min_codes, room), max_codes=room)
-                drawn += self._draw([prompt], own, mine, progress)
-        result = []
-        for number, segments in enumerate(drawn):
-            (segment,) = segments
-            assert isinstance(segment, ImageSegment)
-            result.append(
-                TokenizedImage(
-                    ids=np.array(segment.codes, dtype=np.int64),
-                    cells=None if segment.cells is None else np.array(segment.cells, dtype=np.int64),
-                    grid=language.tokenizer.grid,
-                    size=shapes[number] if shapes else (DEFAULT_SIZE, DEFAULT_SIZE),
-                    tokenizer=language.tokenizer.fingerprint,
-                    codebook_size=language.tokenizer.codebook_size,
-                )
-            )
-        return result
+        (segment,) = segments
+        assert isinstance(segment, ImageSegment)
+        tokenizer = self.language.tokenizer
+        return TokenizedImage(
+            ids=np.array(segment.codes, dtype=np.int64),
+            cells=None if segment.cells is None else np.array(segment.cells, dtype=np.int64),
+            grid=tokenizer.grid,
+            size=shape or (DEFAULT_SIZE, DEFAULT_SIZE),
+            tokenizer=tokenizer.fingerprint,
+            codebook_size=tokenizer.codebook_size,
+        )
 
     def _draw(
         self,
-        prompts: "list[Prompt]",
-        generators: "Sequence[torch.Generator] | torch.Generator",
+        prompts: "Sequence[Prompt]",
+        generators: "Sequence[torch.Generator]",
         settled: GenerationConfig,
         progress: "Progress | None",
+        draw_ids: "DrawIds | None" = None,
+        redraw: "Sequence[Redraw] | None" = None,
     ) -> "list[list[Segment]]":
-        from pictish.lm.autoregressive import generate
-        from pictish.lm.grammar import one_image
+        from pictish.lm.sampler import PictureRequest, sampler_of
 
-        model, usual = self.language.model, self.usual
-        assert settled.min_codes is not None
-        assert settled.max_codes is not None
-        return generate(
-            model.language,
-            model.vocabulary,
-            prompts,
-            one_image(settled.max_codes, settled.min_codes, usual.ignored_ids, cells=model.vocabulary.cells),
-            sampling=settled.sampling,
-            guidance=settled.guidance(usual),
-            generators=generators,
-            progress=progress,
+        model = self.language.model
+        request = PictureRequest(
+            self.constraints(settled),
+            settled.sampling,
+            settled.guidance(model.defaults),
+            self.language.tokenizer.grid,
+            draw_ids,
         )
+        drawn = sampler_of(model).pictures(prompts, request, generators, redraw=redraw, progress=progress)
+        return [[one] for one in drawn]
 
-    def _prompts(self, prompts: Sequence[Sequence[Said]], *, bare: bool = False) -> "list[Prompt]":
+    def _prompts(self, prompts: Sequence[Sequence[Said]]) -> "list[Prompt]":
         """Prompts to draw; one that comes several times is read once."""
         made: dict[tuple[str | int, ...], Prompt] = {}
         keys = [tuple(one if isinstance(one, str) else id(one) for one in said) for said in prompts]
         for key, said in zip(keys, prompts, strict=True):
             if key not in made:
-                made[key] = self.language.prompt(said, draw=True, bare=bare)
+                made[key] = self.language.prompt(said, draw=True)
         return [made[key] for key in keys]
 
 
-def _pictures(said: Sequence[Said]) -> bool:
-    """Whether pictures are among what is said."""
+def holds_images(said: Sequence[Said]) -> bool:
+    """Whether images are among what is said."""
     return any(isinstance(one, Image.Image) for one in said)
 
 

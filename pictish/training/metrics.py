@@ -2,28 +2,42 @@
 
 import io
 import json
+import secrets
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from pictish.io.files import sync
+from pictish.io.files import sync, write_atomic
+from pictish.io.plain_yaml import read_yaml
 
 
 class MetricsLog:
     """Appends to `run/metrics.jsonl`, after dropping lines past `resume_step` and a line cut short.
 
-    With `tensorboard=True` the same numbers go to `run/tensorboard` through accelerate's tracker; ValueError
-    if no tensorboard is installed. Of several processes only the `main` one writes.
+    With `tensorboard` the same numbers go to `run/tensorboard`, with `wandb` to a run of Weights & Biases,
+    both through accelerate's trackers; ValueError if the library is not installed. Of several processes only
+    the `main` one writes.
     """
 
-    def __init__(self, run: Path, resume_step: int, tensorboard: bool = False, *, main: bool = True) -> None:
+    def __init__(
+        self,
+        run: Path,
+        resume_step: int,
+        tensorboard: bool = False,
+        wandb: bool = False,
+        *,
+        main: bool = True,
+    ) -> None:
         self._file: TextIO
+        self._trackers: list[Any] = []
         if not main:
-            self._tracker = None
             self._file = io.StringIO()  # for nobody
             return
         run.mkdir(parents=True, exist_ok=True)
-        self._tracker = _tensorboard(run) if tensorboard else None
+        if tensorboard:
+            self._trackers.append(_tensorboard(run))
+        if wandb:
+            self._trackers.append(_wandb(run, resume_step))
         self.path = run / "metrics.jsonl"
         if self.path.exists():
             _truncate(self.path, resume_step)
@@ -33,14 +47,14 @@ class MetricsLog:
         """Append `{"step": step, ...}`; one-element tensors and numpy numbers are taken too."""
         plain = {name: value if isinstance(value, int) else float(value) for name, value in numbers.items()}
         self._file.write(json.dumps({"step": step, **plain}) + "\n")
-        if self._tracker is not None:
-            self._tracker.log(plain, step=step)
+        for tracker in self._trackers:
+            tracker.log(plain, step=step)
 
     def close(self) -> None:
         """Flush and close; writing afterwards is an error."""
         self._file.close()
-        if self._tracker is not None:
-            self._tracker.finish()
+        for tracker in self._trackers:
+            tracker.finish()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -76,5 +90,28 @@ def _tensorboard(run: Path) -> Any:
     if not is_tensorboard_available():
         raise ValueError("tensorboard logging: no tensorboard is installed; pip install tensorboard")
     tracker = TensorBoardTracker("tensorboard", logging_dir=run)
+    tracker.start()
+    return tracker
+
+
+def _wandb(run: Path, resume_step: int) -> Any:
+    """A run of the project `pictish`, named after the folder; RUN/wandb-id says which one is resumed."""
+    from accelerate.tracking import WandBTracker
+    from accelerate.utils import is_wandb_available
+
+    if not is_wandb_available():
+        raise ValueError("wandb logging: wandb is not installed; pip install wandb")
+    note = run / "wandb-id"
+    if resume_step == 0 or not note.is_file():
+        write_atomic(note, secrets.token_hex(4).encode("ascii"))
+    settings = run / "config.yaml"
+    tracker = WandBTracker(
+        "pictish",
+        id=note.read_text("ascii"),
+        name=run.resolve().name,
+        dir=str(run),
+        resume="allow",
+        config=read_yaml(settings) if settings.is_file() else None,
+    )
     tracker.start()
     return tracker

@@ -22,6 +22,7 @@ REPORTING = (
     "checkpoint_every",
     "keep_checkpoints",
     "tensorboard",
+    "wandb",
     "usage_alarm",
 )
 READING = ("data.strict", "data.workers", "data.read_ahead", "data.cache")

@@ -68,7 +68,7 @@ def test_more_tokens_than_cells(drawing, tmp_path, capsys):
     file = token_file(drawing, tmp_path / "b.tokens", 17, grid=(5, 5))
     words = ["detokenize", file, tmp_path / "out", "--model", drawing, "--quiet"]
     assert cli.main([str(word) for word in words]) == 1
-    assert "b.tokens: 17 tokens for one picture; this tokenizer writes 1 to 16" in capsys.readouterr().err
+    assert "b.tokens: 17 tokens for one image; this tokenizer writes 1 to 16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from tests.shards import told_picture
 @pytest.fixture(scope="session")
 def speaking(tiny_models, tmp_path_factory) -> Path:
     """The tiny models with a language model of random weights beside them, context 96, and a picture."""
-    from pictish.commands.train_lm import image_tokens_of
     from pictish.lm.config import NewModel
     from pictish.lm.model import new_model
     from pictish.lm.text import train_text_tokenizer
+    from pictish.pipelines.lm_training import image_tokens_of
     from tests.lm.tiny import CAPTIONS
 
     folder = tmp_path_factory.mktemp("speaking") / "model"
@@ -65,7 +65,7 @@ def test_a_token_file_is_no_picture(speaking, tmp_path, capsys, words):
     file = tmp_path / "bar.tokens"
     file.write_bytes(tokens(speaking, [1, 99], codes=100))
     line = refused(capsys, *(file if word == "FILE" else word for word in words), "--model", speaking)
-    assert f"{file}: not a picture; known are avif bmp" in line
+    assert f"{file}: not an image; known are avif bmp" in line
 
 
 def test_an_unknown_code_is_named_and_not_drawn(speaking, tmp_path, capsys):
@@ -101,7 +101,7 @@ def test_limits_that_contradict_each_other(speaking, tmp_path, capsys):
         ["--max-tokens", "65"],
     ):
         line = refused(capsys, "generate", "x", *limits, "--model", speaking, "--out", tmp_path / "out")
-        assert "tokens asked for; a picture of this model has 1 to 64" in line
+        assert "tokens asked for; an image of this model has 1 to 64" in line
 
 
 @pytest.mark.parametrize("typed", ["[IMG]", "[/IMG]", "[MASK]", "<code-00001>", "<|end|>"])

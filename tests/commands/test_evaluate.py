@@ -104,11 +104,18 @@ def test_a_broken_picture_is_named_and_left_out(pictures, tiny_models, tmp_path,
     (pictures / "torn.jpg").write_text("no picture")
     assert evaluate(tiny_models, pictures, "--out", tmp_path / "out", "--quiet") == 1
     said = capsys.readouterr()
-    assert "torn.jpg: not a picture" in said.err
+    assert "torn.jpg: not an image" in said.err
     assert said.out == ""
     (found,) = json.loads((tmp_path / "out" / "tokenizer.json").read_bytes())["sets"]
     assert found["pictures"] == 3
     assert [each["name"] for each in found["broken"]] == ["torn.jpg"]
+
+
+def test_figures_among_the_pictures_are_refused(pictures, tiny_models, capsys):
+    before = sorted(pictures.iterdir())
+    assert evaluate(tiny_models, pictures, "--out", pictures) == 2
+    assert "lies among the inputs" in capsys.readouterr().err
+    assert sorted(pictures.iterdir()) == before
 
 
 @pytest.mark.parametrize("inputs", [(), ("empty",), ("absent",), ("only-broken",)])

@@ -116,7 +116,7 @@ def test_a_model_without_a_preview_head_and_a_broken_picture(pictures, model, tm
     for part in ("tokenizer", "decoder"):
         (folder / part).symlink_to(model / part)
     assert evaluate(folder, pictures, "--out", tmp_path / "out", "--quiet", "--limit", 5) == 1
-    assert "torn.png: not a picture" in capsys.readouterr().err
+    assert "torn.png: not an image" in capsys.readouterr().err
     (found,) = json.loads((tmp_path / "out" / "decoder.json").read_bytes())["sets"]
     assert found["pictures"] == 4
     assert "preview" in found["ways"], "the tokenizer's own pixels"

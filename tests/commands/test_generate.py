@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from pictish import cli
-from pictish.commands.draw import even_grid
 from pictish.data.images import png_bytes
 from pictish.data.provenance import digest_of, png_with_origin, read_origin
 from pictish.data.tokens import TokenizedImage
@@ -22,6 +21,7 @@ from pictish.io.model_folder import fingerprint
 from pictish.lm.captions import CAPTIONS, to_bytes
 from pictish.lm.config import ImageGenerationConfig
 from pictish.pipelines.drawing import generate
+from pictish.pipelines.image_requests import even_grid
 from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer
@@ -102,7 +102,37 @@ def test_tokens_are_written_only_when_they_are_wanted(draw, tmp_path):
     assert tokens == read_origin(tmp_path / "out" / "a-red-apple-0.png").image()
     (tmp_path / "out" / "a-red-apple-0.png").unlink()
     assert draw("out", PROMPTS[0]) == 0
+    assert draw("out", PROMPTS[0], "--save-tokens") == 0, "image and tokens are those that are asked for"
+    (tmp_path / "out" / "a-red-apple-0.tokens").write_bytes(b"others")
     assert draw("out", PROMPTS[0], "--save-tokens") == 2
+
+
+def test_generated_images_are_kept_when_a_command_is_run_again(draw, refused, tmp_path, monkeypatch):
+    words = [*PROMPTS, "--save-tokens", "--batch-size", "2"]
+    assert draw("whole", *words, "--grid", tmp_path / "whole.png") == 0
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    (tmp_path / "cut").mkdir()
+    for name in ("the-sun-0.png", "the-sun-0.tokens", "a-blue-car-0.png"):  # cut off before the last tokens
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "cut" / name)
+    drawn = []
+
+    def generating(drawer, prompts, *rest, **more):
+        drawn.extend(prompts)
+        return generate(drawer, prompts, *rest, **more)
+
+    monkeypatch.setattr("pictish.pipelines.image_requests.generate", generating)
+    assert draw("cut", *words, "--grid", tmp_path / "cut.png") == 0
+    assert drawn == [["a red apple"], ["two green pears on a table"]]
+    assert f"{tmp_path / 'cut' / 'the-sun-0.png'}  exists already\n" in draw.out
+    for name in names:
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / "cut.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+    shutil.copytree(tmp_path / "cut", tmp_path / "refused")
+    usual = read_origin(tmp_path / "cut" / "the-sun-0.png").temperature
+    said = f"the-sun-0.png was generated with temperature {usual}, and 0.75 is asked for"
+    assert said in refused("the moon", "the sun", "--temperature", "0.75")
+    assert "was generated with size 32, and 256 is asked for" in refused("the sun", "--size", "256")
+    assert not (tmp_path / "refused" / "the-moon-0.png").exists()
 
 
 def test_like_gives_the_same_bytes_whatever_the_batch_was(draw, tmp_path, monkeypatch):

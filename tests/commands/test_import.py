@@ -13,7 +13,7 @@ from safetensors import safe_open
 from pictish.cli import main
 from pictish.data.tokens import TokenizedImage
 from pictish.io.files import temp_path
-from pictish.pipelines import import_lavit as pipeline
+from pictish.pipelines import importing as pipeline
 from tests import lavit
 
 
@@ -57,7 +57,7 @@ def test_out_is_a_model_folder_with_a_card(model):
     assert sorted(path.name for path in model.parent.iterdir()) == ["lavit"]
     card = (model / "README.md").read_text("utf-8")
     assert "licence" in card
-    assert "on 2 pictures" in card
+    assert "on 2 images" in card
     assert "% of " in card
     with safe_open(model / "tokenizer" / "model.safetensors", "pt") as file:
         assert file.get_slice("merger.norm.weight").get_dtype() == "BF16"

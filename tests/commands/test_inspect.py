@@ -104,7 +104,7 @@ def test_a_code_sheet_of_a_folder(tiny_models, tmp_path, capsys):
     words = ("--codebook", tmp_path / "pictures", "--budget", 4, "--out", out, "--json")
     assert inspect(*words, model=tiny_models) == 1
     said = capsys.readouterr()
-    assert "torn.png: not a picture" in said.err
+    assert "torn.png: not an image" in said.err
     found = json.loads(said.out)
     assert (found["pictures"], found["tokens"]["total"]) == (3, 12)
     with Image.open(out) as sheet:
@@ -220,7 +220,7 @@ def test_users_mistakes_are_one_line(image, token_folder, tmp_path, capsys):
 def test_a_broken_picture_is_one_line(tiny_models, tmp_path, capsys):
     (tmp_path / "torn.png").write_text("no picture")
     assert inspect(tmp_path / "torn.png", "--out", tmp_path / "x.png", model=tiny_models) == 2
-    assert "torn.png: not a picture" in capsys.readouterr().err
+    assert "torn.png: not an image" in capsys.readouterr().err
 
 
 def test_histogram_of_few_lengths_has_a_line_each():

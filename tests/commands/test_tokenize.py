@@ -245,7 +245,7 @@ def spoil(folder):
     (folder / "with spaces ü 名\n.gif").write_bytes(b"GIF89a")
     return {
         "cut.jpg": "cannot be decoded",
-        "text.jpg": "not a picture",
+        "text.jpg": "not an image",
         "huge.png": "900,000,000 pixels; at most 128,000,000",
         "unreadable.png": "No such file",
         "with spaces ü 名\\n.gif": "the file is truncated or damaged",
@@ -319,9 +319,9 @@ def test_inputs_that_cannot_be_used_are_one_line_and_nothing_is_written(tmp_path
     (tmp_path / "slash").mkdir()
     picture(0).save(tmp_path / "slash" / "a\\b.png")
     for name, complaint in (
-        ("empty", "no pictures found"),
+        ("empty", "no images found"),
         ("nowhere", "no such file"),
-        ("notes.txt", "not a picture by its name"),
+        ("notes.txt", "not an image by its name"),
         ("meeting", "would both become a.tokens"),
         ("slash", "rename it"),
     ):
@@ -498,7 +498,7 @@ def test_a_shard_whose_pictures_changed_is_kept_and_named(tmp_path, tokenize):
     before = content(tmp_path / "out")
     picture(99).save(find_images([tmp_path / "in"])[0].path)
     assert tokenize(tmp_path / "in", tmp_path / "out", *words) == 1
-    assert "shard-000000.tar: its pictures have changed" in tokenize.err
+    assert "shard-000000.tar: its images have changed" in tokenize.err
     assert content(tmp_path / "out") == before
     assert tokenize(tmp_path / "in", tmp_path / "out", *words, "--overwrite") == 0
     assert content(tmp_path / "out") != before

@@ -70,7 +70,7 @@ def test_the_parent_of_processes_loads_no_tokenizer(tmp_path, tokenize, monkeypa
     assert tokenize(tmp_path / "raw", tmp_path / "two", "--processes", "2") == 0
     assert content(tmp_path / "two") == content(tmp_path / "one")
     assert tokenize(tmp_path / "raw", tmp_path / "three", "--processes", "2", "--budget", "65") == 2
-    assert "a picture of this model has 1 to 64 tokens" in tokenize.err
+    assert "an image of this model has 1 to 64 tokens" in tokenize.err
 
 
 def test_only_what_is_missing_is_made(tmp_path, tokenize, seen):
@@ -112,8 +112,8 @@ def test_a_source_that_changed_is_told_and_its_tokens_kept(tmp_path, tokenize):
         for number in range(30):
             shard.write(f"other-{number}", {"png": noise_png(77 + number)})
     assert tokenize(tmp_path / "raw", tmp_path / "out") == 1
-    assert "raw-0.tar: its pictures have changed since; --overwrite" in tokenize.err
-    assert "1 shards lost" in tokenize.out
+    assert "raw-0.tar: its images have changed since; --overwrite" in tokenize.err
+    assert "1 shard lost" in tokenize.out
     assert content(tmp_path / "out") == before
     assert tokenize(tmp_path / "raw", tmp_path / "out", "--overwrite") == 0
     tokenize(tmp_path / "raw", tmp_path / "fresh")
@@ -238,7 +238,7 @@ def test_a_shard_of_pictures_is_made_again_when_what_was_missing_can_be_read(tmp
     assert content(tmp_path / "out") != content(tmp_path / "fresh")
     failing["times"] = 0
     assert tokenize(tmp_path / "in", tmp_path / "out", *words) == 1
-    assert "4.png: not a picture" in tokenize.err
+    assert "4.png: not an image" in tokenize.err
     assert "4 images tokenized" in tokenize.out
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
     assert tokenize(tmp_path / "in", tmp_path / "out", *words) == 1

@@ -145,7 +145,7 @@ def test_shards_beside_a_picture_are_not_forgotten(tmp_path, tokenize):
     code, (line,), made = tokenize()
     assert (code, made) == (2, [])
     assert (
-        "1 shard (a.tar ...) and 1 picture (cover.jpg ...) were found; tokenize them in separate runs" in line
+        "1 shard (a.tar ...) and 1 image (cover.jpg ...) were found; tokenize them in separate runs" in line
     )
 
 

@@ -4,11 +4,13 @@ import logging
 
 import pytest
 
-from pictish.commands.train import run_folder
+from pictish.cli import main
+from pictish.commands.train import base_overrides
 from pictish.configs import load, parse
 from pictish.decoder.config import TrainConfig as DecoderConfig
 from pictish.io.files import only_writer
 from pictish.lm.config import TrainConfig
+from pictish.pipelines.run_folder import run_folder
 from pictish.tokenizer.config import TrainConfig as TokenizerConfig
 from pictish.training.resume import MEMORY, READING, REPORTING
 
@@ -17,6 +19,7 @@ OTHER_VALUES = {
     "data.strict": "true",
     "data.read_ahead": "false",
     "tensorboard": "true",
+    "wandb": "true",
     "samples": "[a]",
     "data.cache": "/c",
 }
@@ -145,3 +148,21 @@ def test_a_run_has_one_process(tmp_path, monkeypatch):
     for _ in range(2):
         with run_folder(tmp_path, config("lm"), quiet=False):
             pass
+
+
+def test_a_base_of_ones_own_is_an_override(tmp_path):
+    (tmp_path / "a base").mkdir()
+    (tmp_path / "a base" / "config.json").write_text("{}")
+    base = config("lm", *base_overrides(tmp_path / "a base", 8, "model.base")).model.base
+    assert (base.kind, base.folder, base.lora) == ("pretrained", str(tmp_path / "a base"), 8)
+    assert base_overrides(None, None, "model.base") == []
+
+
+def test_adapters_need_a_pretrained_base(tmp_path, capsys):
+    for words in (["lm", "tiny/lm"], ["model", str(tmp_path / "none"), str(tmp_path / "out")]):
+        assert main(["train", *words, "--lora", "8"]) == 2
+        assert capsys.readouterr().err == (
+            "pictish: --lora 8: adapts a pretrained language model; give --base FOLDER\n"
+        )
+        assert main(["train", *words, "--base", str(tmp_path)]) == 2
+        assert "has no config.json; a model folder of transformers fits" in capsys.readouterr().err

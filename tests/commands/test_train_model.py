@@ -1,4 +1,7 @@
-"""`pictish train model` on a dozen drawn pictures: looked at, trained, cut off, resumed; then used."""
+"""`pictish train model` on a dozen drawn pictures: looked at, trained, cut off, resumed; then used.
+
+Used also as the documents say: all that README.md prints, and the section of docs/training.md, is run.
+"""
 
 import itertools
 import json
@@ -14,6 +17,8 @@ from pictish.recipes.own import rehearsal
 from pictish.recipes.own.config import STAGES
 from pictish.training.checkpoint import latest_checkpoint
 from tests.shards import COLOURS, SHAPES, told_picture
+from tests.test_readme import commands, text_of
+from tests.tree import ROOT
 
 SHORT = [
     "tokenizer.phases=[{name: merge, steps: 3, quantize: false, warmup: 0}, "
@@ -36,6 +41,14 @@ def write_pictures(folder: Path) -> Path:
             picture.putpixel((copy, number), (0, 0, 0))
             picture.save(folder / f"{number}-{copy}.png")
             (folder / f"{number}-{copy}.txt").write_text(f"a {colour} {shape}")
+    edits = [{"source": "0-0.png", "instruction": "make it a bar", "target": "1-0.png"}]
+    edits.append({**edits[0], "target": "none.png"})
+    questions = [
+        {"image": f"{number}-0.png", "question": "which colour?", "answer": colour}
+        for number, colour in ((0, "red"), (2, "green"), (4, "blue"))
+    ]
+    (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)))
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
     (folder / "broken.jpg").write_bytes(b"no picture")
     return folder
 
@@ -89,8 +102,18 @@ def test_it_looks_trains_and_resumes(trained):
     numbers = json.loads((out / "evaluation.json").read_text())
     assert numbers["held_out_pictures"] == 2
     assert 3 < numbers["psnr_preview"] < 60
+    judged = numbers["words_to_pictures"]
+    assert judged["candidates"] == 2
+    assert judged["chance"]["hit@1"] >= 0.5
+    assert 0 <= judged["drawn"]["hit@1"]["mean"] <= 1
+    assert judged["reconstructed"].keys() == {"hit@1"}
+    assert 0 <= numbers["captions"]["token_f1"]["low"] <= numbers["captions"]["token_f1"]["high"] <= 1
     card = (out / "README.md").read_text()
-    assert "12 pictures, 12 with captions (from `name.txt`), 1 left out" in card
+    assert "12 pictures, 12 with captions (from `name.txt`), 1 edit, 3 questions, 2 left out" in card
+    for kind in ("edits", "questions"):
+        assert list((out / "tokens").glob(f"*/{kind}-000000.tar"))
+    assert "| words to pictures, among 2 held-out pictures | hit@1 |" in card
+    assert "| F1 of their words with the picture's caption | " in card
     with Image.open(out / "samples.png") as sheet:
         assert sheet.height > 200
 
@@ -195,7 +218,7 @@ def test_a_configuration_is_shown(capsys):
     assert main(["config", "show", "tiny/decoder", "batch_size=3"]) == 0
     shown = capsys.readouterr().out
     assert "\nbatch_size: 3\n" in shown
-    assert "# steps between grids of pictures; 0: none" in shown
+    assert "# steps between grids of images; 0: none" in shown
 
 
 def test_raw_shards_alone(tmp_path, capsys):
@@ -203,10 +226,68 @@ def test_raw_shards_alone(tmp_path, capsys):
     words = ["data", "shards", str(pictures), str(out), "--val", "0.25", "--workers", "0"]
     assert main(words) == 1
     said = capsys.readouterr().out
-    assert "12 pictures, 12 with captions from name.txt (12)" in said
+    assert "12 pictures, 12 with captions from name.txt (12)\n" in said
+    assert "  1 edit from edits.jsonl\n  3 questions from questions.jsonl\n" in said
+    assert "left out, names none.png, no picture of the source: edits.jsonl line 2" in said
     assert "broken.jpg" in said
     assert "held out for validation: 3 pictures" in said
-    shards = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.tar"))
-    assert shards == ["train/captioned-000000.tar", "validation/captioned-000000.tar"]
+    shards = {path.relative_to(out).as_posix() for path in out.rglob("captioned-*.tar")}
+    assert shards == {"train/captioned-000000.tar", "validation/captioned-000000.tar"}
     assert main(words) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def documented(name, section=None):
+    """The commands of a document, or of a section of it, as words."""
+    text = text_of(name)
+    if section is not None:
+        text = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return commands(text)
+
+
+@pytest.fixture
+def elsewhere(trained, tmp_path, monkeypatch):
+    """A folder with the names that the documents use, where the trained model is OUT."""
+    home = trained[0]
+    links = {"docs": ROOT / "docs", "OUT": home / "model", "PICTURES": home / "pictures"}
+    for name, place in {**links, "runs": home / "model" / "runs"}.items():
+        (tmp_path / name).symlink_to(place)
+    (tmp_path / "prompts.txt").write_text("a red disc\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_readme_runs_as_printed(trained, elsewhere):
+    """With this tiny model in place of the starter's."""
+    lines = [words for words in documented("README.md") if words[0] != "COMMAND"]
+    ran = 0
+    for words in lines:
+        if words[:2] == ["train", "model"]:
+            assert words == ["train", "model", "PICTURES", "OUT"]  # what `trained` did
+            continue
+        model = [] if "--model" in words else ["--model", "OUT"]
+        assert main([*words, *model]) == 0, words
+        ran += 1
+    assert ran >= 10
+    made = {path.name for path in elsewhere.iterdir()}
+    assert {"four.png", "generated", "edited", "again", "tokens", "pictures", "few", "evaluation"} <= made
+    assert len(list((elsewhere / "generated").glob("a-red-apple-noto-style-*.png"))) == 4
+
+
+def test_the_section_on_own_pictures_runs_as_printed(trained, elsewhere):
+    ran = []
+    for words in documented("docs/training.md", "A model of your own pictures"):
+        if words[:2] == ["train", "model"]:
+            continue
+        if words[:2] == ["data", "shards"]:
+            words, code = ["data", "shards", "PICTURES", "shards"], 1  # a picture and an edit are left out
+        elif words[:2] == ["model", "export"]:
+            assert words[2:] == ["runs/decoder", "OUT/decoder", "--step", "600"]
+            words, code = [*words[:3], "exported", "--step", "4"], 0  # whose checkpoint is there
+        else:
+            code = 0
+        assert main(words) == code, words
+        ran.append(" ".join(words[:2]))
+    assert {"data shards", "model info", "model assemble", "model export"} < set(ran)
+    assert (elsewhere / "MODEL" / "lm" / "config.yaml").is_file()
+    assert (elsewhere / "generated" / "a-red-disc-0.png").is_file()

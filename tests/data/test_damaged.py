@@ -153,10 +153,10 @@ def test_a_gif_without_its_trailer():
 def test_a_picture_that_is_not_read_is_not_called_no_picture(blob, words):
     with pytest.raises(ValueError, match=words) as error:
         load_image(blob)
-    assert "not a picture" not in str(error.value)
+    assert "not an image" not in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_text_that_begins_like_a_bitmap_is_no_picture():
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not an image"):
         load_image(b"BMW, a maker of cars, and some more of text\n" * 3)

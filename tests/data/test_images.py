@@ -247,14 +247,14 @@ def test_more_pixels_than_pillow_likes_can_be_allowed():
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_a_truncated_picture_is_refused(kind):
     blob = encoded(Image.fromarray(photographs.astronaut()).resize((64, 64)), kind)
-    with pytest.raises(ValueError, match=r"cannot be decoded|not a picture") as error:
+    with pytest.raises(ValueError, match=r"cannot be decoded|not an image") as error:
         load_image(blob[: len(blob) * 2 // 3])
     assert "\n" not in str(error.value)
 
 
 def test_text_and_nothing_are_refused():
     for blob in (b"", b"hello, this is text", b"\0" * 1000, b"%!PS-Adobe-3.0 EPSF-3.0\n"):
-        with pytest.raises(ValueError, match="not a picture"):
+        with pytest.raises(ValueError, match="not an image"):
             load_image(blob)
 
 
@@ -309,14 +309,14 @@ def test_links_to_files_are_followed_and_loops_are_not(tmp_path):
 
 
 def test_find_images_says_what_is_wrong(tmp_path):
-    with pytest.raises(ValueError, match="no pictures found"):
+    with pytest.raises(ValueError, match="no images found"):
         find_images([tmp_path])
-    with pytest.raises(ValueError, match="no pictures found"):
+    with pytest.raises(ValueError, match="no images found"):
         find_images([])
     with pytest.raises(ValueError, match="no such file"):
         find_images([tmp_path / "nowhere"])
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"a\.txt: not a picture by its name"):
+    with pytest.raises(ValueError, match=r"a\.txt: not an image by its name"):
         find_images([tmp_path / "a.txt"])
 
 
@@ -382,7 +382,7 @@ def test_a_picture_is_turned_once():
         (np.zeros((3, 8, 8), np.float32), "channels come first: array.transpose"),
         (np.zeros((4, 4, 3), complex), "an array of complex128"),
         (np.zeros((0, 4, 3), np.uint8), "with shape .0, 4, 3."),
-        (None, "NoneType was given as a picture; a path"),
+        (None, "NoneType was given as an image; a path"),
     ],
 )
 def test_what_holds_no_picture_is_named(held, words):

@@ -234,7 +234,7 @@ DAMAGE = [
     (flip_header, {}, "bad.tar after sample 1", "damaged"),
     (cut, {}, "bad.tar after sample 1", "truncated|unexpected end"),
     (add_pickle, {}, "bad.tar after sample 2", "pickle"),
-    (None, {"b": {"txt": b"x"}}, "bad.tar/b", "has no picture"),
+    (None, {"b": {"txt": b"x"}}, "bad.tar/b", "has no image"),
     (None, {"b": {"png": b"P"}}, "bad.tar/b", "has no caption"),
     (None, {"b": {"png": b"P", "json": b"{"}}, "bad.tar/b", "no JSON"),
     (None, {"b": {"png": b"P", "txt": b"\xff"}}, "bad.tar/b", "not UTF-8"),
@@ -351,7 +351,7 @@ def test_sources_may_be_folders_of_pictures_and_of_shards(tmp_path):
         ("one.tar", "b", "PlainText"),
     }
     write(tmp_path / "F" / "one.tar", "ab")
-    with pytest.raises(ValueError, match=r"source all: .*F holds shards and pictures"):
+    with pytest.raises(ValueError, match=r"source all: .*F holds shards and images"):
         Mixture([both], 0)
 
 

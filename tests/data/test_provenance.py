@@ -54,7 +54,14 @@ def png(*chunks: bytes) -> bytes:
 
 
 def facts(**changes) -> bytes:
-    usual = {"format": 2, "keep": None, "aspect": None, "official_quirks": False, "lowres": False}
+    usual = {
+        "format": 2,
+        "keep": None,
+        "region": None,
+        "aspect": None,
+        "official_quirks": False,
+        "lowres": False,
+    }
     usual |= {"precision": "float32", "upscale": 1, "upscaler": None}
     usual |= dict.fromkeys(("adaptor", "adaptor_weights", "quantize"))
     return json.dumps({**usual, **FACTS, **changes}).encode()
@@ -160,7 +167,7 @@ def test_the_digest_is_of_pixels_and_shape_not_of_the_file():
         (png(itxt(b"9" * 500_000)), "damaged"),
         (png(itxt(b"[]")), "origin of format version None; this program reads version 2"),
         (png(itxt(facts(format=3))), "origin of format version 3; this program reads version 2"),
-        (png(itxt(facts(format=1))), "reads version 2: draw the picture again with this version"),
+        (png(itxt(facts(format=1))), "reads version 2: draw the image again with this version"),
         (png(itxt(facts(format="\x1b[2J" * 999))), "origin of format version"),
         (png(itxt(facts(command="rm"))), "command: got 'rm'"),
         (png(itxt(facts(seed=-1))), "seed: got -1"),

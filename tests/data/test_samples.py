@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pictish.data.loader import ImageBytes
 from pictish.data.samples import (
     DamagedSample,
+    Dialogue,
     Document,
     Edit,
     Pair,
@@ -125,7 +126,7 @@ def test_captions_under_a_key_of_the_users():
 def test_a_picture_with_a_name_is_the_picture_where_it_is_alone():
     assert parse({"input.jpg": b"P", "caption.txt": b"x"}).picture == raw(b"P", "input.jpg")
     assert parse({"png": b"mask", "jpg": b"P", "txt": b"x"}).picture == raw(b"P", "jpg")
-    with pytest.raises(ValueError, match="has named pictures, and no JSON that says which"):
+    with pytest.raises(ValueError, match="has named images, and no JSON that says which"):
         parse({"a.jpg": b"P", "b.jpg": b"P", "txt": b"x"})
 
 
@@ -147,8 +148,8 @@ DAMAGED = [
     ({"png": b"P", "jsonl": b"{"}, "its .jsonl is not lines of JSON"),
     ({"jpg": b"P", "cls": b"281"}, "has no caption"),
     ({"png": b"P", "json": b'{"caption": "\\ud83d"}'}, "half of a character"),
-    ({"json": dump({"caption": "x"})}, "has no picture"),
-    ({"txt": b"x", "json": dump({"style": "noto"})}, "has no picture"),
+    ({"json": dump({"caption": "x"})}, "has no image"),
+    ({"txt": b"x", "json": dump({"style": "noto"})}, "has no image"),
     ({"tokens": b"no", "txt": b"x"}, "not a token file"),
     ({"tokens": TOKENS[:-9] + b"\x01" + TOKENS[-8:], "txt": b"x"}, "checksum"),
     ({"json": dump({**EDIT, **TURN})}, "its JSON has edit and question"),
@@ -164,9 +165,9 @@ DAMAGED = [
     ),
     (
         {"png": b"S", "txt": b"x", "json": dump({"edit": {**EDIT["edit"], "source": "txt"}})},
-        "names 'txt' as a picture",
+        "names 'txt' as an image",
     ),
-    ({"json": dump(TURN)}, "has no picture"),
+    ({"json": dump(TURN)}, "has no image"),
     ({"png": b"P", "json": dump({"question": "q"})}, "a question's answer is missing"),
     ({"png": b"P", "json": dump({"questions": []})}, "no list of questions"),
     ({"png": b"P", "json": dump({"questions": ["q"]})}, "a question in its JSON is no object"),
@@ -176,7 +177,7 @@ DAMAGED = [
     ({"json": dump({"document": ["x"]})}, "a part of its document is neither"),
     ({"json": dump({"document": [{"text": "x", "image": "a.png"}]})}, "a part of its document is neither"),
     ({"json": dump({"document": [{"image": "a.png"}]})}, "lacks the member 'a.png'"),
-    ({"json": dump({"document": [{"image": "../../etc/passwd"}]})}, "as a picture"),
+    ({"json": dump({"document": [{"image": "../../etc/passwd"}]})}, "as an image"),
 ]
 
 
@@ -189,7 +190,7 @@ def test_damage_is_one_line_that_names_the_sample(members, reason):
 
 
 def test_a_text_that_has_lost_its_picture():
-    with pytest.raises(ValueError, match=r"one\.tar/k: has no picture"):
+    with pytest.raises(ValueError, match=r"one\.tar/k: has no image"):
         parse({"txt": b"a caption"}, text_alone=False)
 
 
@@ -366,9 +367,9 @@ def test_the_documented_samples_are_what_the_documentation_says(tmp_path):
         for key, members in samples.items():
             shard.write(key, members)
     for key, members in samples.items():
-        assert parse_sample("s", key, members, OURS, text_alone=key == "0007")
+        assert parse_sample("s", key, members, OURS, text_alone=key == "0008")
     kinds = [type(parse_sample("s", key, members, OURS)) for key, members in samples.items()]
-    assert kinds == [Pair, Pair, Edit, Question, Question, Document, PlainText, PlainText]
+    assert kinds == [Pair, Pair, Edit, Question, Question, Document, Dialogue, PlainText, PlainText]
     for name, blob in folder.items():
         (tmp_path / "F" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "F" / name).write_bytes(blob)

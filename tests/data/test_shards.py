@@ -342,7 +342,7 @@ def test_find_shards(tmp_path):
     for inputs, complaint in (
         ([tmp_path / "empty"], "no shards found"),
         ([tmp_path / "none.tar"], "no such file"),
-        ([tmp_path / "a" / "notes.txt"], "notes.txt: not a picture by its name .*, and shards .tar "),
+        ([tmp_path / "a" / "notes.txt"], "notes.txt: not an image by its name .*, and shards .tar "),
     ):
         with pytest.raises(ValueError, match=complaint):
             find_shards(inputs)

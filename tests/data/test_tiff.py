@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pictish.data.images import load_image
+from pictish.data.images import find_images, load_image
 from tests.pictures import tiff
 
 FLOAT, SIGNED = (339, (3,)), (339, (2,))
 UNASSOCIATED, ASSOCIATED = (338, (2,)), (338, (1,))
 
 
-def grey(blob):
+def grey(source):
     """The pixels of a grey picture, flat."""
-    pixels = np.asarray(load_image(blob))
+    pixels = np.asarray(load_image(source))
     assert (pixels == pixels[..., :1]).all()
     return pixels[..., 0].ravel().tolist()
 
@@ -55,6 +55,12 @@ def test_dark_whole_numbers_of_32_bits_stay_dark():
 def test_floating_point_goes_from_0_to_1(letter, depth, order, big):
     data = struct.pack(f"{order}5{letter}", 0, 0.25, 0.5, 1, 1.05)
     assert grey(tiff(5, 1, depth, 1, data, order=order, big=big, extra=[FLOAT])) == [0, 64, 128, 255, 255]
+
+
+def test_a_bigtiff_is_found_whatever_it_is_called(tmp_path):
+    (tmp_path / "scan").write_bytes(tiff(2, 1, 8, 1, b"\0\xff", big=True))
+    (found,) = find_images([tmp_path])
+    assert grey(found.path) == [0, 255]
 
 
 @pytest.mark.parametrize("values", [(0, 255), (-1, 1), (0, float("nan")), (0, float("inf"))])
@@ -180,7 +186,7 @@ def test_grey_of_16_bits_keeps_its_pixels():
 def test_what_is_not_read_is_said(blob, words):
     with pytest.raises(ValueError, match=words) as error:
         load_image(blob)
-    assert "not a picture" not in str(error.value)
+    assert "not an image" not in str(error.value)
 
 
 def test_samples_are_bounded_before_they_are_decoded():

@@ -176,7 +176,7 @@ def test_two_runs_at_once_are_refused(tmp_path):
     ("text", "complaint"),
     [
         ('{"format": 3, "files": {}}', "format version 3; this program reads version 2"),
-        ('{"format": 1, "files": {}}', "reads version 2: tokenize the pictures again with this version"),
+        ('{"format": 1, "files": {}}', "reads version 2: tokenize the images again with this version"),
         ('{"name": "my web app"}', "not written by pictish"),
         ("[1]", "not written by pictish"),
         ("{", "not written by pictish"),

@@ -154,7 +154,7 @@ def test_the_arrays_are_copies_and_read_only():
 
 
 def test_older_tokens_are_refused_with_what_to_do():
-    wanted = r"^token file of format version 1; this program reads version 2: tokenize the pictures again"
+    wanted = r"^token file of format version 1; this program reads version 2: tokenize the images again"
     with pytest.raises(ValueError, match=wanted):
         TokenizedImage.from_bytes(rewrite(make().to_bytes(), format=1))
 

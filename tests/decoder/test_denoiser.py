@@ -160,7 +160,7 @@ def test_pixart_starts_from_a_folder_too(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("condition", "residual", "line"),
     [
-        ({"channels": 5, "width": 16}, None, "takes 5 channels, but the picture has 3 and .* beside it 5"),
+        ({"channels": 5, "width": 16}, None, "takes 5 channels, but the image has 3 and .* beside it 5"),
         ({"channels": 2, "width": 16}, 0.3, "and what is beside it 5; set .* residual to fit"),
         ({"channels": 2, "width": 24}, None, "attends to rows of width 16.*set condition.width"),
         ({"channels": 2, "width": 16, "pooled": 4}, None, "condition.pooled"),

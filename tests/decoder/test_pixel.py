@@ -310,8 +310,8 @@ def test_a_size_is_a_multiple_of_the_patch(tokenizer, tokens):
         ({"guidance": -1.0}, "guidance: -1.0 asked for"),
         ({"guidance": float("nan")}, "guidance: nan asked for"),
         ({"strength": 0.0}, "strength: 0.0 asked for"),
-        ({"strength": 0.5}, "no source picture to start from"),
-        ({"sources": [Source(picture(0), torch.ones(16).bool())]}, "not trained with source pictures"),
+        ({"strength": 0.5}, "no source image to start from"),
+        ({"sources": [Source(picture(0), torch.ones(16).bool())]}, "not trained with source images"),
     ],
 )
 def test_settings_that_do_not_fit(decoder, tokens, changes, line):

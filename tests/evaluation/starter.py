@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from pictish.commands.train_lm import image_tokens_of
 from pictish.data.images import png_bytes
 from pictish.data.shards import ShardWriter
 from pictish.lm.model import UnifiedModel
 from pictish.lm.vocabulary import widen
+from pictish.pipelines.lm_training import image_tokens_of
 from pictish.tokenizer.dynamic import Tokenizer
 from tests.evaluation.emoji import HUES, TONES, facts_of, write_starter_data
 from tests.lm.tiny import tiny_model, tiny_tokenizer

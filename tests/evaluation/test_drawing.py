@@ -149,7 +149,7 @@ def test_code_examples_are_a_bounded_uniform_sample():
 
 def test_gather_codes_needs_a_readable_picture(tmp_path):
     (tmp_path / "broken.png").write_text("no picture")
-    with pytest.raises(ValueError, match="no readable picture"):
+    with pytest.raises(ValueError, match="no readable image"):
         gather_codes(PictureSource([tmp_path]).decode(), FakeTokenizer())
 
 

@@ -86,7 +86,7 @@ def test_what_is_left_out_is_named_and_the_rest_is_read(tmp_path, folder, shards
 
 def test_nothing_to_read_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures found"):
+    with pytest.raises(ValueError, match="no images found"):
         PictureSource([tmp_path / "empty"])
     with pytest.raises(ValueError, match="no such file"):
         PictureSource([tmp_path / "absent"])
@@ -94,7 +94,7 @@ def test_nothing_to_read_is_an_error(tmp_path):
         writer.write("key", {"txt": b"a caption"})
     (found,) = PictureSource([tmp_path / "words"]).decode()
     assert isinstance(found, Broken)
-    assert (found.name, found.error[:17]) == ("shard-000000.tar", "holds no pictures")
+    assert (found.name, found.error[:15]) == ("shard-000000.tar", "holds no images")
 
 
 def test_photographs_are_colour_pictures_inside_scikit_image():

@@ -2,7 +2,8 @@ import os
 
 import pytest
 
-from pictish.io.finding import IMAGES, File, Found, find, image_kind, kind_of, shard_name_of, split_name, walk
+from pictish.io.finding import IMAGES, File, Found, find, kind_of, shard_name_of, split_name, walk
+from pictish.io.signatures import image_suffix
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(40)
 
@@ -49,17 +50,19 @@ def test_a_file_whose_name_says_nothing_is_an_image_by_its_first_bytes(tmp_path)
         (b"RIFF\0\0\0\0WEBPVP8 ", "webp"),
         (b"RIFF\0\0\0\0WAVE", None),
         (b"MM\0*", "tif"),
+        (b"II+\0\x08\0\0\0", "tif"),
         (b"BM" + bytes(12) + b"\x28\0\0\0", "bmp"),
         (b"BMW is a car, not a bitmap", None),
         (b"\0\0\0\x20ftypavif", "avif"),
         (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avif", "avif"),
         (b"\0\0\0\x1cftypheic\0\0\0\0mif1heic", "heic"),
+        (b"\0\0\0\x2cftypmif1\0\0\0\0" + b"miafMA1Bheix" * 2 + b"avif", "avif"),
         (b"\0\0\0\x1cftypisom", None),
         (b"", None),
     ],
 )
-def test_image_kind(head, kind):
-    assert image_kind(head) == kind
+def test_what_begins_as_an_image_is_one(head, kind):
+    assert image_suffix(head) == kind
 
 
 def test_hidden_files_and_folders_are_left_out_and_counted_but_not_what_was_named(tmp_path):
@@ -115,7 +118,7 @@ def test_what_was_named_and_is_nothing_known_is_a_problem(tmp_path):
     assert names(found.images) == ["a.jpg"]
     ((name, reason),) = found.problems
     assert name == "notes.txt"
-    assert reason.startswith("not a picture by its name or content")
+    assert reason.startswith("not an image by its name or content")
     with pytest.raises(ValueError, match="no such file"):
         find([tmp_path / "none"])
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -38,8 +39,6 @@ def main(shards: Path, run: Path, stop: int, *overrides: str, fsdp: bool = False
         latest.extend(made[id(document.ids)][1] for row in rows for document in row)
         return pack(rows, length)
 
-    documents.Maker.make, loop.pack = noting, packing
-
     def progress(done: int, total: int) -> None:
         used.writelines(f"{done} {name}\n" for name in latest)
         latest.clear()
@@ -57,7 +56,8 @@ def main(shards: Path, run: Path, stop: int, *overrides: str, fsdp: bool = False
     config = config_for(shards, *(overrides or [STAGES]))
     vectors = torch.randn(IMAGE_TOKENS.codes, 6, generator=torch.Generator().manual_seed(8))
     known = {"progress": progress, "show": show, "code_vectors": vectors}
-    loop.train(config, run, IMAGE_TOKENS, "cpu", **known, fsdp=fsdp)
+    with used, patch.object(documents.Maker, "make", noting), patch.object(loop, "pack", packing):
+        loop.train(config, run, IMAGE_TOKENS, "cpu", **known, fsdp=fsdp)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from pictish.lm.adaptors import Adaptor, adapted, base_layer_places, default_points, new_adaptor
-from pictish.lm.autoregressive import DecodeBatch, Prompt, _cache_argument, embed_ids, generate
+from pictish.lm.autoregressive import DecodeBatch, Prompt, cache_argument, embed_ids, generate
 from pictish.lm.grammar import GenerationConstraints
 from pictish.lm.sampling import Sampling
 from pictish.lm.vocabulary import Vocabulary
@@ -115,12 +115,12 @@ def test_an_adapted_model_reads_with_a_cache_what_it_reads_without(architecture)
     for make in (DynamicCache, lambda config: StaticCache(config, max_cache_len=12)):
         cache = make(config=path.config)
         with torch.no_grad():
-            path(tokens[:, :5], use_cache=True, **{_cache_argument(model): cache})
+            path(tokens[:, :5], use_cache=True, **{cache_argument(model): cache})
             rest = path(
                 tokens[:, 5:],
                 use_cache=True,
                 position_ids=torch.arange(5, 9)[None].expand(2, 4),
-                **{_cache_argument(model): cache},
+                **{cache_argument(model): cache},
             ).logits
         torch.testing.assert_close(rest, whole[:, 5:], atol=1e-4, rtol=1e-4)
 

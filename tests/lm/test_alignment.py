@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pictish.lm.alignment import Alignment
 from pictish.lm.config import Autoregressive
 from pictish.lm.model import UnifiedModel, width_of
-from pictish.lm.objective import autoregressive
+from pictish.lm.objective import autoregressive, shifted
 from pictish.lm.packing import IGNORED, Packed, pack
 from pictish.lm.sequence import Codes, build, drawing, edit
 from tests.lm.tiny import tiny_unified
@@ -37,7 +37,7 @@ def rows(model: UnifiedModel) -> Packed:
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 def test_errors_are_cosines_at_codes_that_are_learned(architecture):
     model = aligned(architecture).train()
-    packed = rows(model)
+    packed = shifted(rows(model))
     vocabulary, heads = model.vocabulary, model.alignment
     with torch.no_grad():
         found = model(packed).alignment
@@ -73,7 +73,7 @@ def test_a_code_that_is_read_wrong_is_not_asked_for_but_the_next_one_is():
 
 def test_the_weighted_errors_are_part_of_the_loss_and_train_states_and_heads():
     model = aligned("llama").train()
-    packed = rows(model)
+    packed = shifted(rows(model))
     output = model(packed)
     plain = autoregressive(Autoregressive(), model.vocabulary).losses(output, packed)
     weighed = autoregressive(Autoregressive(alignment=0.5), model.vocabulary).losses(output, packed)
@@ -88,7 +88,7 @@ def test_the_weighted_errors_are_part_of_the_loss_and_train_states_and_heads():
 
 def test_rows_without_codes_give_heads_a_gradient_of_zero():
     model = aligned("llama").train()
-    packed = rows(model)
+    packed = shifted(rows(model))
     packed = replace(packed, targets=torch.full_like(packed.targets, IGNORED))
     output = model(packed)
     assert output.alignment.tolist() == [0, 0]
@@ -98,7 +98,7 @@ def test_rows_without_codes_give_heads_a_gradient_of_zero():
 
 def test_heads_are_left_out_of_evaluation_and_of_the_model_folder(tmp_path):
     model = aligned("llama").eval()
-    packed = rows(model)
+    packed = shifted(rows(model))
     with torch.no_grad():
         assert model(packed).alignment is None
     model.save(tmp_path / "model", dtype=torch.float32)

@@ -95,7 +95,6 @@ def test_what_each_state_allows():
         "TEXT": [2, 3, 4, 5],
         "TEXT_OR_BEGIN": [2, 3, 4, 5, 6],
         "BEGIN": [6],
-        "TRUE_CODE": [8, 9, 10, 11, 12],
         "CODE": [8, 9, 10, 11, 12],
         "CODE_OR_END": [7, 8, 9, 10, 11, 12],
         "END": [7],
@@ -223,8 +222,6 @@ def test_one_image_has_room_for_its_skips(most, room):
 def test_requests_that_a_grid_cannot_meet():
     with pytest.raises(ValueError, match="min_codes 9 asked for; a picture has 8 cells"):
         DecodingState(PLACED, one_image(9, 9), inside=True)
-    with pytest.raises(ValueError, match="ignored_ids are for models without skips"):
-        DecodingState(PLACED, one_image(8, 1, (0,)), inside=True)
 
 
 def states_of(
@@ -296,21 +293,3 @@ def test_an_answer_is_never_empty():
 def test_requests_that_cannot_be_met(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_strays_count_but_are_no_codes_and_one_code_there_is_at_least():
-    ignored_ids = (0, 2, VOCABULARY.begin)
-    constraints = one_image(3, 1, ignored_ids)
-    legal = legal_ids(VOCABULARY, VOCABULARY.size, ignored_ids).table
-    assert legal[State.CODE].nonzero()[:, 0].tolist() == [0, 2, 6, 8, 9, 10, 11, 12]
-    assert not legal[State.CODE, VOCABULARY.end]
-    assert not legal[State.TRUE_CODE, list(ignored_ids)].any()
-    decoding = DecodingState(VOCABULARY, constraints, True)
-    for stray in (VOCABULARY.begin, 2):  # neither a second picture nor the end of a text
-        assert decoding.state == State.CODE
-        decoding.take(stray)
-    assert decoding.state == State.TRUE_CODE
-    decoding.take(9)
-    assert decoding.state == State.END
-    decoding.take(VOCABULARY.end)
-    assert (decoding.state, decoding.segments) == (None, [ImageSegment((1,))])

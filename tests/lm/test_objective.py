@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from pictish.lm.config import Autoregressive
 from pictish.lm.model import Output
-from pictish.lm.objective import OBJECTIVES, Objective, autoregressive, cross_entropy
+from pictish.lm.objective import OBJECTIVES, Objective, autoregressive, cross_entropy, shifted
 from pictish.lm.packing import IGNORED, Packed, attention_mask, pack
 from pictish.lm.sequence import Codes, build, drawing, edit
 from pictish.lm.train import train
@@ -22,11 +22,9 @@ MASK = 0  # an id that stands for a hidden token
 
 def hide_half(packed: Packed, generator: torch.Generator, done: float) -> Packed:
     """Half of the learned tokens are hidden, and to be told at their own place: a masked diffusion's step."""
-    learned = packed.targets.roll(1, dims=1) != IGNORED
-    hidden = learned & (torch.rand(learned.shape, generator=generator) < 0.5)
-    return replace(
-        packed, ids=packed.ids.masked_fill(hidden, MASK), targets=packed.ids.masked_fill(~hidden, IGNORED)
-    )
+    hidden = (packed.targets != IGNORED) & (torch.rand(packed.ids.shape, generator=generator) < 0.5)
+    targets = packed.targets.masked_fill(~hidden, IGNORED)
+    return replace(packed, ids=packed.ids.masked_fill(hidden, MASK), targets=targets, blocks=packed.documents)
 
 
 def test_an_objective_that_sees_both_ways_needs_no_other_loop(tmp_path, monkeypatch):
@@ -40,7 +38,7 @@ def test_an_objective_that_sees_both_ways_needs_no_other_loop(tmp_path, monkeypa
         assert not (packed.ids[packed.targets != IGNORED] != MASK).any()
         return cross_entropy(output, packed)
 
-    both_ways = Objective(hide_half, causal=False, losses=losses)
+    both_ways = Objective(hide_half, losses)
     monkeypatch.setitem(OBJECTIVES, "autoregressive", lambda config, vocabulary, vectors: both_ways)
     stage = "stages=[{name: only, steps: 30, learning_rate: 0.01, warmup: 2}]"
     config = config_for(tmp_path, stage, "checkpoint_every=10", "log_every=10", "validate_every=10")
@@ -60,7 +58,7 @@ def test_an_objective_that_sees_both_ways_needs_no_other_loop(tmp_path, monkeypa
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
 def test_a_document_may_see_all_of_itself_and_nothing_else(dtype):
     documents = torch.tensor([[1, 1, 2, 2, 0]])
-    seen = attention_mask(documents, dtype, causal=False)[0, 0]
+    seen = attention_mask(documents, dtype, documents)[0, 0]
     seen = seen if dtype == torch.bool else seen == 0
     assert torch.equal(seen, documents[0][:, None] == documents[0][None])
     causal = attention_mask(documents, dtype)[0, 0]
@@ -85,9 +83,9 @@ def test_codes_are_read_wrong_where_they_are_learned_and_nowhere_else():
     seen = objective.prepare(packed, torch.Generator().manual_seed(0), 0.9)
     again = objective.prepare(packed, torch.Generator().manual_seed(0), 0.9)
     assert torch.equal(seen.ids, again.ids)
-    assert torch.equal(seen.targets, packed.targets), "what is learned stays the truth"
+    assert torch.equal(seen.targets, shifted(packed).targets), "what is learned stays the truth"
     changed = seen.ids != packed.ids
-    learned = (packed.targets.roll(1, dims=1) != IGNORED) & vocabulary.is_code(packed.ids)
+    learned = (packed.targets != IGNORED) & vocabulary.is_code(packed.ids)
     assert learned.sum() == 200 * 40
     assert not changed[~learned].any(), "source, words and markers are read as they are"
     assert vocabulary.is_code(seen.ids[changed]).all()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pictish.lm.config import NewModel
 from pictish.lm.model import ImageTokens, UnifiedModel, check_packing, new_model
-from pictish.lm.objective import cross_entropy
+from pictish.lm.objective import cross_entropy, shifted
 from pictish.lm.packing import IGNORED, attention_mask, batches, fill, pack
 from pictish.lm.sequence import Codes, Document, Features, Text, build
 from pictish.lm.vocabulary import text_ids
@@ -48,6 +48,8 @@ def test_batches_use_each_document_once_and_say_where_they_are(lengths, rows):
 def test_targets_stay_inside_their_document():
     packed = pack([[plain(3, 10), plain(2, 20)], [plain(4, 30)]], 8)
     assert packed.ids[0].tolist() == [10, 11, 12, 20, 21, 0, 0, 0]
+    assert packed.targets[0].tolist() == [10, 11, 12, 20, 21, *[IGNORED] * 3]
+    packed = shifted(packed)
     assert packed.targets[0].tolist() == [11, 12, IGNORED, 21, IGNORED, IGNORED, IGNORED, IGNORED]
     assert packed.positions[0].tolist() == [0, 1, 2, 0, 1, 0, 0, 0]
     assert packed.documents[0].tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
@@ -101,9 +103,9 @@ def test_packed_losses_are_those_of_documents_alone(architecture, features, atte
     assert sum(map(len, placed)) == len(documents), "all fit"
     assert max(map(len, placed)) > 2, "some share a row"
     with torch.no_grad():
-        rows = pack([[documents[i] for i in row] for row in placed], 96)
-        packed = cross_entropy(model(rows), rows)
-        each = [pack([[document]], len(document)) for document in documents]
+        rows = shifted(pack([[documents[i] for i in row] for row in placed], 96))
+        packed = cross_entropy(model(rows, True), rows)
+        each = [shifted(pack([[document]], len(document))) for document in documents]
         alone = [cross_entropy(model(one), one) for one in each]
     assert packed.counts.sum() == sum(one.counts.sum() for one in alone)
     assert float(packed.total) == pytest.approx(float(sum(one.total for one in alone)), rel=1e-5)
@@ -213,6 +215,6 @@ def test_rows_longer_than_an_attention_window_are_refused(architecture):
 def test_a_model_that_sees_what_follows_is_refused(monkeypatch):
     model = new("llama", **SIZES)
     everything = torch.ones(1, 1, 16, 16, dtype=torch.bool)
-    monkeypatch.setattr("pictish.lm.model.attention_mask", lambda documents, dtype: everything)
+    monkeypatch.setattr("pictish.lm.model.attention_mask", lambda *given: everything)
     with pytest.raises(ValueError, match="llama cannot be trained on packed rows"):
         check_packing(model, 128)

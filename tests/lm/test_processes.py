@@ -12,12 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.lm import several
 from tests.lm.pictures import pair_shard
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(processes: int, shards: Path, name: str, *overrides: str, stop: int = 0) -> None:
+    if processes == 1:
+        several.main(shards, shards / name, stop, *overrides)
+        return
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     command += [str(ROOT / "tests" / "lm" / "several.py"), str(shards), str(shards / name), str(stop)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

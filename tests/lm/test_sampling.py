@@ -11,7 +11,6 @@ from pictish.lm.sampling import (
     NEVER,
     Sampling,
     draw,
-    draw_together,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -95,16 +94,3 @@ def test_what_is_impossible_is_never_drawn():
 def test_settings_out_of_range(setting, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**setting)
-
-
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, top_k=9), Sampling(top_p=0.6)])
-def test_one_generator_for_a_batch_draws_as_torch_does(sampling):
-    filtered = LOGITS / sampling.temperature
-    filtered = keep_top_k(filtered, sampling.top_k) if sampling.top_k else filtered
-    filtered = keep_top_p(filtered, sampling.top_p) if sampling.top_p else filtered
-    (generator,) = seeded(3)
-    expected = torch.multinomial(filtered.softmax(dim=1), 1, generator=generator)[:, 0]
-    together = draw_together(LOGITS, sampling, seeded(3)[0], range(20), 20)
-    assert torch.equal(together, expected)
-    some = [2, 7, 19]  # the others are done, and draw as if they were not
-    assert torch.equal(draw_together(LOGITS[some], sampling, seeded(3)[0], some, 20), expected[some])

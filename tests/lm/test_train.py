@@ -151,6 +151,21 @@ def test_adapters_train_in_place_of_a_base_and_become_part_of_it(shards):
     assert torch.equal(after["model.embed_tokens.weight"][:rows], before["model.embed_tokens.weight"])
 
 
+def test_adapters_train_with_all_that_the_small_preset_has(shards):
+    small = parse(TrainConfig, load("small/lm"), "small/lm")
+    names = ("objective", "hidden_dropout", "ema", "weight_decay", "optimizer")
+    settings = {name: getattr(small, name) for name in names}
+    assert settings["objective"].alignment > 0
+    assert settings["hidden_dropout"] > 0
+    config = pretrained(shards, lora=2).model_copy(update=settings)
+    folder = train(config, shards / "run", IMAGE_TOKENS, "cpu", code_vectors=torch.randn(CODES, 8))
+    before, after = (read_pretrained(each, torch.float32)[0] for each in (shards / "base", folder))
+    assert before.state_dict().keys() == after.state_dict().keys(), "no trace of adapters and heads"
+    projection = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(before.state_dict()[projection], after.state_dict()[projection])
+    assert torch.equal(before.model.norm.weight, after.model.norm.weight)
+
+
 def test_a_stage_changes_what_it_names(shards):
     config = config_for(
         shards, "stages=[{name: only, steps: 3, learning_rate: 0.01, warmup: 0, trainable: [new rows]}]"
@@ -259,7 +274,7 @@ def test_a_placed_model_learns_where_codes_lie(shards):
     [[drawn]] = generate(model.language, model.vocabulary, [prompt], request, sampling=greedy)
     assert drawn.cells[:4] == (1, 2, 6, 11)
     assert drawn.cells[4:] in ((), (15,))
-    with pytest.raises(ValueError, match="of 30 codes on 16 cells, came 0123456789ab of 30 codes; give"):
+    with pytest.raises(ValueError, match="on 16 cells, came the image tokenizer 0123456789ab of 30 codes"):
         train(config, shards / "run", IMAGE_TOKENS, "cpu")
 
 

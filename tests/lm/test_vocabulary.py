@@ -88,8 +88,8 @@ def test_what_is_no_code_is_refused(kind):
     for wrong in (9, 10, 11, 17):
         with pytest.raises(ValueError, match=f"^ids 12 to 16 of codes were asked for, found {wrong}$"):
             vocabulary.codes_of(kind([12, wrong]))
-    with pytest.raises(ValueError, match="10 text ids, 0 codes and 0 skips; 0, 1 and 0"):
-        Vocabulary(10, 0)
+    with pytest.raises(ValueError, match="10 text ids, -1 codes and 0 skips; 0 of each"):
+        Vocabulary(10, -1)
 
 
 @pytest.mark.parametrize("tied", [False, True])

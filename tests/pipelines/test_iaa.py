@@ -8,7 +8,7 @@ from pictish.cli import main
 from pictish.lm.boxes import Box, draw_boxes, on_picture, overlap, parse_boxes
 from pictish.pipelines.dialogue import Dialogue
 from pictish.pipelines.import_iaa import import_iaa
-from pictish.pipelines.import_lavit import Refused
+from pictish.pipelines.importing import Refused
 from tests.iaa import Silent, write_checkpoint
 
 PICTURE = Image.new("RGB", (40, 20), "red")

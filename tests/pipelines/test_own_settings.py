@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pictish.commands.draw import _shape_of
 from pictish.data.tokens import TokenizedImage
 from pictish.lm.config import BeamSearchConfig, ImageGenerationConfig
 from pictish.lm.lavit import DEFAULTS
 from pictish.pipelines.describe import _shorter, cut, lemmatised
+from pictish.pipelines.image_requests import shape_of
 from pictish.pipelines.reconstruct import Reconstructor
 from pictish.pipelines.settings import GenerationConfig, settle_codes
 
@@ -71,7 +71,7 @@ def test_prompts_with_pictures_may_have_a_scale_of_their_own():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_published_size_is_drawn_for_its_aspect_ratio(shape, monkeypatch):
     monkeypatch.setattr(Reconstructor, "_shapes", SHAPES)
-    size = _shape_of(f"{shape[1]}:{shape[0]}")
+    size = shape_of(f"{shape[1]}:{shape[0]}")
     assert size is not None
     assert size[0] * shape[1] == size[1] * shape[0]
     token = TokenizedImage(np.array([1]), None, (2, 2), size, "0" * 12, 4)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from pictish.commands.train_lm import image_encoder, image_tokens_of
 from pictish.data.images import png_bytes
 from pictish.data.loader import ImageBytes
 from pictish.data.tokens import EncodedImage, TokenizedImage
@@ -18,6 +17,7 @@ from pictish.lm.sequence import picture_ids
 from pictish.lm.vocabulary import widen
 from pictish.pipelines.describe import Describe
 from pictish.pipelines.language import Language
+from pictish.pipelines.lm_training import image_encoder, image_tokens_of
 from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer
@@ -63,7 +63,7 @@ def test_drawn_pictures_have_cells(language):
             assert (least or 1) <= len(tokens) <= (allowed or most)
             assert all(a < b for a, b in itertools.pairwise((-1, *tokens.cells, most)))
             assert TokenizedImage.from_bytes(tokens.to_bytes()) == tokens
-    with pytest.raises(ValueError, match=f"a picture of this model has 1 to {most}"):
+    with pytest.raises(ValueError, match=f"an image of this model has 1 to {most}"):
         drawer.tokens([["a"]], seeded(1), GenerationConfig(max_codes=most + 1))
 
 

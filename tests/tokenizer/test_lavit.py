@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from pictish.commands.train_lm import image_encoder, image_tokens_of
 from pictish.data.images import png_bytes
 from pictish.data.importing import Source, write_pieces
 from pictish.data.loader import ImageBytes
 from pictish.io.model_folder import fingerprint
 from pictish.pipelines.language import Language
+from pictish.pipelines.lm_training import image_encoder, image_tokens_of
 from pictish.tokenizer.dynamic import Tokenizer
 from pictish.tokenizer.lavit import Heads, plan_tokenizer, plan_understanding
 from tests import lavit

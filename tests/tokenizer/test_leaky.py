@@ -1,14 +1,12 @@
-"""LaVIT's masks that leak, its draw, its codebook: against their definitions written out."""
+"""LaVIT's masks that leak, its codebook: against their definitions written out."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from pictish.tokenizer.attention import LEAK, leaky_attention
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.quantizers import build_quantizer
 from pictish.tokenizer.quantizers.config import EuclideanConfig
-from pictish.tokenizer.selector import choose, draw_as_lavit
 
 B, H, N, D = 2, 3, 10, 4
 
@@ -82,25 +80,6 @@ def test_later_rows_leak_into_earlier_ones_in_exact_mode_alone(merger):
     assert not torch.equal(merger(hidden, keep)[0, 0], merger(changed, keep)[0, 0])
     merger.mode = "gather"
     assert torch.allclose(merger(hidden, keep)[0, 0], merger(changed, keep)[0, 0], atol=1e-6)
-
-
-def test_the_draw_takes_the_numbers_of_a_hard_gumbel_softmax():
-    logits = torch.randn(4, 30, generator=torch.Generator().manual_seed(2))
-    both = torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)], dim=-1)
-    torch.manual_seed(77)
-    expected = F.gumbel_softmax(both, 1.0, hard=True)[..., 0] > 0
-    torch.manual_seed(77)
-    assert torch.equal(choose(logits, generators=torch.default_generator, as_lavit=True), expected)
-    assert 0 < expected.float().mean() < 1
-    own = choose(logits, generators=[torch.Generator().manual_seed(7) for _ in range(4)], as_lavit=True)
-    assert torch.equal(own[2:3], draw_as_lavit(logits[2:3], torch.Generator().manual_seed(7)))
-
-
-def test_a_draw_that_keeps_nothing_keeps_the_best():
-    logits = torch.full((1, 5), -60.0)
-    logits[0, 3] = -50
-    kept = choose(logits, generators=torch.Generator().manual_seed(0), as_lavit=True)
-    assert kept.tolist() == [[False, False, False, True, False]]
 
 
 def test_the_nearest_raw_row_by_distance_from_a_unit_vector():

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from pictish.pipelines.language import Language
+from pictish.pipelines.lavit_replay import OfficialTextToImage, WithoutMarkers
 from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
@@ -42,7 +43,7 @@ def picture() -> Image.Image:
 
 def length_of(language: Language, said: list) -> int:
     """Ids of a prompt, without the [IMG] behind it."""
-    return len(language.prompt(said, draw=True, bare=True).full) - 1
+    return len(WithoutMarkers(language.tokenizer, language.model).prompt(said, draw=True).full) - 1
 
 
 def recorded(most: int) -> dict:
@@ -54,40 +55,38 @@ def test_the_room_is_that_of_the_prompt_or_of_a_picture(language, picture, monke
     limits = []
     original = TextToImage._draw
 
-    def noted(self, prompts, generators, settled, progress):
+    def noted(self, prompts, generators, settled, *rest):
         limits.append((settled.min_codes, settled.max_codes))
-        return original(self, prompts, generators, settled, progress)
+        return original(self, prompts, generators, settled, *rest)
 
     monkeypatch.setattr(TextToImage, "_draw", noted)
-    drawer = TextToImage(language)
+    drawer = OfficialTextToImage(language)
     short = length_of(language, [picture, SHORT])
     assert short < CELLS < length_of(language, [picture, LONG])
     for words, asked in ((LONG, 260), (SHORT, 260), (SHORT, None), (LONG, None)):
         said = [[picture, words]]
         config = GenerationConfig(min_codes=4, max_codes=asked)
-        (drawn,) = drawer.tokens(said, torch.Generator(), config, official_quirks=True)
+        (drawn,) = drawer.tokens(said, torch.Generator(), config)
         assert 1 <= len(drawn) <= CELLS
     assert limits == [(4, CELLS), (4, short), (4, short), (4, CELLS)]
-    for quirks, said in ((False, [picture, LONG]), (True, [LONG])):  # words alone have no quirk
+    for kind, said in ((TextToImage, [picture, LONG]), (OfficialTextToImage, [LONG])):  # words: no quirk
         config = GenerationConfig(min_codes=4, max_codes=260)
-        with pytest.raises(
-            ValueError, match="4 to 260 tokens asked for; a picture of this model has 1 to 16"
-        ):
-            drawer.tokens([said], torch.Generator(), config, official_quirks=quirks)
+        with pytest.raises(ValueError, match="4 to 260 tokens asked for; an image of this model has 1 to 16"):
+            kind(language).tokens([said], [torch.Generator()], config)
 
 
 def test_the_tool_takes_such_a_recording(folder, language, picture):
     said = [picture, LONG]
     most = length_of(language, said)
     config = GenerationConfig(guidance_scale=5, image_guidance_scale=5, temperature=0, min_codes=4)
-    (drawn,) = TextToImage(language).tokens([said], torch.Generator(), config, official_quirks=True)
+    (drawn,) = OfficialTextToImage(language).tokens([said], torch.Generator(), config)
     assert len(drawn) == CELLS, "it goes on as long as it may"
     vocabulary = language.model.vocabulary
     row = [vocabulary.begin, *vocabulary.ids_of(drawn.ids).tolist()]
     row += [vocabulary.first_code] * (most - CELLS)  # and the official code up to the prompt's length
     run = SimpleNamespace(folder=folder, expected={"llm.x.sequences": torch.tensor([row])})
-    found = _image_ids(run, "x", [said], recorded(most), quirks=True)
+    found = _image_ids(run, "x", [said], recorded(most))
     assert (found.right, found.equal) == (True, "1 of 1 rows")
     row[3] += 1 if row[3] == vocabulary.first_code else -1
     run.expected["llm.x.sequences"] = torch.tensor([row])
-    assert not _image_ids(run, "x", [said], recorded(most), quirks=True).right
+    assert not _image_ids(run, "x", [said], recorded(most)).right

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -53,3 +54,57 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
+
+
+class Stub:
+    """What `wandb.init` was called with, and what its run was told."""
+
+    def __init__(self):
+        self.runs = []
+
+    def init(self, **settings):
+        self.runs.append((settings, self.Run()))
+        return self.runs[-1][1]
+
+    class Run:
+        def __init__(self):
+            self.told, self.finished = [], False
+
+        def log(self, values, step=None, **_):
+            self.told.append((step, values))
+
+        def finish(self):
+            self.finished = True
+
+
+def test_wandb_gets_the_same_numbers_and_resumes_its_run(tmp_path, monkeypatch):
+    stub = Stub()
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    monkeypatch.setattr("accelerate.utils.is_wandb_available", lambda: True)
+    run = tmp_path / "first-run"
+    run.mkdir()
+    (run / "config.yaml").write_text("steps: 3\n")
+    with MetricsLog(run, resume_step=0, wandb=True) as log:
+        log.write(1, loss=2.5)
+    with MetricsLog(run, resume_step=1, wandb=True) as log:
+        log.write(2, loss=1.5)
+    with MetricsLog(run, resume_step=0, wandb=True):
+        pass
+    settings = [settings for settings, _ in stub.runs]
+    assert settings[0] == {
+        "project": "pictish",
+        "id": settings[1]["id"],
+        "name": "first-run",
+        "dir": str(run),
+        "resume": "allow",
+        "config": {"steps": 3},
+    }
+    assert settings[2]["id"] != settings[0]["id"], "a run that begins again is another one"
+    assert [each.told for _, each in stub.runs] == [[(1, {"loss": 2.5})], [(2, {"loss": 1.5})], []]
+    assert all(each.finished for _, each in stub.runs)
+
+
+def test_wandb_missing_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.utils.is_wandb_available", lambda: False)
+    with pytest.raises(ValueError, match=r"pip install wandb$"):
+        MetricsLog(tmp_path, resume_step=0, wandb=True)

@@ -1,6 +1,6 @@
 """Everything that `pictish train model` does, as one file: OUT/train.yaml."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pictish.configs import Config, load, parse
 from pictish.configs.loader import overridden
+from pictish.data.collect import SPLITS, TASKS
 from pictish.decoder.config import TrainConfig as DecoderTraining
 from pictish.lm.config import TrainConfig as LanguageTraining
 from pictish.tokenizer.config import TrainConfig as TokenizerTraining
@@ -30,26 +31,40 @@ class OwnConfig(Config):
     lm: LanguageTraining = Field(description="captions to codes, and codes to captions")
 
 
-def preset(size: Size, initial: str | None = None, overrides: Sequence[str] = ()) -> OwnConfig:
+def preset(
+    size: Size,
+    initial: str | None = None,
+    overrides: Sequence[str] = (),
+    samples: Mapping[str, int] | None = None,
+) -> OwnConfig:
     """The configuration of a size, for data in the folder itself; `initial` is `tokenizer.initial`.
 
+    `samples`: how many there are by `split/kind`, of the manifest of `data`. Edits and questions, where there
+    are any, are sources of the language model, each of their samples read as often as a picture's captions.
     ValueError for overrides that fit nothing.
     """
     raw = {stage: load(f"{size}/{stage}") for stage in STAGES}
     for stage in STAGES[:2]:
-        shards = {"train": ["data/train/*.tar"], "validation": ["data/validation/*.tar"]}
+        shards = {split: [f"data/{split}/*captioned-*.tar"] for split in SPLITS}
         raw[stage]["data"] = {**raw[stage]["data"], **shards, "cache": "cache"}
     for stage in STAGES[1:]:
         raw[stage]["tokenizer"] = "tokenizer"
     if initial is not None:
         raw["tokenizer"]["initial"] = initial
-    tokens = {
-        split: {"pictures": {"paths": [f"tokens/{split}/*.tar"], "caption": 0.2}}
-        for split in ("train", "validation")
-    }
-    raw["lm"]["data"] = {**raw["lm"]["data"], **tokens}
+    sources = {split: _sources(split, samples or {}) for split in SPLITS}
+    raw["lm"]["data"] = {**raw["lm"]["data"], **sources}
     whole: dict[str, Any] = {"size": size, **{str(stage): settings for stage, settings in raw.items()}}
     return parse(OwnConfig, overridden(whole, overrides), f"--size {size}")
+
+
+def _sources(split: str, samples: Mapping[str, int]) -> dict[str, Any]:
+    """The language model's sources of a split."""
+    found: dict[str, Any] = {"pictures": {"paths": [f"tokens/{split}/captioned-*.tar"], "caption": 0.2}}
+    for kind in TASKS:
+        if count := samples.get(f"{split}/{kind}"):
+            weight = round(count / samples[f"{split}/captioned"], 4) or 0.0001
+            found[kind] = {"paths": [f"tokens/{split}/{kind}-*.tar"], "weight": weight}
+    return found
 
 
 _PATHS = ("folder", "path", "paths", "cache", "initial")  # keys of paths, wherever they stand
@@ -73,7 +88,7 @@ def located(config: OwnConfig, folder: Path) -> OwnConfig:
 
     raw = joined(config.model_dump(mode="json"))
     for stage in STAGES[:2]:
-        for split in ("train", "validation"):
+        for split in SPLITS:
             raw[stage]["data"][split] = join(raw[stage]["data"][split])
     for stage in STAGES[1:]:
         raw[stage]["tokenizer"] = join(raw[stage]["tokenizer"])

@@ -2,16 +2,19 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pictish.configs import load, parse
 from pictish.configs.explain import commented_yaml
-from pictish.data.collect import Found, look, read_manifest, write_raw_shards
+from pictish.data.collect import PICTURES, TASKS, Found, look, read_manifest, write_raw_shards
 from pictish.io.files import printable, write_atomic
+from pictish.io.finding import counted
 from pictish.recipes.own.config import FILE, STAGES, OwnConfig, Size, preset
+from pictish.tokenizer.config import EncoderConfig, FileWeights
 
+FEW = 20  # held-out pictures
 _EVERY = 30.0  # seconds between two lines
 
 
@@ -49,6 +52,18 @@ def raw_shards(
     return manifest
 
 
+def _check_weights(config: OwnConfig, out: Path) -> None:
+    """ValueError where the encoder's weights are a file that is missing."""
+    encoder = config.tokenizer.model.encoder
+    if isinstance(encoder, EncoderConfig) and isinstance(encoder.weights, FileWeights):
+        path = out / Path(encoder.weights.path).expanduser()
+        if not path.is_file():
+            raise ValueError(
+                f"{printable(path)}: the weights of timm's {encoder.model} are needed here, and nothing is "
+                f"downloaded; put them there, or change tokenizer.model.encoder in {printable(out / FILE)}"
+            )
+
+
 def fraction_or_source(val: str) -> tuple[float, Path | None]:
     """--val as a fraction, or as the path of a source."""
     try:
@@ -69,6 +84,11 @@ def described(manifest: dict[str, Any]) -> list[str]:
             f"{printable(source['source'])}: {source['kind']}",
             f"  {source['pictures']:,} pictures, {source['captioned']:,} with captions"
             + (f" from {said}" if said else ""),
+            *(
+                f"  {counted(source[kind], kind[:-1])} from {kind}.jsonl"
+                for kind in TASKS
+                if source.get(kind)
+            ),
             f"  {smallest} to {largest} pixels, median {median}; {source['copies']:,} exact copies",
         ]
         for reason, left_out in source["left_out"].items():
@@ -79,8 +99,9 @@ def described(manifest: dict[str, Any]) -> list[str]:
             others = ", ".join(f"{count:,} {printable(name)}" for name, count in source["ignored"].items())
             lines.append(f"  other files, not read: {others}")
     counts = manifest["samples"]
-    held_out = sum(count for name, count in counts.items() if name.startswith("validation/"))
-    return [*lines, f"held out for validation: {held_out:,} pictures"]
+    held_out = sum(counts.get(f"validation/{kind}", 0) for kind in PICTURES)
+    few = "; an evaluation of so few says little, a larger --val holds out more" if held_out < FEW else ""
+    return [*lines, f"held out for validation: {held_out:,} pictures{few}"]
 
 
 def _counted(what: str, say: Callable[[str], None]) -> Callable[[int], None]:
@@ -96,12 +117,17 @@ def _counted(what: str, say: Callable[[str], None]) -> Callable[[int], None]:
     return count
 
 
-def settings(out: Path, size: Size, initial: str | None, overrides: Sequence[str]) -> tuple[OwnConfig, bool]:
-    """The settings in OUT/train.yaml, written if it is not there yet, and whether training has begun."""
+def settings(
+    out: Path, size: Size, initial: str | None, overrides: Sequence[str], samples: Mapping[str, int]
+) -> tuple[OwnConfig, bool]:
+    """The settings in OUT/train.yaml, written if it is not there yet, and whether training has begun.
+
+    `samples`: how many there are, of the manifest of OUT/data.
+    """
     path = out / FILE
     if initial not in (None, "starter"):
         initial = os.path.realpath(str(initial))
-    wanted = preset(size, initial, overrides)
+    wanted = preset(size, initial, overrides, samples)
     if not path.is_file():
         header = (
             f"pictish train model PICTURES {out} --size {size}\n"
@@ -110,6 +136,7 @@ def settings(out: Path, size: Size, initial: str | None, overrides: Sequence[str
         )
         write_atomic(path, commented_yaml(wanted, header).encode())
     config = parse(OwnConfig, load(path), str(path))
+    _check_weights(config, out)
     asked = {
         f"--size {size}": size not in (config.size, "small"),
         f"--from {initial}": initial is not None and config.tokenizer.initial != initial,

@@ -8,15 +8,18 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pictish.configs import Config
+from pictish.data.collect import KINDS, SPLITS
+from pictish.data.members import image_members
 from pictish.data.shards import ShardFile, read_shard
 from pictish.pipelines.assemble import copy_part
 from pictish.recipes.own.config import STAGES, OwnConfig, Stage, located
 
-PICTURES = 32
+PICTURES = 32  # of each kind
 NEVER = 1_000_000_000  # steps
 Progress = Callable[[int, int], None]
 Train = Callable[[Stage, Config, Path, Progress], Path]
@@ -33,7 +36,7 @@ class Measured:
     seconds_a_picture: float  # of tokenizing
 
     def minutes(self, config: OwnConfig, pictures: int) -> dict[str, float]:
-        """What each part of training is expected to take; `pictures` have captions."""
+        """What each part of training is expected to take; `pictures` are tokenized."""
         found: dict[str, float] = {
             stage: steps_of(config, stage) * self.seconds_a_step[stage] / 60 for stage in STAGES
         }
@@ -56,7 +59,7 @@ def rehearse(config: OwnConfig, out: Path, train: Train, tokenize: Tokenize) -> 
     folder = out / "runs" / "rehearsal"
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        pictures = _few_pictures(out / "data" / "train", folder / "data")
+        pictures = _few_pictures(out / "data", folder / "data")
         short = located(_shortened(config), folder)
         seconds: dict[Stage, float] = {}
         tokenizing = 0.0
@@ -73,19 +76,20 @@ def rehearse(config: OwnConfig, out: Path, train: Train, tokenize: Tokenize) -> 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _few_pictures(source: Path, target: Path) -> int:
-    """The first captioned pictures, to train and to validate on; how many."""
-    shards = sorted(source.glob("captioned-*.tar"))
-    count = 0
-    (target / "train").mkdir(parents=True)
-    with ShardFile(target / "train" / "captioned-000000.tar") as few:
-        for sample in read_shard(shards[0]):
-            few.write(sample["__key__"], {name: blob for name, blob in sample.items() if name != "__key__"})
-            count += 1
-            if count == PICTURES:
-                break
-    shutil.copytree(target / "train", target / "validation")
-    return count
+def _few_pictures(data: Path, target: Path) -> int:
+    """The first samples that the language model learns from, of each kind and split; how many pictures."""
+    pictures = 0
+    for split in SPLITS:
+        for kind in KINDS:
+            shards = sorted((data / split).glob(f"{kind}-*.tar"))
+            if not shards or kind == "uncaptioned":
+                continue
+            with ShardFile(target / split / shards[0].name) as few:
+                for sample in islice(read_shard(shards[0]), PICTURES):
+                    members = {name: blob for name, blob in sample.items() if name != "__key__"}
+                    few.write(sample["__key__"], members)
+                    pictures += len(image_members(members))
+    return pictures
 
 
 def _shortened(config: OwnConfig) -> OwnConfig:

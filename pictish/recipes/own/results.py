@@ -1,73 +1,29 @@
-"""What comes of a training: held-out pictures measured, samples drawn, a model card written."""
+"""What comes of a training: samples drawn, a model card written."""
 
 import json
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pictish.data.images import fit_square, load_image, png_bytes
-from pictish.data.loader import ImageBytes
-from pictish.data.samples import Pair, index_shard
+from pictish.data.collect import TASKS
+from pictish.data.images import load_image, png_bytes
 from pictish.evaluation.drawing import SheetRow, contact_sheet
-from pictish.evaluation.metrics import psnr
 from pictish.io.files import printable, write_atomic
+from pictish.io.finding import counted
 from pictish.pipelines.assemble import parts_of
 from pictish.pipelines.pipeline import Pipeline
 from pictish.recipes.own.config import OwnConfig
+from pictish.recipes.own.evaluation import held_out
 
-NUMBERS, SAMPLES, CARD = "evaluation.json", "samples.png", "README.md"
-_BATCH = 32  # pictures
-
-
-def held_out(out: Path) -> Iterator[tuple[bytes, str]]:
-    """Held-out pictures with captions: the file's bytes, and its first caption."""
-    for shard in sorted((out / "data" / "validation").glob("captioned-*.tar")):
-        index = index_shard(shard)
-        for row in range(len(index)):
-            sample = index.read(row)
-            if isinstance(sample, Pair) and isinstance(sample.picture, ImageBytes):
-                yield sample.picture.blob, sample.captions[0]
-
-
-def evaluate(config: OwnConfig, out: Path, pipe: Pipeline) -> dict[str, Any]:
-    """PSNR of held-out pictures behind their codes, and the language model's last loss; OUT/evaluation.json.
-
-    Pictures are compared as squares of the decoder's side, and drawn by the diffusion decoder and by the
-    tokenizer's own reconstruction.
-    """
-    side = getattr(config.decoder.model, "side", pipe.tokenizer.image_size)  # a preview is of the tokenizer's
-    lengths: list[int] = []
-    values: dict[str, list[float]] = {"decoder": [], "preview": []}
-    pictures = iter(islice(held_out(out), config.evaluate))
-    while batch := [blob for blob, _ in islice(pictures, _BATCH)]:
-        originals = np.stack([fit_square(load_image(blob), side) for blob in batch])
-        tokens = [replace(one, size=(side, side)) for one in pipe.tokenize(batch)]
-        lengths += map(len, tokens)
-        for name, steps in (("decoder", None), ("preview", 0)):
-            drawn = pipe.detokenize(tokens, num_inference_steps=steps, size=side, upscale=1)
-            values[name] += psnr(np.stack([np.asarray(one) for one in drawn]), originals).tolist()
-    loss = last_value(out / "runs" / "lm" / "metrics.jsonl", ["validation_loss"])
-    numbers = {
-        "held_out_pictures": len(lengths),
-        "codes_a_picture": float(np.mean(lengths)),
-        "side": side,
-        **{f"psnr_{name}": float(np.mean(found)) for name, found in values.items()},
-        "language_model_loss": loss[1] if loss else None,
-    }
-    write_atomic(out / NUMBERS, (json.dumps(numbers, indent=1, sort_keys=True) + "\n").encode("ascii"))
-    return numbers
+SAMPLES, CARD = "samples.png", "README.md"
 
 
 def draw_samples(config: OwnConfig, out: Path, pipe: Pipeline) -> None:
     """Held-out pictures beside their reconstruction and what their captions give; OUT/samples.png."""
     chosen = list(islice(held_out(out), config.samples))
-    originals = [load_image(blob) for blob, _ in chosen]
-    captions = [caption for _, caption in chosen]
+    originals = [load_image(each.blob) for each in chosen]
+    captions = [each.captions[0] for each in chosen]
     back = pipe.detokenize(pipe.tokenize(originals), upscale=1)
     drawn = [pipe.generate(captions, seed=seed, batch_size=len(captions)) for seed in (0, 1)]
     rows = []
@@ -91,7 +47,7 @@ def write_card(config: OwnConfig, out: Path, manifest: dict[str, Any], numbers: 
 
 A pictish model of {sum(source["pictures"] for source in sources):,} pictures, size `{config.size}`.
 
-    pictish generate "{_first(captions=held_out(out))}" --model {printable(out)}
+    pictish generate "{_example(out)}" --model {printable(out)}
 
 ![Held-out pictures, their reconstructions, and pictures generated from their captions]({SAMPLES})
 
@@ -106,28 +62,63 @@ Samples: {samples}. Held out: {manifest["validation"]}.
 
 ## Evaluation
 
-| on {numbers["held_out_pictures"]:,} held-out pictures of {numbers["side"]} pixels | |
-|---|---|
-| codes a picture | {numbers["codes_a_picture"]:.1f} |
-| PSNR of the decoder | {numbers["psnr_decoder"]:.2f} dB |
-| PSNR of the tokenizer's own reconstruction | {numbers["psnr_preview"]:.2f} dB |
-| loss of the language model a token | {numbers["language_model_loss"] or math.nan:.3f} |
-
+{_measured(numbers)}
 ## Training
 
 Settings: `train.yaml`; losses: `runs/*/metrics.jsonl`. Started from: {initial or "random weights"}.
 
 ## Limits
 
-Pictures generated from captions were not measured, only drawn ({SAMPLES}). The model knows what its pictures
-show and no more. The licence of the weights follows from that of the pictures, which this card does not know.
+The model knows what its pictures show and no more. The licence of the weights follows from that of the
+pictures, which this card does not know.
 """
     write_atomic(out / CARD, text.encode("utf-8"))
 
 
-def _first(captions: Iterator[tuple[bytes, str]]) -> str:
-    caption = next((caption for _, caption in captions), "a picture")
+def _example(out: Path) -> str:
+    """A held-out caption, for a command line."""
+    caption = next((each.captions[0] for each in held_out(out)), "a picture")
     return printable(caption).replace('"', "'")[:80]
+
+
+def _measured(numbers: Mapping[str, Any]) -> str:
+    """The evaluation as Markdown; intervals are of 95 %."""
+    loss, said, answers = (numbers[name] for name in ("language_model_loss", "captions", "answers"))
+    judged = numbers["words_to_pictures"]
+    hits = list(judged["chance"])
+    lines = [
+        f"| on {numbers['held_out_pictures']:,} held-out pictures of {numbers['side']} pixels | |",
+        "|---|---|",
+        f"| codes a picture | {numbers['codes_a_picture']:.1f} |",
+        f"| PSNR of the decoder | {numbers['psnr_decoder']:.2f} dB |",
+        f"| PSNR of the tokenizer's own reconstruction | {numbers['psnr_preview']:.2f} dB |",
+        f"| loss of the language model a token | {'not measured' if loss is None else f'{loss:.3f}'} |",
+        f"| captions that are exactly the picture's | {_percent(said['exact'])} |",
+        f"| F1 of their words with the picture's caption | {_percent(said['token_f1'])} |",
+    ]
+    if (other := said["token_f1_with_another_picture"]) is not None:
+        lines.append(f"| with another picture's caption | {100 * other:.1f} % |")
+    if answers is not None:
+        lines.append(f"| right answers to {answers['asked']:,} questions | {_percent(answers['right'])} |")
+    lines += [
+        "",
+        f"| words to pictures, among {judged['candidates']:,} held-out pictures | {' | '.join(hits)} |",
+        "|---" * (1 + len(hits)) + "|",
+    ]
+    for name, called in (("drawn", "drawn from captions"), ("reconstructed", "reconstructed, as a ceiling")):
+        lines.append(f"| {called} | {' | '.join(_percent(judged[name][hit]) for hit in hits)} |")
+    chance = " | ".join(f"{100 * judged['chance'][hit]:.1f} %" for hit in hits)
+    lines += [
+        f"| by chance | {chance} |",
+        "",
+        "A picture drawn from a caption hits where the held-out picture with that caption is among the",
+        f"nearest ones, by features of {judged['judge']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _percent(found: Mapping[str, float]) -> str:
+    return f"{100 * found['mean']:.1f} % ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
 
 
 def _lines_of(sources: Sequence[dict[str, Any]]) -> str:
@@ -137,7 +128,9 @@ def _lines_of(sources: Sequence[dict[str, Any]]) -> str:
         said = ", ".join(f"`{place}`" for place in source["captions_from"]) or "nowhere"
         lines.append(
             f"- `{printable(source['source'])}`, {source['kind']}: {source['pictures']:,} pictures, "
-            f"{source['captioned']:,} with captions (from {said}), {left_out:,} left out\n"
+            f"{source['captioned']:,} with captions (from {said}), "
+            + "".join(f"{counted(source[kind], kind[:-1])}, " for kind in TASKS if source.get(kind))
+            + f"{left_out:,} left out\n"
         )
     return "".join(lines)
 

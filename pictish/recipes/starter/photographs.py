@@ -36,7 +36,7 @@ def photo_listing(folder: Path, nouns: Nouns) -> Listing:
             for key, places in scan_shard(shard):
                 suffix = next((suffix for suffix in IMAGES if suffix in places), None)
                 if suffix is None or "json" not in places:
-                    raise ValueError(f"{printable(shard.name)}: {printable(key)} lacks its picture or .json")
+                    raise ValueError(f"{printable(shard.name)}: {printable(key)} lacks its image or .json")
                 offset, size = places["json"]
                 file.seek(offset)
                 try:
@@ -53,7 +53,7 @@ def photo_listing(folder: Path, nouns: Nouns) -> Listing:
         "package": ", ".join(sorted({candidate.facts["package"] for candidate in candidates})),
         "version": "unknown",
         "license": ", ".join(sorted({candidate.facts["license"] for candidate in candidates})),
-        "attribution": "the JSON of each picture",
+        "attribution": "the JSON of each image",
         "digest": inventory.hexdigest(),
     }
     return Listing(tuple(candidates), Counter(), source)

@@ -35,7 +35,7 @@ def editing_chart(report: Mapping[str, Any]) -> bytes:
         Bars(title, labels, {way: [group["ways"][way][name] for group in groups.values()] for way in WAYS})
         for name, title in _PANELS
     ]
-    note = f"lines: {report['confidence']:.0%} intervals; a real picture is not its own match"
+    note = f"lines: {report['confidence']:.0%} intervals; a real image is not its own match"
     return bar_chart(panels, note)
 
 
@@ -80,5 +80,5 @@ def mixed_sheet(
                 name = f"{prompt.first.phrase.noun} + {prompt.second.phrase.noun}"
             rows.append(SheetRow(group, printable(name or ""), SQUARE, tiles))
     subtitle = f"the first {_MOST} of each sort; below what was drawn, whether both are in it"
-    columns = ["picture", "drawn", "second picture"]
-    return png_bytes(contact_sheet("Prompts with pictures", subtitle, columns, rows))
+    columns = ["picture", "drawn", "second image"]
+    return png_bytes(contact_sheet("Prompts with images", subtitle, columns, rows))

@@ -51,7 +51,7 @@ def generation_chart(report: Mapping[str, Any]) -> bytes:
     figure.legend(
         handles, labels, ncols=3, frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=place
     )
-    note = f"lines and bands: {report['confidence']:.0%} intervals; a real picture is not its own match"
+    note = f"lines and bands: {report['confidence']:.0%} intervals; a real image is not its own match"
     figure.text(0.985, 0.016, note, ha="right", va="bottom", fontsize=9, color=GREY)
     figure.tight_layout(rect=(0.01, 0.05, 0.99, 0.93), w_pad=2.0)
     buffer = io.BytesIO()
@@ -95,4 +95,4 @@ def generation_sheet(
             tiles = [(shown[way].pictures[place], f"{similarities[way][place]:.2f}") for way in WAYS]
             rows.append(SheetRow(group, printable(asked[place].prompt), (1, 1), tiles))
     subtitle = f"{len(asked):,} prompts; below each its cosine with the nearest of its concept"
-    return png_bytes(contact_sheet("Generated pictures", subtitle, list(WAYS), rows))
+    return png_bytes(contact_sheet("Generated images", subtitle, list(WAYS), rows))

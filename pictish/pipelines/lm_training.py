@@ -1,4 +1,4 @@
-"""What `pictish train lm` passes to the loop, which knows neither tokenizer nor decoder."""
+"""What the training loop of the language model is given, since it knows neither tokenizer nor decoder."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -70,6 +70,7 @@ def showing(config: "TrainConfig", tokenizer: "Tokenizer", run: Path) -> "Show |
         return None
     from pictish.pipelines.reconstruct import Reconstructor
 
+    assert config.tokenizer is not None
     reconstructor = Reconstructor.from_folder(config.tokenizer, tokenizer.device, tokenizer)
     return partial(_show, config, tokenizer, reconstructor, run)
 

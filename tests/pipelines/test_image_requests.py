@@ -2,7 +2,7 @@
 
 import pytest
 
-from pictish.commands.draw import LONGEST, names_of, slug
+from pictish.pipelines.image_requests import LONGEST, names_of, slug
 
 
 @pytest.mark.parametrize(

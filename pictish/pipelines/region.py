@@ -1,0 +1,69 @@
+"""A rectangle of a picture that is drawn anew, and which cells of the tokenizer's grid it touches."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+if TYPE_CHECKING:
+    from pictish.lm.sampler import Redraw
+    from pictish.tokenizer.dynamic import Tokenizer
+
+
+class Region(NamedTuple):
+    """In pixels of the picture, from its upper left corner."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def parse_region(text: str) -> Region:
+    """`X,Y,WIDTH,HEIGHT`; ValueError for anything else."""
+    try:
+        return Region(*map(int, text.split(",")))
+    except (TypeError, ValueError):
+        raise ValueError(f"region {text!r}: four whole numbers X,Y,WIDTH,HEIGHT would fit") from None
+
+
+def cells_in(region: Region, size: tuple[int, int], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Which cells (rows x columns,) of a picture of this (height, width) a region touches.
+
+    ValueError for a region that is empty or reaches outside the picture.
+    """
+    x, y, width, height = region
+    (tall, wide), (rows, columns) = size, grid
+    if min(x, y) < 0 or min(width, height) < 1 or x + width > wide or y + height > tall:
+        raise ValueError(
+            f"region {x},{y},{width},{height}: outside the picture; within 0,0,{wide},{tall} would fit"
+        )
+    touched = np.zeros(grid, dtype=bool)
+    across = slice(x * columns // wide, -(-(x + width) * columns // wide))
+    down = slice(y * rows // tall, -(-(y + height) * rows // tall))
+    touched[down, across] = True
+    return touched.ravel()
+
+
+def redraws(
+    tokenizer: "Tokenizer", sources: Sequence[Image.Image], regions: Sequence[Region]
+) -> "list[Redraw]":
+    """The pictures as their tokens, with the cells of each one's region to be drawn anew.
+
+    ValueError as `cells_in`, and for a tokenizer that does not place its codes.
+    """
+    from pictish.lm.sampler import Redraw
+
+    anew = [
+        cells_in(region, (source.height, source.width), tokenizer.grid)
+        for source, region in zip(sources, regions, strict=True)
+    ]
+    tokens = tokenizer.tokenize(list(sources))
+    found = []
+    for one, own in zip(tokens, anew, strict=True):
+        if one.cells is None:
+            raise ValueError("a region needs a tokenizer that places codes on cells")
+        found.append(Redraw(one.ids, one.cells, own))
+    return found

@@ -1,0 +1,91 @@
+"""A model folder with a masked language model does what any other does, and redraws a region besides."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pictish import Pipeline
+from pictish.cli import main
+from pictish.data.provenance import read_origin
+from pictish.decoder.config import PreviewConfig
+from pictish.decoder.preview import build_preview, save_preview
+from pictish.lm.config import DefaultsConfig, FillingConfig, MaskedDefaults, MaskedForm
+from pictish.lm.model import UnifiedModel
+from pictish.lm.vocabulary import widen
+from pictish.pipelines.lm_training import image_tokens_of
+from pictish.pipelines.region import Region, cells_in, parse_region
+from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
+from tests.lm.tiny import tiny_model, tiny_tokenizer
+from tests.tokenizer.conftest import tiny_network
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("masked") / "model"
+    save_tokenizer(folder / "tokenizer", tiny_network())
+    tokenizer = Tokenizer.from_folder(folder)
+    text = tiny_tokenizer()
+    language = tiny_model("llama", len(text), dtype=torch.float32)
+    language.config.max_position_embeddings = 512
+    tokens = image_tokens_of(tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    widen(language, text, tokenizer.codebook_size, cells=tokens.cells, dense=True, generator=generator)
+    defaults = DefaultsConfig(masked=MaskedDefaults(pictures=FillingConfig(steps=3)))
+    model = UnifiedModel(language, text, tokens, None, defaults, MaskedForm())
+    model.save(folder / "lm", dtype=torch.float32)
+    settings = PreviewConfig(width=16, blocks=1, smallest=8)
+    head = build_preview(settings, tokenizer)
+    torch.nn.init.normal_(head.leave[0].weight, std=0.05)
+    save_preview(folder / "decoder", head, settings, tokenizer.fingerprint)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
+
+
+def test_it_generates_describes_and_edits_with_no_option(folder, source):
+    pipe = Pipeline.from_pretrained(folder, device="cpu")
+    first, again = (pipe.generate_tokens("a red apple", seed=3) for _ in range(2))
+    assert first.to_bytes() == again.to_bytes()
+    assert first.cells is not None
+    assert len(pipe.generate_tokens("a red apple", min_codes=2, max_codes=2)) == 2
+    assert pipe.generate("a red apple", num_images=2, size=32)[0].size == (32, 32)
+    assert isinstance(pipe.describe(source, max_new_tokens=6), str)
+    assert isinstance(pipe.describe(source, "what is it?", max_new_tokens=6), str)
+
+
+def test_a_region_changes_and_nothing_else(folder, source, tmp_path, monkeypatch):
+    pipe = Pipeline.from_pretrained(folder, device="cpu")
+    assert pipe.edit(source, "a car", region=(0, 0, 45, 60), size=48).size == (48, 32)
+    source.save(tmp_path / "source.png")
+    monkeypatch.chdir(tmp_path)
+    asked = ["edit", "source.png", "a car", "--region", "30,20,30,20", "--model", str(folder)]
+    assert main([*asked, "--device", "cpu", "--quiet"]) == 0
+    origin = read_origin(tmp_path / "edited" / "source-a-car-0.png")
+    assert origin.region == "30,20,30,20"
+    before, after = pipe.tokenize(source), origin.image()
+    touched = cells_in(Region(30, 20, 30, 20), (60, 90), before.grid)
+    kept = [
+        {(int(code), int(cell)) for code, cell in zip(one.ids, one.cells, strict=True) if not touched[cell]}
+        for one in (before, after)
+    ]
+    assert kept[0] == kept[1]
+    with pytest.raises(
+        ValueError, match="region 80,0,20,20: outside the picture; within 0,0,90,60 would fit"
+    ):
+        pipe.edit(source, "a car", region=(80, 0, 20, 20))
+
+
+def test_cells_that_a_region_touches():
+    assert cells_in(Region(0, 0, 90, 60), (60, 90), (4, 4)).all()
+    assert cells_in(Region(0, 0, 1, 1), (60, 90), (4, 4)).nonzero()[0].tolist() == [0]
+    assert cells_in(Region(22, 14, 2, 2), (60, 90), (4, 4)).nonzero()[0].tolist() == [0, 1, 4, 5]
+    for wrong in (Region(0, 0, 0, 5), Region(-1, 0, 5, 5), Region(0, 50, 5, 11)):
+        with pytest.raises(ValueError, match="outside the picture"):
+            cells_in(wrong, (60, 90), (4, 4))
+    for text in ("1,2,3", "a,b,c,d", "", "1,2,3,4,5"):
+        with pytest.raises(ValueError, match="four whole numbers X,Y,WIDTH,HEIGHT would fit"):
+            parse_region(text)
