@@ -35,8 +35,6 @@ def test_an_import_answers_by_each_adaptor_and_text_as_if_alone(tmp_path):
     together = said(rows)
     assert together == [said([row])[0] for row in rows]
     assert len(set(together)) >= 3, "each path says something else"
-    small = Dialogue.from_folder(out, "cpu", quantize="int8")
-    assert len(small.ask([PICTURE, None], ["what?", "hello"], max_new_tokens=2)) == 2
     plain = talk.base.language(torch.arange(5)[None]).logits
     talk.unload_adaptor("general")
     assert torch.equal(plain, talk.base.language(torch.arange(5)[None]).logits)
@@ -48,6 +46,14 @@ def test_an_import_answers_by_each_adaptor_and_text_as_if_alone(tmp_path):
     arguments = ["describe", str(picture), "where?", "--model", str(out), "--adaptor", "grounding"]
     assert main([*arguments, "--max-new-tokens", "3", "--draw-boxes", str(boxes)]) == 0
     assert Image.open(boxes).size == PICTURE.size
+
+
+def test_base_and_tower_can_be_quantized(tmp_path):
+    pytest.importorskip("torchao")
+    out = tmp_path / "out"
+    import_iaa(write_checkpoint(tmp_path / "source"), out, progress=Silent())
+    small = Dialogue.from_folder(out, "cpu", quantize="int8")
+    assert len(small.ask([PICTURE, None], ["what?", "hello"], max_new_tokens=2)) == 2
 
 
 def test_every_fault_of_a_checkpoint_is_told_before_anything_is_written(tmp_path):
