@@ -83,6 +83,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Convert an official LLaDA-V checkpoint to a model folder.",
     ),
 }
+# transformers and diffusers import torchao where it is installed; these then warn of what is no user's doing
+ABOUT_TORCHAO = ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 GROUPS = {
     "train": "Train a part from a YAML configuration, or a whole model on your own images.",
     "model": "Work with model folders.",
@@ -137,14 +139,17 @@ def main(args: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _logging() -> Iterator[None]:
     """Log to stderr; whoever calls `main` from Python gets their own settings back."""
-    root, ours = logging.getLogger(), logging.getLogger("pictish")
-    handlers, level = list(root.handlers), ours.level
+    root = logging.getLogger()
+    wanted = {"pictish": logging.INFO, **dict.fromkeys(ABOUT_TORCHAO, logging.ERROR)}
+    handlers, levels = list(root.handlers), {name: logging.getLogger(name).level for name in wanted}
     logging.basicConfig(format="pictish: %(message)s")
-    ours.setLevel(logging.INFO)
+    for name, level in wanted.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
-        ours.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         for handler in set(root.handlers) - set(handlers):
             root.removeHandler(handler)
 

@@ -1,5 +1,6 @@
 """How errors, exit codes and Ctrl-C reach the user, shown with commands made for the test."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -182,3 +183,18 @@ def test_a_closed_pipe_is_no_traceback():
     os.close(write)
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+def test_what_libraries_warn_of_torchao_is_not_shown(command, caplog):
+    about = [logging.getLogger(name) for name in cli.ABOUT_TORCHAO]
+    before = [logger.level for logger in about]
+
+    def run() -> None:
+        for logger in about:
+            logger.warning("an enum")
+        logging.getLogger("diffusers").warning("weights are missing")
+
+    command(run)
+    assert cli.main(["probe"]) == 0
+    assert caplog.messages == ["weights are missing"]
+    assert [logger.level for logger in about] == before
