@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "model assemble": ("pictish.commands.model:assemble", "Assemble a model folder from its parts."),
     "model export": ("pictish.commands.model:export", "Export the model of a training checkpoint."),
     "model info": ("pictish.commands.model:info", "List the parts of a model folder."),
+    "model push": ("pictish.commands.model:push", "Upload a model to the Hugging Face Hub."),
     "config show": ("pictish.commands.config:show", "Print a configuration and what its keys mean."),
     "evaluate tokenizer": (
         "pictish.commands.evaluate_tokenizer:run",
