@@ -142,7 +142,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._json({"error": "Invalid credentials"}, 401)
             return
         new = name not in self.hub.repos
-        self.hub.repos.setdefault(name, Repo(private=asked.get("private") or False))
+        self.hub.repos.setdefault(name, Repo(asked.get("private") or asked.get("visibility") == "private"))
         if new:
             self.hub.repos[name].commit({".gitattributes": b"*.safetensors filter=lfs\n"})
         self._json({"url": f"{self.hub.url}/{name}"}, 200 if new else 409)
