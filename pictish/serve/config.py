@@ -13,8 +13,8 @@ class ServeConfig(Config):
     """Limits are per request unless they say otherwise; what exceeds one is answered by a 4xx error."""
 
     name: str | None = Field(None, description="name of the model in /v1/models; none: that of its folder")
-    api_keys: tuple[SecretStr, ...] = Field((), description="accepted bearer tokens; none: everybody may call")
-    max_body_bytes: Count = 20 << 20
+    api_keys: tuple[SecretStr, ...] = Field((), description="accepted bearer tokens; none: no key is needed")
+    max_body_bytes: Count = 10 << 20
     max_pixels: Count = Field(16_000_000, description="of each input image")
     max_images: Count = Field(4, description="input images of a request")
     max_n: Count = Field(10, description="pictures that a request may ask for")
@@ -23,10 +23,8 @@ class ServeConfig(Config):
     max_new_tokens: Count = Field(256, description="text tokens of an answer")
     max_steps: int = Field(100, ge=1, le=1000, description="denoising steps")
     max_previews: int = Field(16, ge=0, description="streamed previews of a picture")
-    max_rows: int = Field(
-        16, ge=3, le=1024, description="rows of a language model step; a guided picture takes two or three"
-    )
-    max_requests: Count = Field(128, description="requests that are open at the same time; more get 503")
+    max_batch: Count = Field(16, description="pictures and answers that are written at the same time")
+    max_requests: Count = Field(64, description="requests that are open at the same time; more get 503")
     queue_length: Count = Field(64, description="pictures and answers that wait; more requests get 429")
     timeout: float = Field(120.0, gt=0, description="seconds until a request is given up with 504")
     stop_timeout: float = Field(60.0, gt=0, description="seconds that a stopping server waits for what runs")

@@ -10,10 +10,26 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from pictish.io.files import one_line, printable
+from pictish.serve.schemas import ErrorBody
 
 logger = logging.getLogger(__name__)
 _LONGEST = 500  # letters of a message, which may quote the request
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+error_responses: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": description}
+    for status, description in (
+        (400, "The request is malformed, or asks for what this model or server does not do."),
+        (401, "The API key is missing or wrong."),
+        (404, "The model is not served here."),
+        (413, "The body is too large."),
+        (429, "Too many requests wait; Retry-After says for how long."),
+        (500, "The server failed."),
+        (503, "The server is starting, stopping or overloaded."),
+        (504, "The request took too long."),
+    )
+}
 
 
 class ApiError(Exception):
@@ -49,7 +65,7 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """Any exception as a client is told: a ValueError is the request's fault, anything else is a bug of ours."""
+    """Any exception as a client is told: a ValueError is the fault of the request, others are bugs."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ValueError):  # one line by the rules of this library; `name: what came; what fits`
@@ -74,6 +90,10 @@ def install_handlers(app: FastAPI) -> None:
         param = ".".join(place) or None
         message = f"{param}: {first['msg']}" if param else str(first["msg"])
         return invalid(message, param).response()
+
+    @app.exception_handler(ValueError)
+    async def refused(request: Request, error: ValueError) -> JSONResponse:
+        return as_api_error(error).response()
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> JSONResponse:

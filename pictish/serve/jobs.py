@@ -1,9 +1,8 @@
-"""What the engine is asked to do, and the thread-safe link between a request and its work."""
+"""What the engine is asked to do, and the thread-safe link from its thread to a request's event loop."""
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -18,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """One picture of what is said; of an edit `source` is the picture in it that is changed."""
+    """One picture of what is said; of an edit, `source` is the picture in it that is changed."""
 
     said: tuple[Said, ...]
     seed: int
     config: GenerationConfig
     shape: tuple[int, int] | None = None  # height, width whose ratio the picture has; None: square
     source: Image.Image | None = None
-    mask: Image.Image | None = None  # mode L, of the size of the source: 255 where it may change
+    mask: Image.Image | None = None  # mode L, white where the source may change; None: everywhere
     previews: int = 0
 
 
@@ -52,12 +51,28 @@ Work = Draw | Write | Compute
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A drawn picture, its tokens, and how many tokens were read for it."""
+    """A drawn picture, the tokens it was decoded from, and how many tokens were read for it."""
 
     image: Image.Image
     tokens: TokenizedImage
-    prompt_tokens: int
+    prompt_tokens: int = 0
     kept: bool = False
+    """Whether pixels of a source were kept where its tokens did not change."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A whole text; `cut` when its limit ended it."""
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Started:
+    """Work has begun: what could be refused has not been."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,66 +90,42 @@ class Piece:
     text: str
 
 
-@dataclass(frozen=True)
-class Text:
-    """A whole text; `cut`: it was ended by its limit."""
+@dataclass(frozen=True, eq=False)
+class Failed:
+    """The work ended without a result."""
 
-    text: str
-    prompt_tokens: int
-    new_tokens: int
-    cut: bool = False
+    error: Exception
 
 
-_numbers = itertools.count()
+Result = Picture | Text | Failed
+Event = Any  # Started, Preview, Piece, then a Result, or whatever a Compute returns
 
 
 @dataclass(eq=False)
 class Job:
-    """Work under way: the engine sends events, the request reads them, and may cancel."""
+    """Work under way. `cancel` may be called from any thread; the rest is for the engine's."""
 
     work: Work
+    place: int  # among the jobs of its request
     loop: asyncio.AbstractEventLoop
-    number: int = field(default_factory=lambda: next(_numbers))
+    events: "asyncio.Queue[tuple[Job, Event, bool]]"  # of all jobs of its request; True: the last of this one
     cancelled: bool = False
-    _events: "asyncio.Queue[tuple[str, Any]]" = field(default_factory=asyncio.Queue)
 
     def cancel(self) -> None:
-        """Have it dropped at the next step; a job that is done stays so."""
+        """Have it dropped at the next step; one that is done stays so."""
         self.cancelled = True
 
-    async def events(self) -> AsyncIterator[Any]:
-        """Previews or pieces, then the result; raises what the work raised."""
-        while True:
-            kind, value = await self._events.get()
-            if kind == "error":
-                raise value
-            yield value
-            if kind == "result":
-                return
-
-    async def result(self) -> Any:
-        """The result alone."""
-        last = None
-        async for last in self.events():
-            pass
-        return last
-
-    # ---- the engine's side, in its own thread
-
-    def send(self, value: Any) -> None:
-        """Something on the way to the result."""
-        self._put("event", value)
-
-    def finish(self, value: Any) -> None:
-        """The result."""
-        self._put("result", value)
-
-    def fail(self, error: BaseException) -> None:
-        """The end without one."""
-        self._put("error", error)
-
-    def _put(self, kind: str, value: Any) -> None:
+    def send(self, event: Event, *, last: bool = False) -> None:
+        """Something on the way to the result, or the result."""
         try:
-            self.loop.call_soon_threadsafe(self._events.put_nowait, (kind, value))
+            self.loop.call_soon_threadsafe(self.events.put_nowait, (self, event, last))
         except RuntimeError:  # the loop is closed: nobody waits any more
             self.cancelled = True
+
+    def finish(self, result: Event) -> None:
+        """The result."""
+        self.send(result, last=True)
+
+    def fail(self, error: Exception) -> None:
+        """The end without one."""
+        self.finish(Failed(error))

@@ -6,6 +6,8 @@ A field of OpenAI's that makes no difference here is accepted with the values th
 import re
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pictish.data.tokens import TokenizedImage
@@ -13,6 +15,7 @@ from pictish.pipelines.settings import GenerationConfig
 
 SEEDS = 2**63  # clients in other languages have signed 64-bit integers
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+Entry = Annotated[int, Field(ge=0, lt=2**32)]
 Words = Annotated[str, StringConstraints(min_length=1)]
 Format = Literal["png", "jpeg", "webp"]
 _SIZE = re.compile(r"[1-9]\d{0,4}x[1-9]\d{0,4}")
@@ -61,6 +64,11 @@ class OutputFields(Body):
     quality: Literal["auto", "standard"] | None = None
     user: str | None = None
 
+    @property
+    def previews(self) -> int:
+        """How many are asked for of each image."""
+        return self.partial_images if self.stream else 0
+
     def shape(self) -> tuple[int, int] | None:
         """(width, height) in pixels; None for auto. ValueError for other text."""
         if self.size == "auto":
@@ -79,15 +87,36 @@ class GenerationRequest(OutputFields, SamplingFields):
     moderation: Literal["auto", "low"] | None = None
 
 
+class EditRequest(OutputFields, SamplingFields):
+    """Form of /v1/images/edits (multipart)."""
+
+    prompt: Words
+    image: list[UploadFile] = Field([], description="The image to change.")
+    images: list[UploadFile] = Field([], alias="image[]", description="The same for several images.")
+    mask: UploadFile | None = Field(
+        None, description="PNG of the size of the image, transparent where it may change."
+    )
+    input_fidelity: Literal["low", "high"] | None = Field(
+        None, description="Accepted, and makes no difference."
+    )
+
+
 class TokensBody(Body):
     """The tokens of one image, as `pictish.TokenizedImage`."""
 
-    ids: list[int] = Field(max_length=65_536)
-    cells: list[int] | None = Field(None, max_length=65_536)
-    grid: tuple[int, int]
-    size: tuple[int, int] = Field(description="Height and width of the original in pixels.")
+    ids: list[Entry] = Field(min_length=1, max_length=65_536)
+    cells: list[Entry] | None = Field(None, max_length=65_536)
+    grid: tuple[Entry, Entry]
+    size: tuple[Entry, Entry] = Field(description="Height and width of the original in pixels.")
     tokenizer: str = Field(max_length=64, description="Fingerprint of the tokenizer.")
-    codebook_size: int
+    codebook_size: int = Field(ge=1, le=2**32)
+
+    def image(self) -> TokenizedImage:
+        """The tokens; ValueError when the parts disagree."""
+        cells = None if self.cells is None else np.array(self.cells)
+        return TokenizedImage(
+            np.array(self.ids), cells, self.grid, self.size, self.tokenizer, self.codebook_size
+        )
 
     @classmethod
     def of(cls, tokens: TokenizedImage) -> "TokensBody":
@@ -140,6 +169,96 @@ class ImagesResponse(BaseModel):
     usage: ImageUsage
 
 
+class TextPart(Body):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Body):
+    """A picture as a data URL."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="Makes no difference.")
+
+
+class ImagePart(Body):
+    """A picture of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(Body):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part] | None
+    name: str | None = None
+
+
+class StreamOptions(Body):
+    """What a stream has beside its pieces."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class ChatRequest(SamplingFields):
+    """Body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    model: str | None = None
+    modalities: list[Literal["text", "image"]] = Field(["text"], min_length=1, max_length=2)
+    max_tokens: int | None = Field(None, ge=1, description="Text tokens of the answer.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="The same.")
+    n: int = Field(1, ge=1, le=128, description="Images to draw; of a text there is one.")
+    seed: Seed = 0
+    size: str = Field("auto", description="WIDTHxHEIGHT of images, or auto.")
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logprobs: Literal[False] | None = None
+    user: str | None = None
+    store: Literal[False] | None = None
+
+
+class TokenizeRequest(Body):
+    """Body of /v1/tokenize: at most one of the settings says how many tokens there are."""
+
+    image: str = Field(description="The picture as a data URL.")
+    model: str | None = None
+    budget: int | None = Field(None, ge=1, description="Exactly so many tokens.")
+    threshold: float | None = Field(None, gt=0, lt=1, description="Patches scored above this.")
+    quality: float | None = Field(None, gt=0, lt=100, description="As few as reach this PSNR in dB.")
+    seed: Seed | None = Field(None, description="Sample the patches by their scores.")
+
+
+class TokenizeResponse(BaseModel):
+    """Body of its response."""
+
+    tokens: TokensBody
+    count: int
+    bits: float
+    bits_per_pixel: float
+
+
+class DetokenizeRequest(DecodingFields):
+    """Body of /v1/detokenize."""
+
+    tokens: TokensBody
+    model: str | None = None
+    size: int | None = Field(None, ge=1, le=16_384, description="Longer side in pixels.")
+    seed: Seed = 0
+    output_format: Format = "png"
+    output_compression: int | None = Field(None, ge=0, le=100)
+
+
 class ModelCard(BaseModel):
     """One model of the list."""
 
@@ -154,6 +273,12 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class Status(BaseModel):
+    """Body of /healthz and /readyz."""
+
+    status: Literal["ok", "ready"]
 
 
 class ErrorDetail(BaseModel):
