@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("pictish.commands.generate:run", "Generate images from text, or from text and images."),
     "edit": ("pictish.commands.edit:run", "Edit an image with a text instruction."),
     "describe": ("pictish.commands.describe:run", "Caption an image, or answer a question about it."),
+    "serve": ("pictish.commands.serve:run", "Serve a model over HTTP, in the shapes of OpenAI's API."),
     "train tokenizer": ("pictish.commands.train:tokenizer", "Train a tokenizer."),
     "train lm": ("pictish.commands.train:lm", "Train a language model on text and image tokens."),
     "train decoder": ("pictish.commands.train:decoder", "Train a decoder that turns tokens into pixels."),

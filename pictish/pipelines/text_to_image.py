@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from pictish.lm.autoregressive import Progress, Prompt
-    from pictish.lm.grammar import Segment
+    from pictish.lm.grammar import GenerationConstraints, Segment
     from pictish.pipelines.nearest import Nearest
 
 BASE = 256  # pixels of the longer side of a picture that is to have an aspect ratio, at least
@@ -76,6 +76,27 @@ class TextToImage:
             config, self.usual, self.language.model.image_tokens.max_tokens, pictures=pictures
         )
 
+    def checked(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
+        """As `settled`; ValueError for more codes than a picture of this model has."""
+        settled, most = self.settled(config, pictures=pictures), self.language.model.image_tokens.max_tokens
+        assert settled.min_codes is not None
+        assert settled.max_codes is not None
+        if not 1 <= settled.min_codes <= settled.max_codes <= most:
+            raise ValueError(
+                f"{settled.min_codes} to {settled.max_codes} tokens asked for; "
+                f"a picture of this model has 1 to {most}"
+            )
+        return settled
+
+    def constraints(self, settled: GenerationConfig) -> "GenerationConstraints":
+        """What may be written for one picture, by a config that is `checked`."""
+        from pictish.lm.grammar import one_image
+
+        assert settled.min_codes is not None
+        assert settled.max_codes is not None
+        cells = self.language.model.vocabulary.cells
+        return one_image(settled.max_codes, settled.min_codes, self.usual.ignored_ids, cells=cells)
+
     def nearest_captions(self, prompts: Sequence[str], count: int = 3) -> "list[Nearest]":
         """The training captions nearest to each prompt, with scores; `Nearest.far` says when none is near.
 
@@ -119,10 +140,7 @@ class TextToImage:
         has, whatever `max_codes` says. `progress` is called after each id of a batch. Raises ValueError for
         an empty prompt and for one that does not fit the model's context.
         """
-        import numpy as np
         import torch
-
-        from pictish.lm.grammar import ImageSegment
 
         language = self.language
         most = language.model.image_tokens.max_tokens
@@ -131,14 +149,9 @@ class TextToImage:
         quirks = official_quirks and pictures
         if quirks and config.max_codes is not None:  # LaVIT's is the length of the prompt, cells or not
             config = replace(config, max_codes=min(config.max_codes, most))
-        settled = self.settled(config, pictures=pictures)
+        settled = self.checked(config, pictures=pictures)
         assert settled.min_codes is not None
         assert settled.max_codes is not None
-        if not 1 <= settled.min_codes <= settled.max_codes <= most:
-            raise ValueError(
-                f"{settled.min_codes} to {settled.max_codes} tokens asked for; "
-                f"a picture of this model has 1 to {most}"
-            )
         if not quirks:
             drawn = self._draw(self._prompts(prompts), generators, settled, progress)
         else:
@@ -151,21 +164,28 @@ class TextToImage:
                 mine = self.settled(config, pictures=_pictures(said))
                 mine = replace(mine, min_codes=min(settled.min_codes, room), max_codes=room)
                 drawn += self._draw([prompt], own, mine, progress)
-        result = []
-        for number, segments in enumerate(drawn):
-            (segment,) = segments
-            assert isinstance(segment, ImageSegment)
-            result.append(
-                TokenizedImage(
-                    ids=np.array(segment.codes, dtype=np.int64),
-                    cells=None if segment.cells is None else np.array(segment.cells, dtype=np.int64),
-                    grid=language.tokenizer.grid,
-                    size=shapes[number] if shapes else (DEFAULT_SIZE, DEFAULT_SIZE),
-                    tokenizer=language.tokenizer.fingerprint,
-                    codebook_size=language.tokenizer.codebook_size,
-                )
-            )
-        return result
+        return [
+            self.image_of(segments, shapes[number] if shapes else None)
+            for number, segments in enumerate(drawn)
+        ]
+
+    def image_of(self, segments: "Sequence[Segment]", shape: tuple[int, int] | None = None) -> TokenizedImage:
+        """The one picture that was written, of a `shape` (height, width), square by default."""
+        import numpy as np
+
+        from pictish.lm.grammar import ImageSegment
+
+        (segment,) = segments
+        assert isinstance(segment, ImageSegment)
+        tokenizer = self.language.tokenizer
+        return TokenizedImage(
+            ids=np.array(segment.codes, dtype=np.int64),
+            cells=None if segment.cells is None else np.array(segment.cells, dtype=np.int64),
+            grid=tokenizer.grid,
+            size=shape or (DEFAULT_SIZE, DEFAULT_SIZE),
+            tokenizer=tokenizer.fingerprint,
+            codebook_size=tokenizer.codebook_size,
+        )
 
     def _draw(
         self,
@@ -175,16 +195,13 @@ class TextToImage:
         progress: "Progress | None",
     ) -> "list[list[Segment]]":
         from pictish.lm.autoregressive import generate
-        from pictish.lm.grammar import one_image
 
         model, usual = self.language.model, self.usual
-        assert settled.min_codes is not None
-        assert settled.max_codes is not None
         return generate(
             model.language,
             model.vocabulary,
             prompts,
-            one_image(settled.max_codes, settled.min_codes, usual.ignored_ids, cells=model.vocabulary.cells),
+            self.constraints(settled),
             sampling=settled.sampling,
             guidance=settled.guidance(usual),
             generators=generators,
