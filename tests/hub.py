@@ -59,6 +59,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._json({"error": "fault"}, self.failing)
             return
         for pattern, answer in (
+            (r"/api/models/([^/]+/[^/]+)", lambda body, name: self._info(body, name, "main")),
             (r"/api/models/([^/]+/[^/]+)/revision/(.+)", self._info),
             (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", self._tree),
             (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self._file),

@@ -1,18 +1,28 @@
 """The app in uvicorn, from its start to a graceful stop."""
 
 import socket
+from collections.abc import Callable
 
 import uvicorn
+from fastapi import FastAPI
 
 from pictish.pipelines.pipeline import Pipeline
 from pictish.serve.app import create_app
 from pictish.serve.config import ServeConfig
 
 
-def serve(pipeline: Pipeline, config: ServeConfig, host: str, port: int) -> None:
-    """Serve until a signal, then finish what runs. OSError when the port is taken."""
+def serve(
+    pipeline: Pipeline,
+    config: ServeConfig,
+    host: str,
+    port: int,
+    extend: Callable[[FastAPI], None] | None = None,
+) -> None:
+    """Serve until a signal, then finish what runs; `extend` adds to the app. OSError for a taken port."""
     pipeline.text_to_image(pipeline.reconstructor())  # a model that cannot be loaded is told before all else
     app = create_app(pipeline, config)
+    if extend is not None:
+        extend(app)
     listening = _listen(host, port)
     server = uvicorn.Server(
         uvicorn.Config(

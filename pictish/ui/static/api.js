@@ -82,7 +82,7 @@ export async function chat(messages, onText, signal) {
 
 export async function tokenize(image, budget, signal) {
   const body = { image, ...(budget ? { budget } : {}) };
-  return (await (await ask("/v1/tokenize", body, signal)).json()).data[0];
+  return (await (await ask("/v1/tokenize", body, signal)).json()).tokens;
 }
 
 export async function detokenize(tokens, signal) {

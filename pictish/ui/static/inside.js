@@ -1,7 +1,7 @@
 // Look inside: the codes of a picture, what they give back, and what changes with them.
 
 import * as api from "./api.js";
-import { dataUrl, element, pictures, pngOf, source, status } from "./pictures.js";
+import { add, dataUrl, element, pictures, pngOf, source, status } from "./pictures.js";
 
 const get = (id) => document.getElementById(id);
 const WAIT = 250; // ms without a move of the slider before the server is asked
@@ -18,6 +18,7 @@ export function setup(onFile) {
   let picking = false; // the next cell gives its code to the chosen one
   let abort = null;
   let shown = null; // URL of the reconstruction
+  let rebuilt = null; // its PNG, and the tokens that gave it
   let timer = 0;
 
   const places = () => new Map(tokens.cells?.map((cell, place) => [cell, place]));
@@ -34,12 +35,16 @@ export function setup(onFile) {
   }
 
   async function rebuild(signal) {
-    const base64 = await api.detokenize(tokens, signal);
-    const url = URL.createObjectURL(pngOf(base64));
+    const asked = tokens;
+    const blob = pngOf(await api.detokenize(asked, signal));
+    const url = URL.createObjectURL(blob);
+    rebuilt = { blob, tokens: asked };
     if (shown) URL.revokeObjectURL(shown);
     shown = url;
     get("rebuilt").replaceChildren(element("img", { src: url, alt: `Reconstruction from ${tokens.ids.length} codes` }));
     get("rebuilt-said").textContent = `Reconstruction from ${tokens.ids.length} codes`;
+    Object.assign(get("rebuilt-save"), { href: url, download: picture.name.replace(".png", `-${tokens.ids.length}-codes.png`) });
+    get("rebuilt-buttons").hidden = false;
     line.say("");
   }
 
@@ -190,6 +195,10 @@ export function setup(onFile) {
     show();
     latest(rebuild);
   });
+  get("keep").addEventListener("click", async () => {
+    await add(rebuilt.blob, `${picture.title}, ${rebuilt.tokens.ids.length} codes`, rebuilt.tokens);
+    line.say("Kept among the images of this session.");
+  });
   get("code-erase").addEventListener("click", () => change(null));
   get("code-pick").addEventListener("click", () => {
     picking = !picking;
@@ -206,6 +215,7 @@ export function setup(onFile) {
     picture = next;
     place.show(next);
     get("rebuilt").replaceChildren();
+    get("rebuilt-buttons").hidden = true;
     if (!next.tokens) { tokenize(null); return; }
     fresh(next.tokens);
     line.say("Reconstructing …");

@@ -97,4 +97,5 @@ async function greet() {
   }
 }
 get("key").addEventListener("change", (event) => { api.setKey(event.target.value.trim()); greet(); });
+get("access-form").addEventListener("submit", (event) => event.preventDefault());
 greet();
