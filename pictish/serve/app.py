@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from pictish import __version__
 from pictish.pipelines.pipeline import Pipeline
@@ -46,7 +46,7 @@ def create_app(pipeline: Pipeline, config: ServeConfig | None = None) -> FastAPI
     app.add_middleware(Guard, config=config, metrics=metrics)
     install_handlers(app)
     for router in (images.router, chat.router, tokens.router):
-        app.include_router(router, prefix="/v1")
+        app.include_router(router)
 
     @app.get("/v1/models", tags=["models"], responses=error_responses)
     async def models(serving: Served) -> ModelList:
@@ -71,9 +71,12 @@ def create_app(pipeline: Pipeline, config: ServeConfig | None = None) -> FastAPI
             raise ApiError(503, "the model is not loaded, or the server is stopping", code="not_ready")
         return Status(status="ready")
 
-    @app.get("/metrics", tags=["status"])
+    @app.get("/metrics", tags=["status"], response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Metrics in the text format of Prometheus."""
         return metrics.response()
 
+    for operations in app.openapi()["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's own; ours is 400
     return app

@@ -6,24 +6,32 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from PIL import Image
 from starlette.responses import Response
 
-from pictish.data.provenance import png_with_origin
 from pictish.lm.sampling import Sampling
 from pictish.serve.errors import error_responses, invalid
-from pictish.serve.images import drawings
+from pictish.serve.images import drawings, png_of
 from pictish.serve.jobs import Draw, Picture, Piece, Text, Write
-from pictish.serve.recipe import origin_of
-from pictish.serve.schemas import ChatRequest, ImagePart, Message, OutputFields
+from pictish.serve.schemas import (
+    ChatChoice,
+    ChatMessage,
+    ChatRequest,
+    ChatResponse,
+    ChatUsage,
+    ImagePart,
+    ImageUrl,
+    Message,
+    OutputFields,
+)
 from pictish.serve.serving import Served, Serving, begun
 from pictish.serve.sse import DONE, EVENT_STREAM, event_stream, server_sent
 
-router = APIRouter(tags=["chat"], responses=error_responses)
+router = APIRouter(prefix="/v1", tags=["chat"], responses=error_responses)
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class _Asked:
     latest: Image.Image | None  # the last picture of the whole conversation
 
 
-@router.post("/chat/completions", responses=EVENT_STREAM)
+@router.post("/chat/completions", response_model=ChatResponse, responses=EVENT_STREAM)
 async def complete(request: Request, body: ChatRequest, serving: Served) -> Response:
     """Answer the last user message about the last picture of the conversation, or describe that picture.
 
@@ -57,12 +65,13 @@ async def complete(request: Request, body: ChatRequest, serving: Served) -> Resp
         events = await begun(serving.follow(request, works))
         return event_stream(_streamed(serving, body, works, events, head))
     results = await serving.results(request, works)
+    contents = [await _content(serving, *pair) for pair in zip(works, results, strict=True)]
     choices = [
-        {"index": place, "message": await _message(serving, work, result), "finish_reason": _reason(result)}
-        for place, (work, result) in enumerate(zip(works, results, strict=True))
+        ChatChoice(index=place, message=ChatMessage(content=content), finish_reason=_reason(result))
+        for place, (content, result) in enumerate(zip(contents, results, strict=True))
     ]
-    usage = _usage(results)
-    return JSONResponse({**head, "object": "chat.completion", "choices": choices, "usage": usage})
+    response = ChatResponse(**head, choices=choices, usage=_usage(results))
+    return JSONResponse(response.model_dump(exclude_none=True))
 
 
 async def _read(serving: Serving, messages: Sequence[Message]) -> _Asked:
@@ -118,17 +127,14 @@ def _text(body: ChatRequest, asked: _Asked) -> Write:
     return Write(asked.latest, asked.words, limit, sampling, body.seed)
 
 
-async def _message(serving: Serving, work: Draw | Write, result: Picture | Text) -> dict[str, Any]:
+async def _content(serving: Serving, work: Draw | Write, result: Picture | Text) -> str | list[ImagePart]:
+    """A text, or a picture as the one part of a message."""
     if isinstance(result, Text):
-        return {"role": "assistant", "content": result.text}
+        return result.text
     assert isinstance(work, Draw)
-    return {"role": "assistant", "content": [await _image_part(serving, work, result)]}
-
-
-async def _image_part(serving: Serving, work: Draw, picture: Picture) -> dict[str, Any]:
-    blob = await asyncio.to_thread(lambda: png_with_origin(picture.image, origin_of(serving, work, picture)))
+    blob = await asyncio.to_thread(png_of, serving, work, result)
     url = "data:image/png;base64," + base64.b64encode(blob).decode()
-    return {"type": "image_url", "image_url": {"url": url}}
+    return [ImagePart(type="image_url", image_url=ImageUrl(url=url))]
 
 
 async def _streamed(
@@ -152,19 +158,20 @@ async def _streamed(
         elif last:
             results.append(event)
             if isinstance(work, Draw):
-                yield chunk(place, {"content": [await _image_part(serving, work, event)]})
+                parts = await _content(serving, work, event)
+                yield chunk(place, {"content": [part.model_dump(exclude_none=True) for part in parts]})
             yield chunk(place, {}, _reason(event))
     if body.stream_options is not None and body.stream_options.include_usage:
-        usage = _usage(results)
+        usage = _usage(results).model_dump()
         yield server_sent({**head, "object": "chat.completion.chunk", "choices": [], "usage": usage})
     yield DONE
 
 
-def _reason(result: Picture | Text) -> str:
+def _reason(result: Picture | Text) -> Literal["stop", "length"]:
     return "length" if isinstance(result, Text) and result.cut else "stop"
 
 
-def _usage(results: Sequence[Picture | Text]) -> dict[str, int]:
+def _usage(results: Sequence[Picture | Text]) -> ChatUsage:
     read = sum(one.prompt_tokens for one in results)
     written = sum(one.new_tokens if isinstance(one, Text) else len(one.tokens) for one in results)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    return ChatUsage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)

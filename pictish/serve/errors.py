@@ -73,7 +73,7 @@ def as_api_error(error: BaseException) -> ApiError:
         name, colon, _ = message.partition(": ")
         return invalid(message, name if colon and name.isidentifier() else None)
     logger.error("a request failed", exc_info=error)
-    return ApiError(500, "the server failed on this request; its log says why", code="internal_error")
+    return _bug()
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -101,4 +101,8 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response()
+        return _bug().response()  # the ASGI server logs it
+
+
+def _bug() -> ApiError:
+    return ApiError(500, "the server failed on this request; its log says why", code="internal_error")

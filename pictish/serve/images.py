@@ -35,7 +35,7 @@ from pictish.serve.schemas import (
 from pictish.serve.serving import Served, Serving, begun
 from pictish.serve.sse import EVENT_STREAM, event_stream, server_sent
 
-router = APIRouter(tags=["images"], responses=error_responses)
+router = APIRouter(prefix="/v1", tags=["images"], responses=error_responses)
 
 
 @router.post("/images/generations", response_model=ImagesResponse, responses=EVENT_STREAM)
@@ -148,15 +148,20 @@ async def _streamed(
 
 
 async def image_data(serving: Serving, body: OutputFields, work: Draw, picture: Picture) -> ImageData:
-    """One image of a response; as PNG it holds its settings and tokens, as files of `pictish generate` do."""
-
-    def blob() -> bytes:
-        if body.output_format != "png" or work.mask is not None:  # a recipe cannot say what a mask kept
-            return encoded(picture.image, body.output_format, body.output_compression)
-        return png_with_origin(picture.image, origin_of(serving, work, picture))
-
-    text = base64.b64encode(await asyncio.to_thread(blob)).decode()
+    """One image of a response."""
+    if body.output_format == "png":
+        blob = await asyncio.to_thread(png_of, serving, work, picture)
+    else:
+        blob = await asyncio.to_thread(encoded, picture.image, body.output_format, body.output_compression)
+    text = base64.b64encode(blob).decode()
     return ImageData(b64_json=text, seed=work.seed, tokens=TokensBody.of(picture.tokens))
+
+
+def png_of(serving: Serving, work: Draw, picture: Picture) -> bytes:
+    """A PNG that holds its settings and tokens, as files of `pictish generate` do, where they say it all."""
+    if work.mask is not None:  # what it kept is not in them
+        return png_bytes(picture.image)
+    return png_with_origin(picture.image, origin_of(serving, work, picture))
 
 
 def encoded(image: Image.Image, kind: str, quality: int | None) -> bytes:

@@ -50,7 +50,7 @@ def origin_of(serving: "Serving", work: Draw, picture: Picture) -> Origin:
         size=max(picture.image.size),
         pictish=__version__,
         tokenizer=pipeline.tokenizer.fingerprint,
-        lm=_fingerprint(str(locate_model(pipeline.model, "lm"))),
+        lm=_fingerprint(locate_model(pipeline.model, "lm")),
         decoder=reconstructor.fingerprint,
         upscaler=reconstructor.upscaler_of(drawing),
         tokens=base64.b64encode(picture.tokens.to_bytes()).decode(),

@@ -228,6 +228,40 @@ class ChatRequest(SamplingFields):
     store: Literal[False] | None = None
 
 
+class ChatMessage(BaseModel):
+    """What was written or drawn; a picture is a data URL."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | list[ImagePart]
+
+
+class ChatChoice(BaseModel):
+    """One of the results."""
+
+    index: int
+    message: ChatMessage
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatUsage(BaseModel):
+    """Tokens read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatResponse(BaseModel):
+    """Body of a response without stream."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: ChatUsage
+
+
 class TokenizeRequest(Body):
     """Body of /v1/tokenize: at most one of the settings says how many tokens there are."""
 
@@ -297,6 +331,6 @@ class ErrorBody(BaseModel):
 
 
 def generation_config(fields: DecodingFields, **more: Any) -> GenerationConfig:
-    """The settings of a request; ValueError if out of range."""
+    """The settings of a request, those of `more` in place of its own; ValueError if out of range."""
     names = GenerationConfig.__dataclass_fields__.keys() & type(fields).model_fields.keys()
-    return GenerationConfig(**{name: getattr(fields, name) for name in names}, **more)
+    return GenerationConfig(**{name: getattr(fields, name) for name in names} | more)

@@ -20,7 +20,7 @@ from pictish.serve.schemas import (
 )
 from pictish.serve.serving import Served
 
-router = APIRouter(tags=["tokens"], responses=error_responses)
+router = APIRouter(prefix="/v1", tags=["tokens"], responses=error_responses)
 
 
 @router.post("/tokenize")

@@ -79,7 +79,12 @@ def test_a_png_says_how_it_was_drawn(client, tmp_path):
     file = tmp_path / "sun.png"
     file.write_bytes(base64.b64decode(answer.data[0].b64_json))
     origin = read_origin(file)
-    assert (origin.command, origin.prompt, origin.seed, origin.aspect) == ("generate", "the sun", 3, "60:40")
+    assert (origin.command, origin.prompt, origin.seed, origin.aspect) == (
+        "generate",
+        "the sun",
+        3,
+        "300:200",
+    )
     assert origin.image().ids.tolist() == answer.data[0].tokens["ids"]
 
 
