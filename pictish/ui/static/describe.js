@@ -25,6 +25,7 @@ export function setup(onFile) {
         answer.append(more);
         talk.scrollTop = talk.scrollHeight;
       }, signal);
+      if (!answer.textContent) answer.append("(The model gave no answer.)");
     } finally {
       if (!answer.textContent) answer.remove();
     }

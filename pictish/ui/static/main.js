@@ -45,8 +45,9 @@ async function received(file) {
   try {
     const picture = await add(file, file.name.replace(/\.\w+$/, ""));
     if (picture.recipe?.prompt && picture.recipe.command === "generate") draw.fill(picture.recipe);
-    line.say(picture.recipe ? "The file says how it was drawn; the Draw tab has its settings." : "");
     take[name](picture);
+    const filled = picture.recipe?.command === "generate" && name !== "draw";
+    if (filled) line.say("The file says how it was drawn; the Draw tab has its settings.");
   } catch (error) {
     line.fail(error);
   }
