@@ -23,7 +23,7 @@ def run(
         options.files(
             "--prompts",
             metavar="FILE",
-            help="Prompts from a file: one per line, or `prompt` of the rows of a .jsonl or .csv; - is stdin.",
+            help="Prompts from a file: one per line, or `prompt` of the rows of .jsonl or .csv; - is stdin.",
         ),
     ] = None,
     out: Annotated[Path, options.files(metavar="DIR", help="Output folder.")] = Path("generated"),
