@@ -21,7 +21,7 @@ export function setup(onFile) {
   let rebuilt = null; // its PNG, and the tokens that gave it
   let timer = 0;
 
-  const places = () => new Map(tokens.cells?.map((cell, place) => [cell, place]));
+  const places = () => new Map(tokens.cells.map((cell, place) => [cell, place]));
 
   // The newest request counts: an older one that still runs is given up.
   async function latest(work) {
@@ -48,8 +48,9 @@ export function setup(onFile) {
     line.say("");
   }
 
-  function fresh(found) {
+  function fresh(found, said) {
     tokens = original = found;
+    get("kept-said").textContent = said;
     past = [];
     chosen = null;
     const [rows, columns] = found.grid;
@@ -73,7 +74,7 @@ export function setup(onFile) {
     over.setAttribute("role", "group");
     over.setAttribute("aria-label", "Cells of the image");
     const at = places();
-    const before = new Map(original.cells?.map((cell, place) => [cell, original.ids[place]]));
+    const before = new Map(original.cells.map((cell, place) => [cell, original.ids[place]]));
     const same = at.has(chosen) ? tokens.ids[at.get(chosen)] : null;
     for (let cell = 0; cell < rows * columns; cell += 1) {
       const code = at.has(cell) ? tokens.ids[at.get(cell)] : null;
@@ -88,13 +89,12 @@ export function setup(onFile) {
       over.append(button);
     }
     get("kept").replaceChildren(element("img", { src: picture.url, alt: picture.title }), over);
-    if (!tokens.cells) line.say("This tokenizer's codes have no cells; they are listed under All codes.");
   }
 
   function showList() {
     get("code-list").replaceChildren(...tokens.ids.map((code, place) => element("li", {}, element("button", {
       type: "button", textContent: code, title: `Code ${place + 1} of ${tokens.ids.length}`,
-      onclick: () => tokens.cells && choose(tokens.cells[place]),
+      onclick: () => choose(tokens.cells[place]),
     }))));
   }
 
@@ -165,8 +165,8 @@ export function setup(onFile) {
     line.say("Tokenizing …");
     await latest(async (signal) => {
       const found = await api.tokenize(await dataUrl(picture.blob), budget, signal);
-      if (!budget) picture.tokens ??= found;
-      fresh(found);
+      if (!budget && !picture.tokens?.cells) picture.tokens = found;
+      fresh(found, budget ? `The ${budget} cells that are kept` : "Kept cells");
       await rebuild(signal);
     });
   }
@@ -216,8 +216,8 @@ export function setup(onFile) {
     place.show(next);
     get("rebuilt").replaceChildren();
     get("rebuilt-buttons").hidden = true;
-    if (!next.tokens) { tokenize(null); return; }
-    fresh(next.tokens);
+    if (!next.tokens?.cells) { tokenize(null); return; } // language models may write codes without cells
+    fresh(next.tokens, next.recipe ? "Cells as they were drawn" : "Kept cells");
     line.say("Reconstructing …");
     latest(rebuild);
   };
