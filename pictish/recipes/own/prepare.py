@@ -10,6 +10,7 @@ from pictish.configs import load, parse
 from pictish.configs.explain import commented_yaml
 from pictish.data.collect import Found, look, read_manifest, write_raw_shards
 from pictish.io.files import printable, write_atomic
+from pictish.io.model_folder import resolve_model
 from pictish.recipes.own.config import FILE, STAGES, OwnConfig, Size, preset
 
 _EVERY = 30.0  # seconds between two lines
@@ -99,8 +100,8 @@ def _counted(what: str, say: Callable[[str], None]) -> Callable[[int], None]:
 def settings(out: Path, size: Size, initial: str | None, overrides: Sequence[str]) -> tuple[OwnConfig, bool]:
     """The settings in OUT/train.yaml, written if it is not there yet, and whether training has begun."""
     path = out / FILE
-    if initial not in (None, "starter"):
-        initial = os.path.realpath(str(initial))
+    if initial is not None and initial != "starter":
+        initial = os.path.realpath(resolve_model(initial))
     wanted = preset(size, initial, overrides)
     if not path.is_file():
         header = (
