@@ -108,6 +108,9 @@ class DefaultsConfig(Config):
     caption: BeamSearchConfig | None = Field(None, description="none: the likeliest id each time, not cut")
     answer: BeamSearchConfig | None = None
     continuous: bool = Field(False, description="whether pictures to be described enter as features")
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="score of kept patches of pictures in prompts; none: the tokenizer's"
+    )
 
 
 class DropoutConfig(Config):

@@ -311,12 +311,14 @@ def new_model(
     *,
     features: bool,
     seed: int,
+    code_vectors: Tensor | None = None,
 ) -> UnifiedModel:
     """A model to be trained: random, or a pretrained one with new rows for pictures.
 
-    `text_tokenizer` is for a random one; a pretrained one brings its own. A model folder of ours is taken as
-    it is, with its projector. Raises ValueError for an unknown architecture, settings that it does not know,
-    a folder that holds no causal language model, and a model of ours for another image tokenizer.
+    `text_tokenizer` is for a random one; a pretrained one brings its own; `code_vectors` as for `widen`. A
+    model folder of ours is taken as it is, with its projector. Raises ValueError for an unknown architecture,
+    settings that it does not know, a folder that holds no causal language model, and a model of ours for
+    another image tokenizer.
     """
     projector, defaults = None, None
     generator = torch.Generator().manual_seed(seed)
@@ -334,7 +336,14 @@ def new_model(
         if text_tokenizer.eos_token_id is None:
             raise ValueError("the text tokenizer has no end-of-text token; one is needed to end documents")
         if ours is None:
-            widen(language, text_tokenizer, image_tokens.codes, cells=image_tokens.cells, generator=generator)
+            widen(
+                language,
+                text_tokenizer,
+                image_tokens.codes,
+                cells=image_tokens.cells,
+                code_vectors=code_vectors,
+                generator=generator,
+            )
         if features and projector is None:
             projector = Projector(image_tokens.features, width_of(language))
         if isinstance(base, PretrainedModel) and base.lora is not None:

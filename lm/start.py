@@ -24,7 +24,8 @@ def starting_model(
 ) -> UnifiedModel:
     """The model before its first step; a text tokenizer is trained once and kept in `run/text_tokenizer`.
 
-    With its dropout and heads of alignment, which are for training alone; those need `code_vectors` (C, W).
+    With its dropout and heads of alignment, which are for training alone; those need `code_vectors` (C, W),
+    by which the rows of codes are drawn, too (`widen`).
     """
     base = config.model.base
     text_tokenizer = None
@@ -36,7 +37,9 @@ def starting_model(
                 trained.save_pretrained(temp)
         text_tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     features, seed = config.model.features, config.seed
-    model = new_model(base, text_tokenizer, image_tokens, features=features, seed=seed)
+    model = new_model(
+        base, text_tokenizer, image_tokens, features=features, seed=seed, code_vectors=code_vectors
+    )
     language = model.language
     if config.model.attn_implementation is not None:
         try:

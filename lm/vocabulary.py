@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from tokenizers import AddedToken
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -164,12 +165,15 @@ def widen(
     has_mask: bool = True,
     *,
     cells: int | None = None,
+    code_vectors: Tensor | None = None,
     generator: torch.Generator,
 ) -> Vocabulary:
     """Give a causal LM and its fast tokenizer, in place, the ids of pictures.
 
     `cells` are those of the image tokenizer's grid; None: codes are written in their order only. New rows
-    of embedding and head are drawn around the old ones' mean with their spread, dimension by dimension.
+    of embedding and head are drawn around the old ones' mean with their spread, dimension by dimension. With
+    `code_vectors` (codes, W), the image tokenizer's, codes of similar vectors get similar rows, from which a
+    model learns much faster (docs/log.md).
     Saved, both load with `AutoModelForCausalLM` and `AutoTokenizer`. ValueError when the tokenizer already
     knows one of the new strings or is not a fast one, and for a grid of a single cell.
     """
@@ -194,7 +198,8 @@ def widen(
     vocabulary = vocabulary_of(tokenizer)
     found = (vocabulary.text, vocabulary.codes, vocabulary.has_mask, vocabulary.skips)
     assert found == (text, codes, has_mask, skips), vocabulary
-    _add_rows(model, vocabulary.size, min(rows, used), generator)
+    similar = None if code_vectors is None else (vocabulary.ids_of(torch.arange(codes)), code_vectors)
+    _add_rows(model, vocabulary.size, min(rows, used), similar, generator)
     return vocabulary
 
 
@@ -237,8 +242,17 @@ def _blank(tokenizer: PreTrainedTokenizerFast, text: int) -> frozenset[int]:
 
 
 @torch.no_grad()
-def _add_rows(model: PreTrainedModel, size: int, used: int, generator: torch.Generator) -> None:
-    """Widen embedding and head to `size` rows, the new ones drawn like the first `used`."""
+def _add_rows(
+    model: PreTrainedModel,
+    size: int,
+    used: int,
+    similar: tuple[Tensor, Tensor] | None,
+    generator: torch.Generator,
+) -> None:
+    """Widen embedding and head to `size` rows, the new ones drawn like the first `used`.
+
+    Those of `similar`, ids (C,) and vectors (C, W), are a random projection of the vectors and some noise.
+    """
     rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     with torch.random.fork_rng(devices=[]):  # the rows that transformers draws come from the global generator
         model.resize_token_embeddings(size, mean_resizing=False)
@@ -249,6 +263,12 @@ def _add_rows(model: PreTrainedModel, size: int, used: int, generator: torch.Gen
     for matrix in matrices:
         old = matrix[:used].float()
         noise = torch.randn((size - rows, *old.shape[1:]), generator=generator).to(old.device)
+        if similar is not None and matrix.dim() == 2:
+            ids, vectors = similar[0] - rows, similar[1].to(old)
+            directions = F.normalize(vectors - vectors.mean(dim=0), dim=1)
+            projection = torch.randn(vectors.shape[1], old.shape[1], generator=generator).to(old)
+            own = 0.3  # of a code's row, so that equal vectors do not mean equal rows; the variance stays 1
+            noise[ids] = (1 - own**2) ** 0.5 * directions @ projection + own * noise[ids]
         matrix[rows:] = (old.mean(dim=0) + old.std(dim=0) * noise).to(matrix.dtype)
 
 

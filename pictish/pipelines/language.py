@@ -65,7 +65,12 @@ class Language:
         if continuous and self.model.projector is None:
             raise ValueError("this language model has no projector for continuous features; use codes")
         pictures = [one for one in said if isinstance(one, Image.Image)]
-        encoded = self.tokenizer.encode(pictures, features_for="understanding" if continuous else None)
+        encoded = self.tokenizer.encode(
+            pictures,
+            features_for="understanding" if continuous else None,
+            # as many codes as in training
+            threshold=self.model.defaults.threshold,
+        )
         waiting = iter(
             Codes(one.tokens.ids, one.tokens.cells) if one.features is None else Features(one.features)
             for one in encoded

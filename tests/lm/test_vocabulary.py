@@ -154,6 +154,28 @@ def test_new_rows_are_drawn_like_the_old_ones(tied):
     assert torch.equal(states[0][0], states[0][1]) == tied
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_codes_of_similar_vectors_start_with_similar_rows(tied):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(8, 16, generator=generator).repeat_interleave(512, dim=0)
+    vectors = centres + 0.1 * torch.randn(4096, 16, generator=generator)
+    model = tiny_model("llama", SIZE, tied=tied, dtype=torch.float32)
+    old = [m.weight.clone() for m in (model.get_input_embeddings(), model.get_output_embeddings())]
+    vocabulary = widen(model, tiny_tokenizer(), 4096, cells=9, code_vectors=vectors, generator=generator)
+    codes = vocabulary.ids_of(torch.arange(4096))
+    for before, layer in zip(old, (model.get_input_embeddings(), model.get_output_embeddings()), strict=True):
+        rows = layer.weight[codes] - before.mean(dim=0)
+        alike = torch.nn.functional.cosine_similarity(rows[:-1], rows[1:])
+        assert alike.median() > 0.85, "neighbours in the list are of one centre, but for seven"
+        assert (alike < 1 - 1e-3).all(), "but no two rows are equal"
+        apart = torch.nn.functional.cosine_similarity(rows[:512], rows[-512:])
+        assert apart.abs().median() < 0.7
+        assert 0.7 < (rows.std() / before.std()) < 1.3
+        others = [vocabulary.begin, vocabulary.end, *range(vocabulary.size - 8, vocabulary.size)]
+        marks = layer.weight[others] - before.mean(dim=0)
+        assert torch.nn.functional.cosine_similarity(marks[:-1], marks[1:]).abs().median() < 0.4
+
+
 def test_a_padded_vocabulary_keeps_model_and_tokenizer_together():
     rows = SIZE + 24
     old = tiny_model("qwen3", rows, dtype=torch.float32).get_input_embeddings().weight

@@ -12,6 +12,7 @@ from pictish.data.images import png_bytes
 from pictish.data.loader import ImageBytes
 from pictish.data.tokens import EncodedImage, TokenizedImage
 from pictish.lm.autoregressive import embed_ids
+from pictish.lm.config import DefaultsConfig
 from pictish.lm.model import UnifiedModel
 from pictish.lm.sequence import picture_ids
 from pictish.lm.vocabulary import widen
@@ -77,6 +78,15 @@ def test_a_picture_in_a_prompt_says_where_its_codes_lie(language, monkeypatch):
     assert torch.equal(language.prompt([picture], draw=False).full, embedded)
     assert torch.equal(language.prompt([picture, "blue"], draw=True).image_only[:-1], embedded)
     assert Describe(language)(picture), "text alone follows"
+
+
+def test_a_model_may_read_fewer_codes_of_a_picture_than_the_tokenizer_keeps(language):
+    picture = told_picture("red", "disc", 60)
+    (kept,) = language.parts([picture])
+    language.model.defaults = DefaultsConfig(threshold=0.999)
+    (fewer,) = language.parts([picture])
+    (expected,) = language.tokenizer.tokenize([picture], threshold=0.999)
+    assert 1 <= len(fewer.codes) == len(expected) < len(kept.codes)
 
 
 def test_raw_pictures_are_encoded_with_their_cells(tokenizer):
