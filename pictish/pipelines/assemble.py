@@ -58,11 +58,11 @@ def part_info(folder: Path) -> PartInfo:
 
 
 def parts_of(model: str | Path) -> dict[Part, PartInfo]:
-    """The parts of a model folder, or of `starter`; ValueError when it has none, or one that is damaged."""
+    """The parts of a model that are whole, by the name that `resolve_model` takes; ValueError without any."""
     found: dict[Part, PartInfo] = {}
     root = resolve_model(model)
     for part in PARTS:
-        if (root / part / CONFIG).is_file():
+        with contextlib.suppress(ValueError, FileNotFoundError):
             found[part] = part_info(root / part)
     if not found:
         raise ValueError(f"{printable(model)}: not a model folder; it has none of {', '.join(PARTS)}")

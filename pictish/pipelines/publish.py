@@ -8,7 +8,7 @@ from pathlib import Path
 from pictish.io.files import printable, read_regular_file, sha256_file, shown
 from pictish.io.hub import MANIFEST, hub_errors, is_data, manifest_of
 from pictish.io.model_folder import CONFIG, resolve_model, whole_folder
-from pictish.pipelines.assemble import PARTS, PartInfo, misfits, parts_of
+from pictish.pipelines.assemble import PARTS, PartInfo, misfits, part_info
 
 CARD = "README.md"
 BESIDE = ("LICENSE", "evaluation.json", "samples.png")  # of a model folder, published with its parts
@@ -72,7 +72,9 @@ def contents(model: str | Path, name: str, license: str | None = None) -> dict[s
     if license is not None and not re.fullmatch(r"[\w.+-]+", license, re.ASCII):
         raise ValueError(f"license: {shown(license)} asked for; an identifier such as apache-2.0 fits")
     root = resolve_model(model)
-    parts = parts_of(root)
+    parts = {name: part_info(root / name) for name in PARTS if (root / name / CONFIG).is_file()}
+    if not parts:
+        raise ValueError(f"{printable(model)}: not a model folder; it has none of {', '.join(PARTS)}")
     if lines := misfits(parts):
         raise ValueError("; ".join(lines))
     files: dict[str, Path | bytes] = {}
