@@ -12,6 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 PROMPTS = (("a red apple", "noto"), ("the sun", "twemoji"))
+SAMPLE = Path(__file__).parent.parent / "docs" / "samples" / "noto-woman-student.png"
 PATIENCE = 600_000  # ms
 
 
@@ -46,12 +47,12 @@ def main(url: str, out: str) -> None:
             draw(page, prompt, style)
         page.mouse.move(0, 0)
         save(page, folder / "ui-draw.webp")
-        page.locator("#drawn .tile button:has-text('Look inside')").nth(4).click()  # the first one drawn
+        page.click("#tab-inside")
+        page.set_input_files("#inside-source input", SAMPLE)
         page.wait_for_selector("#rebuilt img")
         codes = page.locator("#kept button:not(.dropped)")
         codes.nth(codes.count() // 2).click()
         page.mouse.move(0, 0)
-        page.wait_for_timeout(1000)  # until it has scrolled to the top
         save(page, folder / "ui-inside.webp")
         browser.close()
 
