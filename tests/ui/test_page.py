@@ -178,6 +178,13 @@ class TestInABrowser:
         page.click("#keep")
         page.wait_for_selector("#strip button[title='disc, 3 codes']")
 
+    def test_look_inside_a_drawn_image_whose_codes_may_have_no_cells(self, page, server):
+        draw(page, count=1)
+        page.click("#drawn button:has-text('Look inside')")
+        page.wait_for_selector("#rebuilt img")
+        assert page.locator("#kept button").count() == server.serving.pipeline.tokenizer.cells
+        assert page.locator("#code-list button").count() == page.locator("#kept button:not(.dropped)").count()
+
     def test_by_keyboard_and_with_labels(self, page):
         page.focus("#tab-draw")
         page.keyboard.press("ArrowLeft")
