@@ -76,9 +76,7 @@ def request(number: int) -> Request:
     if chance.random() < 0.3:
         content = _damaged(content, chance)
     if chance.random() < 0.05:
-        kind = chance.choice(
-            ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "é")
-        )
+        kind = chance.choice(KINDS)
     return Request(path, content, kind)
 
 
@@ -98,9 +96,7 @@ def _change(value: Any, chance: random.Random) -> None:
             case 0 if isinstance(value, dict):
                 del value[key]
             case 1 if isinstance(value, dict):
-                value[chance.choice(("model", "size", "stream", "modalities", "n", "é", "mask", "cells"))] = (
-                    odd(chance)
-                )
+                value[chance.choice(NAMES)] = odd(chance)
             case _:
                 value[key] = odd(chance)
         return
