@@ -84,7 +84,7 @@ async def _read(serving: Serving, messages: Sequence[Message]) -> _Asked:
     words = "\n".join(texts).strip() or None
     if words is not None:
         serving.check_words("messages", words)
-    images = tuple([await serving.uploads.data_url(url, f"messages.{last}.image_url") for url in urls])
+    images = tuple(await serving.uploads.data_urls(urls, f"messages.{last}.image_url"))
     latest = images[-1] if images else None
     if latest is None:
         earlier = [(place, url) for place, one in enumerate(messages) for url in _parts(one)[1]]

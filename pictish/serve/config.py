@@ -15,7 +15,7 @@ class ServeConfig(Config):
     name: str | None = Field(None, description="name of the model in /v1/models; none: that of its folder")
     api_keys: tuple[SecretStr, ...] = Field((), description="accepted bearer tokens; none: no key is needed")
     max_body_bytes: Count = 10 << 20
-    max_pixels: Count = Field(16_000_000, description="of each input image")
+    max_pixels: Count = Field(16_000_000, description="of the input images of a request, in equal shares")
     max_images: Count = Field(4, description="input images of a request")
     max_n: Count = Field(10, description="pictures that a request may ask for")
     max_size: int = Field(1024, ge=16, le=16_384, description="longer side of a picture in pixels")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pictish.serve.config import ServeConfig
 from pictish.serve.errors import ApiError
-from pictish.serve.jobs import Compute, Event, Failed, Job, Work
+from pictish.serve.jobs import Compute, Event, Job, Work
 from pictish.serve.rendering import Renderer
 from pictish.serve.writing import Writer
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pictish.pipelines.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
-Events = "asyncio.Queue[tuple[Job, Event, bool]]"
 
 
 class Engine:
@@ -164,8 +163,3 @@ class Engine:
                 writer.begin(job)
             except Exception as error:
                 job.fail(error)
-
-
-def failed(event: Event) -> Exception | None:
-    """The error that an event tells of."""
-    return event.error if isinstance(event, Failed) else None

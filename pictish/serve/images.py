@@ -66,7 +66,7 @@ async def edit(request: Request, body: Annotated[EditRequest, Form()], serving: 
         raise invalid("mask: goes with one image", "mask")
     serving.check_most(image=len(files))
     serving.engine.check_room(body.n)
-    images = [await serving.uploads.image(await file.read(), "image") for file in files]
+    images = await serving.uploads.images([await file.read() for file in files], "image")
     works = drawings(body.prompt, images, body, body)
     if body.mask is not None:
         mask = await serving.uploads.mask(await body.mask.read(), images[0], "mask")

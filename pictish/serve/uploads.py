@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import re
+from collections.abc import Sequence
 
 from PIL import Image
 
@@ -31,13 +32,17 @@ class Uploads:
         if self._pool is not None:
             self._pool.close()
 
-    async def image(self, blob: bytes, param: str) -> Image.Image:
-        """An uploaded picture as RGB, on white where it is transparent; ApiError 400 for anything else."""
-        return load_image(await self._decoded(blob, param))
+    async def images(self, blobs: Sequence[bytes], param: str) -> list[Image.Image]:
+        """Uploaded pictures as RGB, on white where they are transparent; ApiError 400 for anything else.
+
+        They share `max_pixels` evenly, so that what a request holds does not grow with their number.
+        """
+        most = self.config.max_pixels // max(1, len(blobs))
+        return [load_image(await self._decoded(blob, param, most)) for blob in blobs]
 
     async def mask(self, blob: bytes, like: Image.Image, param: str) -> Image.Image:
         """Where an edit may change a picture, white on black (mode L): where the mask is transparent."""
-        mask = await self._decoded(blob, param)
+        mask = await self._decoded(blob, param, self.config.max_pixels)
         if mask.mode != "RGBA":
             raise invalid(f"{param}: has no transparent pixels; those mark what may change", param)
         if mask.size != like.size:
@@ -49,6 +54,14 @@ class Uploads:
 
     async def data_url(self, url: str, param: str) -> Image.Image:
         """The picture in a data URL; no other address is opened."""
+        (image,) = await self.data_urls([url], param)
+        return image
+
+    async def data_urls(self, urls: Sequence[str], param: str) -> list[Image.Image]:
+        """As `data_url`, for several; they share `max_pixels` as those of `images` do."""
+        return await self.images([self._blob(url, param) for url in urls], param)
+
+    def _blob(self, url: str, param: str) -> bytes:
         head = _DATA_URL.match(url)
         if head is None:
             raise invalid(
@@ -57,15 +70,14 @@ class Uploads:
                 "invalid_image_url",
             )
         try:
-            blob = base64.b64decode(url[head.end() :], validate=True)
+            return base64.b64decode(url[head.end() :], validate=True)
         except (binascii.Error, ValueError):
             raise invalid(f"{param}: not valid base64", param, "invalid_image_url") from None
-        return await self.image(blob, param)
 
-    async def _decoded(self, blob: bytes, param: str) -> Image.Image:
+    async def _decoded(self, blob: bytes, param: str, max_pixels: int) -> Image.Image:
         """RGB or RGBA."""
         assert self._pool is not None, "started with the app"
-        decoded = await asyncio.wrap_future(decoded_whole(self._pool, blob, self.config.max_pixels))
+        decoded = await asyncio.wrap_future(decoded_whole(self._pool, blob, max_pixels))
         if decoded.image is None:
             message = f"{param}: {decoded.error}"
             if decoded.transient:

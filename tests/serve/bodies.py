@@ -30,30 +30,27 @@ TRUE: dict[str, dict[str, Any]] = {
     "/v1/tokenize": {"image": URL, "budget": 3},
     "/v1/detokenize": {"tokens": TOKENS, "num_inference_steps": 0},
 }
-ODD: list[Any] = [
-    *(None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**64, -(2**63), 10**400, 0.5, -0.0, 1e308, 1e-320),
-    *(
-        "",
-        " ",
-        "x",
-        "\0",
-        "\ud800",
-        "é" * 100,
-        "[IMG]",
-        "<code-00001>",
-        "../../etc/passwd",
-        "file:///etc/passwd",
-    ),
-    *(
-        "http://127.0.0.1/",
-        "data:image/png;base64,",
-        "data:image/svg+xml;base64,PHN2Zy8+",
-        "1x1",
-        "0x0",
-        "99999x1",
-    ),
-    *([], [[]], {}, {"a": 1}, [None] * 50, URL, TOKENS, "nan", "auto", "image", "NaN", "a" * 5000),
-]
+NUMBERS = (0, -1, 1, 3, 2**31, 2**63, 2**64, -(2**63), 10**400, 0.5, -0.0, 1e308, 1e-320)
+WORDS = (
+    "",
+    " ",
+    "x",
+    "\0",
+    "\ud800",
+    "\u00e9" * 100,
+    "[IMG]",
+    "<code-00001>",
+    "nan",
+    "auto",
+    "image",
+    "a" * 5000,
+)
+ADDRESSES = ("../../etc/passwd", "file:///etc/passwd", "http://127.0.0.1/", "data:image/png;base64,", URL)
+SIZES = ("1x1", "0x0", "99999x1")
+OTHERS = (None, True, False, [], [[]], {}, {"a": 1}, [None] * 50, TOKENS)
+ODD: list[Any] = [*NUMBERS, *WORDS, *ADDRESSES, *SIZES, *OTHERS]
+NAMES = ("model", "size", "stream", "modalities", "n", "mask", "cells", "other")  # of fields to add
+KINDS = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "\u00e9")
 
 
 @dataclass(frozen=True)
@@ -79,9 +76,7 @@ def request(number: int) -> Request:
     if chance.random() < 0.3:
         content = _damaged(content, chance)
     if chance.random() < 0.05:
-        kind = chance.choice(
-            ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "é")
-        )
+        kind = chance.choice(KINDS)
     return Request(path, content, kind)
 
 
@@ -101,9 +96,7 @@ def _change(value: Any, chance: random.Random) -> None:
             case 0 if isinstance(value, dict):
                 del value[key]
             case 1 if isinstance(value, dict):
-                value[chance.choice(("model", "size", "stream", "modalities", "n", "é", "mask", "cells"))] = (
-                    odd(chance)
-                )
+                value[chance.choice(NAMES)] = odd(chance)
             case _:
                 value[key] = odd(chance)
         return
