@@ -308,7 +308,7 @@ def test_a_full_queue_says_when_to_come_back(whole_model):
 
 
 def test_keys_and_time(whole_model):
-    with running(whole_model, api_keys=("secret", "other"), timeout=0.02) as server:
+    with running(whole_model, api_keys=("secret", "other"), timeout=1, max_steps=1000) as server:
         url = f"{server.url}/v1/models"
         assert httpx.get(url).status_code == 401
         assert httpx.get(url, headers={"Authorization": "Bearer wrong"}).status_code == 401
@@ -317,7 +317,7 @@ def test_keys_and_time(whole_model):
         assert httpx.get(f"{server.url}/healthz").status_code == 200
         answer = httpx.post(
             f"{server.url}/v1/images/generations",
-            json={"prompt": "a red apple", "num_inference_steps": 100},
+            json={"prompt": "a red apple", "n": 10, "num_inference_steps": 1000},
             headers={"Authorization": "Bearer secret"},
             timeout=60,
         )
