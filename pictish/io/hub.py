@@ -83,7 +83,7 @@ def hub_errors(name: str) -> Iterator[None]:
         errors.OfflineModeIsEnabled,
     ):
         raise ValueError(
-            f"{name}: no such folder, and the hub cannot be reached; what it has is not in the cache either"
+            f"{name}: no such folder, and the hub cannot be reached; the model is not in its cache either"
         ) from None
     except ValueError as error:  # a name or a card that the hub does not take
         raise ValueError(f"{name}: {one_line(error)}") from None
