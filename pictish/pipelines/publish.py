@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pictish.io.files import printable, read_regular_file, sha256_file, shown
 from pictish.io.hub import MANIFEST, hub_errors, is_data, manifest_of
-from pictish.io.model_folder import CONFIG, resolve_model, whole_folder
+from pictish.io.model_folder import CONFIG, Part, resolve_model, whole_folder
 from pictish.pipelines.assemble import PARTS, PartInfo, misfits, part_info
 
 CARD = "README.md"
@@ -94,7 +94,7 @@ def contents(model: str | Path, name: str, license: str | None = None) -> dict[s
     return files
 
 
-def card(name: str, parts: Mapping[str, PartInfo], own: str | None, license: str | None) -> str:
+def card(name: str, parts: Mapping[Part, PartInfo], own: str | None, license: str | None) -> str:
     """The model card: what the hub indexes, how to use the model, its parts, and the card `own` of its run.
 
     The run's card says what it was trained on, what was measured, and its licence.
