@@ -72,11 +72,11 @@ async function follow(answer, onImage) {
   }
 }
 
-// A conversation: onText(more) for each piece of the answer.
-export async function chat(messages, onText, signal) {
+// A conversation: onPiece(more) for each piece of the answer.
+export async function chat(messages, onPiece, signal) {
   for await (const event of events(await ask("/v1/chat/completions", { messages, stream: true }, signal))) {
     const more = event.choices?.[0]?.delta?.content;
-    if (more) onText(more);
+    if (more) onPiece(more);
   }
 }
 
