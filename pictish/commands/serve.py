@@ -47,14 +47,15 @@ def run_server(
     extend: "Callable[[FastAPI], None] | None" = None,
 ) -> None:
     """Serve a model until a signal, with whatever `extend` adds to the app."""
+    from pictish.configs import load, parse
+    from pictish.serve.config import ServeConfig
+
+    settings = parse(ServeConfig, {} if config is None else load(config), str(config))
     try:
         from pictish.serve.server import serve
     except ImportError as error:
         raise ValueError(f"{error.name} is missing; pip install 'pictish[serve]'") from None
-    from pictish.configs import load, parse
     from pictish.pipelines.pipeline import Pipeline
-    from pictish.serve.config import ServeConfig
 
-    settings = parse(ServeConfig, {} if config is None else load(config), str(config))
     pipeline = Pipeline.from_pretrained(model, device=device, dtype=precision.value)
     serve(pipeline, settings, host, port, extend)
