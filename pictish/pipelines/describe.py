@@ -66,7 +66,7 @@ class Describe:
         ways = [defaults.caption if question is None else defaults.answer for question in questions]
         for way in dict.fromkeys(ways):
             mine = [place for place, one in enumerate(ways) if one == way]
-            prompts = [self._prompt(images[place], questions[place], continuous) for place in mine]
+            prompts = [self.prompt(images[place], questions[place], continuous) for place in mine]
             if way is None or sampling is not None or self.language.model.masked is not None:
                 own = None if generators is None else [generators[place] for place in mine]
                 written = self._draw(prompts, max_new_tokens or MOST, sampling, own, progress)
@@ -81,7 +81,8 @@ class Describe:
             }
         return [texts[place] for place in range(len(images))]
 
-    def _prompt(self, image: Image.Image, question: str | None, continuous: bool) -> "Prompt":
+    def prompt(self, image: Image.Image, question: str | None, continuous: bool) -> "Prompt":
+        """What the model continues with a caption, or an answer; ValueError for an empty question."""
         from pictish.lm.sequence import QUESTION
 
         said: list[Said] = [image]
