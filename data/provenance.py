@@ -48,6 +48,7 @@ class Request(Config):
     min_p: float | None
     min_tokens: int | None
     max_tokens: int | None
+    adaptor: str | None = None  # name of the inner adaptor that the language model was read through
     official_quirks: bool = False
     aspect: str | None = Field(None, pattern=r"^[1-9]\d{0,4}:[1-9]\d{0,4}$")  # width:height
     steps: int | None = Field(ge=0, le=1000)  # 0: the preview
@@ -57,6 +58,7 @@ class Request(Config):
     region: str | None = Field(None, pattern=r"^\d{1,6}(,\d{1,6}){3}$")  # of an edit: x,y,width,height
     lowres: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    quantize: Literal["int8", "int4"] | None = None  # weights of the language model
     upscale: Literal[1, 2, 4] | None = None
     size: int | None = Field(ge=1, le=16_384)
 
@@ -80,6 +82,7 @@ class Origin(Request):
     pictish: str  # version
     tokenizer: Fingerprint
     lm: Fingerprint
+    adaptor_weights: Fingerprint | None = None
     decoder: Fingerprint
     upscaler: Fingerprint | None = None
     tokens: str  # base64 of the bytes of a token file

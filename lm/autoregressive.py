@@ -1,6 +1,6 @@
 """Generation: prompts in, segments of text and pictures out, one id per step for all prompts together.
 
-    batch = DecodeBatch(model, branches)     one row per branch: the prompt, and those that guidance needs
+    batch = RoutedBatch(models, branches)    one row per branch: the prompt, and those that guidance needs
     while any prompt is unfinished:
         logits = guided(batch.logits)        one row per prompt
         ids = draw(logits where legal)
@@ -46,6 +46,7 @@ class Prompt:
     image_only: Tensor | None = None  # (L', D) without the text
     nothing: Tensor | None = None  # (L'', D) without any condition
     inside: bool = False  # all end with [IMG], so that the first id to come is a picture's
+    model: PreTrainedModel | None = None  # the adapted model that continues it; None: the one that is called
     blocks: Tensor | None = None  # (L,) of `full`, rising from 0, for masked models; None: all one
 
     def __post_init__(self) -> None:
@@ -120,6 +121,8 @@ def generate(
 ) -> list[list[Segment]]:
     """What a transformers causal LM in eval mode says to each prompt: its pieces in order, one at least.
 
+    Prompts that name a `model` of their own, such as one of lm/adaptors.py, are continued by that, in the
+    same loop: each gets what it would get alone. All models have the vocabulary.
     Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it. A
     `draw_ids` draws instead. `progress` is called after each id; what it raises ends the call.
     ValueError for a prompt longer than the model's context, for one that the request contradicts, and for a
@@ -137,9 +140,9 @@ def generate(
         _ActiveSequence(decoding, *branches(prompt, guidance), generator)
         for decoding, prompt, generator in zip(decodings, prompts, generators, strict=True)
     ]
-    batch = DecodeBatch(
-        model, [branch for s in sequences for branch in s.branches], constraints.max_new_tokens, cache
-    )
+    models = [prompt.model or model for prompt, s in zip(prompts, sequences, strict=True) for _ in s.branches]
+    rows = [branch for s in sequences for branch in s.branches]
+    batch = RoutedBatch(models, rows, constraints.max_new_tokens, cache)
     legal = constraints.legal(vocabulary, batch.logits.shape[1], batch.logits.device)
     codes = vocabulary.is_code(torch.arange(batch.logits.shape[1], device=batch.logits.device))
     for step in itertools.count(1):
@@ -297,6 +300,50 @@ class DecodeBatch:
         )
         logits = output.logits[:, -1]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class RoutedBatch:
+    """Rows of several models: a `DecodeBatch` of each, and the logits of all rows in their order."""
+
+    def __init__(
+        self, models: Sequence[PreTrainedModel], prompts: Sequence[Tensor], room: int, cache: CacheKind
+    ) -> None:
+        """Read each of `prompts` (L, D) by its model; ValueError as `DecodeBatch`, and for unlike heads."""
+        distinct = list({id(model): model for model in models}.values())
+        self.owners = [next(n for n, one in enumerate(distinct) if one is model) for model in models]  # (R,)
+        self.batches = [
+            DecodeBatch(
+                model, [p for p, owner in zip(prompts, self.owners, strict=True) if owner == n], room, cache
+            )
+            for n, model in enumerate(distinct)
+        ]
+        widths = {batch.logits.shape[1] for batch in self.batches}
+        if len(widths) > 1:
+            raise ValueError(f"models with {sorted(widths)} logits in one batch; as many of each would fit")
+
+    @property
+    def logits(self) -> Tensor:
+        """Of what comes next, (R, V)."""
+        if len(self.batches) == 1:
+            return self.batches[0].logits
+        rows = [iter(batch.logits) for batch in self.batches]
+        return torch.stack([next(rows[owner]) for owner in self.owners])
+
+    def step(self, ids: Sequence[int]) -> None:
+        """Read one more id a row."""
+        for number, batch in enumerate(self.batches):
+            batch.step([token for token, owner in zip(ids, self.owners, strict=True) if owner == number])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these rows go on, in this order."""
+        within = [self.owners[:row].count(owner) for row, owner in enumerate(self.owners)]
+        kept = [[within[row] for row in rows if self.owners[row] == n] for n in range(len(self.batches))]
+        for batch, own in zip(self.batches, kept, strict=True):
+            if own and own != list(range(len(batch.logits))):
+                batch.keep(own)
+        used = [n for n, own in enumerate(kept) if own]
+        self.owners = [used.index(self.owners[row]) for row in rows]
+        self.batches = [self.batches[n] for n in used]
 
 
 def cache_argument(model: PreTrainedModel) -> str:

@@ -46,6 +46,21 @@ class LanguageModelConfig(Config):
     )
 
 
+class AdaptorConfig(Config):
+    """An inner adaptor that is trained beside a frozen base, see lm/adaptors.py."""
+
+    kind: str = Field("general", description="what it is for, in a word: general, grounding, code, ...")
+    points: tuple[int, ...] | None = Field(
+        None, description="base layers with a layer of the adaptor behind them; none: two of every five"
+    )
+    start: Literal["identity", "copy"] = Field(
+        "identity", description="layers that change nothing at first, or copies of the base's"
+    )
+    table: Literal["own", "tied"] = Field("own", description="embedding table; tied: the base's")
+    norm: Literal["own", "tied"] = Field("own", description="final norm; tied: the base's")
+    head: Literal["own", "tied"] = Field("own", description="head; tied: the base's")
+
+
 class ImageGenerationConfig(Config):
     """How tokens of pictures are drawn unless the user says otherwise."""
 
@@ -348,6 +363,9 @@ class TrainConfig(Config):
 
     part: Literal["lm"] = "lm"
     model: LanguageModelConfig
+    adaptor: AdaptorConfig | None = Field(
+        None, description="an inner adaptor, which alone is trained and saved; none: the model itself is"
+    )
     tokenizer: str | None = Field(
         "starter",
         description="whose codes are learned: a folder or a shipped name; none: pictures are only seen",
@@ -387,6 +405,10 @@ class TrainConfig(Config):
     def _consistent(self) -> "TrainConfig":
         if not self.stages:
             raise ValueError("stages: one or more are needed, none was given")
+        if self.adaptor is not None and (self.model.base.kind != "pretrained" or self.model.base.lora):
+            raise ValueError(
+                "adaptor: its base is a pretrained model without lora; model.base says otherwise"
+            )
         for name in ("lanes", "gradient_accumulation_steps"):
             if self.data.rows % (count := getattr(self.data, name)):
                 raise ValueError(f"data.rows {self.data.rows} is no multiple of data.{name}, {count}")

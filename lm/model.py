@@ -53,6 +53,7 @@ from pictish.lm.packing import IGNORED, Packed, attention_mask, pack
 from pictish.lm.sequence import Document
 from pictish.lm.vision.config import VisionConfig
 from pictish.lm.vision.model import Placed, Vision, places_of
+from pictish.lm.vision.projectors import mlp
 from pictish.lm.vocabulary import Vocabulary, add_drop, text_vocabulary, vocabulary_of, widen
 from pictish.training.isolation import loading
 
@@ -86,7 +87,7 @@ class FolderConfig(Config):
     part: Literal["lm"] = "lm"
     format: Literal[1] = 1
     image_tokens: ImageTokens | None  # none: it reads pictures through a vision tower alone
-    projector: bool | Literal["linear"]  # true: two layers
+    projector: bool | Literal["linear", "mlp"]  # true: two layers behind a norm; mlp: without it
     vision: VisionConfig | None = None
     mask: int | None = None  # the text tokenizer's own id that stands for what is to be filled in
     masked: MaskedForm | None = None  # none: autoregressive
@@ -101,17 +102,26 @@ class Output(NamedTuple):
 
 
 class Projector(nn.Module):
-    """Rows of the tokenizer's merger to embeddings."""
+    """Rows of the tokenizer's merger, or of a vision tower, to embeddings."""
 
-    def __init__(self, features: int, width: int, *, linear: bool = False):
+    def __init__(self, features: int, width: int, *, linear: bool = False, normed: bool = True):
         super().__init__()
-        self.linear = linear  # LaVIT's
-        if linear:
+        self.linear, self.normed = linear, normed
+        if linear:  # LaVIT's
             self.body: nn.Module = nn.Linear(features, width)
-        else:
-            self.body = nn.Sequential(
-                nn.LayerNorm(features), nn.Linear(features, width), nn.GELU(), nn.Linear(width, width)
-            )
+        else:  # without the norm it is LLaVA's and IAA's
+            norm = [nn.LayerNorm(features)] if normed else []
+            self.body = nn.Sequential(*norm, *mlp(features, width))
+
+    @property
+    def kind(self) -> Literal[True, "linear", "mlp"]:
+        """What a folder's settings call it."""
+        return "linear" if self.linear else True if self.normed else "mlp"
+
+    @classmethod
+    def of_kind(cls, kind: Literal[True, "linear", "mlp"], features: int, width: int) -> "Projector":
+        """With random weights."""
+        return cls(features, width, linear=kind == "linear", normed=kind != "mlp")
 
     def forward(self, rows: Tensor) -> Tensor:
         """(..., F) to (..., D)."""
@@ -255,12 +265,9 @@ class UnifiedModel(nn.Module):
         """
         from safetensors.torch import save_file
 
-        projector: bool | Literal["linear"] = self.projector is not None
-        if self.projector is not None and self.projector.linear:
-            projector = "linear"
         config = FolderConfig(
             image_tokens=self.image_tokens,
-            projector=projector,
+            projector=False if self.projector is None else self.projector.kind,
             vision=None if self.vision is None else self.vision.config,
             mask=self.vocabulary.text_mask,
             masked=self.masked,
@@ -274,7 +281,7 @@ class UnifiedModel(nn.Module):
             stored = storage_dtype(plain.parameters(), dtype)
             if stored != dtype:
                 _LOG.warning("%s: weights lie beyond the range of %s; stored as %s", folder, dtype, stored)
-            with _quietly():
+            with quietly():
                 try:
                     plain.generation_config.save_pretrained(temp)
                 except ValueError as error:  # transformers reads contradictions but refuses to write them
@@ -541,7 +548,8 @@ def _read_projector(folder: Path, config: FolderConfig, width: int) -> Projector
     if config.image_tokens is None:
         raise ValueError(f"{folder / CONFIG}: a projector without image_tokens, whose features it reads")
     with sized_like(folder, str(folder)):
-        projector = Projector(config.image_tokens.features, width, linear=config.projector == "linear")
+        assert config.projector is not False
+        projector = Projector.of_kind(config.projector, config.image_tokens.features, width)
     try:
         projector.load_state_dict(load_file(folder / PROJECTOR))
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -565,7 +573,7 @@ def read_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     text_tokenizer: Any
     try:
         refuse_foreign_code(folder)
-        with _quietly(), sized_like(folder, str(folder)):
+        with quietly(), sized_like(folder, str(folder)):
             loaded = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, **safe, **lenient
             )
@@ -639,7 +647,7 @@ def _random_model(base: NewModel, text: int, eos: int) -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """transformers draws progress bars across ours, and prints tables of what our errors say in a line."""
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerFast
 from pictish.data.mixture import Mixture, Source
 from pictish.io.files import matching, one_line
 from pictish.io.model_folder import whole_folder
+from pictish.lm.adapted import adapt
 from pictish.lm.alignment import Alignment
-from pictish.lm.config import Autoregressive, Masked, NewModel, TrainConfig
+from pictish.lm.config import Autoregressive, Masked, NewModel, PretrainedModel, TrainConfig
 from pictish.lm.dialogue import add_turns
 from pictish.lm.documents import texts
 from pictish.lm.dropout import add_hidden_dropout, set_attention_dropout
@@ -57,6 +58,10 @@ def starting_model(
             language.set_attn_implementation(config.model.attn_implementation)
         except ValueError as error:
             raise ValueError(f"model.attn_implementation: {one_line(error)}") from None
+    if config.adaptor is not None:
+        assert isinstance(base, PretrainedModel)  # the config has seen to it
+        model = adapt(model, config.adaptor, base.folder)
+        language = model.language
     if config.attention_dropout:
         set_attention_dropout(language, config.attention_dropout)
     if config.hidden_dropout:

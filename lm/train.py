@@ -23,6 +23,7 @@ from torch import Tensor
 from pictish.data.mixture import Mixture, Report
 from pictish.io.files import one_line
 from pictish.io.interrupt import Stopped, asked, in_units
+from pictish.lm.adapted import AdaptedModel, base_unchanged
 from pictish.lm.captions import known_captions
 from pictish.lm.config import Masked, TrainConfig
 from pictish.lm.documents import EncodeImages, Maker, sources_of
@@ -100,6 +101,8 @@ def train(
     check_packing(model, config.data.length)
     if config.checkpointing:
         model.language.activation_checkpointing_enable({"use_reentrant": False})
+    if fsdp and config.adaptor is not None:
+        raise ValueError("an adaptor's base is not sharded; train without --fsdp, by DDP")
     skeleton = shard(model, accelerate) if fsdp else None
     maker = _maker(config, model, encode_images)
     build = OBJECTIVES[config.objective.kind]
@@ -130,6 +133,7 @@ def train(
         model.train()
     with (
         _told(report, main),
+        base_unchanged(model),
         MetricsLog(run, begun.step, config.tensorboard, config.wandb, main=main) as metrics,
     ):
         for number, (first, stage) in enumerate(zip(firsts, config.stages, strict=False)):
@@ -361,7 +365,10 @@ def _in_words(tokens: ImageTokens | None) -> str:
 
 def _inputs(model: UnifiedModel) -> dict[str, str]:
     """Fingerprints, by keys of the config, of what a run reads beside its data and its checkpoint."""
-    return {"model.base": fingerprint_of(model.text_tokenizer.get_vocab())}
+    found = {"model.base": fingerprint_of(model.text_tokenizer.get_vocab())}
+    if isinstance(model, AdaptedModel):
+        found["adaptor"] = model.base_fingerprint  # whose weights no checkpoint has
+    return found
 
 
 def _maker(config: TrainConfig, model: UnifiedModel, encode_images: EncodeImages | None) -> Maker:

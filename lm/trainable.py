@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pictish.lm.adapted import BASE, AdaptedModel
 from pictish.lm.config import StageConfig
 from pictish.lm.model import UnifiedModel
 from pictish.training.sharding import local, local_rows
@@ -24,11 +25,14 @@ def trainable(model: UnifiedModel, patterns: Sequence[str]) -> Iterator[float]:
     """Let gradients reach parameters whose names match one of `patterns`; gives their share of all weights.
 
     `new rows` stands for the pictures' rows of embedding and head. Where LoRA adapters stand in for the
-    language model's weights, `*` means the adapters, the new rows and the projector. Heads of alignment are
-    always trained. Raises ValueError for a pattern that matches nothing, and for one that matches weights
-    that adapters stand in for.
+    language model's weights, `*` means the adapters, the new rows and the projector; of a model with an inner
+    adaptor, the adaptor and the projector. Heads of alignment are always trained. Raises ValueError for a
+    pattern that matches nothing, for one that matches weights that adapters stand in for, and for one that
+    matches those of an inner adaptor's base.
     """
     named = dict(model.named_parameters())
+    if isinstance(model, AdaptedModel):
+        patterns = _without_base(model, patterns)
     if any(fnmatchcase(name, ADAPTERS) for name in named):
         everything = (ADAPTERS, NEW_ROWS, *(["projector.*"] if model.projector is not None else []))
         patterns = everything if tuple(patterns) == ("*",) else patterns
@@ -73,10 +77,28 @@ def trainable(model: UnifiedModel, patterns: Sequence[str]) -> Iterator[float]:
             handle.remove()
 
 
+def _without_base(model: AdaptedModel, patterns: Sequence[str]) -> Sequence[str]:
+    """Patterns for an adaptor's training; ValueError for one that reaches into the frozen base."""
+    everything = ("adaptor.*", *(["projector.*"] if model.projector is not None else []))
+    if tuple(patterns) == ("*",):
+        return everything
+    own = {id(parameter) for parameter in model.adaptor.parameters()}
+    for pattern in patterns:
+        found = next((n for n, _ in model.named_parameters() if fnmatchcase(n, pattern)), "")
+        rows = pattern == NEW_ROWS and any(id(p) not in own for p in vocabulary_rows(model))
+        if found.startswith(BASE) or rows:
+            raise ValueError(
+                f"trainable: {pattern!r} matches {found or 'rows'} of the adaptor's base, which stays as it "
+                f"is; {', '.join(everything)} would fit"
+            )
+    return patterns
+
+
 PARTS = {
     "vision tower": "vision.encoder.",
     "vision projector": "vision.projector.",
     "separator": "vision.separator",
+    "adaptor": "adaptor.",
     "projector": "projector.",
     "language model": "language.",
 }  # what a stage trains or freezes as one, by the beginnings of names

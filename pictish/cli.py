@@ -81,6 +81,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "pictish.commands.import_:lavit",
         "Convert an official LaVIT checkpoint to a model folder.",
     ),
+    "import iaa": (
+        "pictish.commands.import_:iaa",
+        "Convert an official IAA checkpoint: base, adaptors and CLIP tower.",
+    ),
     "import llada": (
         "pictish.commands.import_:llada",
         "Convert an official LLaDA checkpoint to a model folder.",

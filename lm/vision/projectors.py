@@ -15,12 +15,17 @@ def build_projector(config: ProjectorConfig, features: int, width: int, cells: t
         case LinearProjector():
             return nn.Linear(features, width)
         case MlpProjector(layers=layers):
-            modules: list[nn.Module] = [nn.Linear(features, width)]
-            for _ in range(layers - 1):
-                modules += [nn.GELU(), nn.Linear(width, width)]
-            return nn.Sequential(*modules)
+            return mlp(features, width, layers)
         case ResamplerProjector(queries=queries, heads=heads):
             return Resampler(features, width, cells, queries, heads)
+
+
+def mlp(features: int, width: int, layers: int = 2) -> nn.Sequential:
+    """Linear layers with GELU between them, from (..., F) to (..., D)."""
+    modules: list[nn.Module] = [nn.Linear(features, width)]
+    for _ in range(layers - 1):
+        modules += [nn.GELU(), nn.Linear(width, width)]
+    return nn.Sequential(*modules)
 
 
 def cells_behind(config: ProjectorConfig, cells: tuple[int, int]) -> tuple[int, int]:

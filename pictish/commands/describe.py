@@ -38,6 +38,21 @@ def run(
         options.files(metavar="FILE", help="JSON Lines file for the texts (default: standard output)."),
     ] = None,
     model: options.Model = "starter",
+    lm: Annotated[
+        Path | None,
+        options.files(
+            metavar="DIR",
+            help="Language model to use instead of the model's own; with an adaptor, any of transformers.",
+        ),
+    ] = None,
+    adaptor: options.Adaptor = None,
+    adaptor_folder: options.AdaptorFolders = None,
+    draw_boxes: Annotated[
+        Path | None,
+        options.files(
+            metavar="FILE", help="Also write IMAGE with the boxes of the answer (grounding models) as PNG."
+        ),
+    ] = None,
     overwrite: options.Overwrite = False,
     features: Annotated[
         bool | None,
@@ -53,6 +68,7 @@ def run(
     ] = False,
     batch_size: options.BatchSize = 8,
     precision: options.Digits = options.Precision.float32,
+    quantize: options.Bits = None,
     device: options.Device = "auto",
 ) -> None:
     """Print a caption of IMAGE, or the answer to QUESTION. Unset options use the model's defaults.
@@ -70,25 +86,61 @@ def run(
     picture = None if several or out is not None else given_picture(image)
     if out is not None:
         check_apart(out, [image])
+    if draw_boxes is not None:
+        if picture is None:
+            raise ValueError("--draw-boxes: draws on a single IMAGE, without --out")
+        check_boxes_file(draw_boxes, overwrite=overwrite)
     from pictish.evaluation.pictures import PictureSource
-    from pictish.io.model_folder import fingerprint, locate_model
-    from pictish.pipelines.pipeline import Pipeline
+    from pictish.io.model_folder import fingerprint
+    from pictish.pipelines.adaptors import choose_adaptor
+    from pictish.pipelines.dialogue import GENERAL, is_dialogue
+
+    dialogue = is_dialogue(model)
+    if dialogue:
+        _refuse(lm=lm, features=features, lemmas=lemmas or None)
+    folders = adaptor_folder or ()
+    chosen = choose_adaptor(adaptor or (GENERAL if dialogue else None), model, folders)
+
+    def describer() -> "Callable[[list[Image.Image]], list[str]]":
+        """The loaded model."""
+        where: dict[str, Any] = {"device": device, "dtype": precision.value, "quantize": quantize}
+        if dialogue:
+            from pictish.pipelines.dialogue import Dialogue
+
+            talk = Dialogue.from_folder(model, adaptor_folders=folders, **where)
+            return lambda pictures: talk.ask(
+                pictures,
+                [question] * len(pictures),
+                adaptors=[adaptor] * len(pictures),
+                max_new_tokens=max_new_tokens,
+            )
+        from pictish.pipelines.pipeline import Pipeline
+
+        pipe = Pipeline.from_pretrained(model, lm=lm, **where)
+        name = None if chosen is None else pipe.load_adaptor(chosen[1], chosen[0])
+        return lambda pictures: pipe.describe(
+            pictures, question, batch_size=batch_size, adaptor=name, **asked
+        )
 
     asked: dict[str, Any] = {"features": features, "max_new_tokens": max_new_tokens, "lemmas": lemmas}
     if picture is not None:
-        pipe = Pipeline.from_pretrained(model, device=device, dtype=precision.value)
-        print(pipe.describe(picture, question, **asked))
+        [text] = describer()([picture])
+        print(text)
+        if draw_boxes is not None:
+            write_boxes(picture, text, draw_boxes)
         return
     source = PictureSource([image])
-    facts = {"question": question, "lm": fingerprint(locate_model(model, "lm")), **asked}
-    facts |= {"lemmas": lemmas or None, "precision": precision.value}
+    facts = {"question": question, "lm": _weights(Path(model) / "lm" if dialogue else lm or model), **asked}
+    facts |= {"lemmas": lemmas or None, "precision": precision.value, "quantize": quantize}
+    if chosen is not None:
+        facts |= {"adaptor": chosen[0], "adaptor_weights": fingerprint(chosen[1])}
     facts = {name: value for name, value in facts.items() if value is not None}
     done = _finished(out, facts) if out is not None and not overwrite else Counter()
-    pipe = Pipeline.from_pretrained(model, device=device, dtype=precision.value)
+    describe = describer()
     with _opened(out, overwrite) as file:
         wrong = _describe_all(
             source.decode(),
-            lambda pictures: pipe.describe(pictures, question, batch_size=batch_size, **asked),
+            describe,
             facts,
             done,
             batch_size,
@@ -97,6 +149,44 @@ def run(
         )
     if wrong:
         raise typer.Exit(1)
+
+
+def _weights(lm: str | Path) -> str:
+    """Fingerprint of a language model, which may be a transformers folder."""
+    from pictish.io.model_folder import CONFIG, fingerprint
+    from pictish.lm.adapted import locate_base, weights_fingerprint
+
+    folder = locate_base(lm)
+    return fingerprint(folder) if (folder / CONFIG).is_file() else weights_fingerprint(folder)
+
+
+def _refuse(**given: object) -> None:
+    """ValueError for an option that a model asked in dialogues does not have."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: not for this model, which is asked in dialogues")
+
+
+def check_boxes_file(file: Path, *, overwrite: bool) -> None:
+    """ValueError for a file that is there, or is no PNG."""
+    from pictish.io.files import printable
+
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"--draw-boxes {printable(file)}: expected a .png name")
+    if file.exists() and not overwrite:
+        raise ValueError(f"{printable(file)} already exists; give --overwrite to replace it")
+
+
+def write_boxes(picture: "Image.Image", answer: str, file: Path) -> None:
+    """Write the picture with the boxes of an answer, and tell how many there are on stderr."""
+    from pictish.data.images import png_bytes
+    from pictish.io.files import printable, write_atomic
+    from pictish.lm.boxes import draw_boxes, parse_boxes
+
+    found = parse_boxes(answer)
+    write_atomic(file, png_bytes(draw_boxes(picture, found.boxes)))
+    wrong = f", {found.wrong} lists of numbers are no boxes" if found.wrong else ""
+    print(f"{printable(file)}: {len(found.boxes)} boxes{wrong}", file=sys.stderr)
 
 
 def _describe_all(

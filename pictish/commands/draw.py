@@ -123,4 +123,16 @@ def carry_out(
     names = [field.name for field in fields(image_requests.Files)]
     files = image_requests.Files(**{name: ctx.params[name] for name in names})
     run = {name: ctx.params[name] for name in ("model", "device", "batch_size")}
-    image_requests.carry_out(jobs, given, origin, config_of(jobs[0][1]), files, **run)
+    adaptor = _adaptor(ctx, jobs[0][1])
+    image_requests.carry_out(jobs, given, origin, config_of(jobs[0][1]), files, adaptor=adaptor, **run)
+
+
+def _adaptor(ctx: typer.Context, request: "Request") -> Path | None:
+    """The folder of the adaptor that a request names; ValueError when there is none."""
+    from pictish.pipelines.adaptors import choose_adaptor
+
+    if request.adaptor is None:
+        return None
+    folders = ctx.params.get("adaptor_folder") or ()
+    chosen = choose_adaptor(request.adaptor, ctx.params["model"], folders)
+    return None if chosen is None else chosen[1]

@@ -51,6 +51,7 @@ def run(
     size: options.Size = None,
     batch_size: options.BatchSize = 8,
     precision: options.Digits = options.Precision.float32,
+    quantize: options.Bits = None,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
     official_quirks: options.Quirks = False,

@@ -41,6 +41,8 @@ def run(
     decoder: Annotated[
         Path | None, options.files(metavar="DIR", help="Decoder to use instead of the model's own.")
     ] = None,
+    adaptor: options.Adaptor = None,
+    adaptor_folder: options.AdaptorFolders = None,
     overwrite: options.Overwrite = False,
     style: Annotated[
         str | None,
@@ -71,6 +73,7 @@ def run(
     size: options.Size = None,
     batch_size: options.BatchSize = 8,
     precision: options.Digits = options.Precision.float32,
+    quantize: options.Bits = None,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
     official_quirks: options.Quirks = False,
@@ -85,6 +88,11 @@ def run(
     from pictish.pipelines.image_requests import names_of
 
     origin = draw.origin_of(like, "generate")
+    if adaptor is None and adaptor_folder:
+        from pictish.pipelines.adaptors import choose_adaptor
+
+        chosen_adaptor = choose_adaptor(None, model, adaptor_folder)
+        ctx.params["adaptor"] = None if chosen_adaptor is None else chosen_adaptor[0]
     given = [draw.given_picture(path) for path in image or []]
     listed = [*(prompts or []), *(_prompts_in(prompts_file) if prompts_file is not None else [])]
     texts: list[str | None] = [*listed] if listed else [origin.prompt if origin else None]

@@ -88,6 +88,42 @@ def lavit(
     print(f"The weights keep their original licence; see {out / 'README.md'}.")
 
 
+def iaa(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a downloaded IAA checkpoint.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output model folder.")],
+    points: Annotated[
+        str | None,
+        runtime(
+            metavar="N,N,...",
+            help="Base layers that are followed by an insertion layer (default: two of every five).",
+        ),
+    ] = None,
+    heads: Annotated[
+        int | None,
+        runtime(metavar="N", min=1, help="Attention heads of the CLIP tower (default: width / 64)."),
+    ] = None,
+    system: Annotated[
+        str | None, runtime(metavar="TEXT", help="System message of every dialogue (default: none).")
+    ] = None,
+    quiet: Annotated[bool, runtime("--quiet", help="No progress bar and no summary.")] = False,
+) -> None:
+    """Convert an official IAA checkpoint: base, both adaptors, CLIP tower. The weights keep their licences.
+
+    Every key is accounted for before anything is written. An interrupted import resumes where it stopped.
+    """
+    from pictish.io.report import Bar
+    from pictish.pipelines.import_iaa import import_iaa
+
+    numbers = None
+    if points is not None:
+        if not all(number.strip().isdecimal() and len(number) < 6 for number in points.split(",")):
+            raise ValueError(f"--points {points}: expected layers of the base, as in 0,1,5,6")
+        numbers = tuple(map(int, points.split(",")))
+    with Bar("reading", quiet=quiet, unit="none") as bar, _faults_listed(bar):
+        made = import_iaa(source, out, progress=bar, heads=heads, points=numbers, system=system)
+    _summary(made, out, quiet)
+
+
 def llada(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a downloaded LLaDA checkpoint.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output model folder.")],

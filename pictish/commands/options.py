@@ -28,6 +28,19 @@ def local_model(model: str) -> str:
 
 MODEL = "Model folder, `starter`, or `user/repo[@revision]` on the hub."
 Model = Annotated[str, files(metavar="MODEL", callback=local_model, help=MODEL)]
+Adaptor = Annotated[
+    str | None,
+    files(metavar="NAME", help="Inner adaptor to read the language model through, by its folder's name."),
+]
+AdaptorFolders = Annotated[
+    list[Path] | None,
+    files(
+        "--adaptor-folder",
+        metavar="DIR",
+        help="Folder of an adaptor, of its training run, or of several; repeat for more. "
+        "Default: `adaptors/` of the model.",
+    ),
+]
 Device = Annotated[str, runtime(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 Count = Annotated[int, sampling(metavar="N", min=1, help="Number of images per prompt.")]
 Seed = Annotated[
@@ -67,6 +80,13 @@ Digits = Annotated[
     runtime(
         "--precision",
         help="Data type of the language model and the denoiser; bfloat16 halves the memory.",
+    ),
+]
+Bits = Annotated[
+    Literal["int8", "int4"] | None,
+    runtime(
+        "--quantize",
+        help="Quantize the weights of the language model (needs pictish[quantize]); int4 needs a GPU.",
     ),
 ]
 LowRes = Annotated[bool, advanced("--lowres", help="Use the model's low-resolution decoder.")]

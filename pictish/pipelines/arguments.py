@@ -40,6 +40,7 @@ class GenerateOptions(DrawOptions, total=False):
 
     images: Sequence[Picture]
     aspect_ratio: tuple[int, int] | None
+    adaptor: str | None
 
 
 class EditOptions(DrawOptions, total=False):
@@ -59,6 +60,7 @@ class DescribeOptions(RunOptions, total=False):
     min_p: float | None
     features: bool | None
     lemmas: bool
+    adaptor: str | Sequence[str | None] | None
 
 
 class HowMany(TypedDict):

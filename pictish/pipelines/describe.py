@@ -1,6 +1,7 @@
 """A picture to words: a caption, or the answer to a question."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,8 +52,12 @@ class Describe:
         sampling: "Sampling | None" = None,
         generators: "Sequence[torch.Generator] | None" = None,
         progress: "Progress | None" = None,
+        languages: Sequence[Language] | None = None,
     ) -> list[str]:
         """One text a picture, of at most `max_new_tokens` tokens; pictures enter as codes or as features.
+
+        `languages` has for each picture what answers about it, such as one base read through different
+        adaptors; rows of all of them are decoded together where they read the same vocabulary.
 
         What is left away is the model's own choice. A model that searches with beams, as LaVIT does, may end
         with an empty text; with `sampling` it draws instead. With `lemmas` answers have words in their basic
@@ -60,20 +65,42 @@ class Describe:
         each id. Raises ValueError for an empty question, and where the model was not made for continuous
         features.
         """
-        defaults = self.language.model.defaults
-        continuous = defaults.continuous if continuous is None else continuous
+        chosen = [self.language] * len(images) if languages is None else list(languages)
+        settings = [language.model.defaults for language in chosen]
+        ways = [
+            one.caption if question is None else one.answer
+            for one, question in zip(settings, questions, strict=True)
+        ]
+        prompts = [
+            describe_prompt(language, image, question, one.continuous if continuous is None else continuous)
+            for language, image, question, one in zip(chosen, images, questions, settings, strict=True)
+        ]
         texts: dict[int, str] = {}
-        ways = [defaults.caption if question is None else defaults.answer for question in questions]
-        for way in dict.fromkeys(ways):
-            mine = [place for place, one in enumerate(ways) if one == way]
-            prompts = [self.prompt(images[place], questions[place], continuous) for place in mine]
-            if way is None or sampling is not None or self.language.model.masked is not None:
-                own = None if generators is None else [generators[place] for place in mine]
-                written = self._draw(prompts, max_new_tokens or MOST, sampling, own, progress)
-            else:
-                written = self._search(
-                    prompts, way if max_new_tokens is None else _shorter(way, max_new_tokens), progress
-                )
+        drawn = [
+            place
+            for place, way in enumerate(ways)
+            if way is None or sampling is not None or chosen[place].model.masked is not None
+        ]
+        for key in dict.fromkeys(_together(chosen[place]) for place in drawn):
+            mine = [place for place in drawn if _together(chosen[place]) == key]
+            own = None if generators is None else [generators[place] for place in mine]
+            written = _draw(
+                [chosen[place] for place in mine],
+                [prompts[place] for place in mine],
+                max_new_tokens or MOST,
+                sampling,
+                own,
+                progress,
+            )
+            texts |= dict(zip(mine, written, strict=True))
+        searched = [place for place in range(len(images)) if place not in texts]
+        for search in dict.fromkeys((id(chosen[place]), ways[place]) for place in searched):
+            mine = [place for place in searched if (id(chosen[place]), ways[place]) == search]
+            way = search[1]
+            assert way is not None
+            if max_new_tokens is not None:
+                way = _shorter(way, max_new_tokens)
+            written = _search(chosen[mine[0]], [prompts[place] for place in mine], way, progress)
             texts |= dict(zip(mine, written, strict=True))
         if lemmas:
             texts |= {
@@ -81,49 +108,63 @@ class Describe:
             }
         return [texts[place] for place in range(len(images))]
 
-    def prompt(self, image: Image.Image, question: str | None, continuous: bool) -> "Prompt":
-        """What the model continues with a caption, or an answer; ValueError for an empty question."""
-        from pictish.lm.sequence import QUESTION
 
-        said: list[Said] = [image]
-        if question is not None:
-            if not question.strip():
-                raise ValueError("an empty question; omit it for a caption")
-            said.append(QUESTION.format(question))
-        return self.language.prompt(said, draw=False, continuous=continuous)
+def describe_prompt(
+    language: Language, image: Image.Image, question: str | None, continuous: bool
+) -> "Prompt":
+    """What the model continues with a caption, or an answer; ValueError for an empty question."""
+    from pictish.lm.sequence import QUESTION
 
-    def _draw(
-        self,
-        prompts: "Sequence[Prompt]",
-        max_new_tokens: int,
-        sampling: "Sampling | None",
-        generators: "Sequence[torch.Generator] | None",
-        progress: "Progress | None",
-    ) -> list[str]:
-        """Texts, one id after the other; empty only where `max_new_tokens` ids are less than a letter."""
-        from pictish.lm.sampler import sampler_of
-        from pictish.lm.sampling import Sampling
-        from pictish.lm.text import decode_text
+    said: list[Said] = [image]
+    if question is not None:
+        if not question.strip():
+            raise ValueError("an empty question; omit it for a caption")
+        said.append(QUESTION.format(question))
+    prompt = language.prompt(said, draw=False, continuous=continuous)
+    return replace(prompt, model=language.model.language)
 
-        model = self.language.model
-        sampling = sampling or Sampling(temperature=0)
-        sampler = sampler_of(model)
-        written = sampler.texts(prompts, max_new_tokens, sampling, generators, progress=progress)
+
+def _together(language: Language) -> object:
+    """What languages share whose rows are decoded together; of masked models each is alone."""
+    return language.model.vocabulary if language.model.masked is None else id(language.model)
+
+
+def _draw(
+    languages: Sequence[Language],
+    prompts: "Sequence[Prompt]",
+    max_new_tokens: int,
+    sampling: "Sampling | None",
+    generators: "Sequence[torch.Generator] | None",
+    progress: "Progress | None",
+) -> list[str]:
+    """Texts, one id after the other; empty only where `max_new_tokens` ids are less than a letter."""
+    from pictish.lm.sampler import sampler_of
+    from pictish.lm.sampling import Sampling
+    from pictish.lm.text import decode_text
+
+    sampler = sampler_of(languages[0].model)
+    sampling = sampling or Sampling(temperature=0)
+    written = sampler.texts(prompts, max_new_tokens, sampling, generators, progress=progress)
+    result = []
+    for language, ids in zip(languages, written, strict=True):
+        model = language.model
         ends = model.defaults.filling.texts.stop_strings if model.masked is not None else ()
-        return [cut(decode_text(model.text_tokenizer, ids), ends) for ids in written]
+        result.append(cut(decode_text(model.text_tokenizer, ids), ends))
+    return result
 
-    def _search(
-        self, prompts: "Sequence[Prompt]", way: "BeamSearchConfig", progress: "Progress | None"
-    ) -> list[str]:
-        """The likeliest texts by beam search, cut where the model is used to."""
-        from pictish.lm.beams import beam_search
-        from pictish.lm.text import decode_text
 
-        model = self.language.model
-        full = [prompt.full for prompt in prompts]
-        written = beam_search(model.language, model.vocabulary, full, way, progress=progress)
-        texts = [decode_text(model.text_tokenizer, ids, skip_special_tokens=True) for ids in written]
-        return [cut(text, way.stop_strings, lower=way.lowercase) for text in texts]
+def _search(
+    language: Language, prompts: "Sequence[Prompt]", way: "BeamSearchConfig", progress: "Progress | None"
+) -> list[str]:
+    """The likeliest texts by beam search, cut where the model is used to."""
+    from pictish.lm.beams import beam_search
+    from pictish.lm.text import decode_text
+
+    model = language.model
+    full = [prompt.full for prompt in prompts]
+    written = beam_search(model.language, model.vocabulary, full, way, progress=progress)
+    texts = [decode_text(model.text_tokenizer, ids, skip_special_tokens=True) for ids in written]
+    return [cut(text, way.stop_strings, lower=way.lowercase) for text in texts]
 
 
 def cut(text: str, ends: Sequence[str], *, lower: bool = False) -> str:

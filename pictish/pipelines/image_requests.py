@@ -21,6 +21,7 @@ from pictish.data.words import is_mark
 from pictish.io.files import write_atomic
 from pictish.io.interrupt import in_units, stop_here
 from pictish.io.model_folder import fingerprint, locate_model
+from pictish.pipelines.adaptors import base_of, language_with
 from pictish.pipelines.drawing import Drawn, edit, generate, render
 from pictish.pipelines.language import Said
 from pictish.pipelines.reconstruct import Reconstructor
@@ -87,8 +88,11 @@ def carry_out(
     model: str,
     device: str,
     batch_size: int,
+    adaptor: Path | None = None,
 ) -> None:
     """Generate each request, all alike but for words and seed, by `config`, and write it as OUT/name.png.
+
+    `adaptor` is the folder of the inner adaptor that requests name.
 
     The tokens in `origin` are decoded as they are where they are what is asked for. Without an `origin`,
     generated images that are there already with the same settings are kept. ValueError for names that are
@@ -101,13 +105,13 @@ def carry_out(
     stored = origin.image() if origin and len(jobs) == 1 and first.same_tokens(origin) else None
     if first.pictures and not given and (stored is None or first.keep):
         raise ValueError("the --like file was made from an input image, which is needed again; give it too")
-    drawer, reconstructor = _load(model, device, first, speaking=stored is None)
+    drawer, reconstructor = _load(model, device, first, adaptor, speaking=stored is None)
     drawing = reconstructor.settled(config.drawing, generated=True)
     sampled: dict[str, Any] = {}
     if drawer is not None:
         settled = drawer.settled(config, pictures=bool(first.pictures))
         sampled = {CONFIG[name]: getattr(settled, name) for name in SAMPLED}
-    models = _models(model, reconstructor, drawing)
+    models = _models(model, reconstructor, drawing, adaptor)
     if origin:
         _check_models(models, origin, first)
     used = {
@@ -184,7 +188,7 @@ def decoder_of(steps: int | None, lowres: bool) -> str:
 
 
 def _load(
-    model: str, device: str, request: Request, *, speaking: bool
+    model: str, device: str, request: Request, adaptor: Path | None, *, speaking: bool
 ) -> tuple[TextToImage | None, Reconstructor]:
     """The whole model, or, where nothing is to be said to it, what draws tokens alone."""
     from pictish.training.runtime import resolve_device
@@ -194,6 +198,13 @@ def _load(
     if not speaking:
         return None, Reconstructor.from_folder(model, where, **which)
     drawer = TextToImage.from_folder(model, where, **which)
+    if request.quantize is not None:
+        from pictish.lm.quantize import quantize
+
+        quantize(drawer.language.model.language, request.quantize)
+    if adaptor is not None:
+        base = base_of(drawer.language.model, model)
+        drawer.language = language_with(drawer.language.tokenizer, base, adaptor)
     if request.official_quirks:
         from pictish.pipelines.lavit_replay import OfficialTextToImage
 
@@ -206,12 +217,15 @@ def shape_of(aspect: str | None) -> tuple[int, int] | None:
     return None if aspect is None else shape_in(*map(int, aspect.split(":")))
 
 
-def _models(model: str, reconstructor: Reconstructor, drawing: Drawing) -> dict[str, str | None]:
+def _models(
+    model: str, reconstructor: Reconstructor, drawing: Drawing, adaptor: Path | None
+) -> dict[str, str | None]:
     """What the origin says of the program and the model."""
     return {
         "pictish": __version__,
         "tokenizer": reconstructor.tokenizer.fingerprint,
         "lm": fingerprint(locate_model(model, "lm")),
+        "adaptor_weights": None if adaptor is None else fingerprint(adaptor),
         "decoder": reconstructor.fingerprint,
         "upscaler": reconstructor.upscaler_of(drawing),
     }
@@ -219,7 +233,7 @@ def _models(model: str, reconstructor: Reconstructor, drawing: Drawing) -> dict[
 
 def _check_models(models: dict[str, str | None], origin: Origin, request: Request) -> None:
     """ValueError naming the part in which this model is not the one that drew `origin`."""
-    parts = ["tokenizer", "lm"]
+    parts = ["tokenizer", "lm", "adaptor_weights"]
     same = decoder_of(request.steps, request.lowres) == decoder_of(origin.steps, origin.lowres)
     if same:  # else the user asked for the other decoder
         parts.append("decoder")

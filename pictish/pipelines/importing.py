@@ -1,7 +1,7 @@
 """What imports of third-party checkpoints share: parts written beside OUT, which take its place."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -43,12 +43,18 @@ def check_out(out: Path) -> None:
 
 @contextmanager
 def staged(
-    source: Source, planned: Sequence[Part], out: Path, settings: Mapping[str, object], progress: Progress
+    source: Source,
+    planned: Sequence[Part],
+    out: Path,
+    settings: Mapping[str, object],
+    progress: Progress,
+    name_of: Callable[[Path], str] = fingerprint,
 ) -> Iterator[tuple[Path, str]]:
     """Write the planned parts beside `out`; inside the block, that folder and the first part's fingerprint.
 
-    When the block ends well, the folder becomes `out`. Interrupted, it goes on when called again with the
-    same files and `settings`. ValueError for too little space.
+    `name_of` gives that fingerprint, which later parts are finished with. When the block ends well, the
+    folder becomes `out`. Interrupted, it goes on when called again with the same files and `settings`.
+    ValueError for too little space.
     """
     staging = temp_path(out)
     purpose = digest(source, planned, settings)
@@ -67,7 +73,7 @@ def staged(
                     )
                     write_pieces(staging / part.name / file, pieces, progress.advance)
                 part.finish(staging / part.name, name)
-                name = name or fingerprint(staging / part.name)
+                name = name or name_of(staging / part.name)
         yield staging, name
         (staging / PLAN).unlink()
         if out.exists():

@@ -5,7 +5,6 @@ It joins the parts of a model folder and calls the pipelines beside it. docs/pyt
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from PIL import Image
@@ -32,7 +31,7 @@ from pictish.pipelines.arguments import (
     tokens_asked_for,
 )
 from pictish.pipelines.chat import Answer, Chat, asked
-from pictish.pipelines.language import Precision, Said
+from pictish.pipelines.language import Said
 from pictish.pipelines.parts import ModelParts
 from pictish.pipelines.progress import Callback, Cancel, Run
 from pictish.pipelines.region import Region
@@ -65,8 +64,8 @@ class Pipeline(ModelParts):
     folders that are damaged or lack a part; OSError for files that cannot be read.
     """
 
-    def __init__(self, model: str | Path, device: "torch.device", precision: Precision) -> None:
-        super().__init__(model, device, precision)
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
         self._compared: set[str] = set()  # prompts that were compared with the training captions
 
     @overload
@@ -95,6 +94,7 @@ class Pipeline(ModelParts):
         num_images: int | None = None,
         images: Sequence[Picture] = (),
         aspect_ratio: tuple[int, int] | None = None,
+        adaptor: str | None = None,
         seed: int | None = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 8,
@@ -107,14 +107,15 @@ class Pipeline(ModelParts):
 
         `images` go before the words of each prompt, which may then be None. Image n of a prompt has the seed
         `seed` + n, as in `pictish generate`, which gives the same pixels; prompts come one after the other.
-        `aspect_ratio` is (width, height), such as (3, 2); square by default. `config` and the fields of
+        `aspect_ratio` is (width, height), such as (3, 2); square by default. `adaptor` is the name
+        of one to read the language model through. `config` and the fields of
         `GenerationConfig` as keywords, which take precedence, leave what is None to the model.
         """
         config = with_settings(config, settings)
         prompts, seeds = prompts_of(prompt, images, num_images, seed, generator)
         shape = shape_of(aspect_ratio)
         run = Run(len(prompts), callback, cancel)
-        drawer = self.text_to_image(self._decoder(config))
+        drawer = self.text_to_image(self._decoder(config), adaptor)
         drawer.reconstructor.settled(config.drawing, generated=True)  # refused before anything is generated
         self._hint_at_far_prompts(drawer, prompts)
         drawn: list[Image.Image] = []
@@ -157,6 +158,7 @@ class Pipeline(ModelParts):
         num_images: int | None = None,
         images: Sequence[Picture] = (),
         aspect_ratio: tuple[int, int] | None = None,
+        adaptor: str | None = None,
         seed: int | None = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 8,
@@ -170,7 +172,7 @@ class Pipeline(ModelParts):
         prompts, seeds = prompts_of(prompt, images, num_images, seed, generator)
         shape = shape_of(aspect_ratio)
         run = Run(len(prompts), callback, cancel)
-        drawer = self.text_to_image()
+        drawer = self.text_to_image(adaptor=adaptor)
         self._hint_at_far_prompts(drawer, prompts)
         drawn: list[TokenizedImage] = []
         for batch in batches(len(prompts), batch_size, run):
@@ -270,6 +272,7 @@ class Pipeline(ModelParts):
         min_p: float | None = None,
         features: bool | None = None,
         lemmas: bool = False,
+        adaptor: str | Sequence[str | None] | None = None,
         seed: int | None = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 8,
@@ -282,6 +285,7 @@ class Pipeline(ModelParts):
         `temperature`, `top_k`, `top_p` and `min_p` the text is sampled, at temperature 1 by default.
         `features` selects whether images enter as continuous features or as codes, `lemmas` reduces nouns and
         verbs of answers to their base form (needs spaCy). At most `max_new_tokens` text tokens are written.
+        `adaptor` names the adaptor that answers, for all images or one for each (None: the model itself).
         """
         from pictish.pipelines.describe import Describe
 
@@ -292,19 +296,21 @@ class Pipeline(ModelParts):
         run = Run(len(pictures), callback, cancel)
         written: list[str] = []
         if self.chats:
-            if features is False or lemmas:
+            if features is False or lemmas or adaptor is not None:
                 raise ValueError(
-                    "codes, lemmas: this model sees through a vision tower, and answers as it is"
+                    "codes, lemmas, adaptor: this model sees through a vision tower, and answers as it is"
                 )
             dialogues = [asked(one, question) for one in pictures]
             own = {"max_new_tokens": max_new_tokens, "sampling": sampling}
             answers = self._answers(dialogues, seeds, batch_size, run, **own)
             written = [answer.text for answer in answers]
             return written if isinstance(image, list | tuple) else written[0]
+        languages = self.languages_for(adaptor, len(pictures))
         for batch in batches(len(pictures), batch_size, run):
-            written += Describe(self.language).batch(
+            written += Describe(languages[batch][0]).batch(
                 pictures[batch],
                 [question] * len(pictures[batch]),
+                languages=languages[batch],
                 continuous=features,
                 max_new_tokens=max_new_tokens,
                 lemmas=lemmas,

@@ -14,7 +14,7 @@ from pictish.lm.grammar import GenerationConstraints, TextSegment
 from pictish.lm.sampling import Sampling
 from pictish.lm.text import decode_text
 from pictish.lm.vocabulary import text_ids
-from pictish.pipelines.describe import MOST, Describe
+from pictish.pipelines.describe import MOST, Describe, describe_prompt
 from pictish.pipelines.language import Said
 from pictish.pipelines.settings import Drawing
 from pictish.serve.jobs import Draw, Job, Piece, Preview, Started, Text, Write
@@ -54,9 +54,7 @@ class Writer:
         self.describe = Describe(self.language)
         model = self.language.model
         if model.masked is not None:
-            raise ValueError(
-                f"{pipeline.model}: its language model is masked; only autoregressive ones fit"
-            )
+            raise ValueError(f"{pipeline.model}: its language model is masked; only autoregressive ones fit")
         self.batch = ContinuousBatch(model.language, model.vocabulary)
         self.writing: list[_Writing] = []
         self._prompt: tuple[tuple[Said, ...], Prompt] | None = None
@@ -148,7 +146,7 @@ class Writer:
         model = self.language.model
         defaults = model.defaults
         own_way = defaults.caption if work.question is None else defaults.answer
-        prompt = self.describe.prompt(work.image, work.question, defaults.continuous)
+        prompt = describe_prompt(self.language, work.image, work.question, defaults.continuous)
         if own_way is not None and work.sampling is None:
             (text,) = self.describe.batch([work.image], [work.question], max_new_tokens=work.max_new_tokens)
             job.send(Started())

@@ -63,6 +63,7 @@ def facts(**changes) -> bytes:
         "lowres": False,
     }
     usual |= {"precision": "float32", "upscale": 1, "upscaler": None}
+    usual |= dict.fromkeys(("adaptor", "adaptor_weights", "quantize"))
     return json.dumps({**usual, **FACTS, **changes}).encode()
 
 
