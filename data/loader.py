@@ -24,8 +24,9 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from pictish.data.images import MAX_PIXELS, check_name, fit_square, load_image
+from pictish.data.images import MAX_PIXELS, check_name, fit_square, load_image, load_with_alpha
 from pictish.io.files import one_line, read_regular_file
 from pictish.io.finding import File
 
@@ -126,6 +127,10 @@ def _decode(file: File | ImageBytes, request: dict[str, Any]) -> tuple[dict[str,
         check_name(file.name, blob)
         if reply["sha256"] == request["skip"]:
             return reply, b""
+        if request["side"] is None:
+            whole = load_with_alpha(blob, request["max_pixels"])
+            reply["size"], reply["mode"] = (whole.height, whole.width), whole.mode
+            return reply, whole.tobytes()
         image = load_image(blob, request["max_pixels"])
         reply["size"] = (image.height, image.width)
         return reply, fit_square(image, request["side"], exact=request["exact"]).tobytes()
@@ -142,6 +147,36 @@ def _decoded(file: File | ImageBytes, reply: dict[str, Any], raw: bytes) -> Deco
     pixels = np.frombuffer(raw, np.uint8).reshape(reply["side"], reply["side"], 3) if raw else None
     size = (reply["size"][0], reply["size"][1]) if reply["size"] else None
     return Decoded(file, pixels, size, reply["error"], reply["sha256"])
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """What became of one picture that was asked for as it is: `image`, RGB or RGBA, or `error`."""
+
+    image: Image.Image | None
+    error: str | None  # one line
+    transient: bool = False  # whether the error may pass, as `Decoded.transient`
+
+
+def decoded_whole(pool: "WorkerPool", blob: bytes, max_pixels: int = MAX_PIXELS) -> "Future[Whole]":
+    """Have a picture decoded by `load_with_alpha` in a process of `pool`, at its own size."""
+    request = {"side": None, "exact": False, "max_pixels": max_pixels, "skip": None}
+    result: Future[Whole] = Future()
+    result.set_running_or_notify_cancel()
+
+    def answered(future: "Future[tuple[dict[str, Any], bytes]]") -> None:
+        try:
+            reply, raw = future.result()
+            if reply["error"] is not None:
+                result.set_result(Whole(None, reply["error"], reply["sha256"] is None))
+                return
+            height, width = reply["size"]
+            result.set_result(Whole(Image.frombytes(reply["mode"], (width, height), raw), None))
+        except BaseException as error:
+            result.set_exception(error)
+
+    pool.submit(ImageBytes(blob, ""), request).add_done_callback(answered)
+    return result
 
 
 class WorkerPool:

@@ -201,6 +201,16 @@ class DecodingState:
             return self.cell / (self.vocabulary.skips + 1)
         return self.count / self.constraints.max_codes
 
+    @property
+    def partial_image(self) -> ImageSegment | None:
+        """The codes so far of the picture being written; None before its first one, and outside pictures."""
+        ids = self.current[:-1] if self.skipped else self.current
+        if not self.inside or not ids:
+            return None
+        whole = np.array([self.vocabulary.begin, *ids, self.vocabulary.end])
+        codes, cells = picture_of(whole, self.vocabulary)
+        return ImageSegment(tuple(codes.tolist()), None if cells is None else tuple(cells.tolist()))
+
     def take(self, token: int) -> None:
         """Append one legal id."""
         self.latest = token
@@ -211,10 +221,9 @@ class DecodingState:
             self._finish_text()
             self.inside, self.images_left, self.count, self.cell = True, self.images_left - 1, 0, 0
         elif token == self.vocabulary.end:
-            whole = np.array([self.vocabulary.begin, *self.current, self.vocabulary.end])
-            codes, cells = picture_of(whole, self.vocabulary)
-            places = None if cells is None else tuple(cells.tolist())
-            self.segments.append(ImageSegment(tuple(codes.tolist()), places))
+            image = self.partial_image
+            assert image is not None
+            self.segments.append(image)
             self.inside, self.shown, self.current = False, True, []
         elif token == self.vocabulary.eos:
             self.ended = True

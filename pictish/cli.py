@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("pictish.commands.generate:run", "Generate images from text, or from text and images."),
     "edit": ("pictish.commands.edit:run", "Edit an image with a text instruction."),
     "describe": ("pictish.commands.describe:run", "Caption an image, or answer a question about it."),
+    "serve": ("pictish.commands.serve:run", "Serve a model over HTTP, in the shapes of OpenAI's API."),
+    "ui": ("pictish.commands.ui:run", "Draw, edit, describe and look inside images in a browser."),
     "train tokenizer": ("pictish.commands.train:tokenizer", "Train a tokenizer."),
     "train lm": ("pictish.commands.train:lm", "Train a language model on text and image tokens."),
     "train decoder": ("pictish.commands.train:decoder", "Train a decoder that turns tokens into pixels."),
@@ -39,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "model assemble": ("pictish.commands.model:assemble", "Assemble a model folder from its parts."),
     "model export": ("pictish.commands.model:export", "Export the model of a training checkpoint."),
     "model info": ("pictish.commands.model:info", "List the parts of a model folder."),
+    "model push": ("pictish.commands.model:push", "Upload a model to the Hugging Face Hub."),
     "config show": ("pictish.commands.config:show", "Print a configuration and what its keys mean."),
     "evaluate tokenizer": (
         "pictish.commands.evaluate_tokenizer:run",
@@ -62,6 +65,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "data starter": ("pictish.commands.data:starter", "Build the starter data set as WebDataset shards."),
     "data shards": ("pictish.commands.data_shards:run", "Turn images with captions into WebDataset shards."),
+    "data results": (
+        "pictish.commands.data_generated:results",
+        "Write a table of generated images as JSONL.",
+    ),
+    "data geneval": (
+        "pictish.commands.data_generated:geneval",
+        "Arrange generated images in the layout of GenEval.",
+    ),
     "data tasks": (
         "pictish.commands.data:tasks",
         "Build language-model training samples from tokenized starter data.",

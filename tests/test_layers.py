@@ -8,7 +8,8 @@ import pytest
 from tests.tree import ROOT, ROOT_PARTS, modules
 
 PARTS = {"configs", "data", "tokenizer", "lm", "decoder"}
-PARTS |= {"io", "training", "pipelines", "bulk", "evaluation", "recipes", "commands", "starter"}
+PARTS |= {"io", "training", "pipelines", "bulk", "evaluation", "recipes", "commands"}
+PARTS |= {"serve", "starter", "ui"}
 EVERYTHING = PARTS | {""}
 LIBRARY = {"pipelines", "tokenizer", "lm", "decoder", "data", "configs", "training", "io"}
 ALLOWED = {
@@ -23,8 +24,10 @@ ALLOWED = {
     "decoder": {"decoder", "configs", "io", "data", "training", "tokenizer"},
     "pipelines": LIBRARY,
     "bulk": LIBRARY | {"bulk"},
+    "serve": LIBRARY | {"serve"},
+    "ui": {"ui"},  # it speaks to the server as any client does
     "evaluation": LIBRARY | {"evaluation"},
-    "recipes": EVERYTHING - {"commands", ""},
+    "recipes": EVERYTHING - {"commands", "serve", "ui", ""},
     "commands": EVERYTHING - {""},
 }
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}

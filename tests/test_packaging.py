@@ -52,6 +52,7 @@ def test_shipped_files_are_in_package_data():
     for package, folder in (
         ("pictish.configs", ROOT / "configs"),
         ("pictish.starter", ROOT / "pictish/starter"),
+        ("pictish.ui", ROOT / "pictish/ui"),
     ):
         patterns = [pattern.strip() for line in data[package] for pattern in line.split(",")]
         files = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]

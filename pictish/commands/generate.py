@@ -20,7 +20,11 @@ def run(
     *,
     prompts_file: Annotated[
         Path | None,
-        options.files("--prompts", metavar="FILE", help="Prompts from a file, one per line; - is stdin."),
+        options.files(
+            "--prompts",
+            metavar="FILE",
+            help="Prompts from a file: one per line, or `prompt` of the rows of .jsonl or .csv; - is stdin.",
+        ),
     ] = None,
     out: Annotated[Path, options.files(metavar="DIR", help="Output folder.")] = Path("generated"),
     image: Annotated[
@@ -115,19 +119,33 @@ def run(
 
 
 def _prompts_in(file: Path) -> list[str]:
-    """The prompts of a file, or of standard input: lines that are not blank.
+    """The prompts of a file, or of standard input: lines that are not blank, or a table's column `prompt`.
 
-    ValueError where there are none, or for text that is not UTF-8.
+    ValueError where there are none, for text that is not UTF-8 and for rows without a prompt.
     """
+    import csv
+    import io
     import sys
 
+    from pictish.data.generated import read_metadata
     from pictish.io.files import printable, read_regular_file
 
     try:
         blob = sys.stdin.buffer.read() if str(file) == "-" else read_regular_file(file)
-        found = [line.strip() for line in blob.decode("utf-8-sig").splitlines()]
+        text = blob.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"--prompts {printable(file)}: not UTF-8 text") from None
+    match file.suffix.lower():
+        case ".jsonl":
+            found = [entry["prompt"].strip() for entry in read_metadata(file)]
+        case ".csv":
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+            found = [(row.get("prompt") or "").strip() for row in rows]
+            if "" in found:
+                row = found.index("") + 1
+                raise ValueError(f"--prompts {printable(file)}: row {row} has no prompt")
+        case _:
+            found = [line.strip() for line in text.splitlines()]
     if not any(found):
-        raise ValueError(f"--prompts {printable(file)}: holds no prompt; one a line would fit")
+        raise ValueError(f"--prompts {printable(file)}: holds no prompt")
     return list(filter(None, found))

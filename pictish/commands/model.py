@@ -8,6 +8,7 @@ import typer
 from pictish.commands import options
 from pictish.commands.options import Device
 
+Model = Annotated[str, typer.Argument(metavar="MODEL", callback=options.local_model, help=options.MODEL)]
 Overwrite = Annotated[bool, options.files("--overwrite", help="Replace parts that are there.")]
 Quiet = Annotated[bool, options.runtime("--quiet", help="Only warnings and errors.")]
 PartFolder = Annotated[
@@ -58,7 +59,7 @@ def export(
 
 
 def info(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, or `starter`.")] = "starter",
+    model: Model = "starter",
     *,
     json: Annotated[bool, options.files("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -71,6 +72,29 @@ def info(
         for line in lines:
             print(f"pictish: {line}")
         raise typer.Exit(1)
+
+
+def push(
+    model: Model,
+    repo: Annotated[str, typer.Argument(metavar="USER/REPO", help="Repository on the hub.")],
+    *,
+    private: Annotated[
+        bool | None, options.files("--private/--public", help="Visibility of a new repository.")
+    ] = None,
+    license: Annotated[
+        str | None, options.files(metavar="ID", help="Licence named in the model card, such as apache-2.0.")
+    ] = None,
+    revision: Annotated[
+        str | None, options.files(metavar="BRANCH", help="Branch to commit to (default: main).")
+    ] = None,
+) -> None:
+    """Upload a model to the Hugging Face Hub with a model card; interrupted uploads resume.
+
+    HF_TOKEN or `hf auth login` give access.
+    """
+    from pictish.pipelines import publish
+
+    print(publish.push(model, repo, license=license, private=private, revision=revision))
 
 
 def _say(parts: "dict[Any, Any]", as_json: bool = False) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from pictish.io.hub import is_repo
+
 # An option in one of the panels of `--help`.
 files = partial(typer.Option, rich_help_panel="Input/Output")
 selection = partial(typer.Option, rich_help_panel="Token selection")
@@ -16,7 +18,16 @@ runtime = partial(typer.Option, rich_help_panel="Runtime")
 advanced = partial(typer.Option, rich_help_panel="Advanced")
 seed = partial(runtime, metavar="N", min=0, max=2**63 - 1)  # of one random stream, in an evaluation
 
-Model = Annotated[str, files(metavar="MODEL", help="Model folder, or `starter`.")]
+
+def local_model(model: str) -> str:
+    """A model's name as the user gave it, or, of a model on the hub, the folder it was downloaded to."""
+    from pictish.io.model_folder import resolve_model
+
+    return str(resolve_model(model)) if is_repo(model) else model
+
+
+MODEL = "Model folder, `starter`, or `user/repo[@revision]` on the hub."
+Model = Annotated[str, files(metavar="MODEL", callback=local_model, help=MODEL)]
 Adaptor = Annotated[
     str | None,
     files(metavar="NAME", help="Inner adaptor to read the language model through, by its folder's name."),

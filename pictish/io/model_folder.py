@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pictish.io import hub
 from pictish.io.files import one_line, read_regular_file, shown, sync, temp_path
 
 if TYPE_CHECKING:
@@ -159,18 +160,32 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def locate_model(name_or_path: str | Path, part: Part) -> Path:
-    """Folder of a model's part: `starter` is the one in the package, else a folder or its subfolder `part`.
+def resolve_model(name_or_path: str | Path, revision: str | None = None) -> Path:
+    """Folder of a model: `starter` is the one in the package, `user/repo` or `user/repo@revision` one of the
+    Hugging Face Hub, which is downloaded; anything else is the path of a folder, which need not exist.
 
-    ValueError saying where it was looked for. A local folder called starter is reached as `./starter`.
+    A local folder called starter is reached as `./starter`; one called like a repository comes first. Errors
+    are those of `hub.download`, and ValueError for a `revision` of anything but a repository.
     """
-    if str(name_or_path) == "starter":
+    name = str(name_or_path)
+    if hub.is_repo(name):
+        return hub.download(name, revision)
+    if revision is not None:
+        raise ValueError(f"revision: {shown(revision)} asked for, but {shown(name)} is not on the hub")
+    if name == "starter":
         import pictish
 
-        candidates = [Path(pictish.__file__).parent / "starter" / part]
-    else:
-        given = Path(name_or_path).expanduser()
-        candidates = [given, given / part]
+        return Path(pictish.__file__).parent / "starter"
+    return Path(name).expanduser()
+
+
+def locate_model(name_or_path: str | Path, part: Part) -> Path:
+    """Folder of a model's part: of a model as `resolve_model` finds it, or the folder of a part itself.
+
+    ValueError saying where it was looked for.
+    """
+    root = resolve_model(name_or_path)
+    candidates = [root / part] if str(name_or_path) == "starter" else [root, root / part]
     for candidate in candidates:
         if (candidate / CONFIG).is_file():
             return candidate

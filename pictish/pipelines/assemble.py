@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pictish.io.files import one_line, printable
-from pictish.io.model_folder import CONFIG, Part, fingerprint, locate_model, read_config, whole_folder
+from pictish.io.model_folder import (
+    CONFIG,
+    Part,
+    fingerprint,
+    locate_model,
+    read_config,
+    resolve_model,
+    whole_folder,
+)
 
 PARTS: tuple[Part, ...] = ("tokenizer", "lm", "decoder", "preview", "decoder-lowres", "upscaler")
 """Folders of a model, in the order they are trained."""
@@ -50,13 +58,12 @@ def part_info(folder: Path) -> PartInfo:
 
 
 def parts_of(model: str | Path) -> dict[Part, PartInfo]:
-    """The parts of a model folder, or of `starter`; ValueError when it has none, or one that is damaged."""
+    """The parts of a model that are whole, by the name that `resolve_model` takes; ValueError without any."""
     found: dict[Part, PartInfo] = {}
+    root = resolve_model(model)
     for part in PARTS:
-        with contextlib.suppress(ValueError):
-            folder = locate_model(model, part)
-            if str(model) == "starter" or folder != Path(model):
-                found[part] = part_info(folder)
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            found[part] = part_info(root / part)
     if not found:
         raise ValueError(f"{printable(model)}: not a model folder; it has none of {', '.join(PARTS)}")
     return found

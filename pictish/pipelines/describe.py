@@ -72,7 +72,7 @@ class Describe:
             for one, question in zip(settings, questions, strict=True)
         ]
         prompts = [
-            _prompt(language, image, question, one.continuous if continuous is None else continuous)
+            describe_prompt(language, image, question, one.continuous if continuous is None else continuous)
             for language, image, question, one in zip(chosen, images, questions, settings, strict=True)
         ]
         texts: dict[int, str] = {}
@@ -109,7 +109,10 @@ class Describe:
         return [texts[place] for place in range(len(images))]
 
 
-def _prompt(language: Language, image: Image.Image, question: str | None, continuous: bool) -> "Prompt":
+def describe_prompt(
+    language: Language, image: Image.Image, question: str | None, continuous: bool
+) -> "Prompt":
+    """What the model continues with a caption, or an answer; ValueError for an empty question."""
     from pictish.lm.sequence import QUESTION
 
     said: list[Said] = [image]

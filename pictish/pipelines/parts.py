@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
-from pictish.io.model_folder import locate_model, read_config
+from pictish.io.hub import is_repo
+from pictish.io.model_folder import locate_model, read_config, resolve_model
 from pictish.lm.captions import CAPTIONS
 from pictish.pipelines.language import Precision
 from pictish.training.isolation import loading
@@ -61,19 +62,22 @@ class ModelParts:
         cls,
         model: str | Path = "starter",
         *,
+        revision: str | None = None,
         device: "str | torch.device" = "auto",
         dtype: "Dtype | torch.dtype" = "float32",
         lm: str | Path | None = None,
         quantize: "Bits | None" = None,
     ) -> Self:
-        """A model by name (`"starter"` ships with the package) or by the path of its folder.
+        """A model by name (`"starter"` ships with the package), by the path of its folder, or of the hub.
 
+        A model of the Hugging Face Hub is `"user/repo"`, at a `revision` (branch, tag, commit) if given.
         `device` is "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N". `dtype`, float32 or
         bfloat16, is that of the language model, the denoiser and, on a GPU, the upscaler. `lm` is the folder
         of another language model than the model's own: one of pictish, or, for use with adaptors alone, any
         causal language model of transformers. With `quantize`, "int8" or on a GPU "int4", the weights of the
         language model, but not of adaptors, are quantized once loaded. Nothing is loaded yet. ValueError for
-        a folder without a tokenizer, a device that is not there and other types.
+        a folder without a tokenizer, a repository that does not exist, a device that is not there and other
+        types; OSError where the hub fails.
         """
         from pictish.training.runtime import resolve_device
 
@@ -82,9 +86,43 @@ class ModelParts:
             raise ValueError(f"quantize: {quantize!r} asked for; int8 or int4 fits")
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: {dtype} asked for; float32 or bfloat16 fits")
+        if revision is not None or is_repo(str(model)):
+            model = resolve_model(model, revision)
         if not _sees(model if lm is None else lm):
             locate_model(model, "tokenizer")
         return cls(model, resolve_device(str(device)), cast(Precision, precision), lm, quantize)
+
+    def save_pretrained(
+        self, folder: str | Path, *, license: str | None = None, overwrite: bool = False
+    ) -> None:
+        """Write the model to a folder, with a model card and a manifest of its files.
+
+        The parts are copied as they lie in the model's folder; weights changed in memory are not in them.
+        ValueError where the folder exists and `overwrite` is False, or holds anything else.
+        """
+        from pictish.pipelines.publish import save
+
+        save(self.model, Path(folder).expanduser(), license=license, overwrite=overwrite)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a pictish model",
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face Hub in one commit; the commit's address.
+
+        The repository is made if it is not there, `private` or not. HF_TOKEN or `hf auth login` give access.
+        An interrupted upload resumes. ValueError for parts that do not fit, OSError where the hub fails.
+        """
+        from pictish.pipelines.publish import push
+
+        return push(
+            self.model, repo_id, license=license, private=private, revision=revision, message=commit_message
+        )
 
     @property
     def tokenizer(self) -> "Tokenizer":

@@ -11,6 +11,7 @@ from pictish.configs.explain import commented_yaml
 from pictish.data.collect import PICTURES, TASKS, Found, look, read_manifest, write_raw_shards
 from pictish.io.files import printable, write_atomic
 from pictish.io.finding import counted
+from pictish.io.model_folder import resolve_model
 from pictish.recipes.own.config import FILE, STAGES, OwnConfig, Size, preset
 from pictish.tokenizer.config import EncoderConfig, FileWeights
 
@@ -125,8 +126,8 @@ def settings(
     `samples`: how many there are, of the manifest of OUT/data.
     """
     path = out / FILE
-    if initial not in (None, "starter"):
-        initial = os.path.realpath(str(initial))
+    if initial is not None and initial != "starter":
+        initial = os.path.realpath(resolve_model(initial))
     wanted = preset(size, initial, overrides, samples)
     if not path.is_file():
         header = (

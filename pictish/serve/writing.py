@@ -1,0 +1,174 @@
+"""The language model's part of the engine: ids of pictures and texts, one step for all of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from pictish.data.tokens import TokenizedImage
+from pictish.lm.autoregressive import UNGUIDED, Prompt
+from pictish.lm.continuous import ContinuousBatch, Member
+from pictish.lm.grammar import GenerationConstraints, TextSegment
+from pictish.lm.sampling import Sampling
+from pictish.lm.text import decode_text
+from pictish.lm.vocabulary import text_ids
+from pictish.pipelines.describe import MOST, Describe, describe_prompt
+from pictish.pipelines.language import Said
+from pictish.pipelines.settings import Drawing
+from pictish.serve.jobs import Draw, Job, Piece, Preview, Started, Text, Write
+
+if TYPE_CHECKING:
+    from pictish.pipelines.pipeline import Pipeline
+
+GREEDY = Sampling(temperature=0)
+
+
+@dataclass(eq=False)
+class _Writing:
+    """One job that is being written, and how much of it was sent: previews, or letters."""
+
+    job: Job
+    member: Member
+    sent: int = 0
+    previews: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """The tokens of a picture that is to be decoded."""
+
+    job: Job
+    tokens: TokenizedImage
+    prompt_tokens: int
+
+
+class Writer:
+    """All that the language model is writing."""
+
+    def __init__(self, pipeline: "Pipeline") -> None:
+        self.pipeline = pipeline
+        self.drawer = pipeline.text_to_image()
+        self.language = pipeline.language
+        self.describe = Describe(self.language)
+        model = self.language.model
+        if model.masked is not None:
+            raise ValueError(f"{pipeline.model}: its language model is masked; only autoregressive ones fit")
+        self.batch = ContinuousBatch(model.language, model.vocabulary)
+        self.writing: list[_Writing] = []
+        self._prompt: tuple[tuple[Said, ...], Prompt] | None = None
+
+    def begin(self, job: Job) -> None:
+        """Read the prompt of a job; ValueError for what the model cannot do."""
+        match job.work:
+            case Draw() as work:
+                member = self._begin_drawing(work)
+            case Write() as work:
+                found = self._begin_text(job, work)
+                if found is None:
+                    return
+                member = found
+            case _:
+                raise AssertionError(job.work)
+        self.writing.append(_Writing(job, member))
+        job.send(Started())
+
+    def step(self) -> Iterator[Written]:
+        """One id for everything; pictures that are complete."""
+        for one in list(self.writing):
+            if one.job.cancelled:
+                self._drop(one)
+                continue
+            try:
+                ended = self.batch.choose(one.member)
+                if isinstance(one.job.work, Draw) and not ended:
+                    self._preview(one, one.job.work)
+                elif isinstance(one.job.work, Write):
+                    self._send_text(one, ended)
+            except ValueError as error:
+                self._drop(one)
+                one.job.fail(error)
+                continue
+            if ended:
+                self.writing.remove(one)
+                if isinstance(one.job.work, Draw):
+                    tokens = self.drawer.image_of(one.member.decoding.segments, one.job.work.shape)
+                    yield Written(one.job, tokens, one.member.prompt_tokens)
+        self.batch.read()
+
+    def _drop(self, one: _Writing) -> None:
+        self.writing.remove(one)
+        if one.member in self.batch.members:
+            self.batch.remove(one.member)
+
+    # ---- pictures
+
+    def _begin_drawing(self, work: Draw) -> Member:
+        reconstructor = self.pipeline.reconstructor(preview=work.config.num_inference_steps == 0)
+        reconstructor.settled(work.config.drawing, generated=True)  # refused before anything is written
+        if work.previews:
+            self.pipeline.reconstructor(preview=True)
+        pictures = any(isinstance(one, Image.Image) for one in work.said)
+        settled = self.drawer.checked(work.config, pictures=pictures)
+        return self.batch.add(
+            self._prompt_of(work.said),
+            self.drawer.constraints(settled),
+            sampling=settled.sampling,
+            guidance=settled.guidance(self.language.model.defaults),
+            generator=torch.Generator().manual_seed(work.seed),
+        )
+
+    def _prompt_of(self, said: tuple[Said, ...]) -> Prompt:
+        """Images of one request come one after the other, and have one prompt."""
+        if self._prompt is None or self._prompt[0] is not said:
+            self._prompt = said, self.language.prompt(said, draw=True)
+        return self._prompt[1]
+
+    def _preview(self, one: _Writing, work: Draw) -> None:
+        """Send what is drawn so far, each time another part of the picture is done."""
+        decoding = one.member.decoding
+        due = int(decoding.progress * (work.previews + 1))
+        image = decoding.partial_image
+        if due <= one.sent or image is None or one.previews == work.previews:
+            return
+        final = self.pipeline.reconstructor(preview=work.config.num_inference_steps == 0)
+        size = work.config.size or final.usual_size(final.settled(work.config.drawing, generated=True))
+        tokens = self.drawer.image_of([image], work.shape)
+        (drawn,) = self.pipeline.reconstructor(preview=True)([tokens], size, drawing=Drawing(upscale=1))
+        one.job.send(Preview(drawn, one.previews))
+        one.sent, one.previews = due, one.previews + 1
+
+    # ---- texts
+
+    def _begin_text(self, job: Job, work: Write) -> Member | None:
+        """None where the model's own way is a search with beams, which is done at once."""
+        model = self.language.model
+        defaults = model.defaults
+        own_way = defaults.caption if work.question is None else defaults.answer
+        prompt = describe_prompt(self.language, work.image, work.question, defaults.continuous)
+        if own_way is not None and work.sampling is None:
+            (text,) = self.describe.batch([work.image], [work.question], max_new_tokens=work.max_new_tokens)
+            job.send(Started())
+            job.send(Piece(text))
+            job.finish(Text(text, len(prompt.full), len(text_ids(model.text_tokenizer, text))))
+            return None
+        return self.batch.add(
+            prompt,
+            GenerationConstraints(work.max_new_tokens or MOST),
+            sampling=work.sampling or GREEDY,
+            guidance=UNGUIDED,
+            generator=torch.Generator().manual_seed(work.seed),
+        )
+
+    def _send_text(self, one: _Writing, ended: bool) -> None:
+        decoding = one.member.decoding
+        ids = [token for part in decoding.segments if isinstance(part, TextSegment) for token in part.ids]
+        ids += decoding.current
+        text = decode_text(self.language.model.text_tokenizer, ids).strip()
+        if len(text) > one.sent:
+            one.job.send(Piece(text[one.sent :]))
+            one.sent = len(text)
+        if ended:
+            new = decoding.constraints.max_new_tokens - decoding.left
+            one.job.finish(Text(text, one.member.prompt_tokens, new, cut=not decoding.ended))

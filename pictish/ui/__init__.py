@@ -1,0 +1,1 @@
+"""The web page of `pictish ui`: static files on the API of `pictish serve`."""
