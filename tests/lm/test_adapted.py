@@ -10,13 +10,16 @@ from safetensors.torch import load_file
 
 from pictish.configs import load, parse
 from pictish.data.shards import ShardFile
-from pictish.lm.adapted import AdaptedModel, load_adaptor, read_base, weights_fingerprint
-from pictish.lm.config import TrainConfig
+from pictish.lm.adapted import AdaptedModel, adapt, load_adaptor, read_base, weights_fingerprint
+from pictish.lm.config import AdaptorConfig, TrainConfig
 from pictish.lm.model import ImageTokens, UnifiedModel
+from pictish.lm.sampler import sampler_of
 from pictish.lm.start import starting_model
 from pictish.lm.train import train
 from pictish.lm.trainable import trainable
+from tests.lm import test_sampler
 from tests.lm.pictures import CODES, COLOURS, FINGERPRINT, caption, encoded, pair_shard
+from tests.lm.seeing import seeing_model
 from tests.lm.test_processes import losses_of
 from tests.lm.test_processes import run as run_processes
 from tests.lm.tiny import tiny_model, tiny_tokenizer, tiny_unified
@@ -202,3 +205,23 @@ def test_two_processes_train_an_adaptor_as_one_does(tmp_path):
     weights, again = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     for key, weight in weights.items():
         torch.testing.assert_close(again[key], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_an_adaptor_of_a_masked_model_fills_in_masks_too(tmp_path):
+    folder = tmp_path / "base"
+    test_sampler.masked_model(attention="prefix").save(folder, dtype=torch.float32)
+    plain = UnifiedModel.from_folder(folder)
+    adapt(plain, AdaptorConfig(points=(0,)), folder).save(tmp_path / "adaptor", dtype=torch.float32)
+    adapted = load_adaptor(tmp_path / "adaptor", read_base(folder))
+    assert adapted.masked == plain.masked
+    request, seeds = test_sampler.request(), test_sampler.seeded
+    drawn = [
+        sampler_of(model).pictures(test_sampler.prompts(model, draw=True), request, seeds(3))
+        for model in (plain, adapted)
+    ]
+    assert drawn[0] == drawn[1], "a new adaptor changes nothing"
+
+
+def test_an_adaptor_beside_a_vision_tower_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="only those that read the codes of an image tokenizer"):
+        adapt(seeing_model(), AdaptorConfig(), tmp_path)
