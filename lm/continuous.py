@@ -187,7 +187,7 @@ class _Group:
     def __init__(self, model: PreTrainedModel, rows: int, length: int, like: DynamicCache) -> None:
         self.model, self.length = model, length
         self.free = list(range(rows))
-        device = like.layers[0].keys.device
+        device = _tensors(like.layers[0])[0].device
         self.places = torch.zeros(rows, dtype=torch.long, device=device)  # of the id that is read next
         self.seen = torch.zeros(rows, length, dtype=torch.bool, device=device)
         self.seen[:, 0] = True  # an idle row attends to something, too
@@ -199,7 +199,7 @@ class _Group:
         """The row that goes on behind a prompt of `length` tokens."""
         row = self.free.pop(0)
         for own, read in zip(self.layers, cache.layers, strict=True):
-            own.write(row, read.keys, read.values)
+            own.write(row, *_tensors(read))
         self.places[row] = length
         self.seen[row] = torch.arange(self.length, device=self.seen.device) < length
         return row
@@ -227,8 +227,16 @@ class _Group:
         return logits
 
 
+def _tensors(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values (1, H, L, width) of a layer that has read a prompt."""
+    return layer.keys, layer.values
+
+
 class _RowLayer(CacheLayerMixin):
     """Keys and values (R, H, C, width) of one layer, where each row is written at its own place."""
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, like: Any, length: int, index: Tensor, places: Tensor) -> None:
         super().__init__()

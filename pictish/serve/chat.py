@@ -59,13 +59,14 @@ async def complete(request: Request, body: ChatRequest, serving: Served) -> Resp
     serving.check_most(max_tokens=body.max_completion_tokens)
     serving.engine.check_room(1)
     asked = await _read(serving, body.messages)
+    works: Sequence[Draw | Write]
     works = _drawings(serving, body, asked) if "image" in body.modalities else [_text(body, asked)]
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": serving.name}
     if body.stream:
         events = await begun(serving.follow(request, works))
         return event_stream(_streamed(serving, body, works, events, head))
     results = await serving.results(request, works)
-    contents = [await _content(serving, *pair) for pair in zip(works, results, strict=True)]
+    contents = [await _content(serving, work, result) for work, result in zip(works, results, strict=True)]
     choices = [
         ChatChoice(index=place, message=ChatMessage(content=content), finish_reason=_reason(result))
         for place, (content, result) in enumerate(zip(contents, results, strict=True))
@@ -159,6 +160,7 @@ async def _streamed(
             results.append(event)
             if isinstance(work, Draw):
                 parts = await _content(serving, work, event)
+                assert not isinstance(parts, str)
                 yield chunk(place, {"content": [part.model_dump(exclude_none=True) for part in parts]})
             yield chunk(place, {}, _reason(event))
     if body.stream_options is not None and body.stream_options.include_usage:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from pictish.data.images import png_bytes
 from pictish.data.provenance import png_with_origin
+from pictish.pipelines.language import Said
 from pictish.pipelines.settings import LARGEST_SIZE
 from pictish.pipelines.text_to_image import shape_in
 from pictish.serve.errors import error_responses, invalid
@@ -100,7 +101,7 @@ def drawings(
             raise ValueError(f"image: {size_of(first)} pixels; up to {LARGEST_SIZE} on a side fit")
         source = first if len(images) == 1 and words is not None else None
         height_width = (first.height, first.width) if source else shape_in(first.width, first.height)
-    said = (*images, *([] if words is None else [words]))
+    said: tuple[Said, ...] = (*images, *([] if words is None else [words]))
     seeds = range(output.seed, output.seed + output.n)
     return [Draw(said, seed, config, height_width, source, previews=output.previews) for seed in seeds]
 
