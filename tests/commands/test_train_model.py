@@ -265,6 +265,8 @@ def test_the_readme_runs_as_printed(trained, elsewhere):
         if words[:2] == ["train", "model"]:
             assert words == ["train", "model", "PICTURES", "OUT"]  # what `trained` did
             continue
+        if words[0] in ("serve", "ui") or words[:2] == ["model", "push"]:  # tested with clients and a hub
+            continue
         model = [] if "--model" in words else ["--model", "OUT"]
         assert main([*words, *model]) == 0, words
         ran += 1

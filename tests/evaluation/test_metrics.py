@@ -159,7 +159,7 @@ def test_code_statistics_refuse_another_tokenizer(other):
 
 
 def test_no_tokens_are_an_error():
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="there was no image"):
         CodeStatistics(64, "0123456789ab").summary()
 
 

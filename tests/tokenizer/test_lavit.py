@@ -13,6 +13,7 @@ from pictish.data.images import png_bytes
 from pictish.data.importing import Source, write_pieces
 from pictish.data.loader import ImageBytes
 from pictish.io.model_folder import fingerprint
+from pictish.lm.config import DefaultsConfig
 from pictish.pipelines.language import Language
 from pictish.pipelines.lm_training import image_encoder, image_tokens_of
 from pictish.tokenizer.dynamic import Tokenizer
@@ -156,7 +157,9 @@ def test_features_for_understanding_are_those_of_its_merger(tokenizer, pixels):
 def test_training_reads_the_features_that_inference_reads(tokenizer):
     picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (40, 60, 3), np.uint8))
     (encoded,) = image_encoder(tokenizer)([ImageBytes(png_bytes(picture), "a.png")])
-    reads_features = SimpleNamespace(projector=object(), image_tokens=image_tokens_of(tokenizer))
+    reads_features = SimpleNamespace(
+        projector=object(), image_tokens=image_tokens_of(tokenizer), defaults=DefaultsConfig()
+    )
     (part,) = Language(tokenizer, reads_features).parts([picture], continuous=True)
     assert np.array_equal(part.values, encoded.features)
     (quantized,) = tokenizer.encode([picture], features_for="quantization")
