@@ -51,7 +51,7 @@ def test_the_page_runs_as_it_stands(whole_model, tmp_path, monkeypatch, capsys):
     assert json.loads(questions)["questions"]
 
 
-@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_configs_of_systems_are_configs(number, tmp_path):
     text = blocks((ROOT / "docs" / "systems.md").read_text("utf-8"), "yaml")[number]
     (tmp_path / "system.yaml").write_text(text)
