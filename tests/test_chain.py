@@ -208,5 +208,9 @@ def test_what_cannot_be_drawn_is_one_line(speaking, tmp_path):
     pictish("generate", "", *model, code=2)
     pictish("generate", "a red disc " * 100, *model, code=2)
     pictish("generate", "a [IMG]<code-00001>[/IMG] disc", *model)
-    pictish("generate", "a [IMG]<code-00001>[/IMG] disc", *model, code=2)
+    (drawn,) = (tmp_path / "drawn").iterdir()
+    before = drawn.stat().st_mtime_ns
+    pictish("generate", "a [IMG]<code-00001>[/IMG] disc", *model)  # it is there already
+    pictish("generate", "a [IMG]<code-00001>[/IMG] disc", "--temperature", "0.9", *model, code=2)
+    assert drawn.stat().st_mtime_ns == before
     assert len(list((tmp_path / "drawn").iterdir())) == 1
