@@ -12,7 +12,7 @@ Legend: B rows, L tokens a row, M embedded features, F feature channels.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from operator import itemgetter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ class Packed:
             places = self.places[:, inside].clone()
             places[0] -= start
             features = self.features[inside] if self.features is not None and inside.any() else None
-            part = self._map(itemgetter(slice(start, start + rows)), features, places)
+            part = self._map(partial(_rows, start=start, count=rows), features, places)
             pictures = [one for one in self.pictures if start <= one.row < start + rows]
             parts.append(replace(part, pictures=tuple(p._replace(row=p.row - start) for p in pictures)))
         return parts
@@ -203,6 +203,10 @@ def pack(rows: Sequence[Sequence[Document]], length: int) -> Packed:
         places=torch.from_numpy(np.concatenate(places, axis=1) if places else np.zeros((2, 0), np.int64)),
         pictures=tuple(pictures),
     )
+
+
+def _rows(tensor: Tensor, start: int, count: int) -> Tensor:
+    return tensor[start : start + count]
 
 
 def attention_mask(

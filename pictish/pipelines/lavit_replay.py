@@ -16,10 +16,12 @@ from torch import Tensor
 from pictish.data.tokens import TokenizedImage
 from pictish.lm.autoregressive import DrawIds, Progress, Prompt
 from pictish.lm.grammar import DecodingState, GenerationConstraints, Legal, Segment, State
+from pictish.lm.sampler import Redraw
 from pictish.lm.sampling import Sampling, filtered
 from pictish.lm.sequence import Part, join
 from pictish.lm.vocabulary import Vocabulary, text_ids
 from pictish.pipelines.language import Language, Said
+from pictish.pipelines.region import Region
 from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage, holds_images
 from pictish.tokenizer.selector import rank
@@ -162,9 +164,12 @@ class OfficialTextToImage(TextToImage):
         config: GenerationConfig | None = None,
         *,
         shapes: Sequence[tuple[int, int]] | None = None,
+        regions: Sequence[Region] | None = None,
         progress: Progress | None = None,
     ) -> list[TokenizedImage]:
-        """See TextToImage."""
+        """See TextToImage; ValueError for `regions`, which LaVIT cannot redraw."""
+        if regions is not None:
+            raise ValueError("LaVIT cannot redraw a region; a masked language model would fit")
         if not any(map(holds_images, prompts)):
             return super().tokens(prompts, generators, config, shapes=shapes, progress=progress)  # type: ignore[arg-type]  # only `_draw` reads them
         config, most = config or GenerationConfig(), self.language.image_tokens.max_tokens
@@ -192,11 +197,12 @@ class OfficialTextToImage(TextToImage):
         settled: GenerationConfig,
         progress: Progress | None,
         draw_ids: DrawIds | None = None,
+        redraw: Sequence[Redraw] | None = None,
     ) -> list[list[Segment]]:
         if isinstance(generators, torch.Generator):
             draw_ids = together(settled.sampling, generators, len(prompts))
             generators = [generators] * len(prompts)
-        return super()._draw(prompts, generators, settled, progress, draw_ids)
+        return super()._draw(prompts, generators, settled, progress, draw_ids, redraw)
 
 
 class WithoutMarkers(Language):

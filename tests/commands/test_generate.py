@@ -112,19 +112,15 @@ def test_generated_images_are_kept_when_a_command_is_run_again(draw, refused, tm
     assert draw("whole", *words, "--grid", tmp_path / "whole.png") == 0
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     (tmp_path / "cut").mkdir()
-    for name in (
-        "the-sun-0.png",
-        "the-sun-0.tokens",
-        "a-blue-car-0.png",
-    ):  # interrupted before the last tokens
+    for name in ("the-sun-0.png", "the-sun-0.tokens", "a-blue-car-0.png"):  # cut off before the last tokens
         shutil.copy(tmp_path / "whole" / name, tmp_path / "cut" / name)
     drawn = []
-    monkeypatch.setattr(
-        "pictish.pipelines.drawing.generate",
-        lambda drawer, prompts, *rest, **more: (
-            drawn.extend(prompts) or generate(drawer, prompts, *rest, **more)
-        ),
-    )
+
+    def generating(drawer, prompts, *rest, **more):
+        drawn.extend(prompts)
+        return generate(drawer, prompts, *rest, **more)
+
+    monkeypatch.setattr("pictish.pipelines.image_requests.generate", generating)
     assert draw("cut", *words, "--grid", tmp_path / "cut.png") == 0
     assert drawn == [["a red apple"], ["two green pears on a table"]]
     assert f"{tmp_path / 'cut' / 'the-sun-0.png'}  exists already\n" in draw.out

@@ -159,7 +159,7 @@ def test_a_base_of_ones_own_is_an_override(tmp_path):
 
 
 def test_adapters_need_a_pretrained_base(tmp_path, capsys):
-    for words in (["lm", "tiny/lm"], ["model", str(tmp_path), str(tmp_path / "out")]):
+    for words in (["lm", "tiny/lm"], ["model", str(tmp_path / "none"), str(tmp_path / "out")]):
         assert main(["train", *words, "--lora", "8"]) == 2
         assert capsys.readouterr().err == (
             "pictish: --lora 8: adapts a pretrained language model; give --base FOLDER\n"

@@ -218,7 +218,7 @@ def test_a_configuration_is_shown(capsys):
     assert main(["config", "show", "tiny/decoder", "batch_size=3"]) == 0
     shown = capsys.readouterr().out
     assert "\nbatch_size: 3\n" in shown
-    assert "# steps between grids of pictures; 0: none" in shown
+    assert "# steps between grids of images; 0: none" in shown
 
 
 def test_raw_shards_alone(tmp_path, capsys):

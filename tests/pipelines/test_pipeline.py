@@ -237,7 +237,7 @@ def test_a_call_is_cancelled_between_two_steps(pipe, stage):
         (lambda pipe, path: pipe.generate("a", images=path), "images: one image was given"),
         (lambda pipe, path: pipe.generate("a", aspect_ratio=(0, 2)), "aspect_ratio: .0, 2. asked for"),
         (lambda pipe, path: pipe.generate("a", top_p=2), "top_p: 2 asked for"),
-        (lambda pipe, path: pipe.generate("a", max_codes=99), "1 to 99 tokens asked for; a picture"),
+        (lambda pipe, path: pipe.generate("a", max_codes=99), "1 to 99 tokens asked for; an image"),
         (lambda pipe, path: pipe.generate("a", upscale=2), "upscale: 2 asked for; this model has no"),
         (lambda pipe, path: pipe.edit(path, ""), "instruction: empty"),
         (lambda pipe, path: pipe.describe(path, " "), "an empty question"),
