@@ -27,7 +27,6 @@ from pictish.io.model_folder import (
     locate_model,
     read_config,
     read_model_folder,
-    storage_dtype,
     whole_folder,
 )
 from pictish.io.plain_yaml import to_yaml
@@ -40,6 +39,8 @@ from pictish.lm.model import (
     Projector,
     UnifiedModel,
     read_pretrained,
+    save_text_tokenizer,
+    type_to_store,
     width_of,
 )
 from pictish.training.isolation import loading
@@ -143,12 +144,7 @@ class AdaptedModel(UnifiedModel):
 
         tensors = {n.removeprefix("adaptor."): t.detach().cpu() for n, t in self.state_dict().items()}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("alignment.")}
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise ValueError(f"{folder}: {name} holds values that are no finite numbers")
-        stored = storage_dtype(tensors.values(), dtype)
-        if stored != dtype:
-            _LOG.warning("%s: weights lie beyond the range of %s; stored as %s", folder, dtype, stored)
+        stored = type_to_store(tensors.items(), dtype, folder)
         adaptor = self.adaptor
         assert self.image_tokens is not None
         config = AdaptorFolder(
@@ -169,7 +165,7 @@ class AdaptedModel(UnifiedModel):
             (temp / CONFIG).write_text(to_yaml(config), encoding="utf-8")
             save_file({n: t.to(stored).contiguous() for n, t in tensors.items()}, temp / WEIGHTS)
             if not self.base_knows_pictures:
-                self.text_tokenizer.save_pretrained(temp)
+                save_text_tokenizer(self.text_tokenizer, temp)
 
 
 def belongs(name: str) -> bool:
@@ -346,7 +342,7 @@ def _text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _give_rows(module: nn.Module, rows: int) -> None:
-    """Have a table or head so many rows: the adaptor's vocabulary may be larger than its base's."""
+    """Resize a table or head to `rows`: the adaptor's vocabulary may be larger than its base's."""
     for name, parameter in list(module.named_parameters()):
         if len(parameter) != rows:
             setattr(module, name, nn.Parameter(parameter.new_zeros(rows, *parameter.shape[1:])))

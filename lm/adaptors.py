@@ -56,7 +56,7 @@ def default_points(layers: int) -> tuple[int, ...]:
 
 
 def check_points(points: Sequence[int], layers: int) -> None:
-    """ValueError unless `points` are layers of a base that has so many, each once, in rising order."""
+    """ValueError unless `points` are distinct layers, in ascending order, of a base with `layers` layers."""
     rising = all(before < after for before, after in pairwise(points))
     if not rising or not all(0 <= point < layers for point in points):
         raise ValueError(
@@ -134,7 +134,7 @@ def adapted(base: PreTrainedModel, adaptor: Adaptor) -> PreTrainedModel:
 
 
 def base_layer_places(adaptor: Adaptor, layers: int) -> list[int]:
-    """Where in an adapted model of a base with so many layers each base layer stands."""
+    """Position of each of the base's `layers` layers in the adapted model."""
     return [number + sum(point < number for point in adaptor.points) for number in range(layers)]
 
 

@@ -20,7 +20,7 @@ class Alignment(nn.Module):
     vectors: Tensor  # (V, W) of length 1; 0 for ids that are no codes
 
     def __init__(self, width: int, layers: int, code_vectors: Tensor, vocabulary: Vocabulary) -> None:
-        """For a model of `width` D and so many `layers`, and the vectors (C, W) of all codes in order."""
+        """For a model of `width` D with `layers` layers, and the vectors (C, W) of all codes in order."""
         super().__init__()
         self.vocabulary = vocabulary
         self.depth = max(1, 3 * layers // 4)  # the number of layers below the second head

@@ -2,7 +2,7 @@
 
     batch = RoutedBatch(models, branches)    one row per branch: the prompt, and those that guidance needs
     while any prompt is unfinished:
-        logits = guided(batch.logits)        one row per prompt
+        logits = guide(batch.logits)         one row per prompt
         ids = draw(logits where legal)
         batch.keep(...), batch.step(ids)     without finished prompts; a prompt's branches read the same id
 
@@ -137,7 +137,7 @@ def generate(
         return []
     decodings = [constraints.decoding(vocabulary, prompt.inside) for prompt in prompts]
     sequences = [
-        _ActiveSequence(decoding, *branches(prompt, guidance), generator)
+        ActiveSequence(decoding, *branches(prompt, guidance), generator)
         for decoding, prompt, generator in zip(decodings, prompts, generators, strict=True)
     ]
     models = [prompt.model or model for prompt, s in zip(prompts, sequences, strict=True) for _ in s.branches]
@@ -146,7 +146,7 @@ def generate(
     legal = constraints.legal(vocabulary, batch.logits.shape[1], batch.logits.device)
     codes = vocabulary.is_code(torch.arange(batch.logits.shape[1], device=batch.logits.device))
     for step in itertools.count(1):
-        logits = _guided(sequences, batch.logits, guidance, codes)
+        logits = guide(sequences, batch.logits, guidance, codes)
         logits = logits.masked_fill(~legal.of([s.decoding for s in sequences]), NEVER)
         if not logits.amax(dim=1).isfinite().all():
             if batch.logits.amax(dim=1).isfinite().all():
@@ -176,7 +176,7 @@ def generate(
 
 
 @dataclass(frozen=True, eq=False)
-class _ActiveSequence:
+class ActiveSequence:
     """An unfinished sequence: its decoding state, its guidance branches, and their weights."""
 
     decoding: DecodingState
@@ -204,9 +204,7 @@ def branches(prompt: Prompt, guidance: Guidance) -> tuple[list[Tensor], list[flo
     return [prompt.full, *(branch for branch, _ in others)], [text, *(weight for _, weight in others)]
 
 
-def _guided(
-    sequences: Sequence[_ActiveSequence], logits: Tensor, guidance: Guidance, codes: Tensor
-) -> Tensor:
+def guide(sequences: Sequence[ActiveSequence], logits: Tensor, guidance: Guidance, codes: Tensor) -> Tensor:
     """Logits (P, V) from those of all branches (R, V): text as the full prompt says, codes by weight.
 
     LaVIT weighs log-softmax values; they differ by a constant a row, which no draw notices. Standard

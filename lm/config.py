@@ -313,8 +313,8 @@ class MaskedForm(Config):
     block_length: int | None = Field(
         None,
         gt=0,
-        description="block diffusion: texts are learned in blocks of so many ids, each from whole earlier "
-        "ones, and each picture as a block; takes attention: prefix. none: no blocks",
+        description="block diffusion: block size in tokens. Each block is predicted from the complete "
+        "earlier blocks, and each picture is one block; requires attention: prefix. none: no blocks",
     )
 
     @model_validator(mode="after")

@@ -26,13 +26,13 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from pictish.lm.autoregressive import (
+    ActiveSequence,
     Guidance,
     Prompt,
-    _ActiveSequence,
-    _guided,
     branches,
     cache_argument,
     embed_ids,
+    guide,
 )
 from pictish.lm.grammar import DecodingState, GenerationConstraints, Legal
 from pictish.lm.sampling import NEVER, Sampling, draw
@@ -50,7 +50,7 @@ class Member:
 
     decoding: DecodingState
     prompt_tokens: int
-    active: _ActiveSequence
+    active: ActiveSequence
     sampling: Sampling
     guidance: Guidance
     group: "_Group"
@@ -103,7 +103,7 @@ class ContinuousBatch:
         member = Member(
             decoding,
             len(prompt.full),
-            _ActiveSequence(decoding, read_as, weights, generator),
+            ActiveSequence(decoding, read_as, weights, generator),
             sampling,
             guidance,
             group,
@@ -127,14 +127,14 @@ class ContinuousBatch:
             if len(self._legal) == REMEMBERED:
                 self._legal.clear()
             self._legal[constraints] = constraints.legal(self.vocabulary, logits.shape[1], logits.device)
-        guided = _guided([member.active], logits, member.guidance, self._codes)
-        guided = guided.masked_fill(~self._legal[constraints].of([member.decoding]), NEVER)
-        if not guided.amax().isfinite():
+        scores = guide([member.active], logits, member.guidance, self._codes)
+        scores = scores.masked_fill(~self._legal[constraints].of([member.decoding]), NEVER)
+        if not scores.amax().isfinite():
             raise ValueError(
                 "the model's logits are not finite numbers, or guidance made them so; "
                 "smaller guidance scales may fit"
             )
-        member.decoding.take(int(draw(guided, member.sampling, [member.active.generator])))
+        member.decoding.take(int(draw(scores, member.sampling, [member.active.generator])))
         if member.decoding.state is None:
             self.remove(member)
             return True
@@ -173,7 +173,7 @@ class ContinuousBatch:
         return cache, logits
 
     def _group(self, length: int, rows: int, like: DynamicCache) -> "_Group":
-        """One whose caches hold `length` tokens, with so many rows free."""
+        """A group with caches of `length` tokens and at least `rows` free rows."""
         for group in self._groups:
             if group.length == length and len(group.free) >= rows:
                 return group

@@ -59,7 +59,7 @@ def base_entries(config: LlamaConfig) -> dict[str, Entry]:
 
 
 def adaptor_entries(which: Which, layers: int, config: LlamaConfig, features: int) -> dict[str, Entry]:
-    """Of an adaptor with so many insertion layers, whose projector reads `features` channels."""
+    """Weights of an adaptor with `layers` insertion layers, whose projector reads `features` channels."""
     names, width = ADAPTORS[which], config.hidden_size
     shapes = llama_shapes(config)
     one = {n.removeprefix("model.layers.0."): s for n, s in shapes.items() if n.startswith("model.layers.0.")}

@@ -183,7 +183,7 @@ def _tower_config(
     hidden: Shape,
     layout: LayoutSettings,
 ) -> tuple[dict[str, Any], int]:
-    """SigLIP's settings and the side of a view; what tensors do not tell is told by files, or usual."""
+    """SigLIP's settings and the side of a view: from tensors, else from the files, else SigLIP's defaults."""
     width, size, cells = patch[0], patch[3], math.isqrt(positions[0])
     if len(positions) != 2 or cells**2 != positions[0] or patch[1] != 3 or patch[2] != size or not cells:
         raise ValueError(

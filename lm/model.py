@@ -11,7 +11,7 @@ import contextlib
 import copy
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -277,10 +277,7 @@ class UnifiedModel(nn.Module):
             plain = _on_the_cpu(self.language)
             if hasattr(plain, "merge_and_unload"):  # of peft's LoRA
                 plain = plain.merge_and_unload()
-            _check_finite(plain, folder)
-            stored = storage_dtype(plain.parameters(), dtype)
-            if stored != dtype:
-                _LOG.warning("%s: weights lie beyond the range of %s; stored as %s", folder, dtype, stored)
+            stored = type_to_store(plain.named_parameters(), dtype, folder)
             with quietly():
                 try:
                     plain.generation_config.save_pretrained(temp)
@@ -288,8 +285,7 @@ class UnifiedModel(nn.Module):
                     _LOG.warning("%s: settings of generate() are left out: %s", folder, one_line(error)[:200])
                     plain.generation_config = GenerationConfig.from_model_config(plain.config)
                 plain.to(stored).save_pretrained(temp, max_shard_size="1TB")
-            self.text_tokenizer.save_pretrained(temp)
-            _forget_paths(temp / "tokenizer_config.json")
+            save_text_tokenizer(self.text_tokenizer, temp)
             (temp / CONFIG).write_text(to_yaml(config), encoding="utf-8")
             if captions:
                 (temp / CAPTIONS).write_bytes(to_bytes(captions))
@@ -522,8 +518,6 @@ def _check_vocabulary(path: Path, model: UnifiedModel) -> None:
 
 
 def _read_vision(folder: Path, config: FolderConfig, width: int) -> Vision | None:
-    from safetensors.torch import load_file
-
     if config.vision is None:
         return None
     if config.vision.tower.weights is not None:
@@ -532,32 +526,29 @@ def _read_vision(folder: Path, config: FolderConfig, width: int) -> Vision | Non
         )
     with sized_like(folder, str(folder)):
         vision = Vision(config.vision, width)
-    try:
-        vision.load_state_dict(load_file(folder / VISION))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder / VISION}: damaged, or of another tower ({one_line(error)[:300]})"
-        ) from error
-    _check_finite(vision, folder / VISION)
+    _load(vision, folder / VISION, "of another tower")
     return vision
 
 
 def _read_projector(folder: Path, config: FolderConfig, width: int) -> Projector:
-    from safetensors.torch import load_file
-
     if config.image_tokens is None:
         raise ValueError(f"{folder / CONFIG}: a projector without image_tokens, whose features it reads")
     with sized_like(folder, str(folder)):
         assert config.projector is not False
         projector = Projector.of_kind(config.projector, config.image_tokens.features, width)
-    try:
-        projector.load_state_dict(load_file(folder / PROJECTOR))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder / PROJECTOR}: damaged, or not a projector's ({one_line(error)})"
-        ) from error
-    _check_finite(projector, folder / PROJECTOR)
+    _load(projector, folder / PROJECTOR, "not a projector's")
     return projector
+
+
+def _load(module: nn.Module, path: Path, otherwise: str) -> None:
+    """Load weights from a file; ValueError for one that is damaged, or `otherwise` no file of this module."""
+    from safetensors.torch import load_file
+
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path}: damaged, or {otherwise} ({one_line(error)[:300]})") from error
+    _check_finite(module.named_parameters(), path)
 
 
 def read_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -587,7 +578,7 @@ def read_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, 
     if any(wrong.values()):  # transformers fills gaps with random numbers
         counts = ", ".join(f"{len(keys)} {kind} {sorted(map(str, keys))[:2]}" for kind, keys in wrong.items())
         raise ValueError(f"{folder}: weights do not fit config.json: {counts}")
-    _check_finite(language, folder)
+    _check_finite(language.named_parameters(), folder)
     _settle_tying(language)
     return language, text_tokenizer
 
@@ -616,8 +607,27 @@ def _is_place(name: str) -> bool:
     return name.endswith(("_file", "name_or_path")) or name in ("is_local", "local_files_only")
 
 
-def _check_finite(module: nn.Module, source: Path) -> None:
-    for name, parameter in module.named_parameters():
+def type_to_store(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, folder: Path) -> torch.dtype:
+    """`dtype`, or float32 with a warning where one of the named weights lies beyond its range.
+
+    ValueError for weights that are no finite numbers.
+    """
+    tensors = dict(weights)
+    _check_finite(tensors.items(), folder)
+    stored = storage_dtype(tensors.values(), dtype)
+    if stored != dtype:
+        _LOG.warning("%s: weights lie beyond the range of %s; stored as %s", folder, dtype, stored)
+    return stored
+
+
+def save_text_tokenizer(text_tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a text tokenizer into a folder, without where its files lay when it was read."""
+    text_tokenizer.save_pretrained(folder)
+    _forget_paths(folder / "tokenizer_config.json")
+
+
+def _check_finite(weights: Iterable[tuple[str, Tensor]], source: Path) -> None:
+    for name, parameter in weights:
         if not parameter.isfinite().all():
             raise ValueError(
                 f"{source}: {name} holds values that are no finite numbers; did training diverge?"
