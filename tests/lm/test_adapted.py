@@ -1,6 +1,7 @@
 """Training an adaptor beside a frozen base, and its folder."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,8 @@ def test_a_text_adaptor_with_tied_ends_holds_its_layers_alone(tmp_path):
 def test_a_base_that_knows_no_pictures_gets_them_in_the_adaptor_and_no_other_base_is_taken(tmp_path):
     base = plain_base(tmp_path / "base")
     folder = run(config_for(tmp_path, base), tmp_path / "run")
+    stored = json.loads((folder / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only", "name_or_path"} & set(stored), "of where it was read"
     together = read_base(base)
     rows = together.language.get_input_embeddings().weight.shape[0]
     adapted = load_adaptor(folder, together)
