@@ -22,14 +22,13 @@ from pictish.evaluation.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from pictish.data.tokens import TokenizedImage
-    from pictish.decoder.preview import Preview
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.settings import Drawing
 
-SCHEMA = 2
+SCHEMA = 3
 METRICS: dict[str, Better] = {"psnr": "higher", "ssim": "higher", "feature_distance": "lower"}
 """Of each picture; name in the report -> which way is better."""
-DECODER, PREVIEW, THUMBNAIL, MEAN = "decoder", "preview", "thumbnail", "mean picture"
+DECODER, TOKENIZER, THUMBNAIL, MEAN = "decoder", "tokenizer", "thumbnail", "mean picture"
 UPSCALED = "decoder, upscaled"
 STEPS = (1, 2, 4, 8, 16, 32, 50)
 """Of the curve."""
@@ -82,7 +81,7 @@ class Measured:
 
 
 class DecoderEvaluation:
-    """Measures sets of pictures with one diffusion decoder, its preview head if it has one, and a distance.
+    """Measures sets of pictures with one diffusion decoder, the tokenizer's own pixels, and a distance.
 
     Pictures are drawn as `pictish detokenize` draws them: what `drawing` leaves open is the decoder's default
     for reconstruction. Only with `drawing.upscale` above 1 is the upscaler used: pictures are then compared
@@ -95,7 +94,6 @@ class DecoderEvaluation:
     def __init__(
         self,
         reconstructor: "Reconstructor",
-        preview: "Preview | None",
         distance: FeatureDistance,
         drawing: "Drawing",
         *,
@@ -104,7 +102,7 @@ class DecoderEvaluation:
         if reconstructor.decoder is None:
             raise ValueError("this model has no diffusion decoder to evaluate")
         self.reconstructor, self.decoder = reconstructor, reconstructor.decoder
-        self.preview, self.distance, self.seed = preview, distance, seed
+        self.distance, self.seed = distance, seed
         self.upscale = drawing.upscale or 1
         # settled, and refused, now rather than after an hour
         self.drawing = reconstructor.settled(replace(drawing, upscale=self.upscale))
@@ -136,10 +134,10 @@ class DecoderEvaluation:
         return Coded(name, names, tokens, originals, broken)
 
     def ways(self, coded: Coded) -> dict[str, Way]:
-        """The preview, the baselines and the decoder itself, in the order they are shown."""
+        """The tokenizer, the baselines and the decoder itself, in the order they are shown."""
         mean = coded.originals.mean(axis=0).round().astype(np.uint8)
         return {
-            **self._preview(),
+            **self._tokenizer(),
             THUMBNAIL: as_thumbnails,
             MEAN: lambda part: np.broadcast_to(mean, part.originals.shape),
             DECODER: self._diffusion(replace(self.drawing, upscale=1)),
@@ -202,11 +200,11 @@ class DecoderEvaluation:
         ways: Mapping[tuple[str, int], Way],
         advance: Callable[[int], None] = lambda count: None,
     ) -> dict[str, Any]:
-        """A set's numbers and seconds at every step count, JSON-ready; the preview's, if any, beside them."""
+        """A set's numbers and seconds at every step count, JSON-ready, beside the tokenizer's."""
         measured = self.measure(coded, ways, advance)
-        preview = {
-            name: self._report_way(each) | {"seconds": seconds_alone(self._preview()[name], coded)}
-            for name, each in self.measure(coded, self._preview()).items()
+        own = {
+            name: self._report_way(each) | {"seconds": seconds_alone(self._tokenizer()[name], coded)}
+            for name, each in self.measure(coded, self._tokenizer()).items()
         }
         points = [
             {
@@ -217,7 +215,7 @@ class DecoderEvaluation:
             }
             for (scheduler, steps), each in measured.items()
         ]
-        return {**_about(coded), "points": points, "preview": preview.get(PREVIEW)}
+        return {**_about(coded), "points": points, "tokenizer": own.get(TOKENIZER)}
 
     def header(self) -> dict[str, Any]:
         """What a report says first; its `sets` are still empty."""
@@ -268,12 +266,12 @@ class DecoderEvaluation:
 
         return draw
 
-    def _preview(self) -> dict[str, Way]:
-        """The preview head as a way; none without one."""
-        if self.preview is None:
+    def _tokenizer(self) -> dict[str, Way]:
+        """What the tokenizer reconstructs by itself; nothing where codes hold no pixels."""
+        if not self.reconstructor.tokenizer.reconstructs_pixels:
             return {}
-        decode = self.preview.decode
-        return {PREVIEW: lambda coded: resized(decode(coded.tokens).numpy(), self.side)}
+        decode = self.reconstructor.tokenizer.decode
+        return {TOKENIZER: lambda coded: resized(decode(coded.tokens).numpy(), self.side)}
 
 
 def as_thumbnails(coded: Coded) -> np.ndarray:
