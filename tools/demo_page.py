@@ -1,4 +1,4 @@
-"""What the starter can do, on one page and on one picture: runs commands and gathers what they made.
+"""What the starter can do, on one page and in one image: runs commands and gathers their results.
 
 Run from the checkout: python -m tools.demo_page docs/samples demo
 Writes demo/index.html, which needs no other file, demo/sheet.png, and what the commands write.
@@ -62,19 +62,19 @@ class Shot:
 def main(samples: Path, out: Path) -> None:
     """Run everything and write the page and the sheet; a command that fails ends it."""
     sections = {
-        "Pictures to codes and back": round_trip(samples, out),
-        "Words to pictures": generated(out),
+        "Images to codes and back": round_trip(samples, out),
+        "Text to image": generated(out),
         "Edits": edited(samples, out),
-        "Pictures to words": described(samples),
-        "What the tokenizer kept of a photograph": inspected(samples, out),
+        "Image to text": described(samples),
+        "What the tokenizer keeps of a photograph": inspected(samples, out),
     }
     write_atomic(out / "index.html", page(sections).encode())
     write_atomic(out / "sheet.png", sheet(sections))
-    print(f"\nOpen {out / 'index.html'}; the same on one picture is {out / 'sheet.png'}.")
+    print(f"\nOpen {out / 'index.html'}; {out / 'sheet.png'} shows the same in one image.")
 
 
 def round_trip(samples: Path, out: Path) -> list[Shot]:
-    """Every sample beside what came back from its codes."""
+    """Every sample beside its reconstruction."""
     commands = [
         ["tokenize", str(samples), str(out / "tokens")],
         ["detokenize", str(out / "tokens"), str(out / "pictures")],
@@ -87,7 +87,7 @@ def round_trip(samples: Path, out: Path) -> list[Shot]:
 
 
 def generated(out: Path) -> list[Shot]:
-    """A picture of each prompt."""
+    """An image for each prompt."""
     command = ["generate", *PROMPTS, "--seed", str(SEED), "--out", str(out / "generated")]
     run(command)
     return [
@@ -131,7 +131,7 @@ def inspected(samples: Path, out: Path) -> list[Shot]:
     """The tokenizer's view of a photograph."""
     command = ["inspect", str(samples / "astronaut.jpg"), "--out", str(out / "astronaut.png")]
     run(command)
-    return [Shot((out / "astronaut.png",), "kept patches and what came back", (told(command),))]
+    return [Shot((out / "astronaut.png",), "kept patches and the reconstruction", (told(command),))]
 
 
 def run(command: Sequence[str]) -> str:
@@ -160,8 +160,8 @@ def page(sections: dict[str, list[Shot]]) -> str:
         "img{height:8em;max-width:100%;object-fit:contain;border:1px solid #ddd;margin-right:2px}"
         ".wide figure,.wide img{height:auto;max-width:100%}"
         "pre{background:#f4f4f4;padding:.5em;overflow-x:auto}</style>",
-        "<h1>What the starter makes</h1><p>Every picture and word below was made by the shipped weights, by "
-        "the command that stands with it. None was chosen among several.</p>",
+        "<h1>What the starter makes</h1><p>Everything below was made by the shipped weights with the commands "
+        "shown. Nothing was selected.</p>",
     ]
     for title, shots in sections.items():
         wide = len(shots) == 1
