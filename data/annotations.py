@@ -64,7 +64,7 @@ class Annotations:
         def lacks(place: str, *pictures: str) -> bool:
             missing = [name for name in pictures if name not in usable]
             for name in missing[:1]:
-                reason = "a picture that cannot be used" if name in named else "no picture of the source"
+                reason = "an image that cannot be used" if name in named else "no image of the source"
                 report.skip(place, f"names {printable(name)}, {reason}")
             return bool(missing)
 

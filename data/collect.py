@@ -130,7 +130,7 @@ def look(
         progress(len(found.digests))
     if not found.pictures:
         reasons = "; ".join(found.reading.report.lines(3)[:3])
-        raise ValueError(f"{source}: no picture could be used{f': {reasons}' if reasons else ''}")
+        raise ValueError(f"{source}: no image could be used{f': {reasons}' if reasons else ''}")
     if caption_key is not None and not found.captioned:
         fields = ", ".join(found.reading.fields) or "none"
         raise ValueError(f"caption_key {caption_key!r}: no sample has captions there; fields found: {fields}")
@@ -231,7 +231,7 @@ def _held_out(found: Found, fraction: float) -> frozenset[str]:
     distinct = sorted(found.with_captions or {digest for digest in found.digests if digest})
     if len(distinct) < 2:
         raise ValueError(
-            f"{found.source}: holds {len(distinct)} different picture, and one more is needed to validate on"
+            f"{found.source}: holds {len(distinct)} different image, and one more is needed to validate on"
         )
     last = distinct[min(max(1, round(fraction * len(distinct))), len(distinct) - 1) - 1]
     return frozenset(digest for digest in found.digests if digest and digest <= last)

@@ -84,7 +84,7 @@ def reader_of(path: Path) -> tuple[str, Reader]:
         if (suffix := path.suffix.lower()) in TABLES:
             return f"{suffix[1:].upper()} file", _table
         raise ValueError(
-            f"{printable(path)}: not a source of pictures; a folder, a shard (.tar) or one of "
+            f"{printable(path)}: not a source of images; a folder, a shard (.tar) or one of "
             f"{' '.join(TABLES)} would fit"
         )
     if (path / "dataset_dict.json").is_file():
@@ -94,13 +94,13 @@ def reader_of(path: Path) -> tuple[str, Reader]:
         return "folder saved by datasets", _arrow_folder
     found = find([path])
     if found.images or any((path / name).is_file() for name in METADATA[:2]):
-        return "folder of pictures", _folder
+        return "folder of images", _folder
     if found.shards:
         return "folder of WebDataset shards", _shards
     if next(path.rglob("*.parquet"), None) is not None:
         return "folder of Parquet files", _parquet_folder
     raise ValueError(
-        f"{printable(path)}: no pictures found; looked for pictures, metadata.jsonl, metadata.csv, *.tar, "
+        f"{printable(path)}: no images found; looked for images, metadata.jsonl, metadata.csv, *.tar, "
         "*.parquet and a folder saved by datasets"
     )
 
@@ -126,9 +126,7 @@ def _folder(path: Path, reading: Reading) -> Iterator[Item]:
             said_in, captions = said_in or source, (*captions, *texts)
         yield Item(image.name, image.path, tuple(dict.fromkeys(captions)), said_in)
     for missing, sources in told.items():
-        reading.report.skip(
-            os.path.relpath(missing, path), f"no such picture; {next(iter(sources))} names it"
-        )
+        reading.report.skip(os.path.relpath(missing, path), f"no such image; {next(iter(sources))} names it")
     _note_others(found, reading)
 
 
@@ -136,7 +134,7 @@ def _note_others(found: Found, reading: Reading) -> None:
     """Count the files of a picture folder that are neither pictures nor captions; name what may hold some."""
     stems = {split_name(file.name)[0] for file in found.images}
     for shard in found.shards:
-        reading.report.skip(shard.name, "a shard in a folder of pictures; give it as a source of its own")
+        reading.report.skip(shard.name, "a shard in a folder of images; give it as a source of its own")
     for name in found.others:
         stem, suffix = split_name(name)
         base = name.rpartition("/")[2]
@@ -154,7 +152,7 @@ def _metadata(path: Path, reading: Reading) -> dict[str, dict[str, tuple[str, ..
     for table in sorted(each for name in METADATA for each in path.rglob(name)):
         for item in _rows_as_items(table, _records(table, reading), reading, inside=True):
             if not isinstance(item.picture, Path):
-                reading.report.skip(item.name, f"{table.name} of a folder of pictures holds a picture")
+                reading.report.skip(item.name, f"{table.name} of a folder of images holds an image")
                 continue
             # a picture without captions is noted too, so that a row without a file is found
             found = told.setdefault(os.path.realpath(item.picture), {})
@@ -195,7 +193,7 @@ def _table(path: Path, reading: Reading) -> Iterator[Item]:
         merged[item.name] = Item(item.name, item.picture, tuple(dict.fromkeys(captions)), said_in)
     for item in merged.values():
         if isinstance(item.picture, Path) and not item.picture.is_file():
-            reading.report.skip(item.name, f"no such picture; {path.name} names it")
+            reading.report.skip(item.name, f"no such image; {path.name} names it")
         else:
             yield item
 
@@ -242,8 +240,8 @@ def _picture_of(record: Mapping[str, Any], folder: Path, inside: bool) -> tuple[
             return value, folder / value
     if any(isinstance(fields.get(known), str) for known in ("url", "image_url")):
         status = fields.get("status")
-        raise ValueError(f"holds no picture but a URL{f', status {status}' if status else ''}")
-    raise ValueError(f"holds no picture; its fields are {', '.join(map(printable, record)) or 'none'}")
+        raise ValueError(f"holds no image but a URL{f', status {status}' if status else ''}")
+    raise ValueError(f"holds no image; its fields are {', '.join(map(printable, record)) or 'none'}")
 
 
 def _said(record: Mapping[str, Any], source: str, reading: Reading) -> tuple[str | None, tuple[str, ...]]:
@@ -364,10 +362,10 @@ def _of_sample(
 ) -> tuple[bytes, str | None, tuple[str, ...]]:
     """The picture of a shard's sample, where its captions stand, and these."""
     if "tokens" in sample:
-        raise ValueError("holds tokens, and pictures are needed")
+        raise ValueError("holds tokens, and images are needed")
     images = list(image_members(sample).values())
     if len(images) != 1:
-        raise ValueError(f"holds {len(images)} pictures, and one is needed")
+        raise ValueError(f"holds {len(images)} images, and one is needed")
     used, *more = images[0]
     for other in more:
         reading.report.skip(f"{place}.{other}", f"its sample has .{used} too, which is read")

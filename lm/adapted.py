@@ -233,7 +233,7 @@ def adapt(model: UnifiedModel, config: AdaptorConfig, base: str | Path) -> Adapt
     layers = language.config.get_text_config().num_hidden_layers
     if not knows_pictures and "tied" in (config.table, config.head):
         raise ValueError(
-            f"adaptor: table {config.table} and head {config.head}, but {folder} knows no pictures, so the "
+            f"adaptor: table {config.table} and head {config.head}, but {folder} knows no images, so the "
             "rows of [IMG] and [/IMG] must be the adaptor's; own would fit"
         )
     adaptor = new_adaptor(
@@ -269,7 +269,7 @@ def load_adaptor(folder: str | Path, base: Base) -> AdaptedModel:
     config, adaptor, projector = read_adaptor(path, base)
     if config.image_tokens is None:
         raise ValueError(
-            f"{path}: an adaptor whose pictures are features of a vision tower, not of a tokenizer"
+            f"{path}: an adaptor whose images are features of a vision tower, not of a tokenizer"
         )
     text_tokenizer = base.text_tokenizer if base.knows_pictures else _text_tokenizer(path)
     model = AdaptedModel(

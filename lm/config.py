@@ -36,7 +36,7 @@ class LanguageModelConfig(Config):
     """The language model and what it reads beside text."""
 
     base: Annotated[NewModel | PretrainedModel, Field(discriminator="kind")]
-    features: bool = Field(False, description="whether pictures may also enter as continuous features")
+    features: bool = Field(False, description="whether images may also enter as continuous features")
     vision: VisionConfig | None = Field(
         None, description="the tower that such features come from; none: the image tokenizer's, or the base's"
     )
@@ -70,13 +70,13 @@ class ImageGenerationConfig(Config):
         2.0, ge=-100, le=100, description="how strictly words are followed; 1 adds nothing"
     )
     among_pictures: float | None = Field(
-        None, ge=-100, le=100, description="the same where pictures are given too; none: no different"
+        None, ge=-100, le=100, description="the same where images are given too; none: no different"
     )
     image_guidance: float = Field(
-        1.5, ge=-100, le=100, description="how strictly pictures are followed that are given"
+        1.5, ge=-100, le=100, description="how strictly images are followed that are given"
     )
     guidance_ramp: float = Field(
-        0.0, ge=0, description="power of the cosine ramp that guidance rises by over a picture; 0: none"
+        0.0, ge=0, description="power of the cosine ramp that guidance rises by over an image; 0: none"
     )
     guidance_rescale: float = Field(
         0.0, ge=0, le=1, description="how far guided logits get back their unguided standard deviation"
@@ -86,7 +86,7 @@ class ImageGenerationConfig(Config):
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     min_tokens: int = Field(1, gt=0)
-    max_tokens: int | None = Field(None, gt=0, description="none: as many as a picture may have")
+    max_tokens: int | None = Field(None, gt=0, description="none: as many as an image may have")
     ignored_ids: tuple[int, ...] = Field(
         (), description="ids that may come between codes and are then left out, as LaVIT's"
     )
@@ -138,12 +138,12 @@ class MaskedCache(Config):
 class FillingConfig(Config):
     """How a masked model fills masks unless the user says otherwise."""
 
-    steps: int = Field(16, gt=0, description="of a picture, or of each block of a text")
+    steps: int = Field(16, gt=0, description="of an image, or of each block of a text")
     schedule: Literal["linear", "cosine"] = Field(
         "linear", description="how many masks each step fills: as many in each, or few at first"
     )
     remasking: Literal["low_confidence", "random", "halton"] = Field(
-        "low_confidence", description="which stay masked; halton: by a fixed order of the cells of a picture"
+        "low_confidence", description="which stay masked; halton: by a fixed order of the cells of an image"
     )
     threshold: float | None = Field(
         None, gt=0, le=1, description="confidence that fills a mask whatever the schedule says"
@@ -173,7 +173,7 @@ class MaskedDefaults(Config):
     pictures: FillingConfig = FillingConfig(schedule="cosine", remasking="halton")
     texts: TextFillingConfig = TextFillingConfig()
     guidance_interval: tuple[float, float] = Field(
-        (0.0, 1.0), description="from which to which filled share of a picture it is guided"
+        (0.0, 1.0), description="from which to which filled share of an image it is guided"
     )
 
 
@@ -184,9 +184,9 @@ class DefaultsConfig(Config):
     masked: MaskedDefaults | None = Field(None, description="of a masked model; none: its usual ones")
     caption: BeamSearchConfig | None = Field(None, description="none: the likeliest id each time, not cut")
     answer: BeamSearchConfig | None = None
-    continuous: bool = Field(False, description="whether pictures to be described enter as features")
+    continuous: bool = Field(False, description="whether images to be described enter as features")
     threshold: float | None = Field(
-        None, gt=0, lt=1, description="score of kept patches of pictures in prompts; none: the tokenizer's"
+        None, gt=0, lt=1, description="score of kept patches of images in prompts; none: the tokenizer's"
     )
 
     @property
@@ -199,8 +199,8 @@ class DropoutConfig(Config):
     """How often a drawing or an edit loses its conditions, so that guidance has something to subtract."""
 
     text: float = Field(0.1, ge=0, le=1, description="the text alone")
-    image: float = Field(0.05, ge=0, le=1, description="the source picture alone, in edits")
-    both: float = Field(0.05, ge=0, le=1, description="text and source picture, in edits")
+    image: float = Field(0.05, ge=0, le=1, description="the source image alone, in edits")
+    both: float = Field(0.05, ge=0, le=1, description="text and source image, in edits")
 
     @model_validator(mode="after")
     def _at_most_all(self) -> "DropoutConfig":
@@ -221,9 +221,9 @@ class SourceConfig(Config):
     caption_key: str | None = Field(
         None, description="field of a sample's JSON that holds its captions; none: .txt and known fields"
     )
-    caption: float = Field(0.5, ge=0, le=1, description="share of picture-and-text pairs read picture first")
+    caption: float = Field(0.5, ge=0, le=1, description="share of image-and-text pairs read image first")
     continuous: float = Field(
-        0.0, ge=0, le=1, description="share of captions and answers whose picture enters as features"
+        0.0, ge=0, le=1, description="share of captions and answers whose image enters as features"
     )
     system: str | None = Field(None, description="message that begins dialogues which have no system message")
     turn_suffix: str = Field("", description="added to what users say in dialogues, such as ' /think'")
@@ -262,7 +262,7 @@ class StageConfig(Config):
     vision_learning_rate: float | None = Field(
         None, gt=0, description="of the vision tower; none: learning_rate"
     )
-    tiles: bool = Field(True, description="whether pictures are seen in tiles, if model.vision has them")
+    tiles: bool = Field(True, description="whether images are seen in tiles, if model.vision has them")
     warmup: int = Field(100, ge=0)
     final_rate: float = Field(0.1, ge=0, description="learning rate at the end, as a share of the peak")
 
@@ -287,7 +287,7 @@ class Autoregressive(Config):
 
     kind: Literal["autoregressive"] = "autoregressive"
     corrupt: float = Field(
-        0.0, ge=0, le=1, description="codes of a picture to draw that are read wrong in training, at most"
+        0.0, ge=0, le=1, description="codes of an image to draw that are read wrong in training, at most"
     )
     corrupt_anneal: float = Field(
         0.0, ge=0, le=1, description="share of training over which `corrupt` falls linearly to 0; 0: never"
@@ -314,7 +314,7 @@ class MaskedForm(Config):
         None,
         gt=0,
         description="block diffusion: block size in tokens. Each block is predicted from the complete "
-        "earlier blocks, and each picture is one block; requires attention: prefix. none: no blocks",
+        "earlier blocks, and each image is one block; requires attention: prefix. none: no blocks",
     )
 
     @model_validator(mode="after")
@@ -368,7 +368,7 @@ class TrainConfig(Config):
     )
     tokenizer: str | None = Field(
         "starter",
-        description="whose codes are learned: a folder or a shipped name; none: pictures are only seen",
+        description="whose codes are learned: a folder or a shipped name; none: images are only seen",
     )
     objective: Annotated[Autoregressive | Masked, Field(discriminator="kind")] = Autoregressive()
     dropout: DropoutConfig = DropoutConfig()
@@ -390,7 +390,7 @@ class TrainConfig(Config):
     seed: int = Field(0, ge=0, lt=2**63)
     log_every: int = Field(20, gt=0)
     validate_every: int = Field(500, gt=0)
-    sample_every: int = Field(0, ge=0, description="steps between drawn sample pictures; 0 for none")
+    sample_every: int = Field(0, ge=0, description="steps between drawn sample images; 0 for none")
     samples: tuple[str, ...] = Field((), description="texts to draw then")
     checkpoint_every: int = Field(500, gt=0)
     keep_checkpoints: int = Field(2, gt=0)

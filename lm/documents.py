@@ -93,7 +93,7 @@ class Maker:
             if self.vision is not None:
                 return self._seen(picture)
             if isinstance(picture, TokenizedImage):
-                raise ValueError("continuous features need the picture itself, and there are only tokens")
+                raise ValueError("continuous features need the image itself, and there are only tokens")
             features = _found(picture, encoded).features
             assert features is not None
             return Features(features)
@@ -182,13 +182,13 @@ class Maker:
         if self.vision is not None and message.role != "assistant":
             return [self._seen(part, alone)]
         if not self.vocabulary.codes:
-            raise ValueError("a picture to be written, and the model writes none (tokenizer: none)")
+            raise ValueError("an image to be written, and the model writes none (tokenizer: none)")
         tokens = part if isinstance(part, TokenizedImage) else _found(part, encoded).tokens
         return [Codes(tokens.ids, tokens.cells, learn=message.role == "assistant")]
 
     def _seen(self, picture: Picture, alone: bool = True) -> Seen:
         if self.vision is None:
-            raise ValueError("a picture, and the model neither reads codes nor sees")
+            raise ValueError("an image, and the model neither reads codes nor sees")
         return self.vision.look(_opened(picture), alone=alone, tiles=self.tiles)
 
     def _chunk(
@@ -199,7 +199,7 @@ class Maker:
         encoded: dict[int, EncodedImage | ValueError] = {}
         if images and self.vocabulary.codes:
             if self.encode_images is None:
-                raise ValueError(f"{images[0].name}: a raw picture, and nothing here to tokenize it with")
+                raise ValueError(f"{images[0].name}: a raw image, and nothing here to tokenize it with")
             encoded = {id(p): found for p, found in zip(images, self.encode_images(images), strict=True)}
         for slot, position, sample in drawn:
             try:
@@ -277,7 +277,7 @@ def _draw(mixture: Mixture) -> tuple[Slot, Position, Any]:
 def _opened(picture: Picture) -> Image.Image:
     """A raw picture in RGB; ValueError for tokens, and for what cannot be read."""
     if isinstance(picture, TokenizedImage):
-        raise ValueError("a vision tower needs the picture itself, and there are only tokens")
+        raise ValueError("a vision tower needs the image itself, and there are only tokens")
     return load_image(picture.blob)
 
 

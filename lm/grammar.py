@@ -163,7 +163,7 @@ class DecodingState:
             )
         cells = vocabulary.cells
         if cells is not None and constraints.max_images and constraints.min_codes > cells:
-            raise ValueError(f"min_codes {constraints.min_codes} asked for; a picture has {cells} cells")
+            raise ValueError(f"min_codes {constraints.min_codes} asked for; an image has {cells} cells")
 
     @property
     def state(self) -> State | None:

@@ -289,7 +289,7 @@ def _commit(work: _Work, row: int, logits: Tensor, start: int, candidates: Tenso
         case "random":
             scores = work.uniform(row, places, None).to(confidence)
         case "halton":
-            assert rules.order is not None, "a fixed order is a picture's"
+            assert rules.order is not None, "a fixed order is an image's"
             scores = -rules.order[places].to(confidence)
     legal = candidates[places] & choices.gather(1, ids[:, None])[:, 0].isfinite()
     scores = scores.masked_fill(~legal, NEVER)

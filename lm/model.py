@@ -190,7 +190,7 @@ class UnifiedModel(nn.Module):
                 where = places_of(pictures).to(rows.device)
                 embedded = embedded.index_put((where[0], where[1]), rows)
         elif pictures:
-            raise ValueError("pictures were given to a language model without a vision tower (model.vision)")
+            raise ValueError("images were given to a language model without a vision tower (model.vision)")
         if features is None:
             if self.projector is not None and self.training:  # every process must give it a gradient
                 embedded = embedded + 0 * sum(p.sum() for p in self.projector.parameters())

@@ -172,12 +172,12 @@ class MaskedSampler:
         if request.draw_ids is not None:
             raise ValueError("ids are drawn one by one of autoregressive language models alone")
         if vocabulary.cells is None or vocabulary.drop is None:
-            raise ValueError("this masked language model writes no pictures")
+            raise ValueError("this masked language model writes no images")
         if not prompts:
             return []
         cells = vocabulary.cells
         if least > cells:
-            raise ValueError(f"min_codes {least} asked for; a picture has {cells} cells")
+            raise ValueError(f"min_codes {least} asked for; an image has {cells} cells")
         ids = torch.full((len(prompts), cells), self.mask, device=self.device)
         masked = torch.ones_like(ids, dtype=torch.bool)
         if redraw is not None:

@@ -214,7 +214,7 @@ def picture_ids(
     where cells are to be written that are missing, not rising or outside the grid.
     """
     if len(codes) == 0:
-        raise ValueError("a picture of no tokens: at least one was asked for")
+        raise ValueError("an image of no tokens: at least one was asked for")
     inner = vocabulary.ids_of(np.asarray(codes, dtype=np.int64))
     if vocabulary.drop is not None:
         inner = dense_ids(inner, cells, vocabulary)
@@ -241,13 +241,13 @@ def picture_of(ids: Ids, vocabulary: Vocabulary) -> tuple[Ids, Ids | None]:
     ValueError for anything else.
     """
     if len(ids) < 3 or ids[0] != vocabulary.begin or ids[-1] != vocabulary.end:
-        raise ValueError("a picture was asked for: one or more codes between [IMG] and [/IMG]")
+        raise ValueError("an image was asked for: one or more codes between [IMG] and [/IMG]")
     inner = np.asarray(ids[1:-1], dtype=np.int64)
     if vocabulary.drop is not None:
         cells = np.flatnonzero(inner != vocabulary.drop)
         if len(inner) != vocabulary.cells or len(cells) == 0:
             raise ValueError(
-                f"a picture of {vocabulary.cells} cells was asked for, one of them a code at least; found "
+                f"an image of {vocabulary.cells} cells was asked for, one of them a code at least; found "
                 f"{len(inner)} cells with {len(cells)} codes"
             )
         return vocabulary.codes_of(inner[cells]), cells
@@ -262,7 +262,7 @@ def picture_of(ids: Ids, vocabulary: Vocabulary) -> tuple[Ids, Ids | None]:
     steps[is_skip] = skips.values_of(inner[is_skip])
     cells = np.cumsum(steps)[~is_skip] - 1
     if cells[-1] >= vocabulary.cells:
-        raise ValueError(f"a picture has cells 0 to {vocabulary.cells - 1}; found a code on {cells[-1]}")
+        raise ValueError(f"an image has cells 0 to {vocabulary.cells - 1}; found a code on {cells[-1]}")
     return codes, cells
 
 

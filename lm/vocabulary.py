@@ -212,7 +212,7 @@ def widen(
     known = tokenizer.get_vocab()
     skips = 0 if cells is None else cells - 1
     if dense and not skips:
-        raise ValueError("a masked model writes each cell of a picture; this image tokenizer places no codes")
+        raise ValueError("a masked model writes each cell of an image; this image tokenizer places no codes")
     strings = list(Vocabulary(0, codes, has_mask, skips, dense).strings)
     taken = [string for string in strings if string in known]
     if taken:
@@ -283,7 +283,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     known = tokenizer.get_vocab()
     codes, skips = (sum(map(bool, map(pattern.fullmatch, known))) for pattern in (_CODE, _SKIP))
     if BEGIN not in known or END not in known or not codes:
-        raise ValueError(f"the text tokenizer has no {BEGIN}, {END} and codes: its model knows no pictures")
+        raise ValueError(f"the text tokenizer has no {BEGIN}, {END} and codes: its model knows no images")
     special = _special(tokenizer)
     text, eos = known[BEGIN], tokenizer.eos_token_id
     ends = _turn_end(tokenizer)
@@ -293,9 +293,9 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     blank = _blank(tokenizer, text)
     vocabulary = Vocabulary(text, codes, has_mask, skips, has_drop, eos, unspoken, blank, turn_end=ends)
     if [known.get(string) for string in vocabulary.strings] != list(range(text, vocabulary.size)):
-        raise ValueError(f"the text tokenizer's picture tokens from id {text} on are not in order")
+        raise ValueError(f"the text tokenizer's image tokens from id {text} on are not in order")
     if not special.issuperset(range(vocabulary.begin, vocabulary.size)):
-        raise ValueError("the text tokenizer's picture tokens must be special, else users could type them")
+        raise ValueError("the text tokenizer's image tokens must be special, else users could type them")
     return vocabulary
 
 

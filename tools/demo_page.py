@@ -160,8 +160,8 @@ def page(sections: dict[str, list[Shot]]) -> str:
         "img{height:8em;max-width:100%;object-fit:contain;border:1px solid #ddd;margin-right:2px}"
         ".wide figure,.wide img{height:auto;max-width:100%}"
         "pre{background:#f4f4f4;padding:.5em;overflow-x:auto}</style>",
-        "<h1>What the starter makes</h1><p>Everything below was made by the shipped weights with the commands "
-        "shown. Nothing was selected.</p>",
+        "<h1>What the starter makes</h1><p>Everything below was made by the shipped weights with "
+        "the commands shown. Nothing was selected.</p>",
     ]
     for title, shots in sections.items():
         wide = len(shots) == 1

@@ -68,7 +68,7 @@ class TilesConfig(Config):
         None, description="the (wide, high) to choose from; none: all within those bounds"
     )
     largest: int | None = Field(
-        4, gt=0, description="views whose cells a picture's tiles may have together; none: any"
+        4, gt=0, description="views whose cells an image's tiles may have together; none: any"
     )
 
 
@@ -82,7 +82,7 @@ class VisionConfig(Config):
     std: Channels = Field((0.5, 0.5, 0.5), description="they are divided by")
     projector: ProjectorConfig = MlpProjector()
     tiles: TilesConfig | None = Field(
-        None, description="higher resolution for a single picture; none: it is squashed to one view"
+        None, description="higher resolution for a single image; none: it is squashed to one view"
     )
     pool: int = Field(2, gt=0, description="how many times smaller each side of a video frame's map is")
     micro_batch: int = Field(8, gt=0, description="views a forward of the tower")

@@ -25,7 +25,7 @@ Pictures = Annotated[
     Path,
     typer.Argument(
         metavar="PICTURES",
-        help="A folder of pictures (name.txt, metadata.jsonl or metadata.csv), a JSONL, CSV or Parquet file, "
+        help="A folder of images (name.txt, metadata.jsonl or metadata.csv), a JSONL, CSV or Parquet file, "
         "WebDataset shards, or a folder saved by datasets.",
     ),
 ]
@@ -33,12 +33,12 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the preset, such as lm.data.rows=4 decoder.steps=500")
 ]
 Val = Annotated[
-    str, options.files(metavar="FRACTION|SOURCE", help="Pictures held out, or another source of them.")
+    str, options.files(metavar="FRACTION|SOURCE", help="Images held out, or another source of them.")
 ]
 CaptionKey = Annotated[
     str | None, options.files(metavar="FIELD", help="Field of the captions (default: known names).")
 ]
-Workers = Annotated[int | None, options.runtime(min=0, help="Processes that decode pictures.")]
+Workers = Annotated[int | None, options.runtime(min=0, help="Processes that decode images.")]
 
 
 def run(
@@ -49,7 +49,7 @@ def run(
     size: Annotated[
         Literal["tiny", "small", "base"],
         options.files(
-            help="tiny: seconds, to see that everything runs; small: 300 to 3,000 pictures on a CPU; "
+            help="tiny: seconds, to see that everything runs; small: 300 to 3,000 images on a CPU; "
             "base: for a GPU. Times are not measured yet."
         ),
     ] = "small",
@@ -62,7 +62,7 @@ def run(
     base: Base = None,
     lora: Lora = None,
     dry_run: Annotated[
-        bool, options.runtime("--dry-run", help="Read the pictures, write OUT/train.yaml, measure, and stop.")
+        bool, options.runtime("--dry-run", help="Read the images, write OUT/train.yaml, measure, and stop.")
     ] = False,
     workers: Workers = None,
     device: Device = "auto",
@@ -117,7 +117,7 @@ def _measure(
         a_step = measured.seconds_a_step[stage]
         steps = f"{steps_of(config, stage):>8,} steps of {a_step:.3g} s"
         say(f"  {_CALLED[stage]:<15}{steps}: {minutes[stage]:.1f} min")
-    say(f"  {'tokens':<15}{pictures:>8,} pictures: {minutes['tokens']:.1f} min")
+    say(f"  {'tokens':<15}{pictures:>8,} images: {minutes['tokens']:.1f} min")
     total, took = sum(minutes.values()), time.monotonic() - began
     say(f"training will take about {total:.0f} min on this machine (measured in {took:.0f} s)")
 
@@ -188,7 +188,7 @@ def _tokenize(device: str, folder: Path) -> None:
         shards = sorted(str(shard) for shard in found if not shard.name.startswith("uncaptioned-"))
         plan = Plan(shards, str(folder / "tokens" / split), machine, "local", 1, 2, False, False, False, None)
         if failures := bulk(plan, quiet=True):
-            raise ValueError(f"{folder / 'data' / split}: {failures:,} pictures could not be tokenized")
+            raise ValueError(f"{folder / 'data' / split}: {failures:,} images could not be tokenized")
 
 
 class _Line:
@@ -237,7 +237,7 @@ def _finish(
     from pictish.recipes.own import evaluation, results
 
     pipe = Pipeline.from_pretrained(out, device=device)
-    say("evaluating on held-out pictures ...")
+    say("evaluating on held-out images ...")
     loss = results.last_value(out / "runs" / "lm" / "metrics.jsonl", ["validation_loss"])
     numbers = evaluation.evaluate(config, out, pipe, None if loss is None else loss[1])
     results.draw_samples(config, out, pipe)
@@ -246,11 +246,11 @@ def _finish(
     hit = list(judged["chance"])[-1]
     share, chance = judged["drawn"][hit]["mean"], judged["chance"][hit]
     say(
-        f"{numbers['held_out_pictures']:,} held-out pictures: {numbers['codes_a_picture']:.1f} codes, "
+        f"{numbers['held_out_pictures']:,} held-out images: {numbers['codes_a_picture']:.1f} codes, "
         f"PSNR {numbers['psnr_decoder']:.2f} dB (decoder), {numbers['psnr_tokenizer']:.2f} dB (tokenizer)"
     )
     say(
-        f"  drawn from captions: {hit} {100 * share:.0f} % among {judged['candidates']:,} held-out pictures "
+        f"  drawn from captions: {hit} {100 * share:.0f} % among {judged['candidates']:,} held-out images "
         f"(by chance {100 * chance:.0f} %)"
     )
     say(f"{out / results.SAMPLES}, {out / evaluation.NUMBERS}, {out / results.CARD}")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SCHEMA = 3
 METRICS: dict[str, Better] = {"psnr": "higher", "ssim": "higher", "feature_distance": "lower"}
 """Of each picture; name in the report -> which way is better."""
-DECODER, TOKENIZER, THUMBNAIL, MEAN = "decoder", "tokenizer", "thumbnail", "mean picture"
+DECODER, TOKENIZER, THUMBNAIL, MEAN = "decoder", "tokenizer", "thumbnail", "mean image"
 UPSCALED = "decoder, upscaled"
 STEPS = (1, 2, 4, 8, 16, 32, 50)
 """Of the curve."""

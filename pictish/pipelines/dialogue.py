@@ -170,7 +170,7 @@ class Dialogue:
         parts = [embed_ids(model, before), embed_ids(model, behind)]
         if image is not None:
             if projector is None:
-                raise ValueError("a picture, and no adaptor to read it through; name one")
+                raise ValueError("an image, and no adaptor to read it through; name one")
             rows = self.features(image).to(parts[0].dtype)
             parts.insert(1, projector(rows))
         return torch.cat(parts)

@@ -38,7 +38,7 @@ def cells_in(region: Region, size: tuple[int, int], grid: tuple[int, int]) -> np
     (tall, wide), (rows, columns) = size, grid
     if min(x, y) < 0 or min(width, height) < 1 or x + width > wide or y + height > tall:
         raise ValueError(
-            f"region {x},{y},{width},{height}: outside the picture; within 0,0,{wide},{tall} would fit"
+            f"region {x},{y},{width},{height}: outside the image; within 0,0,{wide},{tall} would fit"
         )
     touched = np.zeros(grid, dtype=bool)
     across = slice(x * columns // wide, -(-(x + width) * columns // wide))

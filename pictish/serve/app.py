@@ -20,7 +20,7 @@ from pictish.serve.schemas import ModelCard, ModelList, Status
 from pictish.serve.serving import Served, Serving
 from pictish.serve.uploads import Uploads
 
-DESCRIPTION = "Draws, edits and describes pictures with one pictish model, in the shapes of OpenAI's API."
+DESCRIPTION = "Draws, edits and describes images with one pictish model, in the shapes of OpenAI's API."
 
 
 def create_app(pipeline: Pipeline, config: ServeConfig | None = None) -> FastAPI:

@@ -115,7 +115,7 @@ def _drawings(serving: Serving, body: ChatRequest, asked: _Asked) -> list[Draw]:
 def _text(body: ChatRequest, asked: _Asked) -> Write:
     if asked.latest is None:
         raise invalid(
-            'messages: no picture to write about; add an image_url part, or ask for modalities ["image"]',
+            'messages: no image to write about; add an image_url part, or ask for modalities ["image"]',
             "messages",
         )
     if body.n > 1:

@@ -79,7 +79,7 @@ class Engine:
             seconds = math.ceil(max(1.0, len(self._waiting) * self._pace))
             raise ApiError(
                 429,
-                f"{len(self._waiting)} pictures and answers wait already; try again in {seconds} seconds",
+                f"{len(self._waiting)} images and answers wait already; try again in {seconds} seconds",
                 code="queue_full",
                 headers={"Retry-After": str(seconds)},
             )

@@ -27,10 +27,10 @@ class Metrics:
             registry=self.registry,
         )
         for name, text, value in (
-            ("pictish_jobs_queued", "Pictures and answers that wait.", lambda: engine.queued),
-            ("pictish_jobs_running", "Pictures and answers under way.", lambda: engine.running),
+            ("pictish_jobs_queued", "Images and answers that wait.", lambda: engine.queued),
+            ("pictish_jobs_running", "Images and answers under way.", lambda: engine.running),
             ("pictish_steps", "Steps of the language model so far.", lambda: engine.steps),
-            ("pictish_images", "Pictures drawn so far.", lambda: engine.images_drawn),
+            ("pictish_images", "Images drawn so far.", lambda: engine.images_drawn),
         ):
             self._gauge(name, text, value)
 

@@ -49,7 +49,7 @@ class Renderer:
 
         def check(step: int, steps: int) -> None:
             if all(written.job.cancelled for written in group):
-                raise Cancelled("nobody waits for these pictures")
+                raise Cancelled("nobody waits for these images")
 
         try:
             drawn = render(

@@ -265,7 +265,7 @@ class ChatResponse(BaseModel):
 class TokenizeRequest(Body):
     """Body of /v1/tokenize: at most one of the settings says how many tokens there are."""
 
-    image: str = Field(description="The picture as a data URL.")
+    image: str = Field(description="The image as a data URL.")
     model: str | None = None
     budget: int | None = Field(None, ge=1, description="Exactly so many tokens.")
     threshold: float | None = Field(None, gt=0, lt=1, description="Patches scored above this.")

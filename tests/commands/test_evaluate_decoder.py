@@ -70,7 +70,7 @@ def test_evaluation_writes_numbers_and_sheet_twice_the_same(pictures, model, tmp
     assert (report["steps"], report["guidance"]) == (2, 1.5)
     (found,) = report["sets"]
     assert (found["pictures"], found["broken"]) == (4, [])
-    assert list(found["ways"]) == ["decoder", "mean picture", "thumbnail", "tokenizer"]
+    assert list(found["ways"]) == ["decoder", "mean image", "thumbnail", "tokenizer"]
     for name, way in found["ways"].items():
         assert set(way) == METRICS
         assert way["psnr"]["low"] <= way["psnr"]["mean"] <= way["psnr"]["high"]
@@ -203,7 +203,7 @@ def test_a_model_that_is_unlike_the_starter(pictures, tmp_path):
     numbers = json.loads((tmp_path / "out" / "decoder.json").read_bytes())
     assert (numbers["side"], set(numbers["sets"][0]["ways"])) == (
         24,
-        {"decoder", "thumbnail", "mean picture"},
+        {"decoder", "thumbnail", "mean image"},
     )
     words = ["evaluate", "tokenizer", pictures, "--out", tmp_path / "out", "--model", tmp_path / "model"]
     assert main([*map(str, words), "--device", "cpu", "--quiet"]) == 0

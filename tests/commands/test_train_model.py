@@ -109,11 +109,11 @@ def test_it_looks_trains_and_resumes(trained):
     assert judged["reconstructed"].keys() == {"hit@1"}
     assert 0 <= numbers["captions"]["token_f1"]["low"] <= numbers["captions"]["token_f1"]["high"] <= 1
     card = (out / "README.md").read_text()
-    assert "12 pictures, 12 with captions (from `name.txt`), 1 edit, 3 questions, 2 left out" in card
+    assert "12 images, 12 with captions (from `name.txt`), 1 edit, 3 questions, 2 left out" in card
     for kind in ("edits", "questions"):
         assert list((out / "tokens").glob(f"*/{kind}-000000.tar"))
-    assert "| words to pictures, among 2 held-out pictures | hit@1 |" in card
-    assert "| F1 of their words with the picture's caption | " in card
+    assert "| text to image, among 2 held-out images | hit@1 |" in card
+    assert "| F1 of their words with the image's caption | " in card
     with Image.open(out / "samples.png") as sheet:
         assert sheet.height > 200
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_trained_is_said_at_once(tmp_path, capsys):
     for text in pictures.glob("*.txt"):
         text.unlink()
     for out, said in (
-        (tmp_path / "out", "no captions found for 12 pictures; write name.txt beside name.jpg"),
+        (tmp_path / "out", "no captions found for 12 images; write name.txt beside name.jpg"),
         (pictures / "out", "lies among the inputs"),
     ):
         assert main(["train", "model", str(pictures), str(out), "--size", "tiny", "--workers", "0"]) == 2
@@ -226,11 +226,11 @@ def test_raw_shards_alone(tmp_path, capsys):
     words = ["data", "shards", str(pictures), str(out), "--val", "0.25", "--workers", "0"]
     assert main(words) == 1
     said = capsys.readouterr().out
-    assert "12 pictures, 12 with captions from name.txt (12)\n" in said
+    assert "12 images, 12 with captions from name.txt (12)\n" in said
     assert "  1 edit from edits.jsonl\n  3 questions from questions.jsonl\n" in said
-    assert "left out, names none.png, no picture of the source: edits.jsonl line 2" in said
+    assert "left out, names none.png, no image of the source: edits.jsonl line 2" in said
     assert "broken.jpg" in said
-    assert "held out for validation: 3 pictures" in said
+    assert "held out for validation: 3 images" in said
     shards = {path.relative_to(out).as_posix() for path in out.rglob("captioned-*.tar")}
     assert shards == {"train/captioned-000000.tar", "validation/captioned-000000.tar"}
     assert main(words) == 2
@@ -278,7 +278,7 @@ def test_the_readme_runs_as_printed(trained, elsewhere):
 
 def test_the_section_on_own_pictures_runs_as_printed(trained, elsewhere):
     ran = []
-    for words in documented("docs/training.md", "A model of your own pictures"):
+    for words in documented("docs/training.md", "A model of your own images"):
         if words[:2] == ["train", "model"]:
             continue
         if words[:2] == ["data", "shards"]:

@@ -56,9 +56,9 @@ def test_they_become_samples_of_the_pictures_they_name(folder, tmp_path):
     skipped = {name: reason for reason, names in found.reading.report.skipped.items() for name in names}
     assert skipped.pop("broken.png")
     assert skipped == {
-        "edits.jsonl line 2": "names green.png, no picture of the source",
+        "edits.jsonl line 2": "names green.png, no image of the source",
         "edits.jsonl line 3": "instruction is missing, or no text",
-        "edits.jsonl line 4": "names broken.png, a picture that cannot be used",
+        "edits.jsonl line 4": "names broken.png, an image that cannot be used",
         "edits.jsonl line 5": "not a JSON object",
         "questions.jsonl line 3": "answer is missing, or no text",
     }
@@ -99,7 +99,7 @@ def test_pictures_of_shards_are_named_by_shard_and_key(tmp_path):
     row = {"source": "a/red", "instruction": "make it blue", "target": "a/blue"}
     (source / "edits.jsonl").write_text(lines([row, {**row, "target": "a/green"}]))
     found = look(source)
-    assert found.reading.report.skipped == {"names a/green, no picture of the source": ["edits.jsonl line 2"]}
+    assert found.reading.report.skipped == {"names a/green, no image of the source": ["edits.jsonl line 2"]}
     write_raw_shards(found, tmp_path / "data", 0.5)
     (edit,) = samples_of(tmp_path / "data", "edits")
     assert edit.before.blob == png(told_picture("red", "disc", 32))

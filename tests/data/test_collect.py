@@ -99,7 +99,7 @@ def test_what_cannot_be_trained_on_is_refused(folder, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "x.png").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no picture could be used: 1 skipped, .*x\.png"):
+    with pytest.raises(ValueError, match=r"no image could be used: 1 skipped, .*x\.png"):
         look(empty)
     drawn_picture(1).save(empty / "x.png")
     with pytest.raises(ValueError, match="one more is needed"):

@@ -106,7 +106,7 @@ def test_shards(tmp_path):
     for path in (tmp_path, tmp_path / "a.tar"):
         found, reading = read(path)
         assert found == {"one": (CAPTIONS["one"],), "two": (CAPTIONS["two"], "bar")}
-        assert reading.report.skipped["holds 0 pictures, and one is needed"] == ["a/words"]
+        assert reading.report.skipped["holds 0 images, and one is needed"] == ["a/words"]
     damage = [name for names in read(tmp_path)[1].report.skipped.values() for name in names]
     assert any(name.startswith("b.tar after sample") for name in damage)
 
@@ -115,7 +115,7 @@ def test_samples_of_several_pictures_are_named(tmp_path):
     write_described_shards(tmp_path, 3)
     found, reading = read(tmp_path / "edits.tar")
     assert found == {}
-    assert len(reading.report.skipped["holds 2 pictures, and one is needed"]) == 3
+    assert len(reading.report.skipped["holds 2 images, and one is needed"]) == 3
 
 
 def write_parquet(path, rows):
@@ -144,7 +144,7 @@ def test_parquet_of_hugging_face_and_of_img2dataset(tmp_path):
     write_parquet(tmp_path / "00000.parquet", rows)
     found, reading = read(tmp_path / "00000.parquet")
     assert found == expected()
-    assert list(reading.report.skipped) == ["holds no picture but a URL"]
+    assert list(reading.report.skipped) == ["holds no image but a URL"]
 
 
 def test_damaged_parquet_is_named(tmp_path):
@@ -208,7 +208,7 @@ def test_what_is_no_source_is_refused(tmp_path):
     for path, said in (
         (tmp_path / "none", "no such file"),
         (tmp_path / "notes.txt", "not a source"),
-        (tmp_path, "no pictures found"),
+        (tmp_path, "no images found"),
     ):
         with pytest.raises(ValueError, match=said):
             reader_of(path)

@@ -166,7 +166,7 @@ def test_a_base_that_knows_no_pictures_gets_them_in_the_adaptor_and_no_other_bas
         load_adaptor(folder, read_base(other))
     with pytest.raises(ValueError, match=r"no adaptor, it has no config\.yaml"):
         load_adaptor(base, together)
-    with pytest.raises(ValueError, match=r"table tied and head own, but .* knows no pictures"):
+    with pytest.raises(ValueError, match=r"table tied and head own, but .* knows no images"):
         run(config_for(tmp_path, base, adaptor={"table": "tied"}), tmp_path / "tied")
     (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match="weights do not fit the config"):

@@ -136,7 +136,7 @@ def test_raw_pictures_without_a_tokenizer_are_one_line(tmp_path):
 def test_features_of_tokens_alone_cannot_be_had(tmp_path):
     pair_shard(tmp_path / "a.tar", 5)
     continuous = {"all": SourceConfig(paths=("unused",), caption=1, continuous=1)}
-    with pytest.raises(ValueError, match="need the picture itself"):
+    with pytest.raises(ValueError, match="need the image itself"):
         take(maker(sources=continuous), mixture(tmp_path / "a.tar"), 1)
 
 

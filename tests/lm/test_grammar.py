@@ -220,7 +220,7 @@ def test_one_image_has_room_for_its_skips(most, room):
 
 
 def test_requests_that_a_grid_cannot_meet():
-    with pytest.raises(ValueError, match="min_codes 9 asked for; a picture has 8 cells"):
+    with pytest.raises(ValueError, match="min_codes 9 asked for; an image has 8 cells"):
         DecodingState(PLACED, one_image(9, 9), inside=True)
 
 

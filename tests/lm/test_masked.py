@@ -73,7 +73,7 @@ def test_each_cell_is_a_code_or_dropped_and_the_same_picture_comes_back():
     assert (ids[1:-1] == VOCABULARY.drop).sum() == CELLS - 3
     codes, cells = picture_of(ids, VOCABULARY)
     assert (codes.tolist(), cells.tolist()) == ([5, 0, 7], [2, 3, 14])
-    with pytest.raises(ValueError, match=r"^a picture of 16 cells .* found 16 cells with 0 codes$"):
+    with pytest.raises(ValueError, match=r"^an image of 16 cells .* found 16 cells with 0 codes$"):
         picture_of(np.where(VOCABULARY.is_code(ids), VOCABULARY.drop, ids), VOCABULARY)
     with pytest.raises(ValueError, match="found 15 cells with 3 codes"):
         picture_of(np.delete(ids, 1), VOCABULARY)

@@ -160,7 +160,7 @@ def test_pictures_have_as_many_codes_as_asked_for():
             assert min(one.codes) >= 0
             assert max(one.codes) < CODES
     too_many = replace(request(), constraints=GenerationConstraints(99, False, 1, 17, 17))
-    with pytest.raises(ValueError, match="min_codes 17 asked for; a picture has 16 cells"):
+    with pytest.raises(ValueError, match="min_codes 17 asked for; an image has 16 cells"):
         sampler.pictures(prompts(model, True), too_many, seeded(3))
 
 

@@ -240,15 +240,15 @@ def test_markers_a_user_types_stay_text(text, tmp_path):
 
 
 def test_tokenizers_that_are_not_widened_or_wrongly_so():
-    with pytest.raises(ValueError, match="knows no pictures"):
+    with pytest.raises(ValueError, match="knows no images"):
         vocabulary_of(tiny_tokenizer())
     wrong = {
         "are not in order": [BEGIN, END, code_string(1), code_string(0)],
         "from id 280 on are not": [BEGIN, code_string(0), END],
-        "picture tokens from id 280 on are": [BEGIN, END, code_string(0), skip_string(2), skip_string(1)],
+        "image tokens from id 280 on are": [BEGIN, END, code_string(0), skip_string(2), skip_string(1)],
         "tokens from id 280 on are not": [BEGIN, END, code_string(0), skip_string(2)],
         "must be special": [AddedToken(token, special=False) for token in (BEGIN, END, code_string(0))],
-        "knows no pictures": [BEGIN, END],
+        "knows no images": [BEGIN, END],
     }
     for message, tokens in wrong.items():
         tokenizer = tiny_tokenizer()

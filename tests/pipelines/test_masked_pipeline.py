@@ -67,9 +67,7 @@ def test_a_region_changes_and_nothing_else(folder, source, tmp_path, monkeypatch
         for one in (before, after)
     ]
     assert kept[0] == kept[1]
-    with pytest.raises(
-        ValueError, match="region 80,0,20,20: outside the picture; within 0,0,90,60 would fit"
-    ):
+    with pytest.raises(ValueError, match="region 80,0,20,20: outside the image; within 0,0,90,60 would fit"):
         pipe.edit(source, "a car", region=(80, 0, 20, 20))
 
 
@@ -78,7 +76,7 @@ def test_cells_that_a_region_touches():
     assert cells_in(Region(0, 0, 1, 1), (60, 90), (4, 4)).nonzero()[0].tolist() == [0]
     assert cells_in(Region(22, 14, 2, 2), (60, 90), (4, 4)).nonzero()[0].tolist() == [0, 1, 4, 5]
     for wrong in (Region(0, 0, 0, 5), Region(-1, 0, 5, 5), Region(0, 50, 5, 11)):
-        with pytest.raises(ValueError, match="outside the picture"):
+        with pytest.raises(ValueError, match="outside the image"):
             cells_in(wrong, (60, 90), (4, 4))
     for text in ("1,2,3", "a,b,c,d", "", "1,2,3,4,5"):
         with pytest.raises(ValueError, match="four whole numbers X,Y,WIDTH,HEIGHT would fit"):

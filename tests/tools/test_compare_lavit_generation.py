@@ -1,4 +1,4 @@
-"""A recording whose prompt is longer than a picture has cells: the official limit is the prompt's length."""
+"""A recording whose prompt is longer than an image has cells: the official limit is the prompt's length."""
 
 from pathlib import Path
 from types import SimpleNamespace

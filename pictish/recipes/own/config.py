@@ -24,9 +24,9 @@ class OwnConfig(Config):
 
     part: Literal["model"] = "model"
     size: Size = Field(description="presets that this file began as: SIZE/tokenizer, SIZE/decoder, SIZE/lm")
-    evaluate: int = Field(256, gt=0, description="held-out pictures that are measured at the end, at most")
+    evaluate: int = Field(256, gt=0, description="held-out images that are measured at the end, at most")
     samples: int = Field(6, gt=0, le=64, description="held-out captions that are drawn at the end")
-    tokenizer: TokenizerTraining = Field(description="pictures to codes at their cells, and back")
+    tokenizer: TokenizerTraining = Field(description="images to codes at their cells, and back")
     decoder: DecoderTraining = Field(description="codes to pixels")
     lm: LanguageTraining = Field(description="captions to codes, and codes to captions")
 

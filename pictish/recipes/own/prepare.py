@@ -35,7 +35,7 @@ def raw_shards(
         if not found.captioned:
             fields = ", ".join(found.reading.fields)
             raise ValueError(
-                f"{pictures}: no captions found for {found.pictures:,} pictures; write name.txt beside "
+                f"{pictures}: no captions found for {found.pictures:,} images; write name.txt beside "
                 f"name.jpg, or a metadata.jsonl{f'; give --caption-key one of {fields}' if fields else ''}"
             )
         manifest = write_raw_shards(found, out / "data", validation, _counted("written", say))
@@ -47,7 +47,7 @@ def raw_shards(
             f"{manifest['validation']}; give the same, or another OUT"
         )
     if not manifest["samples"].get("validation/captioned"):
-        raise ValueError(f"--val {val}: holds no picture with captions; give another one, and another OUT")
+        raise ValueError(f"--val {val}: holds no image with captions; give another one, and another OUT")
     for line in described(manifest):
         say(line)
     return manifest
@@ -83,7 +83,7 @@ def described(manifest: dict[str, Any]) -> list[str]:
         )
         lines += [
             f"{printable(source['source'])}: {source['kind']}",
-            f"  {source['pictures']:,} pictures, {source['captioned']:,} with captions"
+            f"  {source['pictures']:,} images, {source['captioned']:,} with captions"
             + (f" from {said}" if said else ""),
             *(
                 f"  {counted(source[kind], kind[:-1])} from {kind}.jsonl"
@@ -102,7 +102,7 @@ def described(manifest: dict[str, Any]) -> list[str]:
     counts = manifest["samples"]
     held_out = sum(counts.get(f"validation/{kind}", 0) for kind in PICTURES)
     few = "; an evaluation of so few says little, a larger --val holds out more" if held_out < FEW else ""
-    return [*lines, f"held out for validation: {held_out:,} pictures{few}"]
+    return [*lines, f"held out for validation: {held_out:,} images{few}"]
 
 
 def _counted(what: str, say: Callable[[str], None]) -> Callable[[int], None]:
@@ -113,7 +113,7 @@ def _counted(what: str, say: Callable[[str], None]) -> Callable[[int], None]:
         nonlocal last
         if time.monotonic() - last > _EVERY:
             last = time.monotonic()
-            say(f"  {done:,} pictures {what}")
+            say(f"  {done:,} images {what}")
 
     return count
 

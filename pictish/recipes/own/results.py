@@ -31,8 +31,8 @@ def draw_samples(config: OwnConfig, out: Path, pipe: Pipeline) -> None:
         tiles = [(originals[place], ""), (back[place], "")]
         tiles += [(each[place], f"seed {seed}") for seed, each in enumerate(drawn)]
         rows.append(SheetRow("", printable(caption), (1, 1), tiles))
-    columns = ["held-out picture", "from its codes", "from its caption", "again"]
-    subtitle = "pictures that were not trained on, and what the model makes of their codes and captions"
+    columns = ["held-out image", "from its codes", "from its caption", "again"]
+    subtitle = "images that were not trained on, and what the model makes of their codes and captions"
     write_atomic(out / SAMPLES, png_bytes(contact_sheet("Samples", subtitle, columns, rows)))
 
 
@@ -45,7 +45,7 @@ def write_card(config: OwnConfig, out: Path, manifest: dict[str, Any], numbers: 
     initial = config.tokenizer.initial
     text = f"""# {printable(out.resolve().name)}
 
-A pictish model of {sum(source["pictures"] for source in sources):,} pictures, size `{config.size}`.
+A pictish model of {sum(source["pictures"] for source in sources):,} images, size `{config.size}`.
 
     pictish generate "{_example(out)}" --model {printable(out)}
 
@@ -77,7 +77,7 @@ pictures, which this card does not know.
 
 def _example(out: Path) -> str:
     """A held-out caption, for a command line."""
-    caption = next((each.captions[0] for each in held_out(out)), "a picture")
+    caption = next((each.captions[0] for each in held_out(out)), "an image")
     return printable(caption).replace('"', "'")[:80]
 
 
@@ -87,22 +87,22 @@ def _measured(numbers: Mapping[str, Any]) -> str:
     judged = numbers["words_to_pictures"]
     hits = list(judged["chance"])
     lines = [
-        f"| on {numbers['held_out_pictures']:,} held-out pictures of {numbers['side']} pixels | |",
+        f"| on {numbers['held_out_pictures']:,} held-out images of {numbers['side']} pixels | |",
         "|---|---|",
-        f"| codes a picture | {numbers['codes_a_picture']:.1f} |",
+        f"| codes per image | {numbers['codes_a_picture']:.1f} |",
         f"| PSNR of the decoder | {numbers['psnr_decoder']:.2f} dB |",
         f"| PSNR of the tokenizer's own reconstruction | {numbers['psnr_tokenizer']:.2f} dB |",
         f"| loss of the language model a token | {'not measured' if loss is None else f'{loss:.3f}'} |",
-        f"| captions that are exactly the picture's | {_percent(said['exact'])} |",
-        f"| F1 of their words with the picture's caption | {_percent(said['token_f1'])} |",
+        f"| captions that are exactly the image's | {_percent(said['exact'])} |",
+        f"| F1 of their words with the image's caption | {_percent(said['token_f1'])} |",
     ]
     if (other := said["token_f1_with_another_picture"]) is not None:
-        lines.append(f"| with another picture's caption | {100 * other:.1f} % |")
+        lines.append(f"| with another image's caption | {100 * other:.1f} % |")
     if answers is not None:
         lines.append(f"| right answers to {answers['asked']:,} questions | {_percent(answers['right'])} |")
     lines += [
         "",
-        f"| words to pictures, among {judged['candidates']:,} held-out pictures | {' | '.join(hits)} |",
+        f"| text to image, among {judged['candidates']:,} held-out images | {' | '.join(hits)} |",
         "|---" * (1 + len(hits)) + "|",
     ]
     for name, called in (("drawn", "drawn from captions"), ("reconstructed", "reconstructed, as a ceiling")):
@@ -111,7 +111,7 @@ def _measured(numbers: Mapping[str, Any]) -> str:
     lines += [
         f"| by chance | {chance} |",
         "",
-        "A picture drawn from a caption hits where the held-out picture with that caption is among the",
+        "An image drawn from a caption hits where the held-out image with that caption is among the",
         f"nearest ones, by features of {judged['judge']}.",
     ]
     return "\n".join(lines) + "\n"
@@ -127,7 +127,7 @@ def _lines_of(sources: Sequence[dict[str, Any]]) -> str:
         left_out = sum(reason["count"] for reason in source["left_out"].values())
         said = ", ".join(f"`{place}`" for place in source["captions_from"]) or "nowhere"
         lines.append(
-            f"- `{printable(source['source'])}`, {source['kind']}: {source['pictures']:,} pictures, "
+            f"- `{printable(source['source'])}`, {source['kind']}: {source['pictures']:,} images, "
             f"{source['captioned']:,} with captions (from {said}), "
             + "".join(f"{counted(source[kind], kind[:-1])}, " for kind in TASKS if source.get(kind))
             + f"{left_out:,} left out\n"
