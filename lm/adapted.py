@@ -32,17 +32,8 @@ from pictish.io.model_folder import (
 from pictish.io.plain_yaml import to_yaml
 from pictish.lm.adaptors import Adaptor, End, adapted, default_points, new_adaptor
 from pictish.lm.config import AdaptorConfig, DefaultsConfig, MaskedForm
-from pictish.lm.model import (
-    PROJECTOR,
-    TEXT_FILES,
-    ImageTokens,
-    Projector,
-    UnifiedModel,
-    read_pretrained,
-    save_text_tokenizer,
-    type_to_store,
-    width_of,
-)
+from pictish.lm.model import PROJECTOR, TEXT_FILES, ImageTokens, Projector, UnifiedModel
+from pictish.lm.pretrained import read_pretrained, save_text_tokenizer, type_to_store, width_of
 from pictish.training.isolation import loading
 
 _LOG = logging.getLogger(__name__)

@@ -8,15 +8,11 @@ Legend: B rows, L tokens, D width of the language model, M embedded features, F 
 """
 
 import contextlib
-import copy
-import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import ConfigDict, model_validator
@@ -24,14 +20,10 @@ from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as transformers_logging
 
 from pictish.configs import Config, parse
 from pictish.io.budget import sized_like
@@ -41,20 +33,26 @@ from pictish.io.model_folder import (
     SHARDS,
     locate_model,
     read_config,
-    refuse_foreign_code,
-    storage_dtype,
     whole_folder,
 )
 from pictish.io.plain_yaml import to_yaml
 from pictish.lm.alignment import Alignment
 from pictish.lm.captions import CAPTIONS, to_bytes
-from pictish.lm.config import DefaultsConfig, MaskedForm, NewModel, PretrainedModel
-from pictish.lm.packing import IGNORED, Packed, attention_mask, pack
-from pictish.lm.sequence import Document
+from pictish.lm.config import DefaultsConfig, MaskedForm
+from pictish.lm.packing import IGNORED, Packed, attention_mask
+from pictish.lm.pretrained import (
+    check_finite,
+    on_the_cpu,
+    quietly,
+    read_pretrained,
+    save_text_tokenizer,
+    type_to_store,
+    width_of,
+)
 from pictish.lm.vision.config import VisionConfig
 from pictish.lm.vision.model import Placed, Vision, places_of
 from pictish.lm.vision.projectors import mlp
-from pictish.lm.vocabulary import Vocabulary, add_drop, text_vocabulary, vocabulary_of, widen
+from pictish.lm.vocabulary import Vocabulary, text_vocabulary, vocabulary_of
 from pictish.training.isolation import loading
 
 _LOG = logging.getLogger(__name__)
@@ -274,7 +272,7 @@ class UnifiedModel(nn.Module):
             defaults=self.defaults,
         )
         with whole_folder(folder, overwrite, _belongs) as temp:
-            plain = _on_the_cpu(self.language)
+            plain = on_the_cpu(self.language)
             if hasattr(plain, "merge_and_unload"):  # of peft's LoRA
                 plain = plain.merge_and_unload()
             stored = type_to_store(plain.named_parameters(), dtype, folder)
@@ -310,175 +308,6 @@ def head_at(language: PreTrainedModel, places: Tensor | None) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-@torch.no_grad()
-def check_packing(model: UnifiedModel, length: int) -> None:
-    """ValueError naming the architecture when rows of `length` packed documents would be learned wrongly.
-
-    Two short documents in a row must get the logits that each gets alone, and an id must not change those
-    before it; in a masked model it must, those of its own document. Linear attention carries what it saw into
-    the next document; others refuse the mask.
-    """
-    config = model.language.config.get_text_config()
-    name = config.model_type
-    windows = (getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None))
-    window = min((size for size in windows if size), default=length)
-    if length > window and set(getattr(config, "layer_types", None) or ["?"]) != {"full_attention"}:
-        raise ValueError(  # given a whole mask, transformers applies none of its own
-            f"data.length {length} is more than {name}'s attention window of {window}, "
-            f"which packed rows do not keep; {window} would fit"
-        )
-    training = model.training
-    device = next(model.parameters()).device
-    documents = [_made_up(model.vocabulary, start, size) for start, size in ((0, 7), (5, 6))]
-    packed = pack([documents], 16).to(device)
-    if model.masked is not None:
-        packed = replace(packed, blocks=packed.documents)
-    changed = replace(packed, ids=packed.ids.clone())
-    changed.ids[0, 12] = packed.ids[0, 0]
-    model.eval()
-    try:
-        together, other = model(packed).logits[0, :13], model(changed).logits[0, :12]
-        alone = torch.cat([_alone(model, document, device) for document in documents])
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"{name} cannot be trained on packed rows ({one_line(error)})") from error
-    finally:
-        model.train(training)
-    most = 1e-4 * alone.abs().max()
-    kept = 12 if model.masked is None else 7  # ids before the one that was changed, or before its document
-    if not ((together - alone).abs().max() <= most and (together[:kept] - other[:kept]).abs().max() <= most):
-        raise ValueError(
-            f"{name} cannot be trained on packed rows: its documents would see each other, or what follows"
-        )
-    if model.masked is not None and not ((together[7:12] - other[7:]).abs().amax(dim=1) > most).all():
-        raise ValueError(f"{name} is causal whatever the mask says; a masked model needs one that is not")
-
-
-def _alone(model: UnifiedModel, document: Document, device: torch.device) -> Tensor:
-    """Logits (L, V) of one document in a row of its own."""
-    embedded = model.embed(torch.from_numpy(document.ids)[None].to(device))
-    if model.masked is None:
-        return model.language(inputs_embeds=embedded, use_cache=False).logits[0]
-    packed = pack([[document]], len(document)).to(device)
-    return model(replace(packed, blocks=packed.documents)).logits[0]
-
-
-def _made_up(vocabulary: Vocabulary, start: int, size: int) -> Document:
-    ids = (start + np.arange(size) * 7) % vocabulary.size
-    return Document("text", ids, np.ones(size, bool), np.zeros(0, np.int64), None)
-
-
-def _on_the_cpu(language: PreTrainedModel) -> Any:
-    """A copy of the model in the CPU's memory, made without a second one where the model is."""
-    ready: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach().to("cpu", copy=True), requires_grad=False)
-        for p in language.parameters()
-    }
-    ready |= {id(b): b.detach().to("cpu", copy=True) for b in language.buffers()}
-    return copy.deepcopy(language, ready)
-
-
-def width_of(language: PreTrainedModel) -> int:
-    """The width of its embeddings."""
-    weight = language.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight.shape[1]
-
-
-def new_model(
-    base: NewModel | PretrainedModel,
-    text_tokenizer: PreTrainedTokenizerFast | None,
-    image_tokens: ImageTokens | None,
-    *,
-    features: bool,
-    seed: int,
-    masked: MaskedForm | None = None,
-    vision: VisionConfig | None = None,
-    code_vectors: Tensor | None = None,
-) -> UnifiedModel:
-    """A model to be trained: random, or a pretrained one with new rows for pictures.
-
-    `text_tokenizer` is for a random one; a pretrained one brings its own; `code_vectors` as for `widen`. A
-    model folder of ours is taken as it is, with its projector and vision tower; one that was autoregressive
-    can become `masked`. Raises ValueError for an unknown architecture, settings that it does not know, a
-    folder that holds no causal language model, and a model of ours for another image tokenizer.
-    """
-    projector, defaults, sight, mask = None, None, None, None
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        ours = _ours(base.folder, image_tokens) if isinstance(base, PretrainedModel) else None
-        if ours is not None:
-            assert isinstance(base, PretrainedModel)
-            language, text_tokenizer = ours.language, ours.text_tokenizer
-            projector, defaults, sight = ours.projector, ours.defaults, ours.vision
-            mask = ours.vocabulary.text_mask
-            if vision is not None and sight is not None:
-                raise ValueError(f"{base.folder}: sees through a tower already; model.vision: null would fit")
-            if masked is None and ours.masked is not None:
-                raise ValueError(f"{base.folder}: holds a masked model; objective.kind: masked would fit")
-            if masked is not None and image_tokens is None and ours.vocabulary.mask is None:
-                raise ValueError(f"{base.folder}: a model without a mask, and objective.kind is masked")
-            if masked is not None and image_tokens is not None and not ours.vocabulary.has_drop:
-                add_drop(language, text_tokenizer, generator=generator)
-        elif isinstance(base, PretrainedModel):
-            language, text_tokenizer = read_pretrained(Path(base.folder).expanduser(), torch.float32)
-        else:
-            assert text_tokenizer is not None
-            language = _random_model(base, len(text_tokenizer), text_tokenizer.eos_token_id)
-        if text_tokenizer.eos_token_id is None:
-            raise ValueError("the text tokenizer has no end-of-text token; one is needed to end documents")
-        if ours is None and image_tokens is None:
-            widen(language, text_tokenizer, 0, masked is not None, generator=generator)
-        elif ours is None:
-            assert image_tokens is not None
-            widen(
-                language,
-                text_tokenizer,
-                image_tokens.codes,
-                cells=image_tokens.cells,
-                dense=masked is not None,
-                code_vectors=code_vectors,
-                generator=generator,
-            )
-        if vision is not None:
-            sight = Vision(vision, width_of(language))
-        if features and projector is None:
-            assert image_tokens is not None
-            projector = Projector(image_tokens.features, width_of(language))
-        if isinstance(base, PretrainedModel) and base.lora is not None:
-            language = _with_lora(language, base.lora)
-    return UnifiedModel(
-        language, text_tokenizer, image_tokens, projector, defaults, masked, vision=sight, mask=mask
-    )
-
-
-def _ours(folder: str, image_tokens: ImageTokens | None) -> UnifiedModel | None:
-    """The model in a folder of our own; None when it is no such folder, ValueError for other image tokens."""
-    try:
-        path = locate_model(folder, "lm")
-    except ValueError:
-        return None
-    if read_config(path).get("part") != "lm":
-        return None
-    model = UnifiedModel.from_folder(path)
-    found = model.image_tokens
-    if found is None and image_tokens is None:
-        return model
-    if found is None or image_tokens is None:
-        if found is None:
-            raise ValueError(f"{folder}: reads and writes no codes; tokenizer: null would fit")
-        raise ValueError(
-            f"{folder}: reads and writes codes; tokenizer: that of {found.fingerprint} would fit"
-        )
-    wanted = image_tokens.fingerprint, image_tokens.codes, image_tokens.cells
-    if (found.fingerprint, found.codes, found.cells) != wanted:
-        raise ValueError(
-            f"{folder}: reads and writes the {codes_in_words(found.codes, found.cells)} of tokenizer "
-            f"{found.fingerprint}, not the {codes_in_words(*wanted[1:])} of {image_tokens.fingerprint}"
-        )
-    return model
 
 
 def codes_in_words(codes: int, cells: int | None) -> str:
@@ -548,126 +377,7 @@ def _load(module: nn.Module, path: Path, otherwise: str) -> None:
         module.load_state_dict(load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path}: damaged, or {otherwise} ({one_line(error)[:300]})") from error
-    _check_finite(module.named_parameters(), path)
-
-
-def read_pretrained(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A causal language model and its text tokenizer from a local folder: safetensors only, no remote code.
-
-    Raises ValueError for anything else, and for weights that are missing, too many, misshapen or no numbers.
-    """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: no folder of a transformers model, it has no config.json")
-    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    lenient: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    loaded: Any
-    text_tokenizer: Any
-    try:
-        refuse_foreign_code(folder)
-        with quietly(), sized_like(folder, str(folder)):
-            loaded = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, **safe, **lenient
-            )
-        text_tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-    except Exception as error:  # transformers and tokenizers raise many kinds for a folder that is not whole
-        raise ValueError(
-            f"{folder}: cannot be loaded as a causal language model ({one_line(error)})"
-        ) from error
-    language, report = loaded
-    wrong = {kind: report[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")}
-    if any(wrong.values()):  # transformers fills gaps with random numbers
-        counts = ", ".join(f"{len(keys)} {kind} {sorted(map(str, keys))[:2]}" for kind, keys in wrong.items())
-        raise ValueError(f"{folder}: weights do not fit config.json: {counts}")
-    _check_finite(language.named_parameters(), folder)
-    _settle_tying(language)
-    return language, text_tokenizer
-
-
-def _settle_tying(language: PreTrainedModel) -> None:
-    """Have the config say of the head what the weights do.
-
-    transformers reads a separate head beside a config that says tied, and would tie the two when it widens.
-    """
-    head, embedding = language.get_output_embeddings(), language.get_input_embeddings()
-    if head is None or getattr(head, "weight", None) is embedding.get_parameter("weight"):
-        return
-    for config in (language.config, language.config.get_text_config()):
-        if getattr(config, "tie_word_embeddings", False):
-            config.tie_word_embeddings = False
-
-
-def _forget_paths(file: Path) -> None:
-    """Leave out of a tokenizer's settings where its files lay when it was read; they lie beside it now."""
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    kept = {name: value for name, value in settings.items() if not _is_place(name)}
-    file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _is_place(name: str) -> bool:
-    return name.endswith(("_file", "name_or_path")) or name in ("is_local", "local_files_only")
-
-
-def type_to_store(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, folder: Path) -> torch.dtype:
-    """`dtype`, or float32 with a warning where one of the named weights lies beyond its range.
-
-    ValueError for weights that are no finite numbers.
-    """
-    tensors = dict(weights)
-    _check_finite(tensors.items(), folder)
-    stored = storage_dtype(tensors.values(), dtype)
-    if stored != dtype:
-        _LOG.warning("%s: weights lie beyond the range of %s; stored as %s", folder, dtype, stored)
-    return stored
-
-
-def save_text_tokenizer(text_tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a text tokenizer into a folder, without where its files lay when it was read."""
-    text_tokenizer.save_pretrained(folder)
-    _forget_paths(folder / "tokenizer_config.json")
-
-
-def _check_finite(weights: Iterable[tuple[str, Tensor]], source: Path) -> None:
-    for name, parameter in weights:
-        if not parameter.isfinite().all():
-            raise ValueError(
-                f"{source}: {name} holds values that are no finite numbers; did training diverge?"
-            )
-
-
-def _with_lora(language: PreTrainedModel, rank: int) -> Any:
-    """Adapters beside all linear layers but the head; the pictures' rows are trained by `new rows`."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ValueError("lora needs peft, which is not installed: pip install 'pictish[lora]'") from None
-    return get_peft_model(language, LoraConfig(r=rank, target_modules="all-linear"))
-
-
-def _random_model(base: NewModel, text: int, eos: int) -> PreTrainedModel:
-    try:
-        config = AutoConfig.for_model(base.architecture)
-        strange = sorted(name for name in base.settings if not hasattr(config, name))
-        if strange:
-            raise ValueError(f"{base.architecture} has no setting {strange[0]!r}")
-        ends = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": None}
-        config = AutoConfig.for_model(base.architecture, vocab_size=text, **ends, **base.settings)
-        return AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # transformers has many ways to refuse settings, among them a division by zero
-        raise ValueError(f"model.base: {one_line(error)}") from None
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """transformers draws progress bars across ours, and prints tables of what our errors say in a line."""
-    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    check_finite(module.named_parameters(), path)
 
 
 def _belongs(name: str) -> bool:

@@ -15,7 +15,9 @@ from pictish.lm.config import Autoregressive, Masked, NewModel, PretrainedModel,
 from pictish.lm.dialogue import add_turns
 from pictish.lm.documents import texts
 from pictish.lm.dropout import add_hidden_dropout, set_attention_dropout
-from pictish.lm.model import ImageTokens, UnifiedModel, new_model, width_of
+from pictish.lm.model import ImageTokens, UnifiedModel
+from pictish.lm.new_model import new_model
+from pictish.lm.pretrained import width_of
 from pictish.lm.text import train_text_tokenizer
 
 TEXTS = 200_000  # samples of a source that the text tokenizer is trained on, at most

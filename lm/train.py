@@ -27,9 +27,10 @@ from pictish.lm.adapted import AdaptedModel, base_unchanged
 from pictish.lm.captions import known_captions
 from pictish.lm.config import Masked, TrainConfig
 from pictish.lm.documents import EncodeImages, Maker, sources_of
-from pictish.lm.model import ImageTokens, Output, UnifiedModel, check_packing, codes_in_words
+from pictish.lm.model import ImageTokens, Output, UnifiedModel, codes_in_words
 from pictish.lm.objective import OBJECTIVES, Losses, Objective
 from pictish.lm.packing import Packed, Position, batches, pack
+from pictish.lm.packing_check import check_packing
 from pictish.lm.sequence import Document
 from pictish.lm.start import starting_model
 from pictish.lm.trainable import (

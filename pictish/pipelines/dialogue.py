@@ -79,7 +79,7 @@ class Dialogue:
 
         from pictish.io.budget import sized_like
         from pictish.lm.adapted import read_base
-        from pictish.lm.model import quietly
+        from pictish.lm.pretrained import quietly
         from pictish.pipelines import adaptors
         from pictish.training.runtime import resolve_device
 

@@ -19,7 +19,7 @@ from tests.shards import told_picture
 def speaking(tiny_models, tmp_path_factory) -> Path:
     """The tiny models with a language model of random weights beside them, context 96, and a picture."""
     from pictish.lm.config import NewModel
-    from pictish.lm.model import new_model
+    from pictish.lm.new_model import new_model
     from pictish.lm.text import train_text_tokenizer
     from pictish.pipelines.lm_training import image_tokens_of
     from tests.lm.tiny import CAPTIONS

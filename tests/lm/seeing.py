@@ -11,7 +11,8 @@ from PIL import Image
 from pictish.data.shards import ShardFile
 from pictish.lm.config import NewModel
 from pictish.lm.dialogue import add_turns
-from pictish.lm.model import UnifiedModel, new_model
+from pictish.lm.model import UnifiedModel
+from pictish.lm.new_model import new_model
 from pictish.lm.vision.config import TilesConfig, TransformersTower, VisionConfig
 from tests.lm.tiny import tiny_tokenizer
 

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 
 from pictish.lm.alignment import Alignment
 from pictish.lm.config import Autoregressive
-from pictish.lm.model import UnifiedModel, width_of
+from pictish.lm.model import UnifiedModel
 from pictish.lm.objective import autoregressive, shifted
 from pictish.lm.packing import IGNORED, Packed, pack
+from pictish.lm.pretrained import width_of
 from pictish.lm.sequence import Codes, build, drawing, edit
 from tests.lm.tiny import tiny_unified
 

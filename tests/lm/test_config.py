@@ -5,7 +5,8 @@ import pytest
 from pictish.configs import load, parse
 from pictish.decoder.config import TrainConfig as DecoderConfig
 from pictish.lm.config import NewModel, TrainConfig
-from pictish.lm.model import ImageTokens, new_model
+from pictish.lm.model import ImageTokens
+from pictish.lm.new_model import new_model
 from pictish.tokenizer.config import TrainConfig as TokenizerConfig
 from tests.lm.tiny import tiny_tokenizer
 

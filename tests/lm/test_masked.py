@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 from pictish.configs import load, parse
 from pictish.lm.config import Masked, MaskedForm, NewModel, PretrainedModel, TrainConfig
 from pictish.lm.masked import blocks_of, prepare_masked
-from pictish.lm.model import ImageTokens, UnifiedModel, check_packing, new_model
+from pictish.lm.model import ImageTokens, UnifiedModel
+from pictish.lm.new_model import new_model
 from pictish.lm.objective import OBJECTIVES, cross_entropy
 from pictish.lm.packing import IGNORED, Packed, attention_mask, pack
+from pictish.lm.packing_check import check_packing
 from pictish.lm.sequence import (
     Codes,
     Document,

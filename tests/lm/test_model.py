@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pictish.lm.config import PretrainedModel
-from pictish.lm.model import PROJECTOR, ImageTokens, UnifiedModel, new_model
+from pictish.lm.model import PROJECTOR, ImageTokens, UnifiedModel
+from pictish.lm.new_model import new_model
 from pictish.lm.sequence import picture_of
 from tests.lm.tiny import tiny_model, tiny_tokenizer, tiny_unified
 

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pictish.lm.config import NewModel
-from pictish.lm.model import ImageTokens, UnifiedModel, check_packing, new_model
+from pictish.lm.model import ImageTokens, UnifiedModel
+from pictish.lm.new_model import new_model
 from pictish.lm.objective import cross_entropy, shifted
 from pictish.lm.packing import IGNORED, attention_mask, batches, fill, pack
+from pictish.lm.packing_check import check_packing
 from pictish.lm.sequence import Codes, Document, Features, Text, build
 from pictish.lm.vocabulary import text_ids
 from tests.lm.tiny import ARCHITECTURES, tiny_tokenizer, tiny_unified

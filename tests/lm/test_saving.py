@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from pictish.lm.config import PretrainedModel
-from pictish.lm.model import ImageTokens, UnifiedModel, new_model
+from pictish.lm.model import ImageTokens, UnifiedModel
+from pictish.lm.new_model import new_model
 from tests.lm.tiny import tiny_model, tiny_tokenizer, tiny_unified
 
 IMAGE_TOKENS = ImageTokens("0" * 12, 30, 16, 5)

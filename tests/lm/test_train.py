@@ -23,8 +23,9 @@ from pictish.lm import train as trainer
 from pictish.lm.autoregressive import Prompt, embed_ids, generate
 from pictish.lm.config import TrainConfig
 from pictish.lm.grammar import one_image
-from pictish.lm.model import ImageTokens, UnifiedModel, read_pretrained
+from pictish.lm.model import ImageTokens, UnifiedModel
 from pictish.lm.packing import pack
+from pictish.lm.pretrained import read_pretrained
 from pictish.lm.sampling import Sampling
 from pictish.lm.sequence import Features, join
 from pictish.lm.train import train

@@ -49,7 +49,7 @@ A pictish model of {sum(source["pictures"] for source in sources):,} images, siz
 
     pictish generate "{_example(out)}" --model {printable(out)}
 
-![Held-out pictures, their reconstructions, and pictures generated from their captions]({SAMPLES})
+![Held-out images, their reconstructions, and images generated from their captions]({SAMPLES})
 
 | part | fingerprint | million weights |
 |---|---|---|
