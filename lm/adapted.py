@@ -57,6 +57,7 @@ class AdaptorFolder(Config):
     features: int = 0  # channels that its projector reads
     projector: bool | Literal["linear", "mlp"] = False
     masked: MaskedForm | None = None  # none: autoregressive
+    cell_positions: bool = False  # see `Vocabulary.strides`
     defaults: DefaultsConfig = DefaultsConfig()
 
 
@@ -82,10 +83,18 @@ class AdaptedModel(UnifiedModel):
         projector: Projector | None,
         defaults: DefaultsConfig | None = None,
         masked: MaskedForm | None = None,
+        *,
+        cell_positions: bool = False,
     ) -> None:
         base.language.requires_grad_(False)
         super().__init__(
-            adapted(base.language, adaptor), text_tokenizer, image_tokens, projector, defaults, masked
+            adapted(base.language, adaptor),
+            text_tokenizer,
+            image_tokens,
+            projector,
+            defaults,
+            masked,
+            cell_positions=cell_positions,
         )
         self.adaptor, self.kind, self.base_fingerprint = adaptor, kind, base.fingerprint
         self.base_knows_pictures = base.knows_pictures
@@ -150,6 +159,7 @@ class AdaptedModel(UnifiedModel):
             features=self.image_tokens.features,
             projector=False if self.projector is None else self.projector.kind,
             masked=self.masked,
+            cell_positions=self.vocabulary.cell_positions,
             defaults=self.defaults,
         )
         with whole_folder(folder, overwrite, belongs) as temp:
@@ -247,6 +257,7 @@ def adapt(model: UnifiedModel, config: AdaptorConfig, base: str | Path) -> Adapt
         model.projector,
         defaults,
         model.masked,
+        cell_positions=model.vocabulary.cell_positions,
     )
 
 
@@ -272,6 +283,7 @@ def load_adaptor(folder: str | Path, base: Base) -> AdaptedModel:
         projector,
         config.defaults,
         config.masked,
+        cell_positions=config.cell_positions,
     )
     return model.eval()
 

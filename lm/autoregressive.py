@@ -15,9 +15,9 @@ Legend: P prompts that go on, R rows, L tokens of a prompt, D width, V ids.
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class Prompt:
     nothing: Tensor | None = None  # (L'', D) without any condition
     inside: bool = False  # all end with [IMG], so that the first id to come is a picture's
     model: PreTrainedModel | None = None  # the adapted model that continues it; None: the one that is called
+    positions: Mapping[str, Tensor] = field(default_factory=dict)  # (L,) by name; others: 0, 1, 2, ...
     blocks: Tensor | None = None  # (L,) of `full`, rising from 0, for masked models; None: all one
 
     def __post_init__(self) -> None:
@@ -56,6 +57,24 @@ class Prompt:
             branch = getattr(self, name)
             if branch is not None and (branch.ndim != 2 or len(branch) == 0):
                 raise ValueError(f"{name} of a prompt is {tuple(branch.shape)}; (1 or more, D) would fit")
+
+    def branch(self, name: str) -> "Branch":
+        """`full`, `image_only` or `nothing` with its positions."""
+        embedded: Tensor = getattr(self, name)
+        positions = self.positions.get(name)
+        return Branch.of(embedded) if positions is None else Branch(embedded, positions)
+
+
+class Branch(NamedTuple):
+    """What one row of a batch reads first."""
+
+    embedded: Tensor  # (L, D)
+    positions: Tensor  # (L,) rising
+
+    @classmethod
+    def of(cls, embedded: Tensor) -> "Branch":
+        """Tokens (L, D) at positions 0, 1, 2, ..."""
+        return cls(embedded, torch.arange(len(embedded), device=embedded.device))
 
 
 @dataclass(frozen=True)
@@ -142,7 +161,7 @@ def generate(
     ]
     models = [prompt.model or model for prompt, s in zip(prompts, sequences, strict=True) for _ in s.branches]
     rows = [branch for s in sequences for branch in s.branches]
-    batch = RoutedBatch(models, rows, constraints.max_new_tokens, cache)
+    batch = RoutedBatch(models, rows, constraints.max_new_tokens, cache, vocabulary)
     legal = constraints.legal(vocabulary, batch.logits.shape[1], batch.logits.device)
     codes = vocabulary.is_code(torch.arange(batch.logits.shape[1], device=batch.logits.device))
     for step in itertools.count(1):
@@ -180,28 +199,29 @@ class ActiveSequence:
     """An unfinished sequence: its decoding state, its guidance branches, and their weights."""
 
     decoding: DecodingState
-    branches: list[Tensor]
+    branches: list[Branch]
     weights: list[float]
     generator: torch.Generator
 
 
-def branches(prompt: Prompt, guidance: Guidance) -> tuple[list[Tensor], list[float]]:
+def branches(prompt: Prompt, guidance: Guidance) -> tuple[list[Branch], list[float]]:
     """The branches of a prompt that guidance needs, full first, and what their logits weigh.
 
     The scales' differences, nothing + image (image_only - nothing) + text (full - image_only), are sorted by
     branch; one that weighs nothing is not computed.
     """
     text, image = guidance.text_scale, guidance.image_scale
+    full = prompt.branch("full")
     if prompt.nothing is None:
-        return [prompt.full], [1.0]
+        return [full], [1.0]
     if prompt.image_only is prompt.full:
-        text, others = image, [(prompt.nothing, 1 - image)]
+        text, others = image, [("nothing", 1 - image)]
     elif prompt.image_only is None:
-        others = [(prompt.nothing, 1 - text)]
+        others = [("nothing", 1 - text)]
     else:
-        others = [(prompt.image_only, image - text), (prompt.nothing, 1 - image)]
-    others = [(branch, weight) for branch, weight in others if weight != 0]
-    return [prompt.full, *(branch for branch, _ in others)], [text, *(weight for _, weight in others)]
+        others = [("image_only", image - text), ("nothing", 1 - image)]
+    others = [(name, weight) for name, weight in others if weight != 0]
+    return [full, *(prompt.branch(name) for name, _ in others)], [text, *(weight for _, weight in others)]
 
 
 def guide(sequences: Sequence[ActiveSequence], logits: Tensor, guidance: Guidance, codes: Tensor) -> Tensor:
@@ -245,24 +265,29 @@ class DecodeBatch:
     """The batch that the model decodes: cache, mask and positions, and `logits` (R, V) of what comes next.
 
     All that is particular to transformers' caches is here. Rows are padded on the left, so that they grow
-    together; each counts its positions from its own first token.
+    together; each counts its positions from its own first token, by the strides of `vocabulary` if it is
+    given.
     """
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Tensor], room: int, cache: CacheKind):
-        """Read `prompts` (L, D), leaving `room` for ids to come; ValueError beyond the model's context."""
-        lengths = [len(prompt) for prompt in prompts]
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and max(lengths) + room > limit:
-            raise ValueError(
-                f"a prompt of {max(lengths)} tokens with {room} new ones asked for; "
-                f"{limit} in all fit the model's context"
-            )
-        self.model = model
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Branch],
+        room: int,
+        cache: CacheKind,
+        vocabulary: Vocabulary | None = None,
+    ):
+        """Read `prompts`, leaving `room` for ids to come; ValueError beyond the model's context."""
+        lengths = [len(prompt.embedded) for prompt in prompts]
+        check_context(model, prompts, room, vocabulary)
+        self.model, self.vocabulary = model, vocabulary
         self.cache_argument = cache_argument(model)
         self.seen = 0
-        embedded = pad_sequence(list(prompts), batch_first=True, padding_side="left")  # (R, L, D)
-        self.length = torch.tensor(lengths, device=embedded.device)  # (R,) without padding
-        padding = max(lengths) - self.length
+        rows, numbers = [prompt.embedded for prompt in prompts], [prompt.positions for prompt in prompts]
+        embedded = pad_sequence(rows, batch_first=True, padding_side="left")  # (R, L, D)
+        positions = pad_sequence(numbers, batch_first=True, padding_side="left")  # (R, L)
+        self.position = positions[:, -1]  # (R,) of the last id
+        padding = max(lengths) - torch.tensor(lengths, device=embedded.device)
         places = torch.arange(max(lengths) + room, device=embedded.device) - padding[:, None]
         self.mask = (places >= 0).long()  # (R, L + room)
         match cache:
@@ -272,19 +297,19 @@ class DecodeBatch:
                 self.cache = StaticCache(config=model.config, max_cache_len=self.mask.shape[1])
             case _:
                 raise ValueError(f"cache {cache!r} asked for; dynamic or static would fit")
-        self.logits = self._read(embedded, places[:, : max(lengths)].clamp_min(0))
+        self.logits = self._read(embedded, positions)
 
     def step(self, ids: Sequence[int]) -> None:
         """Read one more id a row."""
-        self.logits = self._read(embed_ids(self.model, ids)[:, None], self.length[:, None])
-        self.length += 1
+        self.position = self.position + strides_of(ids, self.vocabulary, self.position.device)
+        self.logits = self._read(embed_ids(self.model, ids)[:, None], self.position[:, None])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows go on, in this order; one may come several times."""
         index = torch.tensor(rows, device=self.mask.device)
         # made for beam search, and selects in layers of every kind; batch_select_indices only in dynamic ones
         self.cache.reorder_cache(index)  # type: ignore[arg-type]  # any integer tensor does
-        self.mask, self.length, self.logits = self.mask[index], self.length[index], self.logits[index]
+        self.mask, self.position, self.logits = self.mask[index], self.position[index], self.logits[index]
 
     def _read(self, embedded: Tensor, positions: Tensor) -> Tensor:
         self.seen += embedded.shape[1]
@@ -304,14 +329,23 @@ class RoutedBatch:
     """Rows of several models: a `DecodeBatch` of each, and the logits of all rows in their order."""
 
     def __init__(
-        self, models: Sequence[PreTrainedModel], prompts: Sequence[Tensor], room: int, cache: CacheKind
+        self,
+        models: Sequence[PreTrainedModel],
+        prompts: Sequence[Branch],
+        room: int,
+        cache: CacheKind,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
-        """Read each of `prompts` (L, D) by its model; ValueError as `DecodeBatch`, and for unlike heads."""
+        """Read each of `prompts` by its model; ValueError as `DecodeBatch`, and for unlike heads."""
         distinct = list({id(model): model for model in models}.values())
         self.owners = [next(n for n, one in enumerate(distinct) if one is model) for model in models]  # (R,)
         self.batches = [
             DecodeBatch(
-                model, [p for p, owner in zip(prompts, self.owners, strict=True) if owner == n], room, cache
+                model,
+                [p for p, owner in zip(prompts, self.owners, strict=True) if owner == n],
+                room,
+                cache,
+                vocabulary,
             )
             for n, model in enumerate(distinct)
         ]
@@ -342,6 +376,32 @@ class RoutedBatch:
         used = [n for n, own in enumerate(kept) if own]
         self.owners = [used.index(self.owners[row]) for row in rows]
         self.batches = [self.batches[n] for n in used]
+
+
+def check_context(
+    model: PreTrainedModel, prompts: Sequence[Branch], room: int, vocabulary: Vocabulary | None
+) -> None:
+    """ValueError where the model's context does not hold a prompt and `room` new ids.
+
+    Positions that count cells need room for a whole image.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None:
+        return
+    longest = max(int(prompt.positions[-1]) for prompt in prompts) + 1
+    if vocabulary is not None and vocabulary.cell_positions:
+        room = max(room, vocabulary.skips + 2)
+    if longest + room > limit:
+        raise ValueError(
+            f"a prompt of {longest} tokens with {room} new ones asked for; "
+            f"{limit} in all fit the model's context"
+        )
+
+
+def strides_of(ids: Sequence[int], vocabulary: Vocabulary | None, device: torch.device) -> Tensor:
+    """How far the positions of `ids` (R,) are from those before them, (R,)."""
+    read = torch.tensor(ids, dtype=torch.long, device=device)
+    return torch.ones_like(read) if vocabulary is None else vocabulary.strides(read)
 
 
 def cache_argument(model: PreTrainedModel) -> str:

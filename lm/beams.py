@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from pictish.lm.autoregressive import DecodeBatch, Progress
+from pictish.lm.autoregressive import Branch, DecodeBatch, Progress
 from pictish.lm.config import BeamSearchConfig
 from pictish.lm.sampling import NEVER
 from pictish.lm.vocabulary import Vocabulary
@@ -52,12 +51,12 @@ class _Ended:
 def beam_search(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
-    prompts: Sequence[Tensor],
+    prompts: Sequence[Branch],
     settings: BeamSearchConfig,
     *,
     progress: Progress | None = None,
 ) -> list[list[int]]:
-    """Text ids, without EOS, that follow each of `prompts` (L, D); at least `settings.min_new_tokens`.
+    """Text ids, without EOS, that follow each of `prompts`; at least `settings.min_new_tokens`.
 
     Any id below the pictures' may be among them. `progress` and ValueError as `generate`, and ValueError for
     a model without EOS.
@@ -71,7 +70,7 @@ def beam_search(
     ended = [_Ended(settings) for _ in prompts]
     going = list(range(len(prompts)))  # P
     written: list[list[int]] = [[] for _ in range(len(prompts) * beams)]  # of P x B rows
-    batch = DecodeBatch(model, prompts, settings.max_new_tokens, "dynamic")
+    batch = DecodeBatch(model, prompts, settings.max_new_tokens, "dynamic", vocabulary)
     batch.keep([place for place in going for _ in range(beams)])
     scores = torch.tensor([[0.0] + [FAR] * (beams - 1)] * len(going), device=batch.logits.device)  # (P, B)
     for length in range(1, settings.max_new_tokens + 1):

@@ -44,6 +44,11 @@ class LanguageModelConfig(Config):
         None,
         description="of transformers, in training; eager is faster on short rows. none: transformers' own",
     )
+    cell_positions: bool | None = Field(
+        None,
+        description="whether positions count the cells that skips pass over, by which images are learned "
+        "faster; false: tokens alone, as transformers' own generate does. none: as the base does; new: true",
+    )
 
 
 class AdaptorConfig(Config):

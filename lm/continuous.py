@@ -27,12 +27,15 @@ from transformers.cache_utils import CacheLayerMixin
 
 from pictish.lm.autoregressive import (
     ActiveSequence,
+    Branch,
     Guidance,
     Prompt,
     branches,
     cache_argument,
+    check_context,
     embed_ids,
     guide,
+    strides_of,
 )
 from pictish.lm.grammar import DecodingState, GenerationConstraints, Legal
 from pictish.lm.sampling import NEVER, Sampling, draw
@@ -88,18 +91,12 @@ class ContinuousBatch:
         read_as, weights = branches(prompt, guidance)
         if len(read_as) > self.rows:
             raise ValueError(f"a prompt of {len(read_as)} branches; {self.rows} rows are in a group")
-        longest = max(map(len, read_as))
-        needed = longest + constraints.max_new_tokens
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and needed > limit:
-            raise ValueError(
-                f"a prompt of {longest} tokens with {constraints.max_new_tokens} new ones asked for; "
-                f"{limit} in all fit the model's context"
-            )
+        check_context(self.model, read_as, constraints.max_new_tokens, self.vocabulary)
+        needed = max(len(branch.embedded) for branch in read_as) + constraints.max_new_tokens
         length = max(SHORTEST, 1 << (needed - 1).bit_length())
         read = [self._prefilled(branch) for branch in read_as]
         group = self._group(length, len(read_as), read[0][0])
-        rows = [group.enter(cache, len(branch)) for branch, (cache, _) in zip(read_as, read, strict=True)]
+        rows = [group.enter(cache, branch) for branch, (cache, _) in zip(read_as, read, strict=True)]
         member = Member(
             decoding,
             len(prompt.full),
@@ -161,15 +158,15 @@ class ContinuousBatch:
         for group in idle if len(idle) < len(self._groups) else idle[1:]:
             self._groups.remove(group)
 
-    def _prefilled(self, branch: Tensor) -> tuple[DynamicCache, Tensor]:
-        """Cache and logits (1, V) behind a prompt (L, D), which is read at a shape of its own."""
+    def _prefilled(self, branch: Branch) -> tuple[DynamicCache, Tensor]:
+        """Cache and logits (1, V) behind a prompt, which is read at a shape of its own."""
         for known, cache, logits in self._read:
-            if known.shape == branch.shape and torch.equal(known, branch):
+            if known.shape == branch.embedded.shape and torch.equal(known, branch.embedded):
                 return cache, logits
         cache = DynamicCache(config=self.model.config)
-        positions = torch.arange(len(branch), device=branch.device)[None]
-        logits = _forward(self.model, branch[None], torch.ones_like(positions), positions, cache)
-        self._read.append((branch, cache, logits))
+        positions = branch.positions[None]
+        logits = _forward(self.model, branch.embedded[None], torch.ones_like(positions), positions, cache)
+        self._read.append((branch.embedded, cache, logits))
         return cache, logits
 
     def _group(self, length: int, rows: int, like: DynamicCache) -> "_Group":
@@ -177,36 +174,41 @@ class ContinuousBatch:
         for group in self._groups:
             if group.length == length and len(group.free) >= rows:
                 return group
-        self._groups.append(_Group(self.model, self.rows, length, like))
+        self._groups.append(_Group(self.model, self.vocabulary, self.rows, length, like))
         return self._groups[-1]
 
 
 class _Group:
     """R rows that are read together, each at its own place."""
 
-    def __init__(self, model: PreTrainedModel, rows: int, length: int, like: DynamicCache) -> None:
-        self.model, self.length = model, length
+    def __init__(
+        self, model: PreTrainedModel, vocabulary: Vocabulary, rows: int, length: int, like: DynamicCache
+    ) -> None:
+        self.model, self.vocabulary, self.length = model, vocabulary, length
         self.free = list(range(rows))
         device = _tensors(like.layers[0])[0].device
         self.places = torch.zeros(rows, dtype=torch.long, device=device)  # of the id that is read next
+        self.positions = torch.zeros_like(self.places)  # of the last id
         self.seen = torch.zeros(rows, length, dtype=torch.bool, device=device)
         self.seen[:, 0] = True  # an idle row attends to something, too
         self.index = torch.arange(rows, device=device)
         self.layers = [_RowLayer(layer, length, self.index, self.places) for layer in like.layers]
         self.cache = Cache(layers=list(self.layers))
 
-    def enter(self, cache: DynamicCache, length: int) -> int:
-        """The row that goes on behind a prompt of `length` tokens."""
-        row = self.free.pop(0)
+    def enter(self, cache: DynamicCache, prompt: Branch) -> int:
+        """The row that goes on behind a prompt."""
+        row, length = self.free.pop(0), len(prompt.positions)
         for own, read in zip(self.layers, cache.layers, strict=True):
             own.write(row, *_tensors(read))
         self.places[row] = length
+        self.positions[row] = prompt.positions[-1]
         self.seen[row] = torch.arange(self.length, device=self.seen.device) < length
         return row
 
     def leave(self, row: int) -> None:
         """Make a row idle."""
         self.places[row] = 0
+        self.positions[row] = 0
         self.seen[row] = False
         self.seen[row, 0] = True
         self.free.append(row)
@@ -222,7 +224,8 @@ class _Group:
         if self.model.config._attn_implementation != "sdpa":  # others add the mask to the scores
             lowest = torch.finfo(embedded.dtype).min
             mask = torch.zeros_like(mask, dtype=embedded.dtype).masked_fill(~mask, lowest)
-        logits = _forward(self.model, embedded, mask, self.places[:, None], self.cache)
+        self.positions[rows] += strides_of([ids[int(row)] for row in rows], self.vocabulary, rows.device)
+        logits = _forward(self.model, embedded, mask, self.positions[:, None], self.cache)
         self.places[rows] += 1
         return logits
 

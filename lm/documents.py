@@ -50,6 +50,7 @@ class Maker:
     encode_images: EncodeImages | None  # None: there are no raw pictures
     seed: int
     end_padding: int = 1  # texts are learned with EOS behind them, up to a multiple of this
+    context: int | None = None  # positions of the model, if it says so
     vision: Vision | None = None  # what pictures are seen through; None: there are only codes and features
     text_tokenizer: PreTrainedTokenizerFast | None = None  # with a chat template, for dialogues
     tiles: bool = True  # whether pictures are seen in tiles
@@ -74,6 +75,8 @@ class Maker:
             document = sequence.pad_text(document, self.end_padding, self.eos)
         if len(document) > self.longest:
             raise ValueError(f"longer than a row of {self.longest} tokens")
+        if self.context is not None and document.positions[-1] >= self.context:
+            raise ValueError(f"longer than the model's context of {self.context} positions")
         return document
 
     def _parts(

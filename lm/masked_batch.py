@@ -44,7 +44,8 @@ class MaskedBatch:
         leaves no such room in the model's context, and as `network_of`.
         """
         each = [branches(prompt, guidance) for prompt in prompts]
-        rows = [branch for own, _ in each for branch in own]  # R
+        # a masked model writes every cell of an image, so positions are places
+        rows = [branch.embedded for own, _ in each for branch in own]  # R
         lengths = [len(row) for row in rows]
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and max(lengths) + room > limit:

@@ -10,6 +10,7 @@ Legend: B rows, L tokens, D width of the language model, M embedded features, F 
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -89,6 +90,7 @@ class FolderConfig(Config):
     vision: VisionConfig | None = None
     mask: int | None = None  # the text tokenizer's own id that stands for what is to be filled in
     masked: MaskedForm | None = None  # none: autoregressive
+    cell_positions: bool = False  # see `Vocabulary.strides`
     defaults: DefaultsConfig = DefaultsConfig()
 
 
@@ -140,12 +142,15 @@ class UnifiedModel(nn.Module):
         *,
         vision: Vision | None = None,
         mask: int | None = None,
+        cell_positions: bool = False,
     ):
         super().__init__()
         self.language = language
         self.text_tokenizer = text_tokenizer
         self.vocabulary: Vocabulary = (
-            text_vocabulary(text_tokenizer, mask) if image_tokens is None else vocabulary_of(text_tokenizer)
+            text_vocabulary(text_tokenizer, mask)
+            if image_tokens is None
+            else replace(vocabulary_of(text_tokenizer), cell_positions=cell_positions)
         )
         self.image_tokens = image_tokens
         self.projector = projector
@@ -243,6 +248,7 @@ class UnifiedModel(nn.Module):
             config.masked,
             vision=_read_vision(path, config, width_of(language)),
             mask=config.mask,
+            cell_positions=config.cell_positions,
         )
         _check_vocabulary(path, model)
         return model.to(device=device).eval()
@@ -269,6 +275,7 @@ class UnifiedModel(nn.Module):
             vision=None if self.vision is None else self.vision.config,
             mask=self.vocabulary.text_mask,
             masked=self.masked,
+            cell_positions=self.vocabulary.cell_positions,
             defaults=self.defaults,
         )
         with whole_folder(folder, overwrite, _belongs) as temp:

@@ -27,15 +27,18 @@ def new_model(
     masked: MaskedForm | None = None,
     vision: VisionConfig | None = None,
     code_vectors: Tensor | None = None,
+    cell_positions: bool | None = None,
 ) -> UnifiedModel:
     """A model to be trained: random, or a pretrained one with new rows for pictures.
 
     `text_tokenizer` is for a random one; a pretrained one brings its own; `code_vectors` as for `widen`. A
     model folder of ours is taken as it is, with its projector and vision tower; one that was autoregressive
-    can become `masked`. Raises ValueError for an unknown architecture, settings that it does not know, a
-    folder that holds no causal language model, and a model of ours for another image tokenizer.
+    can become `masked`. With `cell_positions` None positions are counted as that one counts them, else by
+    cells where there are any. Raises ValueError for an unknown architecture, settings that it does not know,
+    a folder that holds no causal language model, and a model of ours for another image tokenizer.
     """
     projector, defaults, sight, mask = None, None, None, None
+    own_positions = image_tokens is not None and image_tokens.cells is not None
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -44,7 +47,7 @@ def new_model(
             assert isinstance(base, PretrainedModel)
             language, text_tokenizer = ours.language, ours.text_tokenizer
             projector, defaults, sight = ours.projector, ours.defaults, ours.vision
-            mask = ours.vocabulary.text_mask
+            mask, own_positions = ours.vocabulary.text_mask, ours.vocabulary.cell_positions
             if vision is not None and sight is not None:
                 raise ValueError(f"{base.folder}: sees through a tower already; model.vision: null would fit")
             if masked is None and ours.masked is not None:
@@ -81,7 +84,15 @@ def new_model(
         if isinstance(base, PretrainedModel) and base.lora is not None:
             language = _with_lora(language, base.lora)
     return UnifiedModel(
-        language, text_tokenizer, image_tokens, projector, defaults, masked, vision=sight, mask=mask
+        language,
+        text_tokenizer,
+        image_tokens,
+        projector,
+        defaults,
+        masked,
+        vision=sight,
+        mask=mask,
+        cell_positions=own_positions if cell_positions is None else cell_positions,
     )
 
 

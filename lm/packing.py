@@ -181,7 +181,7 @@ def pack(rows: Sequence[Sequence[Document]], length: int) -> Packed:
                 turns[row, start:end] = document.turns
             if document.structure is not None:
                 structure[row, start:end] = document.structure
-            positions[row, start:end] = np.arange(len(document))
+            positions[row, start:end] = document.positions
             tasks[row, start:end] = TASKS.index(document.task)
             if document.features is not None:
                 features.append(document.features)

@@ -91,9 +91,16 @@ class Document:
     # own; None: none is
     structure: npt.NDArray[np.bool_] | None = None
     pictures: tuple[tuple[int, Seen], ...] = ()
+    strides: Ids | None = None  # of the positions, as `Vocabulary.strides` has them; None: all 1
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def positions(self) -> Ids:
+        """Of the tokens (L,), from 0."""
+        steps = np.ones(len(self), np.int64) if self.strides is None else self.strides
+        return np.cumsum(steps) - steps[:1]
 
 
 def build(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode, eos: int) -> Document:
@@ -113,6 +120,7 @@ def build(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Enc
         learn=np.append(joined.learn, learn),
         turns=np.append(joined.turns, joined.turns[-1:]),
         structure=np.append(joined.structure, not isinstance(last, Text)),
+        strides=None if joined.strides is None else np.append(joined.strides, 1),
     )
 
 
@@ -132,6 +140,7 @@ def pad_text(document: Document, multiple: int, eos: int) -> Document:
         learn=np.append(document.learn, np.full(more, True)),
         turns=None if document.turns is None else np.append(document.turns, document.turns[-1:].repeat(more)),
         structure=None if document.structure is None else np.append(document.structure, np.full(more, False)),
+        strides=None if document.strides is None else np.append(document.strides, np.ones(more, np.int64)),
     )
 
 
@@ -152,6 +161,9 @@ def concatenate(task: Task, documents: Sequence[Document]) -> Document:
             for place, seen in one.pictures
         ),
         structure=np.concatenate(structure),
+        strides=np.concatenate(
+            [np.ones(len(one), np.int64) if one.strides is None else one.strides for one in documents]
+        ),
     )
 
 
@@ -193,6 +205,7 @@ def join(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Enco
         pictures=tuple(pictures),
         turns=np.array(turns, dtype=np.int64),
         structure=_markers(joined, np.concatenate(places), vocabulary),
+        strides=vocabulary.strides(joined) if vocabulary.cell_positions else None,
     )
 
 

@@ -53,6 +53,7 @@ def starting_model(
         masked=masked,
         vision=config.model.vision,
         code_vectors=code_vectors,
+        cell_positions=config.model.cell_positions,
     )
     language = model.language
     if config.model.attn_implementation is not None:

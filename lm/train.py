@@ -241,6 +241,7 @@ def train(
                             "places": [reached[lane] for lane in range(config.data.lanes)],
                             "skipped": report.skipped,
                             "image_tokens": None if image_tokens is None else vars(image_tokens),
+                            "cell_positions": model.vocabulary.cell_positions,
                             "watch": guard.state(),
                             "inputs": inputs,
                         }
@@ -344,6 +345,12 @@ class _Begun:
                 f"{run}: tokenizer: was begun with {_in_words(before)}, came {_in_words(image_tokens)}; give "
                 "that one, or another --run"
             )
+        counted = bool(state.get("cell_positions", False))
+        if counted != model.vocabulary.cell_positions:
+            raise ValueError(
+                f"{run}: was begun with model.cell_positions {str(counted).lower()}; give that one, "
+                "or another --run"
+            )
         inputs = dict(state.get("inputs", {}))
         check_inputs(latest, inputs, _inputs(model))
         load_weights(model, tensors)
@@ -384,6 +391,7 @@ def _maker(config: TrainConfig, model: UnifiedModel, encode_images: EncodeImages
         sources=config.data.train,
         dropout=config.dropout,
         longest=config.data.length,
+        context=model.context,
         encode_images=encode_images,
         seed=config.seed,
         vision=model.vision,

@@ -78,6 +78,7 @@ class Vocabulary:
     blank: frozenset[int] = frozenset()  # text ids that show nothing: spaces, special ones
     text_mask: int | None = None  # the text tokenizer's own mask, as LLaDA's; None: it has none
     turn_end: int | None = None  # the text id that ends a turn of a dialogue; None: it has no dialogues
+    cell_positions: bool = False  # whether positions count the cells that skips pass over, see `strides`
 
     def __post_init__(self) -> None:
         if self.text < 0 or self.codes < 0 or self.skips < 0:
@@ -160,6 +161,17 @@ class Vocabulary:
         """Whether each of `ids` may stand on a cell of a dense picture: a code's or `[DROP]`, bool."""
         found = self.is_code(ids)
         return found | (ids == self.drop) if self.has_drop else found
+
+    def strides(self, ids: Ids) -> Ids:
+        """How far the position of each of `ids` is from that of the id before it, int64: 1.
+
+        With `cell_positions` it is the number of cells that a skip passes over, so that codes of one image
+        are as far apart as their cells: on a grid of 16 columns a model finds the code above another 16
+        positions before it, and need not add up skips.
+        """
+        skips = self.ranges["skips"]
+        passed = (ids - skips.first) * skips.holds(ids)
+        return 1 + passed * int(self.cell_positions)
 
     @property
     def strings(self) -> Iterator[str]:

@@ -26,7 +26,7 @@ from transformers import CLIPVisionModel, DynamicCache, PreTrainedModel, PreTrai
 
 from pictish.lm.adapted import Base, ReadAdaptor, read_adaptor, read_base
 from pictish.lm.adaptors import Adaptor, adapted, base_layer_places
-from pictish.lm.autoregressive import DecodeBatch, embed_ids
+from pictish.lm.autoregressive import Branch, DecodeBatch, embed_ids
 from pictish.pipelines.import_iaa import import_iaa
 from tools.compare_lavit import Recorded, Row, _Silent, same, table, tensors
 
@@ -159,7 +159,7 @@ def greedy(model: PreTrainedModel, embedded: Tensor, count: int) -> tuple[Tensor
 
 def greedy_cached(model: PreTrainedModel, embedded: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The same, as pictish generates: with a cache."""
-    batch = DecodeBatch(model, list(embedded), count, "dynamic")
+    batch = DecodeBatch(model, list(map(Branch.of, embedded)), count, "dynamic")
     tokens, logits = [], []
     for step in range(count):
         tokens.append(batch.logits.argmax(dim=-1))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.pixel import Decoder, sample
-from pictish.lm.autoregressive import DecodeBatch, embed_ids
+from pictish.lm.autoregressive import Branch, DecodeBatch, embed_ids
 from pictish.lm.beams import beam_search
 from pictish.lm.config import BeamSearchConfig
 from pictish.lm.sequence import QUESTION, Codes, Features, Text
@@ -125,7 +125,7 @@ def texts(run: Run) -> Iterator[Row]:
             language.embed([Features(row), *([Text(one)] if one else [])], draw=False)
             for row, one in zip(rows, said, strict=True)
         ]
-        yield from _embedded(run, name, prompts)
+        yield from _embedded(run, name, [one.embedded for one in prompts])
         first = f"llm.{name}.prefill_logits_last"
         if first in run.expected:
             logits = DecodeBatch(model.language, prompts, 1, "dynamic").logits
@@ -164,7 +164,7 @@ def drawn(run: Run) -> Iterator[Row]:
     for name, recorded in _recorded(run, "prompts"):
         prompts = recorded["prompts"]
         full = [drawer.language.embed([Text(one)], draw=True) for one in prompts]
-        yield from _embedded(run, name, full)
+        yield from _embedded(run, name, [one.embedded for one in full])
         yield from _scores(run, name, full, recorded)
         yield _image_ids(run, name, [[one] for one in prompts], recorded)
 
@@ -185,7 +185,7 @@ def mixed(run: Run) -> Iterator[Row]:
         parts = [Codes(codes.numpy()), Text(said)]
         full = WithoutMarkers(language.tokenizer, model).embed(parts, draw=True)
         yield same(f"llm.{name}.prompt text", text_ids(model.text_tokenizer, said), ids[~code])
-        yield from _embedded(run, name, [full])
+        yield from _embedded(run, name, [full.embedded])
         recorded = run.text[name]
         picture = Image.fromarray(run.pixels[0].numpy())
         if torch.equal(_scores_keep(run), run.masks[KEPT]):
@@ -321,11 +321,11 @@ def _sequences(run: Run, name: str, ours: Sequence[Sequence[int]], eos: int) -> 
     return Row(f"llm.{name}.sequences", right == len(wanted), equal=f"{right} of {len(wanted)} rows")
 
 
-def _scores(run: Run, name: str, full: Sequence[Tensor], recorded: dict[str, Any]) -> Iterator[Row]:
+def _scores(run: Run, name: str, full: Sequence[Branch], recorded: dict[str, Any]) -> Iterator[Row]:
     """Scores of image ids at the first steps: log-probabilities of both branches, weighed."""
     model = _language(run).model
     scale = recorded["settings"]["guidance_scale"]
-    nothing = embed_ids(model.language, [model.vocabulary.begin])
+    nothing = Branch.of(embed_ids(model.language, [model.vocabulary.begin]))
     steps = sorted(map(int, run.expected.kinds(f"llm.{name}.scores_visual.")))
     batch = DecodeBatch(model.language, [*full, *[nothing] * len(full)], len(steps), "dynamic")
     for step in steps:

@@ -161,7 +161,7 @@ def _search(
     from pictish.lm.text import decode_text
 
     model = language.model
-    full = [prompt.full for prompt in prompts]
+    full = [prompt.branch("full") for prompt in prompts]
     written = beam_search(model.language, model.vocabulary, full, way, progress=progress)
     texts = [decode_text(model.text_tokenizer, ids, skip_special_tokens=True) for ids in written]
     return [cut(text, way.stop_strings, lower=way.lowercase) for text in texts]

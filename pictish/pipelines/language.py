@@ -13,7 +13,7 @@ from pictish.training.isolation import inference, loading
 if TYPE_CHECKING:
     import torch
 
-    from pictish.lm.autoregressive import Prompt
+    from pictish.lm.autoregressive import Branch, Prompt
     from pictish.lm.model import ImageTokens, UnifiedModel
     from pictish.lm.sequence import Part
     from pictish.tokenizer.dynamic import Tokenizer
@@ -102,31 +102,37 @@ class Language:
             if isinstance(one, str):
                 check_text("prompt", one)
         parts = self.parts(said, continuous=continuous)
-        if not draw:
-            return Prompt(self.embed(parts, draw))
-        shown = [part for part in parts if not isinstance(part, Text)]
         full = self.embed(parts, draw)
+        if not draw:
+            return Prompt(full.embedded, positions={"full": full.positions})
+        shown = [part for part in parts if not isinstance(part, Text)]
         image_only = self.embed(shown, draw) if 0 < len(shown) < len(parts) else full if shown else None
+        nothing = self.embed([], draw)
+        found = {"full": full, "image_only": image_only, "nothing": nothing}
         return Prompt(
-            full=full,
-            image_only=image_only,
-            nothing=self.embed([], draw),
+            full=full.embedded,
+            image_only=None if image_only is None else image_only.embedded,
+            nothing=nothing.embedded,
             inside=True,
+            positions={name: branch.positions for name, branch in found.items() if branch is not None},
         )
 
     @inference
-    def embed(self, parts: "Sequence[Part]", draw: bool) -> "torch.Tensor":
-        """Embeddings (L, D) of parts, with the marker that opens a picture behind them when `draw`."""
+    def embed(self, parts: "Sequence[Part]", draw: bool) -> "Branch":
+        """Embeddings and positions of parts, with the marker that opens a picture behind them when `draw`."""
         import numpy as np
         import torch
 
+        from pictish.lm.autoregressive import Branch
         from pictish.lm.sequence import join
         from pictish.lm.vocabulary import text_ids
 
         model, vocabulary = self.model, self.model.vocabulary
         joined = join("interleaved", parts, vocabulary, partial(text_ids, model.text_tokenizer))
         ids = np.append(joined.ids, vocabulary.begin) if draw else joined.ids
+        positions = np.cumsum(vocabulary.strides(ids)) - 1  # no skip comes first
         device = self.tokenizer.device
         places = torch.from_numpy(np.stack([np.zeros_like(joined.places), joined.places])).to(device)
         features = None if joined.features is None else torch.from_numpy(joined.features).to(device)
-        return model.embed(torch.from_numpy(ids)[None].to(device), features, places)[0]
+        embedded = model.embed(torch.from_numpy(ids)[None].to(device), features, places)[0]
+        return Branch(embedded, torch.from_numpy(positions).to(device))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pictish.data.tokens import TokenizedImage
-from pictish.lm.autoregressive import DrawIds, Progress, Prompt
+from pictish.lm.autoregressive import Branch, DrawIds, Progress, Prompt
 from pictish.lm.grammar import DecodingState, GenerationConstraints, Legal, Segment, State
 from pictish.lm.sampler import Redraw
 from pictish.lm.sampling import Sampling, filtered
@@ -209,10 +209,11 @@ class WithoutMarkers(Language):
     """Reads codes of images without the markers around them."""
 
     @inference
-    def embed(self, parts: Sequence[Part], draw: bool) -> Tensor:
+    def embed(self, parts: Sequence[Part], draw: bool) -> Branch:
         vocabulary = self.model.vocabulary
         joined = join("interleaved", parts, vocabulary, partial(text_ids, self.model.text_tokenizer))
         assert joined.features is None
         ids = joined.ids[~np.isin(joined.ids, (vocabulary.begin, vocabulary.end))]
         ids = np.append(ids, vocabulary.begin) if draw else ids
-        return self.model.embed(torch.from_numpy(ids)[None].to(self.tokenizer.device))[0]
+        embedded = self.model.embed(torch.from_numpy(ids)[None].to(self.tokenizer.device))[0]
+        return Branch.of(embedded)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from pictish.lm.adaptors import Adaptor, adapted, base_layer_places, default_points, new_adaptor
-from pictish.lm.autoregressive import DecodeBatch, Prompt, cache_argument, embed_ids, generate
+from pictish.lm.autoregressive import Branch, DecodeBatch, Prompt, cache_argument, embed_ids, generate
 from pictish.lm.grammar import GenerationConstraints
 from pictish.lm.sampling import Sampling
 from pictish.lm.vocabulary import Vocabulary
@@ -36,7 +36,8 @@ def trained(model: PreTrainedModel, seed: int, points: tuple[int, ...] = (0, 1),
 def cached(model: PreTrainedModel, tokens: Tensor, kind: str) -> Tensor:
     """Logits (R, V) behind two prompts of different length and one more id, by a batch with a cache."""
     with torch.no_grad():
-        batch = DecodeBatch(model, [embed_ids(model, tokens[0]), embed_ids(model, tokens[1, 3:])], 4, kind)
+        prompts = [Branch.of(embed_ids(model, ids)) for ids in (tokens[0], tokens[1, 3:])]
+        batch = DecodeBatch(model, prompts, 4, kind)
         batch.step([3, 4])
         return batch.logits
 

@@ -25,7 +25,7 @@ RECORDED = [
 class TableBatch:
     """Stands for `DecodeBatch`: what comes next depends on the step and the id before it alone."""
 
-    def __init__(self, table, prompts, room, cache):
+    def __init__(self, table, prompts, room, cache, vocabulary):
         self.table, self.at = table, 0
         self.logits = table[0, [int(prompt) for prompt in prompts]]
 
