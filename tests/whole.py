@@ -7,6 +7,8 @@ import torch
 from pictish.decoder.config import PreviewConfig
 from pictish.decoder.diffusion import save_diffusion
 from pictish.decoder.preview import build_preview, save_preview
+from pictish.lm.adapted import adapt
+from pictish.lm.config import AdaptorConfig
 from pictish.lm.model import UnifiedModel
 from pictish.lm.vocabulary import widen
 from pictish.pipelines.lm_training import image_tokens_of
@@ -37,3 +39,13 @@ def save_whole_model(folder: Path) -> None:
     head = build_preview(plain, tokenizer)
     torch.nn.init.normal_(head.leave[0].weight, std=0.05)
     save_preview(folder / "preview", head, plain, tokenizer.fingerprint)
+
+
+def write_adaptor(model: Path, folder: Path, seed: int) -> Path:
+    """An adaptor of the model's language model that has moved away from its start."""
+    adapted = adapt(UnifiedModel.from_folder(model), AdaptorConfig(), model)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapted.adaptor.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    adapted.save(folder, dtype=torch.float32)
+    return folder
