@@ -31,7 +31,8 @@ def create_app(
     `adaptors`, folders by name, are loaded beside the model's language model, and requests name them as their
     model. ValueError for one that does not fit it, or has the model's name.
     """
-    config, adaptors = config or ServeConfig(), adaptors or {}
+    config = config or ServeConfig()
+    adaptors = adaptors or {}
     name = config.name or Path(pipeline.model).resolve().name
     if name in adaptors:
         raise ValueError(f"name: {name} is the model and an adaptor; another name of the model would fit")

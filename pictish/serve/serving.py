@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +28,7 @@ class Serving:
     uploads: Uploads
     name: str
     started: int  # seconds since the epoch
-    adaptors: Mapping[str, Path] = field(default_factory=dict)  # that are loaded, with their folders
+    adaptors: Mapping[str, Path]  # those that are loaded, and their folders
 
     def adaptor_of(self, model: str | None) -> str | None:
         """The adaptor that a request names as its model; None for the model itself.
