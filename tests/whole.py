@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 
 from pictish.decoder.diffusion import save_diffusion
+from pictish.lm.adapted import adapt
+from pictish.lm.config import AdaptorConfig
 from pictish.lm.model import UnifiedModel
 from pictish.lm.vocabulary import widen
 from pictish.pipelines.lm_training import image_tokens_of
@@ -31,3 +33,13 @@ def save_whole_model(folder: Path) -> None:
     speaking_model(tokenizer).save(folder / "lm", dtype=torch.float32)
     settings = config(condition={"channels": 2, "width": 16, "source": True})
     save_diffusion(folder / "decoder", decoder_of(tokenizer, settings), tokenizer.fingerprint)
+
+
+def write_adaptor(model: Path, folder: Path, seed: int) -> Path:
+    """An adaptor of the model's language model that has moved away from its start."""
+    adapted = adapt(UnifiedModel.from_folder(model), AdaptorConfig(), model)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapted.adaptor.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    adapted.save(folder, dtype=torch.float32)
+    return folder

@@ -1,6 +1,6 @@
 """`pictish serve`: an HTTP server with the shapes of OpenAI's API."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +23,7 @@ Port = Annotated[
 def run(
     *,
     model: options.Model = "starter",
+    adaptor_folder: options.AdaptorFolders = None,
     config: Config = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -32,9 +33,9 @@ def run(
     """Serve a model over HTTP until Ctrl-C or SIGTERM; running requests are finished first.
 
     The OpenAI client draws with it (client.images.generate), and so does any client of that API. The
-    interactive documentation is at /docs.
+    interactive documentation is at /docs. Requests name an adaptor as their model.
     """
-    run_server(model, config, host, port, precision, device)
+    run_server(model, config, host, port, precision, device, adaptor_folders=adaptor_folder or ())
 
 
 def run_server(
@@ -45,8 +46,9 @@ def run_server(
     precision: options.Precision,
     device: str,
     extend: "Callable[[FastAPI], None] | None" = None,
+    adaptor_folders: Sequence[Path] = (),
 ) -> None:
-    """Serve a model until a signal, with whatever `extend` adds to the app."""
+    """Serve a model and its adaptors until a signal, with whatever `extend` adds to the app."""
     from pictish.configs import load, parse
     from pictish.serve.config import ServeConfig
 
@@ -55,7 +57,8 @@ def run_server(
         from pictish.serve.server import serve
     except ImportError as error:
         raise ValueError(f"{error.name} is missing; pip install 'pictish[serve]'") from None
+    from pictish.pipelines.adaptors import adaptor_folders as found_in
     from pictish.pipelines.pipeline import Pipeline
 
     pipeline = Pipeline.from_pretrained(model, device=device, dtype=precision.value)
-    serve(pipeline, settings, host, port, extend)
+    serve(pipeline, settings, host, port, extend, found_in(pipeline.model, adaptor_folders))

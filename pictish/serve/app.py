@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -23,12 +23,23 @@ from pictish.serve.uploads import Uploads
 DESCRIPTION = "Draws, edits and describes images with one pictish model, in the shapes of OpenAI's API."
 
 
-def create_app(pipeline: Pipeline, config: ServeConfig | None = None) -> FastAPI:
-    """An app that serves one model. Its engine and its worker processes live as long as its lifespan."""
+def create_app(
+    pipeline: Pipeline, config: ServeConfig | None = None, adaptors: Mapping[str, Path] | None = None
+) -> FastAPI:
+    """An app that serves one model. Its engine and its worker processes live as long as its lifespan.
+
+    `adaptors`, folders by name, are loaded beside the model's language model, and requests name them as their
+    model. ValueError for one that does not fit it, or has the model's name.
+    """
     config = config or ServeConfig()
+    adaptors = adaptors or {}
     name = config.name or Path(pipeline.model).resolve().name
+    if name in adaptors:
+        raise ValueError(f"name: {name} is the model and an adaptor; another name of the model would fit")
+    for adaptor, folder in adaptors.items():
+        pipeline.load_adaptor(folder, adaptor)
     engine = Engine(pipeline, config)
-    serving = Serving(pipeline, config, engine, Uploads(config), name, int(time.time()))
+    serving = Serving(pipeline, config, engine, Uploads(config), name, int(time.time()), adaptors)
     metrics = Metrics(engine)
 
     @contextlib.asynccontextmanager
@@ -48,16 +59,19 @@ def create_app(pipeline: Pipeline, config: ServeConfig | None = None) -> FastAPI
     for router in (images.router, chat.router, tokens.router):
         app.include_router(router)
 
+    def card(adaptor: str | None) -> ModelCard:
+        parent = None if adaptor is None else serving.name
+        return ModelCard(id=adaptor or serving.name, created=serving.started, parent=parent)
+
     @app.get("/v1/models", tags=["models"], responses=error_responses)
     async def models(serving: Served) -> ModelList:
-        """The models that requests may name."""
-        return ModelList(data=[ModelCard(id=serving.name, created=serving.started)])
+        """The model and its adaptors, which requests may name."""
+        return ModelList(data=[card(None), *map(card, serving.adaptors)])
 
     @app.get("/v1/models/{model}", tags=["models"], responses=error_responses)
     async def model(model: str, serving: Served) -> ModelCard:
         """One of them."""
-        serving.check_model(model)
-        return ModelCard(id=serving.name, created=serving.started)
+        return card(serving.adaptor_of(model))
 
     @app.get("/healthz", tags=["status"])
     async def healthz() -> Status:

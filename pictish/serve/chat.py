@@ -50,7 +50,7 @@ async def complete(request: Request, body: ChatRequest, serving: Served) -> Resp
     With `modalities: ["image"]`, draw what the last user message says; a picture in it is changed. Pictures
     are given as data URLs. With `stream`, chunks of `chat.completion.chunk`.
     """
-    serving.check_model(body.model)
+    adaptor = serving.adaptor_of(body.model)
     serving.check_most(
         n=body.n,
         max_tokens=body.max_tokens,
@@ -60,8 +60,15 @@ async def complete(request: Request, body: ChatRequest, serving: Served) -> Resp
     serving.engine.check_room(1)
     asked = await _read(serving, body.messages)
     works: Sequence[Draw | Write]
-    works = _drawings(serving, body, asked) if "image" in body.modalities else [_text(body, asked)]
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": serving.name}
+    if "image" in body.modalities:
+        works = _drawings(serving, body, asked, adaptor)
+    else:
+        works = [_text(body, asked, adaptor)]
+    head = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": adaptor or serving.name,
+    }
     if body.stream:
         events = await begun(serving.follow(request, works))
         return event_stream(_streamed(serving, body, works, events, head))
@@ -103,16 +110,16 @@ def _parts(message: Message) -> tuple[list[str], list[str]]:
     return [part.text for part in message.content if not isinstance(part, ImagePart)], urls
 
 
-def _drawings(serving: Serving, body: ChatRequest, asked: _Asked) -> list[Draw]:
+def _drawings(serving: Serving, body: ChatRequest, asked: _Asked, adaptor: str | None) -> list[Draw]:
     output = OutputFields(n=body.n, size=body.size, seed=body.seed)
     shape = output.shape()
     serving.check_most(size=None if shape is None else max(shape))
     if not asked.images and asked.words is None:
         raise invalid("messages: the last user message says nothing to draw", "messages")
-    return drawings(asked.words, asked.images, body, output)
+    return drawings(asked.words, asked.images, body, output, adaptor)
 
 
-def _text(body: ChatRequest, asked: _Asked) -> Write:
+def _text(body: ChatRequest, asked: _Asked, adaptor: str | None) -> Write:
     if asked.latest is None:
         raise invalid(
             'messages: no image to write about; add an image_url part, or ask for modalities ["image"]',
@@ -125,7 +132,7 @@ def _text(body: ChatRequest, asked: _Asked) -> Write:
         temperature = 1.0 if body.temperature is None else body.temperature
         sampling = Sampling(temperature, body.top_k, body.top_p, body.min_p)
     limit = body.max_completion_tokens or body.max_tokens
-    return Write(asked.latest, asked.words, limit, sampling, body.seed)
+    return Write(asked.latest, asked.words, limit, sampling, body.seed, adaptor)
 
 
 async def _content(serving: Serving, work: Draw | Write, result: Picture | Text) -> str | list[ImagePart]:

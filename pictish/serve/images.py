@@ -45,9 +45,9 @@ async def generate(request: Request, body: GenerationRequest, serving: Served) -
 
     With `stream`, server-sent events `image_generation.partial_image` and `image_generation.completed`.
     """
-    check(serving, body)
+    adaptor = check(serving, body)
     serving.check_words("prompt", body.prompt)
-    works = drawings(body.prompt, [], body, body)
+    works = drawings(body.prompt, [], body, body, adaptor)
     return await answer(serving, request, body, works, "image_generation")
 
 
@@ -58,7 +58,7 @@ async def edit(request: Request, body: Annotated[EditRequest, Form()], serving: 
     The result has the aspect ratio of the first image. Where `mask` is opaque its pixels stay. With `stream`,
     server-sent events `image_edit.partial_image` and `image_edit.completed`.
     """
-    check(serving, body)
+    adaptor = check(serving, body)
     serving.check_words("prompt", body.prompt)
     files = [*body.image, *body.images]
     if not files:
@@ -68,16 +68,16 @@ async def edit(request: Request, body: Annotated[EditRequest, Form()], serving: 
     serving.check_most(image=len(files))
     serving.engine.check_room(body.n)
     images = await serving.uploads.images([await file.read() for file in files], "image")
-    works = drawings(body.prompt, images, body, body)
+    works = drawings(body.prompt, images, body, body, adaptor)
     if body.mask is not None:
         mask = await serving.uploads.mask(await body.mask.read(), images[0], "mask")
         works = [replace(work, mask=mask) for work in works]
     return await answer(serving, request, body, works, "image_edit")
 
 
-def check(serving: Serving, body: GenerationRequest | EditRequest) -> None:
-    """ApiError or ValueError for what this server does not allow."""
-    serving.check_model(body.model)
+def check(serving: Serving, body: GenerationRequest | EditRequest) -> str | None:
+    """The adaptor that is asked for; ApiError or ValueError for what this server does not allow."""
+    adaptor = serving.adaptor_of(body.model)
     shape = body.shape()
     serving.check_most(
         n=body.n,
@@ -85,10 +85,15 @@ def check(serving: Serving, body: GenerationRequest | EditRequest) -> None:
         num_inference_steps=body.num_inference_steps,
         partial_images=body.partial_images,
     )
+    return adaptor
 
 
 def drawings(
-    words: str | None, images: Sequence[Image.Image], settings: SamplingFields, output: OutputFields
+    words: str | None,
+    images: Sequence[Image.Image],
+    settings: SamplingFields,
+    output: OutputFields,
+    adaptor: str | None,
 ) -> list[Draw]:
     """The pictures that a request asks for, with words, images or both; ValueError for what does not fit."""
     shape = output.shape()
@@ -100,10 +105,15 @@ def drawings(
         if max(first.size) > LARGEST_SIZE:
             raise ValueError(f"image: {size_of(first)} pixels; up to {LARGEST_SIZE} on a side fit")
         source = first if len(images) == 1 and words is not None else None
+        if source is not None and adaptor is not None:
+            raise ValueError(f"model: {adaptor} is an adaptor, and edits are made without one")
         height_width = (first.height, first.width) if source else shape_in(first.width, first.height)
     said: tuple[Said, ...] = (*images, *([] if words is None else [words]))
     seeds = range(output.seed, output.seed + output.n)
-    return [Draw(said, seed, config, height_width, source, previews=output.previews) for seed in seeds]
+    return [
+        Draw(said, seed, config, height_width, source, previews=output.previews, adaptor=adaptor)
+        for seed in seeds
+    ]
 
 
 async def answer(

@@ -26,6 +26,7 @@ class Draw:
     source: Image.Image | None = None
     mask: Image.Image | None = None  # mode L, white where the source may change; None: everywhere
     previews: int = 0
+    adaptor: str | None = None  # name of the one that the language model is read through
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,7 @@ class Write:
     max_new_tokens: int | None
     sampling: "Sampling | None"  # None: the model's own way
     seed: int = 0
+    adaptor: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ def origin_of(serving: "Serving", work: Draw, picture: Picture) -> Origin:
     reconstructor = pipeline.reconstructor(preview=config.num_inference_steps == 0)
     images = [one for one in work.said if isinstance(one, Image.Image)]
     words = [one for one in work.said if isinstance(one, str)]
-    settled = pipeline.text_to_image().settled(config, pictures=bool(images))
+    settled = pipeline.text_to_image(adaptor=work.adaptor).settled(config, pictures=bool(images))
     drawing = reconstructor.settled(config.drawing, generated=True)
     aspect = None
     if work.shape is not None and work.source is None:
@@ -48,6 +48,8 @@ def origin_of(serving: "Serving", work: Draw, picture: Picture) -> Origin:
         precision=pipeline.precision,
         upscale=drawing.upscale,
         size=max(picture.image.size),
+        adaptor=work.adaptor,
+        adaptor_weights=None if work.adaptor is None else _fingerprint(serving.adaptors[work.adaptor]),
         pictish=__version__,
         tokenizer=pipeline.tokenizer.fingerprint,
         lm=_fingerprint(locate_model(pipeline.model, "lm")),

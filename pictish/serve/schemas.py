@@ -300,6 +300,7 @@ class ModelCard(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "pictish"
+    parent: str | None = Field(None, description="Of an adaptor: the model that it lies beside.")
 
 
 class ModelList(BaseModel):

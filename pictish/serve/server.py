@@ -1,7 +1,8 @@
 """The app in uvicorn, from its start to a graceful stop."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,10 +18,11 @@ def serve(
     host: str,
     port: int,
     extend: Callable[[FastAPI], None] | None = None,
+    adaptors: Mapping[str, Path] | None = None,
 ) -> None:
     """Serve until a signal, then finish what runs; `extend` adds to the app. OSError for a taken port."""
     pipeline.text_to_image(pipeline.reconstructor())  # a model that cannot be loaded is told before all else
-    app = create_app(pipeline, config)
+    app = create_app(pipeline, config, adaptors)
     if extend is not None:
         extend(app)
     listening = _listen(host, port)

@@ -1,8 +1,9 @@
 """What the routes share: the model, its engine, the checks of every request, and how results are awaited."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
@@ -27,16 +28,30 @@ class Serving:
     uploads: Uploads
     name: str
     started: int  # seconds since the epoch
+    adaptors: Mapping[str, Path]  # those that are loaded, and their folders
 
-    def check_model(self, model: str | None) -> None:
-        """ApiError 404 for a model that is not served."""
-        if model is not None and model != self.name:
+    def adaptor_of(self, model: str | None) -> str | None:
+        """The adaptor that a request names as its model; None for the model itself.
+
+        ApiError 404 for a name that is not served.
+        """
+        if model is None or model == self.name:
+            return None
+        if model not in self.adaptors:
+            names = ", ".join([self.name, *self.adaptors])
             raise ApiError(
                 404,
-                f"model: {model[:80]!r} is not served here; {self.name!r} is",
+                f"model: {model[:80]!r} is not served here; {names} would fit",
                 param="model",
                 code="model_not_found",
             )
+        return model
+
+    def check_base_model(self, model: str | None) -> None:
+        """As `adaptor_of`, and ApiError 400 for an adaptor, where no language model takes part."""
+        adaptor = self.adaptor_of(model)
+        if adaptor is not None:
+            raise invalid(f"model: {adaptor} is an adaptor; {self.name} has the tokenizer", "model")
 
     def check_most(self, **given: int | None) -> None:
         """ApiError 400 for more than the server allows: `n=3` is checked against `max_n`."""

@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v1", tags=["tokens"], responses=error_responses)
 @router.post("/tokenize")
 async def tokenize(request: Request, body: TokenizeRequest, serving: Served) -> TokenizeResponse:
     """The tokens of a picture; the same picture gives the same tokens."""
-    serving.check_model(body.model)
+    serving.check_base_model(body.model)
     serving.engine.check_room(1)
     image = await serving.uploads.data_url(body.image, "image")
     choice = {name: getattr(body, name) for name in ("budget", "threshold", "quality", "seed")}
@@ -42,7 +42,7 @@ async def tokenize(request: Request, body: TokenizeRequest, serving: Served) -> 
 @router.post("/detokenize")
 async def detokenize(request: Request, body: DetokenizeRequest, serving: Served) -> ImagesResponse:
     """The picture that tokens stand for, in the aspect ratio of the original."""
-    serving.check_model(body.model)
+    serving.check_base_model(body.model)
     serving.check_most(size=body.size, num_inference_steps=body.num_inference_steps)
     tokens = body.tokens.image()
     config = generation_config(body)

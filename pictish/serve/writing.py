@@ -25,11 +25,36 @@ if TYPE_CHECKING:
 GREEDY = Sampling(temperature=0)
 
 
+class _LanguageBatch:
+    """The language model, or one of its adaptors, and what is being written through it.
+
+    Adaptors have batches of their own, so that what one writes does not depend on the others.
+    """
+
+    def __init__(self, pipeline: "Pipeline", adaptor: str | None) -> None:
+        self.drawer = pipeline.text_to_image(adaptor=adaptor)
+        self.language = self.drawer.language
+        self.describe = Describe(self.language)
+        model = self.language.model
+        if model.masked is not None:
+            name = adaptor or pipeline.model
+            raise ValueError(f"{name}: its language model is masked; only autoregressive ones fit")
+        self.sequences = ContinuousBatch(model.language, model.vocabulary)
+        self._prompt: tuple[tuple[Said, ...], Prompt] | None = None
+
+    def prompt_of(self, said: tuple[Said, ...]) -> Prompt:
+        """Images of one request come one after the other, and have one prompt."""
+        if self._prompt is None or self._prompt[0] is not said:
+            self._prompt = said, self.language.prompt(said, draw=True)
+        return self._prompt[1]
+
+
 @dataclass(eq=False)
 class _Writing:
     """One job that is being written, and how much of it was sent: previews, or letters."""
 
     job: Job
+    batch: _LanguageBatch
     member: Member
     sent: int = 0
     previews: int = 0
@@ -49,29 +74,22 @@ class Writer:
 
     def __init__(self, pipeline: "Pipeline") -> None:
         self.pipeline = pipeline
-        self.drawer = pipeline.text_to_image()
-        self.language = pipeline.language
-        self.describe = Describe(self.language)
-        model = self.language.model
-        if model.masked is not None:
-            raise ValueError(f"{pipeline.model}: its language model is masked; only autoregressive ones fit")
-        self.batch = ContinuousBatch(model.language, model.vocabulary)
+        self.batches = {name: _LanguageBatch(pipeline, name) for name in (None, *pipeline.adaptors)}
         self.writing: list[_Writing] = []
-        self._prompt: tuple[tuple[Said, ...], Prompt] | None = None
 
     def begin(self, job: Job) -> None:
         """Read the prompt of a job; ValueError for what the model cannot do."""
+        assert isinstance(job.work, Draw | Write), job.work
+        batch = self.batches[job.work.adaptor]
         match job.work:
             case Draw() as work:
-                member = self._begin_drawing(work)
+                member = self._begin_drawing(batch, work)
             case Write() as work:
-                found = self._begin_text(job, work)
+                found = self._begin_text(batch, job, work)
                 if found is None:
                     return
                 member = found
-            case _:
-                raise AssertionError(job.work)
-        self.writing.append(_Writing(job, member))
+        self.writing.append(_Writing(job, batch, member))
         job.send(Started())
 
     def step(self) -> Iterator[Written]:
@@ -81,7 +99,7 @@ class Writer:
                 self._drop(one)
                 continue
             try:
-                ended = self.batch.choose(one.member)
+                ended = one.batch.sequences.choose(one.member)
                 if isinstance(one.job.work, Draw) and not ended:
                     self._preview(one, one.job.work)
                 elif isinstance(one.job.work, Write):
@@ -93,37 +111,32 @@ class Writer:
             if ended:
                 self.writing.remove(one)
                 if isinstance(one.job.work, Draw):
-                    tokens = self.drawer.image_of(one.member.decoding.segments, one.job.work.shape)
+                    tokens = one.batch.drawer.image_of(one.member.decoding.segments, one.job.work.shape)
                     yield Written(one.job, tokens, one.member.prompt_tokens)
-        self.batch.read()
+        for batch in self.batches.values():
+            batch.sequences.read()
 
     def _drop(self, one: _Writing) -> None:
         self.writing.remove(one)
-        if one.member in self.batch.members:
-            self.batch.remove(one.member)
+        if one.member in one.batch.sequences.members:
+            one.batch.sequences.remove(one.member)
 
     # ---- pictures
 
-    def _begin_drawing(self, work: Draw) -> Member:
+    def _begin_drawing(self, batch: _LanguageBatch, work: Draw) -> Member:
         reconstructor = self.pipeline.reconstructor(preview=work.config.num_inference_steps == 0)
         reconstructor.settled(work.config.drawing, generated=True)  # refused before anything is written
         if work.previews:
             self.pipeline.reconstructor(preview=True)
         pictures = any(isinstance(one, Image.Image) for one in work.said)
-        settled = self.drawer.checked(work.config, pictures=pictures)
-        return self.batch.add(
-            self._prompt_of(work.said),
-            self.drawer.constraints(settled),
+        settled = batch.drawer.checked(work.config, pictures=pictures)
+        return batch.sequences.add(
+            batch.prompt_of(work.said),
+            batch.drawer.constraints(settled),
             sampling=settled.sampling,
-            guidance=settled.guidance(self.language.model.defaults),
+            guidance=settled.guidance(batch.language.model.defaults),
             generator=torch.Generator().manual_seed(work.seed),
         )
-
-    def _prompt_of(self, said: tuple[Said, ...]) -> Prompt:
-        """Images of one request come one after the other, and have one prompt."""
-        if self._prompt is None or self._prompt[0] is not said:
-            self._prompt = said, self.language.prompt(said, draw=True)
-        return self._prompt[1]
 
     def _preview(self, one: _Writing, work: Draw) -> None:
         """Send what is drawn so far, each time another part of the picture is done."""
@@ -134,26 +147,26 @@ class Writer:
             return
         final = self.pipeline.reconstructor(preview=work.config.num_inference_steps == 0)
         size = work.config.size or final.usual_size(final.settled(work.config.drawing, generated=True))
-        tokens = self.drawer.image_of([image], work.shape)
+        tokens = one.batch.drawer.image_of([image], work.shape)
         (drawn,) = self.pipeline.reconstructor(preview=True)([tokens], size, drawing=Drawing(upscale=1))
         one.job.send(Preview(drawn, one.previews))
         one.sent, one.previews = due, one.previews + 1
 
     # ---- texts
 
-    def _begin_text(self, job: Job, work: Write) -> Member | None:
+    def _begin_text(self, batch: _LanguageBatch, job: Job, work: Write) -> Member | None:
         """None where the model's own way is a search with beams, which is done at once."""
-        model = self.language.model
+        model = batch.language.model
         defaults = model.defaults
         own_way = defaults.caption if work.question is None else defaults.answer
-        prompt = describe_prompt(self.language, work.image, work.question, defaults.continuous)
+        prompt = describe_prompt(batch.language, work.image, work.question, defaults.continuous)
         if own_way is not None and work.sampling is None:
-            (text,) = self.describe.batch([work.image], [work.question], max_new_tokens=work.max_new_tokens)
+            (text,) = batch.describe.batch([work.image], [work.question], max_new_tokens=work.max_new_tokens)
             job.send(Started())
             job.send(Piece(text))
             job.finish(Text(text, len(prompt.full), len(text_ids(model.text_tokenizer, text))))
             return None
-        return self.batch.add(
+        return batch.sequences.add(
             prompt,
             GenerationConstraints(work.max_new_tokens or MOST),
             sampling=work.sampling or GREEDY,
@@ -165,7 +178,7 @@ class Writer:
         decoding = one.member.decoding
         ids = [token for part in decoding.segments if isinstance(part, TextSegment) for token in part.ids]
         ids += decoding.current
-        text = decode_text(self.language.model.text_tokenizer, ids).strip()
+        text = decode_text(one.batch.language.model.text_tokenizer, ids).strip()
         if len(text) > one.sent:
             one.job.send(Piece(text[one.sent :]))
             one.sent = len(text)

@@ -3,26 +3,13 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 import pictish
 from pictish.cli import main
 from pictish.data.provenance import read_origin
-from pictish.lm.adapted import adapt
-from pictish.lm.config import AdaptorConfig
-from pictish.lm.model import UnifiedModel
 from pictish.pipelines.adaptors import adaptor_folders, choose_adaptor
 from tests.shards import told_picture
-
-
-def write_adaptor(model: Path, folder: Path, seed: int) -> Path:
-    """An adaptor of the model's language model that has moved away from its start."""
-    adapted = adapt(UnifiedModel.from_folder(model), AdaptorConfig(), model)
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in adapted.adaptor.parameters():
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-    adapted.save(folder, dtype=torch.float32)
-    return folder
+from tests.whole import write_adaptor
 
 
 @pytest.fixture(scope="module")

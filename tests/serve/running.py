@@ -24,9 +24,10 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(model: Path, **settings: Any) -> Iterator[Running]:
+def running(model: Path, adaptors: dict[str, Path] | None = None, **settings: Any) -> Iterator[Running]:
     """A server of a model folder, ready; it is stopped gracefully at the end."""
-    app = create_app(Pipeline.from_pretrained(model, device="cpu"), ServeConfig(name="tiny", **settings))
+    pipeline = Pipeline.from_pretrained(model, device="cpu")
+    app = create_app(pipeline, ServeConfig(name="tiny", **settings), adaptors)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
