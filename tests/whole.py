@@ -23,7 +23,7 @@ def speaking_model(tokenizer: Tokenizer, seed: int = 0) -> UnifiedModel:
     tokens = image_tokens_of(tokenizer)
     generator = torch.Generator().manual_seed(seed)
     widen(language, text, tokenizer.codebook_size, cells=tokens.cells, generator=generator)
-    return UnifiedModel(language, text, tokens, None)
+    return UnifiedModel(language, text, tokens, None, cell_positions=tokens.cells is not None)
 
 
 def save_whole_model(folder: Path) -> None:
