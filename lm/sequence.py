@@ -14,6 +14,7 @@ picture kept in cells 3, 4 and 9 is `[IMG] <skip-00003> <code-00042> <code-00007
     answer       [IMG] codes [/IMG] question answer EOS            learned: answer EOS
     interleaved  text and pictures as they come, EOS               learned: all but continuous features
     dialogue     messages as the chat template has them, EOS       learned: the assistant's, EOS (dialogue.py)
+    preference   two of these, one behind the other                learned: the last turn of each
 
 A picture that a vision tower looks at has no markers: its rows stand where it does.
 
@@ -91,6 +92,7 @@ class Document:
     # own; None: none is
     structure: npt.NDArray[np.bool_] | None = None
     pictures: tuple[tuple[int, Seen], ...] = ()
+    rejected: int | None = None  # of a preference: where the rejected sequence begins, which sees no chosen
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -153,6 +155,21 @@ def concatenate(task: Task, documents: Sequence[Document]) -> Document:
         ),
         structure=np.concatenate(structure),
     )
+
+
+def preference(chosen: Document, rejected: Document) -> Document:
+    """One document of two with the same prompt, which stay in one row and do not see each other.
+
+    Only their last turns are learned: earlier ones are part of the prompt. ValueError for two that are equal.
+    """
+    if np.array_equal(chosen.ids, rejected.ids):
+        raise ValueError("chosen and rejected are the same")
+    joined = concatenate(chosen.task, (chosen, rejected))
+    last = [
+        np.full(len(one), True) if one.turns is None else one.turns == one.turns[-1]
+        for one in (chosen, rejected)
+    ]
+    return replace(joined, learn=joined.learn & np.concatenate(last), rejected=len(chosen))
 
 
 def join(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode) -> Document:
