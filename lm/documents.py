@@ -71,7 +71,8 @@ class Maker:
             )
         if isinstance(sample, samples.Preference):
             # a pair keeps its prompt: without it, what is chosen for one is rejected for another
-            drawn, asked = replace(source, caption=0.0), replace(self, dropout=self.dropout.none())
+            drawn = source.model_copy(update={"caption": 0.0})
+            asked = replace(self, dropout=self.dropout.none())
             document = sequence.preference(
                 *(asked._document(one, drawn, slot, encoded) for one in (sample.chosen, sample.rejected))
             )

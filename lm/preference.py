@@ -33,7 +33,10 @@ class Reference:
 
     @torch.no_grad()
     def __call__(self, packed: Packed) -> Tensor:
-        """Log-probability (B, L) of each target, without dropout; the model is as it was afterwards."""
+        """Log-probability (B, L) of each target, without dropout; the model is as it was afterwards.
+
+        To be called before the forward pass whose gradient is wanted: weights are exchanged in place.
+        """
         training = self._model.training
         self._swap()
         try:
