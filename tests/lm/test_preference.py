@@ -212,6 +212,19 @@ def test_of_lora_the_reference_is_the_base_and_another_base_is_refused(data):
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
 
 
+def test_an_inner_adaptor_is_tuned_beside_its_base(data):
+    stage = "stages=[{name: only, steps: 6, learning_rate: 3.0e-3, warmup: 0}]"
+    config = config_for(data, "adaptor={kind: general}", stage, "log_every=1")
+    train(config, data / "whole", IMAGE_TOKENS, "cpu")
+    rows = [row for row in lines(data / "whole") if "loss" in row]
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert rows[-1]["margin"] > 0
+    with pytest.raises(Killed):
+        train(config, data / "broken", IMAGE_TOKENS, "cpu", progress=killed_at({5}))
+    train(config, data / "broken", IMAGE_TOKENS, "cpu")
+    assert lines(data / "broken") == lines(data / "whole")
+
+
 def test_what_does_not_fit_is_refused_in_one_line(data):
     with ShardFile(data / "plain" / "0.tar") as shard:
         tokens = picture("a red car", np.random.default_rng(0)).to_bytes()
