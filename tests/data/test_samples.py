@@ -257,6 +257,12 @@ keys = [
     "text",
     "image",
     "source",
+    "preference",
+    "prompt",
+    "instruction",
+    "messages",
+    "chosen",
+    "rejected",
 ]
 values = st.recursive(
     st.none() | st.booleans() | st.text(max_size=5) | st.sampled_from(["png", "a.png", "tokens"]),

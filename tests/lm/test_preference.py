@@ -21,7 +21,7 @@ from pictish.lm.preference import Reference
 from pictish.lm.sequence import Codes, Document, answer, build, drawing, preference
 from pictish.lm.train import train
 from tests.lm.pictures import CODES, COLOURS, FINGERPRINT, THINGS, picture
-from tests.lm.test_processes import run
+from tests.lm.test_fsdp import runs
 from tests.lm.test_train import IMAGE_TOKENS, Killed, killed_at, lines
 from tests.lm.tiny import tiny_model, tiny_tokenizer, tiny_unified
 
@@ -267,24 +267,30 @@ def test_gradients_flow_to_the_chosen_and_from_the_rejected():
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(data):
-    """A pair is in one row, and so in one process and step; two are also killed, and resume."""
+def test_several_processes_learn_what_one_does_also_with_weights_in_shards(data):
+    """A pair is in one row, and so in one process and step."""
     pairs_shard(data / "shards" / "0.tar", 40)
     pairs_shard(data / "validation" / "0.tar", 12, seed=9)
-    settings = (
+    settings = [
         f"model.base={{kind: pretrained, folder: {data}/base}}",
         "objective={kind: preference}",
         "stages=[{name: only, steps: 6, warmup: 2}]",
         "log_every=1",
         "checkpoint_every=3",
         "validate_every=6",
+        "ema=0.9",
+    ]
+    runs(
+        data,
+        {"run": "one", "processes": 1, "settings": settings},
+        {"run": "ddp", "processes": 2, "stop": 4, "settings": settings},
+        {"run": "ddp-again", "like": "ddp", "processes": 2, "settings": settings},
+        {"run": "fsdp", "like": "ddp", "processes": 2, "fsdp": True, "settings": settings},
     )
-    run(1, data, "one", *settings)
-    run(2, data, "two", *settings, stop=4)
-    run(2, data, "two", *settings)
     wanted = lines(data / "one")
     assert wanted[-1]["validation_margin"] != 0
-    names = ("loss", "margin", "accuracy", "reward_chosen", "gradient_norm", "validation_margin")
-    for row, other in zip(wanted, lines(data / "two"), strict=True):
-        for name in names:
-            assert other.get(name) == pytest.approx(row.get(name), rel=1e-3, abs=1e-4), (row["step"], name)
+    names = {"loss", "margin", "accuracy", "reward_chosen", "gradient_norm", "validation_margin"}
+    for run in ("ddp-again", "fsdp"):
+        for row, other in zip(wanted, lines(data / run), strict=True):
+            same = {name: row[name] for name in names & row.keys()}
+            assert {name: other[name] for name in same} == pytest.approx(same, rel=1e-3, abs=1e-4), run
