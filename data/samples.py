@@ -6,7 +6,7 @@ Raw pictures stay encoded bytes: whoever has a tokenizer turns them into codes. 
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,6 +39,7 @@ _KINDS = (
     "question",
     "questions",
     "messages",
+    "preference",
 )  # keys of the JSON that say what a sample is
 
 
@@ -117,7 +118,17 @@ class PlainText:
     text: str
 
 
-Sample: TypeAlias = Pair | Edit | Question | Document | Dialogue | PlainText
+@dataclass(frozen=True)
+class Preference:
+    """Two samples of one kind with the same prompt: a preferred answer, drawing or edit, and another."""
+
+    source: str
+    key: str
+    chosen: "Pair | Edit | Question | Dialogue"
+    rejected: "Pair | Edit | Question | Dialogue"
+
+
+Sample: TypeAlias = Pair | Edit | Question | Document | Dialogue | PlainText | Preference
 
 
 class DamagedSample(ValueError):
@@ -187,6 +198,8 @@ def _parse(
             return Document(source, key, shown, tuple(given for _, _, given in parts))
         case ["messages"]:
             return Dialogue(source, key, _messages(facts["messages"], picture))
+        case ["preference"]:
+            return Preference(source, key, *_preference(source, key, facts["preference"], picture))
         case [_]:
             return Question(source, key, picture(), _turns(facts))
     if not text_alone or facts or any(map(is_image, members)) or "txt" not in members:
@@ -297,6 +310,45 @@ def _messages(listed: Any, picture: Callable[[str], Picture]) -> tuple[Message, 
         return picture(value) if kind == "image" else value
 
     return tuple(Message(role, tuple(part(*one) for one in parts)) for role, parts in parse_messages(listed))
+
+
+def _preference(
+    source: str, key: str, value: Any, picture: Callable[..., Picture]
+) -> Iterator[Pair | Edit | Question | Dialogue]:
+    """The chosen sample, then the rejected one; they share the very pictures of their prompt."""
+    prompts = ("question", "prompt", "instruction", "messages")
+    found = [name for name in prompts if isinstance(value, dict) and name in value]
+    if len(found) != 1:
+        raise ValueError(f"preference in its JSON is no object with one of {', '.join(prompts)}")
+    answers = "chosen", "rejected"
+    match found[0]:
+        case "question":
+            fields = _fields(value, "preference", ("question", *answers))
+            shown = picture()
+            for one in answers:
+                yield Question(source, key, shown, ((fields["question"], fields[one]),))
+        case "prompt":
+            fields = _fields(value, "preference", ("prompt", *answers))
+            for one in answers:
+                yield Pair(source, key, picture(fields[one]), (fields["prompt"],), {})
+        case "instruction":
+            fields = _fields(value, "preference", ("source", "instruction", *answers))
+            before = picture(fields["source"])
+            for one in answers:
+                yield Edit(source, key, before, fields["instruction"], picture(fields[one]))
+        case "messages":
+            known: dict[str, Picture] = {}
+
+            def shared(name: str) -> Picture:
+                if name not in known:
+                    known[name] = picture(name)
+                return known[name]
+
+            listed = value["messages"]
+            for one in answers:
+                said = {"role": "assistant", "content": value.get(one)}
+                all_of_it = [*listed, said] if isinstance(listed, list) else listed
+                yield Dialogue(source, key, _messages(all_of_it, shared))
 
 
 def _fields(value: Any, what: str, names: Iterable[str]) -> dict[str, str]:

@@ -363,6 +363,22 @@ class Masked(MaskedForm):
         return self.model_copy(update={"corrupt": 0.0, "complementary": False})
 
 
+class Preference(Config):
+    """Preferred answers or drawings made likelier than others to the same prompt (DPO: arXiv 2305.18290)."""
+
+    kind: Literal["preference"] = "preference"
+    beta: float = Field(
+        0.1, gt=0, description="how strongly the model is held to the one that training starts from"
+    )
+    length_normalized: bool = Field(
+        False, description="compare mean instead of summed log-probabilities; with a larger beta, such as 5"
+    )
+
+    def none(self) -> "Preference":
+        """The same: for validation."""
+        return self
+
+
 class TrainConfig(Config):
     """An experiment: `pictish train lm CONFIG`."""
 
@@ -375,7 +391,7 @@ class TrainConfig(Config):
         "starter",
         description="whose codes are learned: a folder or a shipped name; none: images are only seen",
     )
-    objective: Annotated[Autoregressive | Masked, Field(discriminator="kind")] = Autoregressive()
+    objective: Annotated[Autoregressive | Masked | Preference, Field(discriminator="kind")] = Autoregressive()
     dropout: DropoutConfig = DropoutConfig()
     data: DataConfig
     stages: tuple[StageConfig, ...]
@@ -413,6 +429,11 @@ class TrainConfig(Config):
         if self.adaptor is not None and (self.model.base.kind != "pretrained" or self.model.base.lora):
             raise ValueError(
                 "adaptor: its base is a pretrained model without lora; model.base says otherwise"
+            )
+        if isinstance(self.objective, Preference) and self.model.base.kind != "pretrained":
+            raise ValueError(
+                "objective.kind: preference tunes a trained model; "
+                "model.base: {kind: pretrained, folder: ...} would fit"
             )
         for name in ("lanes", "gradient_accumulation_steps"):
             if self.data.rows % (count := getattr(self.data, name)):

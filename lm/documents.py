@@ -54,6 +54,7 @@ class Maker:
     vision: Vision | None = None  # what pictures are seen through; None: there are only codes and features
     text_tokenizer: PreTrainedTokenizerFast | None = None  # with a chat template, for dialogues
     tiles: bool = True  # whether pictures are seen in tiles
+    preferences: bool = False  # whether it makes documents of preferences, or of all other samples
 
     def documents(self, mixture: Mixture) -> Iterator[tuple[Document, Position]]:
         """The stream's documents, each with the position behind it; what cannot be used is reported there."""
@@ -63,6 +64,35 @@ class Maker:
     def make(self, sample: Sample, slot: Slot, encoded: Mapping[int, EncodedImage | ValueError]) -> Document:
         """One sample's document; `encoded`: its raw pictures by `id`. ValueError when it cannot be made."""
         source = self.sources[slot.source]
+        if isinstance(sample, samples.Preference) != self.preferences:
+            raise ValueError(
+                "no preference pair; objective.kind: preference learns only from those"
+                if self.preferences
+                else "a preference pair; only objective.kind: preference learns from those"
+            )
+        if isinstance(sample, samples.Preference):
+            # a pair keeps its prompt: without it, what is chosen for one is rejected for another
+            drawn = source.model_copy(update={"caption": 0.0})
+            asked = replace(self, dropout=self.dropout.none())
+            document = sequence.preference(
+                *(asked._document(one, drawn, slot, encoded) for one in (sample.chosen, sample.rejected))
+            )
+        else:
+            document = self._document(sample, source, slot, encoded)
+        if len(document) > self.longest:
+            both = "chosen and rejected together are " if self.preferences else ""
+            raise ValueError(f"{both}longer than a row of {self.longest} tokens")
+        if self.context is not None and document.positions.max() >= self.context:
+            raise ValueError(f"longer than the model's context of {self.context} positions")
+        return document
+
+    def _document(
+        self,
+        sample: Sample,
+        source: SourceConfig,
+        slot: Slot,
+        encoded: Mapping[int, EncodedImage | ValueError],
+    ) -> Document:
         chance = np.random.default_rng((self.seed, slot.number)).random(4)
         messages = self._messages(sample, source, slot, encoded)
         if messages is not None:
@@ -73,10 +103,6 @@ class Maker:
             document = sequence.build(task, parts, self.vocabulary, self.encode, self.eos)
         if self.end_padding > 1 and (messages is not None or isinstance(parts[-1], Text)):
             document = sequence.pad_text(document, self.end_padding, self.eos)
-        if len(document) > self.longest:
-            raise ValueError(f"longer than a row of {self.longest} tokens")
-        if self.context is not None and document.positions[-1] >= self.context:
-            raise ValueError(f"longer than the model's context of {self.context} positions")
         return document
 
     def _parts(
@@ -130,6 +156,8 @@ class Maker:
                 raise ValueError("a dialogue, and the text tokenizer has no chat template")
             case samples.PlainText():
                 return "text", [Text(sample.text, learn=True)]
+            case samples.Preference():
+                raise AssertionError("its two samples are made one by one")
 
     def _messages(
         self,
@@ -250,6 +278,9 @@ def pictures(sample: Sample) -> list[Picture]:
             return [p for one in said for p in (one.frames if isinstance(one, samples.Video) else [one])]
         case samples.PlainText():
             return []
+        case samples.Preference():
+            both = [*pictures(sample.chosen), *pictures(sample.rejected)]
+            return list({id(picture): picture for picture in both}.values())
 
 
 def texts(sample: Sample) -> list[str]:
@@ -267,6 +298,8 @@ def texts(sample: Sample) -> list[str]:
             return [part for message in sample.messages for part in message.parts if isinstance(part, str)]
         case samples.PlainText():
             return [sample.text]
+        case samples.Preference():
+            return [*texts(sample.chosen), *texts(sample.rejected)]
 
 
 def _draw(mixture: Mixture) -> tuple[Slot, Position, Any]:

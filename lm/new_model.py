@@ -51,7 +51,7 @@ def new_model(
             if vision is not None and sight is not None:
                 raise ValueError(f"{base.folder}: sees through a tower already; model.vision: null would fit")
             if masked is None and ours.masked is not None:
-                raise ValueError(f"{base.folder}: holds a masked model; objective.kind: masked would fit")
+                raise ValueError(f"{base.folder}: holds a masked model; only objective.kind masked trains it")
             if masked is not None and image_tokens is None and ours.vocabulary.mask is None:
                 raise ValueError(f"{base.folder}: a model without a mask, and objective.kind is masked")
             if masked is not None and image_tokens is not None and not ours.vocabulary.has_drop:

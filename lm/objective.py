@@ -6,6 +6,7 @@ order of them itself.
 Legend: B rows, L tokens, M targets, V ids, T tasks.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,13 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pictish.lm.config import Autoregressive, Masked
+from pictish.lm.config import Autoregressive, Masked, Preference
 from pictish.lm.masked import prepare_masked
 from pictish.lm.model import Output
 from pictish.lm.neighbors import Neighbors, neighbors_of
 from pictish.lm.packing import IGNORED, Packed
+from pictish.lm.preference import count_pairs, rewards
 from pictish.lm.sequence import TASKS
 from pictish.lm.vocabulary import Vocabulary
+from pictish.training.loss_guard import SMALL
 
 
 class Losses(NamedTuple):
@@ -31,6 +34,7 @@ class Losses(NamedTuple):
     by_task: Tensor
     counts: Tensor
     alignment: Tensor  # (2,) the heads' errors and how many, see alignment.py; 0 without heads
+    preference: Tensor  # (4,) pairs, those preferred rightly, rewards of chosen and rejected; 0 of others
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,13 @@ class Objective:
     # seeded. The number is how much of the training is done, 0 to 1.
     prepare: Callable[[Packed, torch.Generator, float], Packed]
     losses: Callable[[Output, Packed], Losses]  # of what the model says to what `prepare` gave
+    # What another model says of that, which the losses need as `Packed.reference`; None: they need nothing.
+    reference: Callable[[Packed], Tensor] | None = None
+    small: float = SMALL  # a loss that is small; see LossGuard
+
+    def referenced(self, packed: Packed) -> Packed:
+        """What `prepare` gave, on the model's device, with what the reference says of it."""
+        return packed if self.reference is None else replace(packed, reference=self.reference(packed))
 
 
 def cross_entropy(
@@ -65,7 +76,7 @@ def cross_entropy(
     total, errors = losses.sum(), losses.new_zeros(2)
     if output.alignment is not None:
         total, errors = total + alignment * output.alignment[0], output.alignment.detach()
-    return Losses(total, by_task, counts, errors)
+    return Losses(total, by_task, counts, errors, losses.new_zeros(4))
 
 
 def corrupt(
@@ -129,9 +140,34 @@ def masked(config: Masked, vocabulary: Vocabulary, code_vectors: Tensor | None =
     return Objective(partial(prepare_masked, config=config, vocabulary=vocabulary), cross_entropy)
 
 
+def preference(config: Preference, vocabulary: Vocabulary, code_vectors: Tensor | None = None) -> Objective:
+    """-log sigmoid of how much higher the chosen sequence's reward is, of each pair; takes a `reference`."""
+
+    def prepare(packed: Packed, generator: torch.Generator, done: float) -> Packed:
+        return count_pairs(shifted(packed))
+
+    def losses(output: Output, packed: Packed) -> Losses:
+        assert packed.counts is not None
+        chosen, rejected = rewards(output.logits, packed, config).unbind(dim=1)  # (pairs,)
+        each = -F.logsigmoid(chosen - rejected)
+        tasks = packed.tasks[packed.counts > 0]
+        zeros = each.new_zeros(len(TASKS))
+        found = each.new_tensor(len(each)), (chosen > rejected).sum(), chosen.sum(), rejected.sum()
+        return Losses(
+            each.sum(),
+            zeros.index_add(0, tasks, each.detach()),
+            zeros.index_add(0, tasks, torch.ones_like(each.detach())),
+            each.new_zeros(2),
+            torch.stack(found).detach(),
+        )
+
+    return Objective(prepare, losses, small=math.log(2))  # that of no preference; it can fall to 0
+
+
 OBJECTIVES: dict[str, Callable[[Any, Vocabulary, Tensor | None], Objective]] = {
     "autoregressive": autoregressive,
     "masked": masked,
+    "preference": preference,
 }
 
 
@@ -139,3 +175,16 @@ def means(losses: Tensor, counts: Tensor) -> dict[str, float]:
     """Mean losses from sums by task (T,) and what divides them, of all and of each task that occurred."""
     each = {f"loss_{task}": float(losses[i] / counts[i]) for i, task in enumerate(TASKS) if counts[i] > 0}
     return {"loss": float(losses.sum() / counts.sum().clamp_min(1)), **each}
+
+
+def preferences(sums: Tensor) -> dict[str, float]:
+    """What to log of `Losses.preference` (4,): means over pairs; nothing where there were none."""
+    pairs, right, chosen, rejected = sums.tolist()
+    if not pairs:
+        return {}
+    return {
+        "accuracy": right / pairs,
+        "margin": (chosen - rejected) / pairs,
+        "reward_chosen": chosen / pairs,
+        "reward_rejected": rejected / pairs,
+    }

@@ -49,6 +49,7 @@ class Packed:
     noisy: Tensor | None = None  # whether the token is of a corrupted copy that only its own block sees
     weights: Tensor | None = None  # what the loss of each target counts; None: 1
     counts: Tensor | None = None  # what each token adds to the number losses are divided by; None: 1 a target
+    reference: Tensor | None = None  # log-probability of each target by the reference of preference.py
 
     def to(self, device: torch.device) -> "Packed":
         """The same on another device."""
@@ -171,9 +172,10 @@ def pack(rows: Sequence[Sequence[Document]], length: int) -> Packed:
     features, places = [], []
     pictures: list[Placed] = []
     for row, members in enumerate(rows):
-        start = 0
-        for number, document in enumerate(members, 1):
+        start = number = 0
+        for document in members:
             end = start + len(document)
+            number += 1
             ids[row, start:end] = document.ids
             targets[row, start:end] = np.where(document.learn, document.ids, IGNORED)
             documents[row, start:end] = number
@@ -182,6 +184,9 @@ def pack(rows: Sequence[Sequence[Document]], length: int) -> Packed:
             if document.structure is not None:
                 structure[row, start:end] = document.structure
             positions[row, start:end] = document.positions
+            if document.rejected is not None:  # two sequences, and so two numbers
+                number += 1
+                documents[row, start + document.rejected : end] = number
             tasks[row, start:end] = TASKS.index(document.task)
             if document.features is not None:
                 features.append(document.features)

@@ -14,6 +14,7 @@ picture kept in cells 3, 4 and 9 is `[IMG] <skip-00003> <code-00042> <code-00007
     answer       [IMG] codes [/IMG] question answer EOS            learned: answer EOS
     interleaved  text and pictures as they come, EOS               learned: all but continuous features
     dialogue     messages as the chat template has them, EOS       learned: the assistant's, EOS (dialogue.py)
+    preference   two of these, one behind the other                learned: the last turn of each
 
 A picture that a vision tower looks at has no markers: its rows stand where it does.
 
@@ -92,15 +93,19 @@ class Document:
     structure: npt.NDArray[np.bool_] | None = None
     pictures: tuple[tuple[int, Seen], ...] = ()
     strides: Ids | None = None  # of the positions, as `Vocabulary.strides` has them; None: all 1
+    rejected: int | None = None  # of a preference: where the rejected sequence begins, which sees no chosen
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def positions(self) -> Ids:
-        """Of the tokens (L,), from 0."""
+        """Of the tokens (L,), from 0; a rejected sequence begins anew."""
         steps = np.ones(len(self), np.int64) if self.strides is None else self.strides
-        return np.cumsum(steps) - steps[:1]
+        found = np.cumsum(steps) - steps[:1]
+        if self.rejected is not None:
+            found[self.rejected :] -= found[self.rejected]
+        return found
 
 
 def build(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode, eos: int) -> Document:
@@ -165,6 +170,21 @@ def concatenate(task: Task, documents: Sequence[Document]) -> Document:
             [np.ones(len(one), np.int64) if one.strides is None else one.strides for one in documents]
         ),
     )
+
+
+def preference(chosen: Document, rejected: Document) -> Document:
+    """One document of two with the same prompt, which stay in one row and do not see each other.
+
+    Only their last turns are learned: earlier ones are part of the prompt. ValueError for two that are equal.
+    """
+    if np.array_equal(chosen.ids, rejected.ids):
+        raise ValueError("chosen and rejected are the same")
+    joined = concatenate(chosen.task, (chosen, rejected))
+    last = [
+        np.full(len(one), True) if one.turns is None else one.turns == one.turns[-1]
+        for one in (chosen, rejected)
+    ]
+    return replace(joined, learn=joined.learn & np.concatenate(last), rejected=len(chosen))
 
 
 def join(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode) -> Document:

@@ -23,14 +23,15 @@ from torch import Tensor
 from pictish.data.mixture import Mixture, Report
 from pictish.io.files import one_line
 from pictish.io.interrupt import Stopped, asked, in_units
-from pictish.lm.adapted import AdaptedModel, base_unchanged
+from pictish.lm.adapted import AdaptedModel, base_unchanged, locate_base, weights_fingerprint
 from pictish.lm.captions import known_captions
-from pictish.lm.config import Masked, TrainConfig
+from pictish.lm.config import Masked, Preference, PretrainedModel, TrainConfig
 from pictish.lm.documents import EncodeImages, Maker, sources_of
 from pictish.lm.model import ImageTokens, Output, UnifiedModel, codes_in_words
 from pictish.lm.objective import OBJECTIVES, Losses, Objective
 from pictish.lm.packing import Packed, Position, batches, pack
 from pictish.lm.packing_check import check_packing
+from pictish.lm.preference import Reference
 from pictish.lm.sequence import Document
 from pictish.lm.start import starting_model
 from pictish.lm.trainable import (
@@ -110,21 +111,25 @@ def train(
     vectors = None if code_vectors is None else code_vectors.to(accelerate.device)
     objective = build(config.objective, model.vocabulary, vectors)
     measured = build(config.objective.none(), model.vocabulary, None)
+    every_stage = [stage.trainable for stage in config.stages]
+    if isinstance(config.objective, Preference):  # compares with the model before any checkpoint is loaded
+        reference = Reference(model, trained_by(model, every_stage))
+        objective, measured = (replace(one, reference=reference) for one in (objective, measured))
     optimizer_of = partial(muon, matrices=layer_matrices(model)) if config.optimizer == "muon" else adamw
     report = Report() if report is None else report
     total = sum(stage.steps for stage in config.stages)
     firsts = accumulate((stage.steps for stage in config.stages), initial=0)
     main = accelerate.is_main_process
     with accelerate.main_process_first():  # it clears up after a killed save, and fills the cache
-        begun = _Begun.read(run, model, image_tokens)
+        own_inputs = _inputs(model, config)
+        begun = _Begun.read(run, model, image_tokens, own_inputs)
         validation = validation_documents(config, maker, image_tokens, run, report)
     report.note(begun.skipped)
-    inputs = {**begun.inputs, **_inputs(model)}
-    every_stage = [stage.trainable for stage in config.stages]
+    inputs = {**begun.inputs, **own_inputs}
     average = Average(model, config.ema, trained_by(model, every_stage) if config.ema else ())
     if begun.step:
         average.load(begun.moments)
-    guard = LossGuard(run, accelerate, anomaly_skip)
+    guard = LossGuard(run, accelerate, anomaly_skip, small=objective.small)
     guard.load(begun.guard)
     if show is not None and begun.step < total:
         with average.applied():
@@ -279,6 +284,7 @@ def backward(
                 during.enter_context(accelerate.no_sync(model))
             part = part.to(accelerate.device)
             with accelerate.autocast():
+                part = objective.referenced(part)
                 losses = objective.losses(model(part, True), part)
             # Gradients are averaged over processes, and the sum is wanted.
             accelerate.backward(losses.total * accelerate.num_processes / learned.clamp_min(1))
@@ -334,7 +340,9 @@ class _Begun:
     inputs: dict[str, str] = field(default_factory=dict)  # fingerprints of what the config names
 
     @classmethod
-    def read(cls, run: Path, model: UnifiedModel, image_tokens: ImageTokens | None) -> "_Begun":
+    def read(
+        cls, run: Path, model: UnifiedModel, image_tokens: ImageTokens | None, now: Mapping[str, str]
+    ) -> "_Begun":
         latest = latest_checkpoint(run)
         if latest is None:
             return cls()
@@ -352,7 +360,7 @@ class _Begun:
                 "or another --run"
             )
         inputs = dict(state.get("inputs", {}))
-        check_inputs(latest, inputs, _inputs(model))
+        check_inputs(latest, inputs, now)
         load_weights(model, tensors)
         logger.info("going on from %s", latest.name)
         places = tuple(state["places"])
@@ -371,11 +379,14 @@ def _in_words(tokens: ImageTokens | None) -> str:
     return f"the image tokenizer {tokens.fingerprint} of {codes_in_words(tokens.codes, tokens.cells)}"
 
 
-def _inputs(model: UnifiedModel) -> dict[str, str]:
+def _inputs(model: UnifiedModel, config: TrainConfig) -> dict[str, str]:
     """Fingerprints, by keys of the config, of what a run reads beside its data and its checkpoint."""
     found = {"model.base": fingerprint_of(model.text_tokenizer.get_vocab())}
     if isinstance(model, AdaptedModel):
         found["adaptor"] = model.base_fingerprint  # whose weights no checkpoint has
+    if isinstance(config.objective, Preference):
+        assert isinstance(config.model.base, PretrainedModel)
+        found["model.base.folder"] = weights_fingerprint(locate_base(config.model.base.folder))
     return found
 
 
@@ -397,6 +408,7 @@ def _maker(config: TrainConfig, model: UnifiedModel, encode_images: EncodeImages
         vision=model.vision,
         text_tokenizer=model.text_tokenizer,
         end_padding=config.objective.end_padding if isinstance(config.objective, Masked) else 1,
+        preferences=isinstance(config.objective, Preference),
     )
 
 

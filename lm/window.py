@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from pictish.lm.objective import Losses, means
+from pictish.lm.objective import Losses, means, preferences
 from pictish.lm.packing import Packed
 from pictish.lm.sequence import TASKS
 
@@ -20,7 +20,7 @@ class Window:
 
     def _clear(self) -> None:
         self.sums = torch.zeros(2, len(TASKS))
-        self.alignment = torch.zeros(2)
+        self.alignment, self.preference = torch.zeros(2), torch.zeros(4)
         self.steps, self.padding, self.waited, self.tokens = 0, 0.0, 0.0, 0
         self.since = time.monotonic()
 
@@ -28,6 +28,7 @@ class Window:
         """Take in one step's losses, and the seconds that its data was waited for."""
         self.sums += torch.stack([losses.by_task, losses.counts]).cpu()
         self.alignment += losses.alignment.cpu()
+        self.preference += losses.preference.cpu()
         self.steps += 1
         self.padding += packed.padding
         self.waited += waited
@@ -37,10 +38,12 @@ class Window:
         """What to log, then start afresh; losses are those of all processes."""
         seconds = time.monotonic() - self.since
         sums = accelerate.reduce(self.sums.to(accelerate.device), "sum").cpu()
+        preference = accelerate.reduce(self.preference.to(accelerate.device), "sum")
         errors, places = accelerate.reduce(self.alignment.to(accelerate.device), "sum").tolist()
         result = {
             **means(*sums),
             **({"alignment": errors / places} if places else {}),
+            **preferences(preference),
             "padding": self.padding / self.steps,
             "waiting": self.waited / seconds,
             "tokens_per_second": self.tokens / seconds,

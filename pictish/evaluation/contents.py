@@ -147,6 +147,8 @@ def _kind(sample: samples.Sample) -> str:
             return "dialogue"
         case samples.PlainText():
             return "text"
+        case samples.Preference():
+            return "preference"
 
 
 def shard_lines(facts: dict[str, Any]) -> list[str]:

@@ -42,15 +42,16 @@ class Verdict(NamedTuple):
 class LossGuard:
     """Judges each step of a run before it changes the weights.
 
-    `allowed`: how many bad steps of the whole run are passed over, their buffers (codebooks that learn in the
-    forward pass) put back as `begin` found them; the next one is an Anomaly. Each is written to
-    `run/anomalies/step-00001000.json` with the names of the batch's samples.
+    `small`: what a median is taken for at least. `allowed`: how many bad steps of the whole run are passed
+    over, their buffers (codebooks that learn in the forward pass) put back as `begin` found them; the next
+    one is an Anomaly. Each is written to `run/anomalies/step-00001000.json` with the names of the batch's
+    samples.
     """
 
-    def __init__(self, run: Path, accelerate: "Accelerator", allowed: int = 0) -> None:
+    def __init__(self, run: Path, accelerate: "Accelerator", allowed: int = 0, small: float = SMALL) -> None:
         if allowed < 0:
             raise ValueError(f"anomaly skip {allowed}: 0 or more steps can be skipped")
-        self._run, self._accelerate, self._allowed = run, accelerate, allowed
+        self._run, self._accelerate, self._allowed, self._small = run, accelerate, allowed, small
         self._losses: deque[float] = deque(maxlen=REMEMBERED)
         self._skipped = 0
         self._norms: dict[str, list[float]] = {}  # of good steps since the last line of the log
@@ -124,7 +125,7 @@ class LossGuard:
             return f"its loss is {loss}"
         if len(self._losses) >= ENOUGH:
             usual = statistics.median(self._losses)
-            if loss > EXPLODED * max(usual, SMALL):
+            if loss > EXPLODED * max(usual, self._small):
                 return f"its loss is {loss:.4g}, the median of the last {len(self._losses)} is {usual:.4g}"
         # with fp16 an infinite gradient is how the scaler finds its scale, and passes the step over itself
         if self._accelerate.scaler is None:

@@ -18,6 +18,7 @@ from pictish.data.samples import (
     Edit,
     Pair,
     PlainText,
+    Preference,
     Question,
     index_folder,
     index_shard,
@@ -96,6 +97,33 @@ def test_documents_and_plain_text():
     assert parse({"txt": b"words\n"}) == PlainText("one.tar", "k", "words")
 
 
+def test_preferences_of_answers_drawings_edits_and_dialogues():
+    members = {"a.png": b"A", "b.png": b"B", "png": b"P"}
+
+    def parsed(**said):
+        return parse({**members, "json": dump({"preference": said})})
+
+    sample = parsed(question="what?", chosen="a cat", rejected="a dog")
+    assert isinstance(sample, Preference)
+    assert sample.chosen == Question("one.tar", "k", raw(b"P", "png"), (("what?", "a cat"),))
+    assert sample.rejected == Question("one.tar", "k", raw(b"P", "png"), (("what?", "a dog"),))
+    assert sample.chosen.picture is sample.rejected.picture, "so that it is tokenized once"
+    sample = parsed(prompt=" a cat ", chosen="a.png", rejected="b.png")
+    assert sample.chosen == Pair("one.tar", "k", raw(b"A", "a.png"), ("a cat",), {})
+    assert sample.rejected == Pair("one.tar", "k", raw(b"B", "b.png"), ("a cat",), {})
+    sample = parsed(source="png", instruction="redder", chosen="a.png", rejected="b.png")
+    assert sample.chosen == Edit("one.tar", "k", raw(b"P", "png"), "redder", raw(b"A", "a.png"))
+    assert sample.rejected.before is sample.chosen.before
+    asked = [{"role": "user", "content": [{"image": "a.png"}, {"text": "what?"}]}]
+    sample = parsed(messages=asked, chosen="a cat", rejected=[{"image": "b.png"}])
+    assert isinstance(sample.chosen, Dialogue)
+    assert [one.messages[1].parts for one in (sample.chosen, sample.rejected)] == [
+        ("a cat",),
+        (raw(b"B", "b.png"),),
+    ]
+    assert sample.chosen.messages[0].parts[0] is sample.rejected.messages[0].parts[0]
+
+
 @pytest.mark.parametrize(
     ("members", "captions"),
     [
@@ -131,6 +159,12 @@ def test_a_picture_with_a_name_is_the_picture_where_it_is_alone():
 
 
 TURN = {"question": "q", "answer": "a"}
+
+
+def preferred(**said):
+    return {"png": b"P", "a.png": b"A", "json": dump({"preference": said})}
+
+
 DAMAGED = [
     ({"txt": b"\xff"}, "its .txt is not UTF-8"),
     ({"png": b"P", "json": dump({"document": [{"image": "png", "given": True}]})}, "nothing is learned"),
@@ -178,6 +212,17 @@ DAMAGED = [
     ({"json": dump({"document": [{"text": "x", "image": "a.png"}]})}, "a part of its document is neither"),
     ({"json": dump({"document": [{"image": "a.png"}]})}, "lacks the member 'a.png'"),
     ({"json": dump({"document": [{"image": "../../etc/passwd"}]})}, "as an image"),
+    ({"png": b"P", "json": dump({"preference": "x"})}, "no object with one of question, prompt"),
+    (preferred(chosen="x", rejected="y"), "no object with one of question, prompt"),
+    (preferred(question="q", prompt="p", chosen="x", rejected="y"), "no object with one of question, prompt"),
+    (preferred(question="q", chosen="x"), "preference's rejected is missing"),
+    (preferred(question="q", chosen=" ", rejected="y"), "preference's chosen is empty"),
+    (preferred(prompt="p", chosen="a.png", rejected="b.png"), "lacks the member 'b.png'"),
+    (preferred(prompt="p", chosen="a cat", rejected="a dog"), "as an image"),
+    (preferred(instruction="i", chosen="a.png", rejected="png"), "preference's source is missing"),
+    (preferred(messages=[], chosen="x", rejected="y"), "take turns"),
+    (preferred(messages="x", chosen="x", rejected="y"), "no list of 1 to"),
+    (preferred(messages=[{"role": "user", "content": "x"}], chosen="x"), "content of a message is no text"),
 ]
 
 
@@ -212,6 +257,12 @@ keys = [
     "text",
     "image",
     "source",
+    "preference",
+    "prompt",
+    "instruction",
+    "messages",
+    "chosen",
+    "rejected",
 ]
 values = st.recursive(
     st.none() | st.booleans() | st.text(max_size=5) | st.sampled_from(["png", "a.png", "tokens"]),
@@ -369,7 +420,19 @@ def test_the_documented_samples_are_what_the_documentation_says(tmp_path):
     for key, members in samples.items():
         assert parse_sample("s", key, members, OURS, text_alone=key == "0008")
     kinds = [type(parse_sample("s", key, members, OURS)) for key, members in samples.items()]
-    assert kinds == [Pair, Pair, Edit, Question, Question, Document, Dialogue, PlainText, PlainText]
+    assert kinds == [
+        Pair,
+        Pair,
+        Edit,
+        Question,
+        Question,
+        Document,
+        Dialogue,
+        PlainText,
+        PlainText,
+        Preference,
+        Preference,
+    ]
     for name, blob in folder.items():
         (tmp_path / "F" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "F" / name).write_bytes(blob)

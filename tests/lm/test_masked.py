@@ -312,7 +312,7 @@ def test_the_model_folder_says_which_kind_it_holds(tmp_path):
     assert UnifiedModel.from_folder(tmp_path / "masked").masked == MaskedForm(attention="prefix")
     tiny_unified("llama").save(tmp_path / "plain", dtype=torch.float32)
     assert UnifiedModel.from_folder(tmp_path / "plain").masked is None
-    with pytest.raises(ValueError, match=r"holds a masked model; objective\.kind: masked would fit"):
+    with pytest.raises(ValueError, match=r"holds a masked model; only objective\.kind masked trains it"):
         new_model(
             PretrainedModel(folder=str(tmp_path / "masked")), None, model.image_tokens, features=False, seed=0
         )
