@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from pictish.lm.autoregressive import Branch, DecodeBatch, Prompt, check_context, embed_ids, generate
+from pictish.lm.autoregressive import (
+    UNGUIDED,
+    Branch,
+    DecodeBatch,
+    Prompt,
+    check_context,
+    embed_ids,
+    generate,
+)
 from pictish.lm.config import NewModel, PretrainedModel
 from pictish.lm.continuous import ContinuousBatch
 from pictish.lm.grammar import one_image
@@ -85,7 +93,7 @@ def test_continuous_batching_writes_what_generate_writes(model):
             prompt,
             constraints,
             sampling=sampling,
-            guidance=generate.__kwdefaults__["guidance"],
+            guidance=UNGUIDED,
             generator=torch.Generator().manual_seed(seed),
         )
         while batch.members:
