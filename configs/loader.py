@@ -20,8 +20,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    # former name of a key -> its name now, and both can be read; None: it is ignored, having lost its effect
-    renamed: ClassVar[Mapping[str, str | None]] = {}
+    renamed: ClassVar[Mapping[str, str]] = {}  # former name of a key -> its name now; both can be read
 
     @model_validator(mode="before")
     @classmethod
@@ -29,9 +28,8 @@ class Config(BaseModel):
         """Accept former key names; given beside the new one, a former name is an unknown key."""
         if not isinstance(raw, Mapping):
             return raw
-        former = {key: new for key, new in cls.renamed.items() if new is None or new not in raw}
-        names = {key: former.get(key, key) for key in raw}
-        return {name: raw[key] for key, name in names.items() if name is not None}
+        former = {key: new for key, new in cls.renamed.items() if key in raw and new not in raw}
+        return {former.get(key, key): value for key, value in raw.items()}
 
     @field_validator("*")
     @classmethod

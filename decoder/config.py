@@ -10,6 +10,15 @@ from pictish.training.precision import MixedPrecision
 from pictish.training.schedule import check_warmup
 
 
+class PreviewConfig(Config):
+    """A feed-forward head from the reconstructor's features to a small picture."""
+
+    kind: Literal["preview"] = "preview"
+    width: int = Field(192, gt=0, description="channels at the grid; halved by each doubling of the side")
+    blocks: int = Field(2, gt=0, description="residual blocks at each side")
+    smallest: int = Field(32, gt=0, description="channels never fall below this")
+
+
 class UpscalerConfig(Config):
     """A compact super-resolution network behind a decoder."""
 
@@ -223,7 +232,7 @@ class TrainConfig(Config):
     renamed: ClassVar = {"budgets": "fixed_length_probability"}
 
     part: Literal["decoder"] = "decoder"
-    model: DiffusionConfig
+    model: Annotated[PreviewConfig | DiffusionConfig, Field(discriminator="kind")]
     objective: ObjectiveConfig = ObjectiveConfig()
     tokenizer: str = Field(
         "starter", description="the model whose codes are decoded: a folder or a shipped name"
@@ -258,20 +267,21 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _objective_fits(self) -> "TrainConfig":
-        noise, weighting = self.model.noise, self.objective.weighting
-        if self.objective.perceptual and noise.predicts == "epsilon":
-            raise ValueError(
-                "objective.perceptual: of noise.predicts epsilon, whose x_0 is unsound at high noise; "
-                "take another prediction, or 0"
-            )
-        if self.objective.perceptual and self.teacher is None:
-            raise ValueError("objective.perceptual: needs a `teacher`, and none is given")
-        own = {"diffusion": "min_snr", "flow": "velocity", "meanflow": "adaptive"}
-        for kind, name in own.items():
-            if weighting == name and noise.kind != kind:
+        if isinstance(self.model, DiffusionConfig):
+            noise, weighting = self.model.noise, self.objective.weighting
+            if self.objective.perceptual and noise.predicts == "epsilon":
                 raise ValueError(
-                    f"objective.weighting: {name} is for noise of kind {kind}; use {own[noise.kind]}"
+                    "objective.perceptual: of noise.predicts epsilon, whose x_0 is unsound at high noise; "
+                    "take another prediction, or 0"
                 )
+            if self.objective.perceptual and self.teacher is None:
+                raise ValueError("objective.perceptual: needs a `teacher`, and none is given")
+            own = {"diffusion": "min_snr", "flow": "velocity", "meanflow": "adaptive"}
+            for kind, name in own.items():
+                if weighting == name and noise.kind != kind:
+                    raise ValueError(
+                        f"objective.weighting: {name} is for noise of kind {kind}; use {own[noise.kind]}"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -45,7 +45,7 @@ class HeadCondition(nn.Module):
         self.trunk: Reconstructor | None = None
         if config.trunk:
             sizes = (features, config.heads, config.trunk.mlp_ratio, config.trunk.layers)
-            self.trunk = Reconstructor(cells, code, features, *sizes)
+            self.trunk = Reconstructor(cells, code, features, *sizes, "lavit")
         self.to_sequence = nn.Linear(features, config.width)
         self.pool: AttentionPool | None = None
         if config.pooled:

@@ -39,6 +39,17 @@ class Batch(NamedTuple):
         return Conditioning(self.features, self.codes, self.real, self.plain)
 
 
+def preview_losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Squared error of the preview, and PSNR in dB with and without the head."""
+    assert batch.plain is not None, "build_preview refuses tokenizers without pixels"
+    picture = model(batch.features, batch.plain).float()
+    return {
+        "loss": F.mse_loss(picture, batch.target),
+        "psnr": _psnr(picture, batch.target),
+        "psnr_headless": _psnr(batch.plain, batch.target),
+    }
+
+
 def diffusion_losses(
     model: nn.Module,
     network: DiffusionDecoder,
@@ -113,29 +124,38 @@ def _perceptual(encoder: Encoder, pictures: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def grid_of_pictures(network: DiffusionDecoder, batch: Batch) -> bytes:
+def grid_of_pictures(network: nn.Module, batch: Batch) -> bytes:
     """PNG: a column each of originals, the pixels among the predicted features, and what is drawn."""
     columns = [batch.target]
     if batch.plain is not None:
         columns.append(F.interpolate(batch.plain, size=batch.target.shape[-2:], mode="nearest"))
     network.eval()
-    generators = [torch.Generator().manual_seed(number) for number in range(len(batch.target))]
-    size = (network.channels, network.sample_size, network.sample_size)
-    noise = torch.stack([torch.randn(size, generator=generator) for generator in generators])
-    drawing = network.config.sampling
-    for guidance in sorted({1.0, drawing.guidance}):
-        columns.append(
-            sample(
-                network,
-                batch.conditioning,
-                noise.to(batch.target.device),
-                generators,
-                steps=drawing.steps,
-                guidance=guidance,
-                scheduler=drawing.scheduler,
+    if isinstance(network, DiffusionDecoder):
+        generators = [torch.Generator().manual_seed(number) for number in range(len(batch.target))]
+        size = (network.channels, network.sample_size, network.sample_size)
+        noise = torch.stack([torch.randn(size, generator=generator) for generator in generators])
+        drawing = network.config.sampling
+        for guidance in sorted({1.0, drawing.guidance}):
+            columns.append(
+                sample(
+                    network,
+                    batch.conditioning,
+                    noise.to(batch.target.device),
+                    generators,
+                    steps=drawing.steps,
+                    guidance=guidance,
+                    scheduler=drawing.scheduler,
+                )
             )
-        )
+    elif batch.plain is not None:
+        columns.append(network(batch.features, batch.plain))
     network.train()
     rgb = torch.stack(columns, dim=1).clamp(0, 1).cpu()  # (B, columns, 3, S, S)
     pixels = rearrange((rgb * 255).round().to(torch.uint8), "b k c h w -> (k h) (b w) c")
     return png_bytes(Image.fromarray(pixels.numpy()))
+
+
+def _psnr(picture: Tensor, target: Tensor) -> Tensor:
+    """Mean PSNR in dB of pictures (B, 3, S, S) in [0, 1]."""
+    errors = (picture.detach().clamp(0, 1) - target).square().mean((1, 2, 3))
+    return (-10 * torch.log10(errors.clamp_min(1e-10))).mean()

@@ -58,7 +58,7 @@ class Decoder:
 
         `dtype` is the denoiser's alone.
         """
-        path = find_decoder(folder)
+        path = find_decoder(folder, "diffusion")
         if path is None:
             raise ValueError(f"{folder}: a diffusion decoder was asked for, and it holds none")
         model = load_diffusion(path, tokenizer)
@@ -139,7 +139,7 @@ class Decoder:
     def check(self, steps: int, guidance: float, scheduler: str | None) -> None:
         """ValueError for settings that this decoder cannot take."""
         if not 1 <= steps <= 1000:
-            raise ValueError(f"steps: {steps} asked for; 1 to 1000 fit, and 0 for the tokenizer alone")
+            raise ValueError(f"steps: {steps} asked for; 1 to 1000 fit, and 0 for the preview")
         if not 0 <= guidance <= 100:
             raise ValueError(f"guidance: {guidance} asked for; 0 to 100 fit, 1 is none")
         check_scheduler(scheduler, self.model.config.noise, steps)

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pictish.decoder.config import MeanFlowNoise, TrainConfig
+from pictish.decoder.config import DiffusionConfig, MeanFlowNoise, PreviewConfig, TrainConfig
 from pictish.decoder.denoiser import Latents
 from pictish.decoder.diffusion import DiffusionDecoder, save_diffusion
-from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures
+from pictish.decoder.objective import Batch, diffusion_losses, grid_of_pictures, preview_losses
+from pictish.decoder.preview import PreviewHead, build_preview, save_preview
 from pictish.io.files import write_atomic
 from pictish.io.interrupt import Stopped, asked, in_units
 from pictish.tokenizer.cache import PictureCache, resized, training_caches
@@ -57,15 +58,14 @@ def train(
     tokenizer, the data nor this machine, and for the next step that goes wrong; Stopped, with the run saved,
     when asked to.
     """
-    if fsdp and isinstance(config.model.noise, MeanFlowNoise):
+    if fsdp and isinstance(config.model, DiffusionConfig) and isinstance(config.model.noise, MeanFlowNoise):
         raise ValueError("--fsdp: noise of kind meanflow needs unsharded weights; omit it")
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
     tokenizer = Tokenizer.from_folder(config.tokenizer, accelerate.device)
-    sides = tokenizer.image_size, config.model.side
+    sides = tokenizer.image_size, _side(config, tokenizer)
     torch.manual_seed(config.seed)
-    # first: it refuses what does not fit at once
-    network = DiffusionDecoder(config.model, tokenizer).to(accelerate.device)
+    network = build(config, tokenizer).to(accelerate.device)  # first: it refuses what does not fit at once
     process_group = ProcessGroup.of(accelerate)
     process_group.rows(config.batch_size)  # refused now where it cannot be shared out
     main = accelerate.is_main_process
@@ -75,7 +75,7 @@ def train(
     optimizer_of = partial(muon, matrices=block_matrices(network)) if config.optimizer == "muon" else adamw
     optimizer = optimizer_of(network, config.learning_rate, config.weight_decay)
     names = [name for name, _ in network.named_parameters()]
-    average = Average(network, config.objective.ema)
+    average = Average(network, config.objective.ema if isinstance(network, DiffusionDecoder) else 0.0)
     guard = LossGuard(run, accelerate, anomaly_skip)
     encoder = None
     if config.objective.perceptual:
@@ -85,16 +85,7 @@ def train(
         inputs = _inputs(tokenizer, network, encoder, training)
         first = restore(run, network, optimizer, names, average, guard, inputs)
     model, optimizer = prepare(accelerate, network, optimizer)
-
-    def losses_of(
-        model: nn.Module,
-        batch: Batch,
-        generator: torch.Generator,
-        process_group: ProcessGroup = SINGLE_PROCESS,
-    ) -> dict[str, Tensor]:
-        """Of `network` as accelerate wrapped it."""
-        return diffusion_losses(model, network, encoder, batch, config.objective, generator, process_group)
-
+    losses_of = partial(_losses, config=config, network=network, encoder=encoder)
     window: dict[str, list[Tensor]] = {}
     since = time.monotonic()
     network.train()  # diffusers gives a loaded network in evaluation mode
@@ -154,34 +145,51 @@ def train(
     with average.applied():
         finished = whole(network, skeleton, accelerate)
         if finished is not None:
-            assert isinstance(finished, DiffusionDecoder), finished
-            save_diffusion(run / "model", finished, tokenizer.fingerprint, overwrite=True)
+            save(run / "model", finished, config, tokenizer)
     return run / "model"
 
 
 def _inputs(
-    tokenizer: Tokenizer, network: DiffusionDecoder, encoder: Encoder | None, training: PictureCache
+    tokenizer: Tokenizer, network: nn.Module, encoder: Encoder | None, training: PictureCache
 ) -> dict[str, str]:
     """Fingerprints, by keys of the config, of what a run reads beside its checkpoint."""
     found = {"data.train": training.digest, "tokenizer": tokenizer.fingerprint}
     if encoder is not None:
         found["teacher.weights"] = encoder.sha256[:12]
-    parts: dict[str, Any] = {"model.denoiser.folder": network.denoiser.network}
-    if isinstance(network.latents, Latents):
-        parts["model.autoencoder.folder"] = network.latents.autoencoder
-    for key, part in parts.items():
-        settings = {name: value for name, value in part.config.items() if not name.startswith("_")}
-        found[key] = fingerprint_of(settings)
+    if isinstance(network, DiffusionDecoder):
+        parts: dict[str, Any] = {"model.denoiser.folder": network.denoiser.network}
+        if isinstance(network.latents, Latents):
+            parts["model.autoencoder.folder"] = network.latents.autoencoder
+        for key, part in parts.items():
+            settings = {name: value for name, value in part.config.items() if not name.startswith("_")}
+            found[key] = fingerprint_of(settings)
     return found
 
 
-BLOCKS = (".down_blocks.", ".mid_block.", ".up_blocks.", ".transformer_blocks.")
+BLOCKS = (".down_blocks.", ".mid_block.", ".up_blocks.", ".transformer_blocks.", "stages.")
 
 
 def block_matrices(network: nn.Module) -> set[str]:
     """Names of the matrices and convolutions of blocks, for Muon; the first and last layers are none."""
     named = [name for name, parameter in network.named_parameters() if parameter.ndim > 1]
     return {name for name in named if any(part in name for part in BLOCKS)}
+
+
+def build(config: TrainConfig, tokenizer: Tokenizer) -> PreviewHead | DiffusionDecoder:
+    """An untrained decoder for the tokenizer's codes; ValueError when the two do not fit."""
+    if isinstance(config.model, PreviewConfig):
+        return build_preview(config.model, tokenizer)
+    return DiffusionDecoder(config.model, tokenizer)
+
+
+def save(folder: Path, network: nn.Module, config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Write the model folder."""
+    if isinstance(network, DiffusionDecoder):
+        save_diffusion(folder, network, tokenizer.fingerprint, overwrite=True)
+    else:
+        assert isinstance(network, PreviewHead), network
+        assert isinstance(config.model, PreviewConfig), config.model
+        save_preview(folder, network, config.model, tokenizer.fingerprint, overwrite=True)
 
 
 @torch.no_grad()
@@ -199,6 +207,21 @@ def validate(
     return {name: _mean(values) for name, values in found.items()}
 
 
+def _losses(
+    model: nn.Module,
+    batch: Batch,
+    generator: torch.Generator,
+    config: TrainConfig,
+    network: nn.Module,
+    encoder: Encoder | None,
+    process_group: ProcessGroup = SINGLE_PROCESS,
+) -> dict[str, Tensor]:
+    """Scalars by name, `loss` among them; `model` is `network` as accelerate wrapped it."""
+    if isinstance(network, DiffusionDecoder):
+        return diffusion_losses(model, network, encoder, batch, config.objective, generator, process_group)
+    return preview_losses(model, batch)
+
+
 def _in_order(tokenizer: Tokenizer, cache: PictureCache, side: int, size: int) -> Iterator[Batch]:
     for pictures in cache.in_order(size):
         yield _batch(tokenizer, pictures, side, choose)
@@ -210,6 +233,13 @@ def _batch(tokenizer: Tokenizer, pictures: Tensor, side: int, draw: Callable[[Te
     there = tokenizer.network.round_trip(resized(pictures, tokenizer.image_size), draw=draw)
     plain = tokenizer.pixels_in(there.features)
     return Batch(there.features, there.codes, there.real, as_maps(resized(pictures, side)), plain)
+
+
+def _side(config: TrainConfig, tokenizer: Tokenizer) -> int:
+    """Of the pictures that are drawn."""
+    if isinstance(config.model, DiffusionConfig):
+        return config.model.side
+    return tokenizer.network.pixel_side or tokenizer.image_size  # `build` refuses a tokenizer of no pixels
 
 
 def _draw(

@@ -45,7 +45,7 @@ def _no_network():
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory) -> Path:
-    """A model folder with tokenizer/ alone: of tiny width, random weights, 64 codes."""
+    """A model folder with tokenizer/ and decoder/: real ones of tiny width, random weights, 64 codes."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_tiny_models(folder, seed=0)
     return folder
@@ -53,7 +53,7 @@ def tiny_models(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def whole_model(tmp_path_factory) -> Path:
-    """A model folder with tokenizer/, lm/ and decoder/, of tiny width and random weights."""
+    """A model folder with tokenizer/, lm/, decoder/ and preview/, of tiny width and random weights."""
     from tests.whole import save_whole_model
 
     folder = tmp_path_factory.mktemp("whole") / "model"
@@ -62,10 +62,19 @@ def whole_model(tmp_path_factory) -> Path:
 
 
 def save_tiny_models(folder: Path, seed: int) -> None:
-    """Write folder/tokenizer; another seed makes another tokenizer."""
-    from pictish.tokenizer.dynamic import save_tokenizer
+    """Write folder/tokenizer and folder/decoder; another seed makes another tokenizer."""
+    import torch
+
+    from pictish.decoder.config import PreviewConfig
+    from pictish.decoder.preview import build_preview, save_preview
+    from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
     from tests.tokenizer.conftest import tiny_network
 
     encoder = {"kind": "conv", "image_size": 64, "grid": 8, "blocks": 1, "micro_batch": 4}
     reconstructor = {"kind": "grid", "patch": 8, "blocks": 2, "attention": 1}
     save_tokenizer(folder / "tokenizer", tiny_network(seed, encoder=encoder, reconstructor=reconstructor))
+    tokenizer = Tokenizer.from_folder(folder)
+    settings = PreviewConfig(width=16, blocks=1, smallest=8)
+    head = build_preview(settings, tokenizer)
+    torch.nn.init.normal_(head.leave[0].weight, std=0.05)
+    save_preview(folder / "decoder", head, settings, tokenizer.fingerprint)

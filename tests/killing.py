@@ -101,6 +101,7 @@ CASES: dict[str, Case] = {
     ),
     "train tokenizer": Case(_train("tokenizer tiny/tokenizer", "data.views=2", "checkpoint_every=5")),
     "train lm": Case(_train("lm tiny/lm", "checkpoint_every=2", "stages=[{name: a, steps: 40, warmup: 4}]")),
+    "train preview": Case(_train("decoder tiny/preview", "checkpoint_every=5")),
     "train decoder": Case(_train("decoder tiny/decoder", "checkpoint_every=5")),
     "generate": Case(
         lambda given, out: [
@@ -300,6 +301,8 @@ def _prepare(given: Path) -> None:
     import torch
 
     from pictish.data.token_folder import SUFFIX
+    from pictish.decoder.config import PreviewConfig
+    from pictish.decoder.preview import build_preview, save_preview
     from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
     from tests.commands.test_generate import speaking_model
     from tests.lavit import write_tokenizer
@@ -309,6 +312,10 @@ def _prepare(given: Path) -> None:
 
     save_tokenizer(given / "model" / "tokenizer", tiny_network())
     tokenizer = Tokenizer.from_folder(given / "model")
+    settings = PreviewConfig(width=16, blocks=1, smallest=8)
+    head = build_preview(settings, tokenizer)
+    torch.nn.init.normal_(head.leave[0].weight, std=0.05)
+    save_preview(given / "model" / "decoder", head, settings, tokenizer.fingerprint)
     speaking_model(tokenizer).save(given / "model" / "lm", dtype=torch.float32)
     pictures = [drawn_picture(number) for number in range(48)]
     (given / "pictures").mkdir()

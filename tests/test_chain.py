@@ -63,10 +63,10 @@ def chain(tmp_path_factory) -> Path:
             kill_after((folder / run / "checkpoints" / "step-00000050").exists, *words)  # behind k-means
         pictish(*words)
     words = [f"tokenizer={folder / 'whole' / 'model'}", *data]
-    pictish("train", "decoder", "tiny/decoder", *words, "--run", folder / "decoder", "--quiet")
+    pictish("train", "decoder", "tiny/preview", *words, "--run", folder / "preview", "--quiet")
     os.makedirs(folder / "model")  # noqa: PTH103
     (folder / "whole" / "model").rename(folder / "model" / "tokenizer")
-    (folder / "decoder" / "model").rename(folder / "model" / "decoder")
+    (folder / "preview" / "model").rename(folder / "model" / "decoder")
     return folder
 
 

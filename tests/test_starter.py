@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from pictish.data.images import load_image
+from pictish.io.model_folder import fingerprint, locate_model
 from pictish.pipelines.describe import Describe
 from pictish.pipelines.text_to_image import TextToImage
 
 SAMPLES = Path(__file__).parents[1] / "docs" / "samples"
-STYLES = ("noto", "noto-v1", "twemoji", "fluent-emoji-flat", "fluent-emoji-3d", "streamline-emojis")
 
 
 @pytest.fixture(scope="module")
 def drawer() -> TextToImage:
-    return TextToImage.from_folder("starter")
+    return TextToImage.from_folder("starter", steps=0)
 
 
 def seeded(count: int) -> list[torch.Generator]:
@@ -34,8 +34,8 @@ def test_any_words_give_a_picture(drawer):
         "a " + "very " * 60 + "long way to ask for a house",
     ]
     tokens = drawer.tokens([[words] for words in said], seeded(len(said)))
-    assert all(1 <= len(one) <= 256 for one in tokens)
-    assert all(one.ids.min() >= 0 and one.ids.max() < 8192 for one in tokens)
+    assert all(1 <= len(one) <= 64 for one in tokens)
+    assert all(one.ids.min() >= 0 and one.ids.max() < 2048 for one in tokens)
     pictures = drawer.reconstructor(tokens, 64)
     for picture in pictures:
         darkest, lightest = picture.convert("L").getextrema()
@@ -71,7 +71,7 @@ def test_pictures_get_words(drawer):
     pictures = [load_image(SAMPLES / f"{name}.png") for name in styles]
     assert all(text.strip() for text in describe.batch(pictures, [None] * 4))
     told = describe.batch(pictures, ["In which style is it drawn?"] * 4)
-    assert set(told) <= {*STYLES}, "the answer is a style"
+    assert set(told) <= {"noto", "twemoji", "fluent-emoji-flat", "openclipart"}, "the answer is a style"
     assert told[0] == "noto"
 
 
@@ -79,4 +79,6 @@ def test_all_parts_belong_together(drawer):
     tokenizer = drawer.language.tokenizer.fingerprint
     assert drawer.language.model.image_tokens.fingerprint == tokenizer
     assert drawer.reconstructor.tokenizer.fingerprint == tokenizer
-    assert drawer.reconstructor.upscaler is not None
+    assert TextToImage.from_folder("starter").reconstructor.fingerprint == fingerprint(
+        locate_model("starter", "decoder")
+    )

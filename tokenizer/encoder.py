@@ -148,6 +148,13 @@ class Encoder(nn.Module):
         self.mean.copy_(mean)
         self.scale.copy_(per_channel / std.clamp_min(1e-4))
 
+    def to_pixels(self, raw: Tensor) -> Tensor:
+        """The pixel group of raw features (B, N, F) as pictures (B, 3, side, side) in [0, 1]."""
+        assert self.config.pixels, "this encoder keeps no pixels"
+        p, grid = self.config.pixels, self.config.grid
+        own = raw[..., -self.groups[-1] :]
+        return rearrange(own, "b (y x) (p q c) -> b c (y p) (x q)", y=grid, x=grid, p=p, q=p)
+
 
 def _to_grid(maps: Tensor, side: int) -> Tensor:
     """Resample `maps` (B, C, H, W) to (B, C, side, side): area means going down, bilinear going up."""

@@ -172,7 +172,7 @@ def plan_tokenizer(
         _check_blocks(source, sizes.width, {HIGHRES: layers})
         codes = reconstructor_table(sizes.width, sizes.hidden, sizes.code_dim, sizes.grid**2, layers)
         source.expect(HIGHRES, codes.shapes, beside=("unet_",))
-        reconstructor = {"kind": "sequence", "layers": layers, "heads": heads.decoder}
+        reconstructor = {"layers": layers, "form": "lavit", "heads": heads.decoder}
         pieces.append((HIGHRES, codes, decoder, "reconstructor."))
     config = parse(TokenizerConfig, _settings(sizes, heads, mode, reconstructor), str(source.folder))
     if source.wrong:
@@ -365,10 +365,11 @@ def _settings(sizes: Sizes, heads: Heads, mode: str, reconstructor: dict[str, An
         "heads": heads.merger,
         "mlp_ratio": _ratio(sizes.width, sizes.hidden),
         "project": False,
-        "selector": {"kind": "score"},
+        "selector": {"neighbor_suppression": 0.0},
         "merger": {"layers": sizes.layers, "mode": mode},
         "quantizer": {"kind": "euclidean", "codes": sizes.codes, "dim": sizes.code_dim},
         "reconstructor": reconstructor,
+        "patch_reconstruction_weight": 0.0,
     }
 
 

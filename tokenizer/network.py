@@ -20,6 +20,7 @@ from pictish.tokenizer.config import (
     ConvEncoderConfig,
     ErrorSelectorConfig,
     GridReconstructorConfig,
+    SelectorConfig,
     TokenizerConfig,
 )
 from pictish.tokenizer.conv import ConvEncoder, GridReconstructor, as_maps, cell_errors
@@ -28,7 +29,7 @@ from pictish.tokenizer.losses import Teacher, cosine_errors, pixel_loss
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.quantizers import build_quantizer
 from pictish.tokenizer.reconstructor import Reconstructor
-from pictish.tokenizer.selector import ErrorSelector, ScoreSelector, choose, draw_keep
+from pictish.tokenizer.selector import ErrorSelector, Selector, choose, draw_keep
 from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 SHIFTS = 16  # pixels: more than the largest stride that a perceptual distance notices
@@ -86,8 +87,11 @@ class DynamicTokenizer(nn.Module):
                 raise ValueError(
                     f"project: false needs the encoder's width of {self.encoder.features}, not {width}"
                 )
-        errors = isinstance(config.selector, ErrorSelectorConfig)
-        self.selector = ErrorSelector(width) if errors else ScoreSelector(width)
+        self.selector: Selector | ErrorSelector
+        if isinstance(config.selector, SelectorConfig):
+            self.selector = Selector(width, config.encoder.grid, config.selector.neighbor_suppression)
+        else:
+            self.selector = ErrorSelector(width)
         self.merger = Merger(width, heads, ratio, config.merger.layers, config.merger.mode)
         self.quantizer = build_quantizer(config.quantizer)
         self.to_code = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, self.quantizer.dim))
@@ -105,6 +109,7 @@ class DynamicTokenizer(nn.Module):
                 config.reconstructor.heads or heads,
                 ratio,
                 config.reconstructor.layers,
+                config.reconstructor.form,
             )
         self.to_teacher = nn.Linear(width, teacher_features) if teacher_features else None
 
@@ -122,8 +127,11 @@ class DynamicTokenizer(nn.Module):
 
     @property
     def pixel_side(self) -> int | None:
-        """Side of the pictures that features hold, in pixels; None: they hold none, as those of LaVIT."""
-        return self.reconstructor.side if isinstance(self.reconstructor, GridReconstructor) else None
+        """Side of the pictures that features hold, in pixels; None: they hold none."""
+        if isinstance(self.reconstructor, GridReconstructor):
+            return self.reconstructor.side
+        assert isinstance(self.encoder, Encoder)
+        return self.encoder.config.grid * self.encoder.config.pixels or None
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Hidden rows (B, N, D) of uint8 `pixels` (B, S, S, 3)."""
@@ -151,11 +159,14 @@ class DynamicTokenizer(nn.Module):
 
     def pixels_in(self, features: Tensor) -> Tensor | None:
         """The pictures (B, 3, s, s), about in [0, 1], that `features` (B, N, F) hold, if they hold any."""
-        if not isinstance(self.reconstructor, GridReconstructor):
+        if isinstance(self.reconstructor, GridReconstructor):
+            grid, p = self.reconstructor.grid, self.reconstructor.patch
+            own = features[..., -3 * p**2 :]
+            return rearrange(own, "b (y x) (p q c) -> b c (y p) (x q)", y=grid, p=p, q=p)
+        if self.pixel_side is None:
             return None
-        grid, p = self.reconstructor.grid, self.reconstructor.patch
-        own = features[..., -3 * p**2 :]
-        return rearrange(own, "b (y x) (p q c) -> b c (y p) (x q)", y=grid, p=p, q=p)
+        assert isinstance(self.encoder, Encoder)
+        return self.encoder.to_pixels(features / self.encoder.scale + self.encoder.mean)
 
     def forward(
         self,

@@ -1,9 +1,11 @@
-"""LaVIT's way from codes to the encoder's features: learned queries, one a grid cell, attend to the codes.
+"""Codes back to the encoder's features: learned queries, one a grid cell, attend to the codes in their order.
 
-The cells of the codes are never seen, only their order: position travels inside the codes.
+The codes' cells are never seen: a generated picture has none. Position travels inside the codes.
 
 Legend: B pictures, N cells, K codes (padded), C code dimension, D width, F feature channels.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,20 +42,26 @@ class Reconstructor(nn.Module):
         heads: int,
         ratio: float,
         layers: int,
+        form: Literal["pictish", "lavit"] = "pictish",
     ):
+        """`form` is that of `ReconstructorConfig`."""
         super().__init__()
         self.project_in = nn.Linear(code_dim, width)
         self.order = nn.Parameter(torch.randn(cells, width) * 0.02)
         self.queries = nn.Parameter(torch.randn(cells, width) * 0.02)
+        self.norm_codes = nn.LayerNorm(width) if form == "pictish" else nn.Identity()
         self.blocks = nn.ModuleList([ReconstructorBlock(width, heads, ratio) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
-        self.project_out = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, features))
+        self.project_out: nn.Module = nn.Linear(width, features)
+        if form == "lavit":
+            self.project_out = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, features))
 
     def forward(self, codes: Tensor, real: Tensor) -> Tensor:
         """Features (B, N, F) from `codes` (B, K, C), of which `real` (B, K) bool are not padding."""
         return self._run(self.project_in(codes) + self.order[: codes.shape[1]], real[:, None, None, :])
 
     def _run(self, codes: Tensor, real: Tensor) -> Tensor:
+        codes = self.norm_codes(codes)
         x = self.queries.expand(len(codes), -1, -1)
         for block in self.blocks:
             x = block(x, codes, real)

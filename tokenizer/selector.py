@@ -127,15 +127,42 @@ class ErrorSelector(PatchScores):
         return rank(self(hidden)) < number
 
 
-class ScoreSelector(PatchScores):
-    """LaVIT's, for inference: its MLP gives the logits."""
+class Selector(PatchScores):
+    """LaVIT's scores, or those of earlier pictish tokenizers, for inference.
 
-    def __init__(self, width: int):
+    With `neighbor_suppression`, patches are taken greedily, best first, and each one lowers
+    the scores of its neighbours, as in soft NMS (`suppress_neighbors`).
+    """
+
+    near: Tensor
+
+    def __init__(self, width: int, grid: int, neighbor_suppression: float):
         super().__init__(width, outputs=1)
+        self.suppresses_neighbors = neighbor_suppression > 0
+        cells = torch.arange(grid**2)
+        down, right = cells // grid, cells % grid
+        apart = (down[:, None] - down).abs() + (right[:, None] - right).abs()  # (N, N)
+        self.register_buffer("near", neighbor_suppression * (apart == 1), persistent=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (B, N) of keeping each patch of `hidden` (B, N, D)."""
-        return self.outputs(hidden).squeeze(-1) + self.logit_bias
+        return self.suppress_neighbors(self.outputs(hidden).squeeze(-1)) + self.logit_bias
+
+    def suppress_neighbors(self, cost: Tensor) -> Tensor:
+        """Scores (B, N): the `cost` (B, N) of each patch less its suppression by neighbours taken before it.
+
+        They fall from one taken patch to the next, so a threshold and a number cut the same order.
+        """
+        if not self.suppresses_neighbors:
+            return cost
+        left = cost.detach().float()
+        neighbor_suppression = torch.zeros_like(left)
+        for _ in range(left.shape[1]):
+            taken = left.argmax(dim=1)  # the first of equals
+            left = left - self.near[taken]
+            left.scatter_(1, taken[:, None], -torch.inf)
+            neighbor_suppression = neighbor_suppression + self.near[taken] * left.isfinite()
+        return cost - neighbor_suppression
 
 
 class Draw(NamedTuple):

@@ -29,7 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="starter")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="of the diffusion decoder; 0: the tokenizer alone")
+    parser.add_argument("--steps", type=int, help="of the diffusion decoder; 0 is the preview")
     settings = parser.parse_args()
     model = settings.model if settings.model == "starter" else str(Path(settings.model).resolve())
     options = [] if settings.steps is None else ["--steps", str(settings.steps)]

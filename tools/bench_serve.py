@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--images", type=int, default=32, help="pictures of a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="of the decoder; 0: the tokenizer's own reconstruction")
+    parser.add_argument("--steps", type=int, help="of the decoder; 0 is the preview")
     settings = parser.parse_args()
     more = {} if settings.steps is None else {"num_inference_steps": settings.steps}
     with server(settings.model) if settings.url is None else given(settings.url, settings.pid) as (url, pid):

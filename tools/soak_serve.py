@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--bodies", type=int, default=10**9, help="stop after so many odd bodies")
     parser.add_argument("--only", choices=KINDS, help="one kind of request")
-    parser.add_argument("--steps", type=int, help="of the decoder; 0: the tokenizer's own reconstruction")
+    parser.add_argument("--steps", type=int, help="of the decoder; 0 is the preview")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file with the counts, the faults and the memory")
     settings = parser.parse_args()

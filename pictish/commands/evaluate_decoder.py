@@ -48,7 +48,7 @@ def run(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare a decoder with the tokenizer alone, thumbnails of equal bits, and a mean image."""
+    """Compare a decoder with its preview, with thumbnails of equal bits, and with a mean image."""
     from pictish.evaluation import decoder_report as report
     from pictish.evaluation.output import check_free, show
     from pictish.io.files import check_apart
@@ -77,10 +77,12 @@ def run(
 def _load(model: str, device: "torch.device", drawing: "Drawing", seed: int) -> "DecoderEvaluation":
     from pictish.evaluation.decoder import DecoderEvaluation
     from pictish.evaluation.metrics import FeatureDistance
+    from pictish.evaluation.renderers import preview_of
     from pictish.io.model_folder import find_decoder
     from pictish.pipelines.reconstruct import Reconstructor
 
-    if find_decoder(model) is None:
+    if find_decoder(model, "diffusion") is None:
         raise ValueError(f"{model}: has no diffusion decoder to evaluate")
     reconstructor = Reconstructor.from_folder(model, device)
-    return DecoderEvaluation(reconstructor, FeatureDistance(device), drawing, seed=seed)
+    preview = preview_of(model, reconstructor.tokenizer, device)
+    return DecoderEvaluation(reconstructor, preview, FeatureDistance(device), drawing, seed=seed)

@@ -23,6 +23,7 @@ def assemble(
     tokenizer: PartFolder = None,
     lm: PartFolder = None,
     decoder: PartFolder = None,
+    preview: PartFolder = None,
     upscaler: PartFolder = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -31,7 +32,7 @@ def assemble(
     from pictish.pipelines import assemble as parts
 
     given: dict[Any, Path | None] = {"tokenizer": tokenizer, "lm": lm, "decoder": decoder}
-    given["upscaler"] = upscaler
+    given |= {"preview": preview, "upscaler": upscaler}
     chosen = {name: folder for name, folder in given.items() if folder is not None}
     if not chosen:
         raise ValueError("nothing to assemble; give --tokenizer, --lm or --decoder")

@@ -151,7 +151,7 @@ Steps = Annotated[
         metavar="N",
         min=0,
         max=1000,
-        help="Number of denoising steps; 0 uses the tokenizer's own reconstruction.",
+        help="Number of denoising steps; 0 uses the preview decoder.",
     ),
 ]
 PixelGuidance = Annotated[

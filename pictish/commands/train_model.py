@@ -247,7 +247,7 @@ def _finish(
     share, chance = judged["drawn"][hit]["mean"], judged["chance"][hit]
     say(
         f"{numbers['held_out_pictures']:,} held-out images: {numbers['codes_a_picture']:.1f} codes, "
-        f"PSNR {numbers['psnr_decoder']:.2f} dB (decoder), {numbers['psnr_tokenizer']:.2f} dB (tokenizer)"
+        f"PSNR {numbers['psnr_decoder']:.2f} dB (decoder), {numbers['psnr_preview']:.2f} dB (preview)"
     )
     say(
         f"  drawn from captions: {hit} {100 * share:.0f} % among {judged['candidates']:,} held-out images "

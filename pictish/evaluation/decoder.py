@@ -22,13 +22,14 @@ from pictish.evaluation.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from pictish.data.tokens import TokenizedImage
+    from pictish.decoder.preview import Preview
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.pipelines.settings import Drawing
 
-SCHEMA = 3
+SCHEMA = 2
 METRICS: dict[str, Better] = {"psnr": "higher", "ssim": "higher", "feature_distance": "lower"}
 """Of each picture; name in the report -> which way is better."""
-DECODER, TOKENIZER, THUMBNAIL, MEAN = "decoder", "tokenizer", "thumbnail", "mean image"
+DECODER, PREVIEW, THUMBNAIL, MEAN = "decoder", "preview", "thumbnail", "mean image"
 UPSCALED = "decoder, upscaled"
 STEPS = (1, 2, 4, 8, 16, 32, 50)
 """Of the curve."""
@@ -81,7 +82,7 @@ class Measured:
 
 
 class DecoderEvaluation:
-    """Measures sets of pictures with one diffusion decoder, the tokenizer's own pixels, and a distance.
+    """Measures sets of pictures with one diffusion decoder, its preview head if it has one, and a distance.
 
     Pictures are drawn as `pictish detokenize` draws them: what `drawing` leaves open is the decoder's default
     for reconstruction. Only with `drawing.upscale` above 1 is the upscaler used: pictures are then compared
@@ -94,6 +95,7 @@ class DecoderEvaluation:
     def __init__(
         self,
         reconstructor: "Reconstructor",
+        preview: "Preview | None",
         distance: FeatureDistance,
         drawing: "Drawing",
         *,
@@ -102,7 +104,7 @@ class DecoderEvaluation:
         if reconstructor.decoder is None:
             raise ValueError("this model has no diffusion decoder to evaluate")
         self.reconstructor, self.decoder = reconstructor, reconstructor.decoder
-        self.distance, self.seed = distance, seed
+        self.preview, self.distance, self.seed = preview, distance, seed
         self.upscale = drawing.upscale or 1
         # settled, and refused, now rather than after an hour
         self.drawing = reconstructor.settled(replace(drawing, upscale=self.upscale))
@@ -134,10 +136,10 @@ class DecoderEvaluation:
         return Coded(name, names, tokens, originals, broken)
 
     def ways(self, coded: Coded) -> dict[str, Way]:
-        """The tokenizer, the baselines and the decoder itself, in the order they are shown."""
+        """The preview, the baselines and the decoder itself, in the order they are shown."""
         mean = coded.originals.mean(axis=0).round().astype(np.uint8)
         return {
-            **self._tokenizer(),
+            **self._preview(),
             THUMBNAIL: as_thumbnails,
             MEAN: lambda part: np.broadcast_to(mean, part.originals.shape),
             DECODER: self._diffusion(replace(self.drawing, upscale=1)),
@@ -200,11 +202,11 @@ class DecoderEvaluation:
         ways: Mapping[tuple[str, int], Way],
         advance: Callable[[int], None] = lambda count: None,
     ) -> dict[str, Any]:
-        """A set's numbers and seconds at every step count, JSON-ready, beside the tokenizer's."""
+        """A set's numbers and seconds at every step count, JSON-ready; the preview's, if any, beside them."""
         measured = self.measure(coded, ways, advance)
-        own = {
-            name: self._report_way(each) | {"seconds": seconds_alone(self._tokenizer()[name], coded)}
-            for name, each in self.measure(coded, self._tokenizer()).items()
+        preview = {
+            name: self._report_way(each) | {"seconds": seconds_alone(self._preview()[name], coded)}
+            for name, each in self.measure(coded, self._preview()).items()
         }
         points = [
             {
@@ -215,7 +217,7 @@ class DecoderEvaluation:
             }
             for (scheduler, steps), each in measured.items()
         ]
-        return {**_about(coded), "points": points, "tokenizer": own.get(TOKENIZER)}
+        return {**_about(coded), "points": points, "preview": preview.get(PREVIEW)}
 
     def header(self) -> dict[str, Any]:
         """What a report says first; its `sets` are still empty."""
@@ -266,12 +268,12 @@ class DecoderEvaluation:
 
         return draw
 
-    def _tokenizer(self) -> dict[str, Way]:
-        """What the tokenizer reconstructs by itself; nothing where codes hold no pixels."""
-        if not self.reconstructor.tokenizer.reconstructs_pixels:
+    def _preview(self) -> dict[str, Way]:
+        """The preview head as a way; none without one."""
+        if self.preview is None:
             return {}
-        decode = self.reconstructor.tokenizer.decode
-        return {TOKENIZER: lambda coded: resized(decode(coded.tokens).numpy(), self.side)}
+        decode = self.preview.decode
+        return {PREVIEW: lambda coded: resized(decode(coded.tokens).numpy(), self.side)}
 
 
 def as_thumbnails(coded: Coded) -> np.ndarray:

@@ -66,7 +66,7 @@ def measure_curve(
         for scheduler in dict.fromkeys(point["scheduler"] for point in each["points"]):
             own = [point for point in each["points"] if point["scheduler"] == scheduler]
             rows = [(str(point["steps"]), point, point["steps"] == numbers["steps"]) for point in own]
-            rows += [("tokenizer", each["tokenizer"], False)] if each["tokenizer"] else []
+            rows += [("preview", each["preview"], False)] if each["preview"] else []
             titled = {**each, "name": f"{each['name']}, {scheduler}"}
             tables.append(_table(titled, "steps", rows, seconds))
     return tables

@@ -148,9 +148,9 @@ def _steps_panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
         means, low, high = zip(*(_value(point[metric]) for point in own), strict=True)
         axis.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
         axis.plot(steps, means, color=colour, linewidth=2, marker=marker, markersize=4.5, label=scheduler)
-    if measured["tokenizer"]:
-        mean, _, _ = _value(measured["tokenizer"][metric])
-        axis.axhline(mean, color=RANDOM, linewidth=1.5, linestyle=(0, (4, 3)), label="tokenizer, no steps")
+    if measured["preview"]:
+        mean, _, _ = _value(measured["preview"][metric])
+        axis.axhline(mean, color=RANDOM, linewidth=1.5, linestyle=(0, (4, 3)), label="preview, no steps")
     axis.set_xscale("log", base=2)
     axis.set_xticks(steps, [str(each) for each in steps])
     if metric == "seconds":

@@ -9,16 +9,15 @@ if TYPE_CHECKING:
     import torch
 
     from pictish.data.tokens import TokenizedImage
+    from pictish.decoder.preview import Preview
     from pictish.pipelines.reconstruct import Reconstructor
     from pictish.tokenizer.dynamic import Tokenizer
 
 
 class Renderer(Protocol):
-    """Codes to images of `side` pixels: a `Tokenizer` whose codes hold them, or `Detokenized`."""
+    """Codes to pictures of `side` pixels: a `Preview`, or `Detokenized`."""
 
-    @property
-    def side(self) -> int:
-        """Pixels on each side."""
+    side: int
 
     def decode(self, tokens: "Sequence[TokenizedImage]") -> "torch.Tensor":
         """Pictures as uint8 (B, side, side, 3), squashed as the tokenizer encodes them."""
@@ -44,10 +43,19 @@ class Detokenized:
         return torch.from_numpy(resized(drawn, self.side))
 
 
+def preview_of(model: str, tokenizer: "Tokenizer", device: "str | torch.device") -> "Preview | None":
+    """The preview of a model folder: a trained head, or the pixels that the tokenizer itself reconstructs."""
+    from pictish.decoder.preview import Preview
+    from pictish.io.model_folder import find_decoder
+
+    if tokenizer.places_codes or find_decoder(model, "preview") is not None:
+        return Preview.from_folder(model, tokenizer, device)
+    return None
+
+
 def renderer_of(model: str, tokenizer: "Tokenizer", device: "str | torch.device") -> Renderer:
-    """The tokenizer itself, or, where codes hold no pixels, the model's decoder; ValueError without any."""
+    """The preview of a model folder, or its diffusion decoder; ValueError for a model that has neither."""
     from pictish.pipelines.reconstruct import Reconstructor
 
-    if tokenizer.reconstructs_pixels:
-        return tokenizer
-    return Detokenized(Reconstructor.from_folder(model, device, tokenizer))
+    preview = preview_of(model, tokenizer, device)
+    return preview or Detokenized(Reconstructor.from_folder(model, device, tokenizer))

@@ -51,8 +51,8 @@ def contact_sheet_of(
         index, name = measured.pictures[place]
         picture = by_index[index]
         tiles = [(Image.fromarray(picture.pixels), f"{automatic.bits[place]:,.0f} bits")]
-        for drawn in decoded[index].values():
-            tiles.append((Image.fromarray(drawn), _decibels(drawn, picture.original)))
+        for preview in decoded[index].values():
+            tiles.append((Image.fromarray(preview), _decibels(preview, picture.original)))
         return name, picture.size, tiles
 
     columns = ["original", "automatic", "thumbnail", *(f"{budget} tokens" for budget in evaluation.budgets)]

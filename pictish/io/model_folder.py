@@ -24,7 +24,7 @@ SHARDS = "model.safetensors.index.json"  # where a language model's weights lie 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _LARGEST_SETTINGS = 1 << 22  # bytes of a config.json
 _LARGEST_INDEX = 1 << 26  # bytes of an index of weights
-Part = Literal["tokenizer", "lm", "decoder", "decoder-lowres", "upscaler"]
+Part = Literal["tokenizer", "lm", "decoder", "preview", "decoder-lowres", "upscaler"]
 
 
 @dataclass(frozen=True)
@@ -193,17 +193,20 @@ def locate_model(name_or_path: str | Path, part: Part) -> Path:
     raise ValueError(f"no {part} found for model {str(name_or_path)!r}; looked for {looked}")
 
 
-def find_decoder(name_or_path: str | Path, *, lowres: bool = False) -> Path | None:
-    """Folder of a model's diffusion decoder, or None.
+def find_decoder(
+    name_or_path: str | Path, kind: Literal["preview", "diffusion"], *, lowres: bool = False
+) -> Path | None:
+    """Folder of a model's decoder of this kind, or None.
 
-    It lies in `decoder` or `decoder-lowres` of the model's folder, or is the folder itself; with `lowres` the
-    second of these alone.
+    It lies in `decoder`, `preview` or `decoder-lowres` of the model's folder, or is the folder itself; with
+    `lowres` the last of these alone.
     """
-    parts: tuple[Part, ...] = ("decoder-lowres",) if lowres else ("decoder", "decoder-lowres")
+    parts: tuple[Part, ...] = ("decoder-lowres",) if lowres else ("decoder", "preview", "decoder-lowres")
     for part in parts:
         with contextlib.suppress(ValueError):
             folder = locate_model(name_or_path, part)
-            if read_config(folder).get("part") == "decoder":
+            config = read_config(folder)
+            if (config.get("part"), config.get("kind")) == ("decoder", kind):
                 return folder
     return None
 

@@ -19,7 +19,7 @@ from pictish.io.model_folder import (
     whole_folder,
 )
 
-PARTS: tuple[Part, ...] = ("tokenizer", "lm", "decoder", "decoder-lowres", "upscaler")
+PARTS: tuple[Part, ...] = ("tokenizer", "lm", "decoder", "preview", "decoder-lowres", "upscaler")
 """Folders of a model, in the order they are trained."""
 
 
@@ -74,7 +74,7 @@ def misfits(parts: Mapping[Part, PartInfo]) -> list[str]:
     lines = []
     own = parts.get("tokenizer")
     for name, part in parts.items():
-        wanted = "decoder" if name == "decoder-lowres" else name
+        wanted = "decoder" if name in ("preview", "decoder-lowres") else name
         if part.part != wanted:
             lines.append(f"{part.folder}: a {name} was asked for, this folder holds part {part.part!r}")
         elif own is not None and part.tokenizer not in (None, own.fingerprint) and part is not own:

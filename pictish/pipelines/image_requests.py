@@ -183,8 +183,8 @@ def _draw(
 
 
 def decoder_of(steps: int | None, lowres: bool) -> str:
-    """Which part of a model draws."""
-    return "tokenizer" if steps == 0 else "decoder-lowres" if lowres else "decoder"
+    """Which of a model's decoders draws."""
+    return "preview" if steps == 0 else "decoder-lowres" if lowres else "decoder"
 
 
 def _load(

@@ -140,7 +140,7 @@ class ModelParts:
         return self._language or self._load_language()
 
     def reconstructor(self, *, preview: bool = False) -> "Reconstructor":
-        """Tokenizer and diffusion decoder, for a `preview` the tokenizer alone; loaded on first use."""
+        """Tokenizer and diffusion decoder, or feed-forward `preview`, joined; loaded on first use."""
         return self._reconstructors.get(preview) or self._load_reconstructor(preview)
 
     def text_to_image(

@@ -423,7 +423,7 @@ class Pipeline(ModelParts):
         """Decode tokens to images in the aspect ratio of the originals, as `pictish detokenize` does.
 
         Every image starts from noise of the same `seed`, so none depends on its place in the list. Of the
-        settings those of the decoder count: `num_inference_steps` (0: none), `decoder_guidance_scale`,
+        settings those of the decoder count: `num_inference_steps` (0: preview), `decoder_guidance_scale`,
         `scheduler`, `upscale` and `size`. ValueError for tokens of another tokenizer.
         """
         config = with_settings(config, settings)

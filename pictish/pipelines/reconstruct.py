@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from pictish.decoder.pixel import Decoder, Source
+    from pictish.decoder.preview import Preview
     from pictish.decoder.upscaler import Upscaler
     from pictish.tokenizer.dynamic import Tokenizer
 
@@ -32,22 +33,22 @@ ALIKE = 0.9  # the same for tokenizers that do not place codes: cosine of featur
 
 
 class Reconstructor:
-    """Tokens to images, as a model folder draws them: `Reconstructor.from_folder("starter")(tokens)`.
+    """A tokenizer and a decoder, joined: `Reconstructor.from_folder("starter")(tokens)`.
 
-    Without a diffusion `decoder` the tokenizer itself draws, if its codes hold pixels. Not every model has an
-    `upscaler`.
+    Of `preview` and `decoder` one is None, and `upscaler` where a model has none.
     """
 
     def __init__(
         self,
         tokenizer: "Tokenizer",
+        preview: "Preview | None",
         decoder: "Decoder | None",
         fingerprint: str,
         upscaler: "Upscaler | None" = None,
     ) -> None:
-        assert decoder is not None or tokenizer.reconstructs_pixels
-        self.tokenizer, self.decoder = tokenizer, decoder
-        self.fingerprint = fingerprint  # of the decoder, or of the tokenizer that draws
+        assert (preview is None) != (decoder is None)
+        self.tokenizer, self.preview, self.decoder = tokenizer, preview, decoder
+        self.fingerprint = fingerprint  # of the decoder
         self.upscaler = upscaler
 
     @classmethod
@@ -64,43 +65,47 @@ class Reconstructor:
     ) -> "Reconstructor":
         """Load one model folder, or the shipped `"starter"`; ValueError when a part is missing.
 
-        A `tokenizer` that is loaded already is used as it is. The tokenizer itself draws when `steps` is 0 or
-        where there is no diffusion decoder; the one of low resolution when `lowres`, or where it is the only
-        one. `precision` is the denoiser's, and on a GPU the upscaler's too.
+        A `tokenizer` that is loaded already is used as it is. One decoder is loaded: the preview when `steps`
+        is 0 or where there is no other; the one of low resolution when `lowres`, or where it is the only one.
+        A tokenizer that places its codes reconstructs pixels itself, and needs no folder for its preview.
+        `precision` is the denoiser's, and on a GPU the upscaler's too.
         """
         import torch
 
         from pictish.tokenizer.dynamic import Tokenizer
 
-        drawn = None if steps == 0 else find_decoder(folder, lowres=lowres)
+        drawn = None if steps == 0 else find_decoder(folder, "diffusion", lowres=lowres)
         if lowres and drawn is None:
             raise ValueError(
                 f"{folder}: has no decoder of low resolution (decoder-lowres), which lowres asks for"
             )
-        own = reconstructs_pixels(folder) if tokenizer is None else tokenizer.reconstructs_pixels
-        if drawn is None and not own:
-            where = "the codes of its tokenizer hold no pixels"
-            if steps == 0:
-                raise ValueError(f"{folder}: {where}, so a diffusion decoder must draw; omit steps 0")
+        plain = find_decoder(folder, "preview") if steps == 0 or drawn is None else None
+        own = reconstructs_pixels(folder) if tokenizer is None else tokenizer.places_codes
+        if drawn is None and plain is None and not own:
             raise ValueError(
-                f"no decoder found for model {str(folder)!r}; looked in its folders decoder and "
-                f"decoder-lowres, and {where}"
+                f"no {'preview' if steps == 0 else 'decoder'} found for model {str(folder)!r}; "
+                "looked in it and in its folders decoder and preview"
             )
         if drawn is None and steps:
-            raise ValueError(f"{folder}: has no diffusion decoder, which alone takes steps; omit steps")
+            raise ValueError(f"{folder}: has only a preview, which takes no steps; omit steps")
         if tokenizer is None:
             tokenizer = Tokenizer.from_folder(folder, device=device)
-        decoder, upscaler = None, None
+        decoder, preview, upscaler = None, None, None
         if drawn is not None:
             from pictish.decoder.pixel import Decoder
 
             decoder = Decoder.from_folder(drawn, tokenizer, device, getattr(torch, precision))
+        else:
+            from pictish.decoder.preview import Preview
+
+            preview = Preview.from_folder(plain or folder, tokenizer, device=device)
         if (beside := find_upscaler(folder)) is not None:
             from pictish.decoder.upscaler import Upscaler
 
             upscaler = Upscaler.from_folder(beside, device, getattr(torch, precision))
-        name = tokenizer.fingerprint if drawn is None else fingerprint(drawn)
-        return cls(tokenizer, decoder, name, upscaler)
+        path = drawn or plain
+        name = tokenizer.fingerprint if path is None else fingerprint(path)
+        return cls(tokenizer, preview, decoder, name, upscaler)
 
     @inference
     def __call__(
@@ -156,7 +161,8 @@ class Reconstructor:
 
         drawn: list[npt.NDArray[np.uint8]]
         if self.decoder is None:
-            drawn = list(self.tokenizer.decode(tokens).numpy()) if tokens else []
+            assert self.preview is not None
+            drawn = list(self.preview.decode(tokens).numpy()) if tokens else []
         else:
             assert drawing.steps is not None
             assert drawing.guidance is not None
@@ -189,9 +195,10 @@ class Reconstructor:
         """
         if self._shapes:
             return None
-        side = (self.decoder or self.tokenizer).side
+        drawer = self.decoder or self.preview
+        assert drawer is not None
         factor = self.factor(drawing)
-        return side * factor if factor > 1 else DEFAULT_SIZE
+        return drawer.side * factor if factor > 1 else DEFAULT_SIZE
 
     def factor(self, drawing: Drawing) -> int:
         """The super-resolution factor of a drawing; 1 where nothing is upscaled."""
@@ -221,7 +228,7 @@ class Reconstructor:
         ValueError for settings that the decoder or the upscaler cannot take.
         """
         if self.decoder is None and not (drawing.scheduler is None and drawing.guidance is None):
-            raise ValueError("without a diffusion decoder there is neither scheduler nor guidance; omit them")
+            raise ValueError("the preview takes neither scheduler nor guidance; omit them, or steps 0")
         own = None if self.decoder is None else self.decoder.model.config
         settled = settle_pixels(drawing, own, self.factor(drawing), generated=generated)
         assert settled.upscale is not None

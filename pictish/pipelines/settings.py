@@ -26,7 +26,7 @@ class Drawing:
     """How codes become pixels; what is left away is the decoder's own choice."""
 
     steps: int | None = None
-    """Of the diffusion decoder; 0: the tokenizer's own reconstruction."""
+    """Of the diffusion decoder; 0 is the preview."""
     guidance: float | None = None
     scheduler: str | None = None
     """Class name of a diffusers scheduler."""
@@ -55,7 +55,7 @@ class GenerationConfig:
     max_codes: int | None = None
     """Maximum number of codes of an image."""
     num_inference_steps: int | None = None
-    """Steps of the diffusion decoder, 0 to 1000; 0 uses the tokenizer's own reconstruction."""
+    """Steps of the diffusion decoder, 0 to 1000; 0 uses the feed-forward preview instead."""
     decoder_guidance_scale: float | None = None
     """Classifier-free guidance scale of the decoder, 0 to 100 (1 disables it)."""
     scheduler: str | None = None
@@ -176,7 +176,7 @@ def settle_pixels(
     """The drawing with the diffusion decoder's defaults and the upscaler's `factor` for what is None.
 
     A decoder may have other defaults for codes that a language model `generated` (`sampling`) than for those
-    of an image that is reconstructed (`redraw`). Without a decoder the tokenizer draws, in no steps.
+    of an image that is reconstructed (`redraw`). Without a decoder the preview draws, in no steps.
     """
     upscale = factor if drawing.upscale is None else drawing.upscale
     if decoder is None:

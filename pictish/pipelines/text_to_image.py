@@ -51,8 +51,8 @@ class TextToImage:
     ) -> "TextToImage":
         """Load all parts of one model folder, or the shipped `"starter"`; ValueError when one is missing.
 
-        With `steps` 0 the tokenizer itself draws, with `lowres` the decoder of low resolution. `precision` is
-        that of language model and denoiser.
+        With `steps` 0 pixels come from the preview, with `lowres` from the decoder of low resolution.
+        `precision` is that of language model and denoiser.
         """
         language = Language.from_folder(folder, device, precision)
         reconstructor = Reconstructor.from_folder(

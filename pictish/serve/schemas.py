@@ -30,7 +30,7 @@ class Body(BaseModel):
 class DecodingFields(Body):
     """How tokens become pixels; null is the model's default."""
 
-    num_inference_steps: int | None = Field(None, ge=0, le=1000, description="0: the tokenizer alone.")
+    num_inference_steps: int | None = Field(None, ge=0, le=1000, description="0: the preview decoder.")
     decoder_guidance_scale: float | None = Field(None, ge=0, le=100)
     upscale: Literal[1, 2, 4] | None = None
 

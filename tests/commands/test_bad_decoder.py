@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from pictish import cli
 from pictish.data.tokens import TokenizedImage
 from pictish.decoder.diffusion import save_diffusion
+from pictish.decoder.preview import Preview
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.decoder.tiny import config, decoder_of
 from tests.shards import write_shard
@@ -108,30 +109,33 @@ def test_a_setting_the_decoder_cannot_take(drawing, tmp_path, capsys, options, l
 
 def test_steps_without_a_diffusion_decoder(tiny_models, tmp_path, capsys):
     line = refused(capsys, *detokenizing(tiny_models, tmp_path, "--steps", "5"))
-    assert "has no diffusion decoder, which alone takes steps; omit steps" in line
+    assert "has only a preview, which takes no steps; omit steps" in line
 
 
-def test_no_steps_are_the_tokenizers_own_pixels(drawing, tmp_path):
+def test_no_steps_without_a_preview(drawing, tmp_path):
+    """A tokenizer that places its codes reconstructs pixels itself."""
     words = detokenizing(drawing, tmp_path, "--steps", "0", "--size", "16")
     assert cli.main([str(word) for word in words]) == 0
     tokenizer = Tokenizer.from_folder(drawing)
     token = TokenizedImage.from_bytes((tmp_path / "a.tokens").read_bytes())
-    (expected,) = tokenizer.decode([token])
+    (expected,) = Preview(None, tokenizer).decode([token])
     with Image.open(tmp_path / "out" / "a.png") as picture:
         assert np.array_equal(np.asarray(picture), expected.numpy())
 
 
-def test_no_steps_where_codes_hold_no_pixels(copied, tmp_path, capsys):
+def test_no_steps_without_a_preview_where_codes_have_no_cells(copied, tmp_path, capsys):
     words = detokenizing(copied, tmp_path, "--steps", "0")
     config = copied / "tokenizer" / "config.yaml"
     config.write_text(config.read_text().replace("kind: grid", "kind: sequence"))
-    assert "hold no pixels, so a diffusion decoder must draw; omit steps 0" in refused(capsys, *words)
+    assert "no preview found for model" in refused(capsys, *words)
 
 
-def test_no_steps_pass_the_decoder_by(drawing, tiny_models, tmp_path):
+def test_no_steps_are_the_preview(drawing, tiny_models, tmp_path):
+    """Of a folder with both: the diffusion decoder in decoder/, the preview in preview/."""
     tokenizer = Tokenizer.from_folder(tiny_models)
     model = tmp_path / "both"
     shutil.copytree(tiny_models / "tokenizer", model / "tokenizer")
+    shutil.copytree(tiny_models / "decoder", model / "preview")
     settings = config(side=64, noise={"kind": "flow", "predicts": "x0"})
     save_diffusion(model / "decoder", decoder_of(tokenizer, settings), tokenizer.fingerprint)
     tokens = token_file(model, tmp_path / "a.tokens")

@@ -10,13 +10,13 @@ from pictish.cli import main
 from pictish.data.shards import ShardFile, read_shard
 from pictish.data.token_folder import find_tokens, read_manifest, read_tokens
 from pictish.data.tokens import TokenizedImage
-from pictish.decoder.diffusion import save_diffusion
+from pictish.decoder.preview import Preview
 from pictish.decoder.upscaler import save_upscaler
 from pictish.io.model_folder import fingerprint
 from pictish.pipelines.reconstruct import Reconstructor, shape_of
 from pictish.tokenizer.dynamic import Tokenizer
 from tests.conftest import save_tiny_models
-from tests.decoder.tiny import decoder_of, tiny_upscaler
+from tests.decoder.tiny import tiny_upscaler
 
 NAMES = ["a.v2", "sub dir/ü 名", "wide", "z"]
 SIZES = [(30, 40), (500, 20), (3, 400), (64, 64)]  # height, width
@@ -63,13 +63,13 @@ def detokenize(tiny_models, capsys):
 def seen(monkeypatch):
     """The numbers of pictures given to the model, call by call."""
     calls = []
-    original = Tokenizer.decode
+    original = Preview.decode
 
     def counted(self, tokens):
         calls.append(len(tokens))
         return original(self, tokens)
 
-    monkeypatch.setattr(Tokenizer, "decode", counted)
+    monkeypatch.setattr(Preview, "decode", counted)
     return calls
 
 
@@ -78,7 +78,7 @@ def test_the_pipeline_gives_pictures_in_the_shape_of_the_originals(images, tiny_
     pictures = reconstructor(list(images.values()))
     assert [picture.size for picture in pictures] == [(256, 192), (10, 256), (256, 2), (256, 256)]
     assert all(picture.mode == "RGB" for picture in pictures)
-    square = reconstructor.tokenizer.decode([images["z"]])[0].numpy()
+    square = reconstructor.preview.decode([images["z"]])[0].numpy()
     assert square.std() > 5  # the random weights show something
     (small,) = reconstructor([images["z"]], size=64)
     assert np.array_equal(np.asarray(small), square)
@@ -281,9 +281,8 @@ def test_tokens_of_another_tokenizer_are_refused_on_one_line(tmp_path, folder, d
 
 def test_a_decoder_of_another_tokenizer_is_refused_on_one_line(tmp_path, folder, detokenize, tiny_models):
     save_tiny_models(tmp_path / "other", seed=1)
-    other = Tokenizer.from_folder(tmp_path / "other")
     shutil.copytree(tiny_models / "tokenizer", tmp_path / "mixed" / "tokenizer")
-    save_diffusion(tmp_path / "mixed" / "decoder", decoder_of(other), other.fingerprint)
+    shutil.copytree(tmp_path / "other" / "decoder", tmp_path / "mixed" / "decoder")
     assert detokenize(folder, tmp_path / "out", model=tmp_path / "mixed") == 2
     assert "decodes tokens of " in detokenize.err
     assert not (tmp_path / "out").exists()
@@ -340,7 +339,7 @@ def test_upscaled_pictures_are_larger_and_the_manifest_says_so(tmp_path, folder,
     save_upscaler(model / "upscaler", network.config, network.state_dict())
     assert detokenize(folder, tmp_path / "out", model=model) == 0
     settings = read_manifest(tmp_path / "out").header.settings
-    assert (settings["size"], settings["upscale"]) == (256, 4)  # the tokenizer draws 64
+    assert (settings["size"], settings["upscale"]) == (256, 4)  # the preview draws 64
     assert settings["upscaler"] == fingerprint(model / "upscaler")
     assert detokenize(folder, tmp_path / "out", "--upscale", "2", model=model) == 2
     assert "it was written with size 256, this run has 128" in detokenize.err

@@ -70,7 +70,7 @@ def test_evaluation_writes_numbers_and_sheet_twice_the_same(pictures, model, tmp
     assert (report["steps"], report["guidance"]) == (2, 1.5)
     (found,) = report["sets"]
     assert (found["pictures"], found["broken"]) == (4, [])
-    assert list(found["ways"]) == ["decoder", "mean image", "thumbnail", "tokenizer"]
+    assert list(found["ways"]) == ["decoder", "mean image", "preview", "thumbnail"]
     for name, way in found["ways"].items():
         assert set(way) == METRICS
         assert way["psnr"]["low"] <= way["psnr"]["mean"] <= way["psnr"]["high"]
@@ -99,7 +99,7 @@ def test_curve_writes_numbers_and_chart(pictures, model, tmp_path, capsys, monke
         for name in ("DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler")
         for steps in (1, 2, 4)
     ]
-    for point in [*found["points"], found["tokenizer"]]:
+    for point in [*found["points"], found["preview"]]:
         assert set(point) >= METRICS | {"seconds"}
         assert point["seconds"] > 0
     with Image.open(out / "decoder-curve.png") as chart:
@@ -109,12 +109,17 @@ def test_curve_writes_numbers_and_chart(pictures, model, tmp_path, capsys, monke
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_a_broken_picture_is_named_and_the_others_are_measured(pictures, model, tmp_path, capsys):
+def test_a_model_without_a_preview_head_and_a_broken_picture(pictures, model, tmp_path, capsys):
     (pictures / "torn.png").write_text("no picture")
-    assert evaluate(model, pictures, "--out", tmp_path / "out", "--quiet", "--limit", 5) == 1
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for part in ("tokenizer", "decoder"):
+        (folder / part).symlink_to(model / part)
+    assert evaluate(folder, pictures, "--out", tmp_path / "out", "--quiet", "--limit", 5) == 1
     assert "torn.png: not an image" in capsys.readouterr().err
     (found,) = json.loads((tmp_path / "out" / "decoder.json").read_bytes())["sets"]
     assert found["pictures"] == 4
+    assert "preview" in found["ways"], "the tokenizer's own pixels"
 
 
 @pytest.mark.parametrize(
@@ -134,14 +139,14 @@ def test_settings_that_do_not_fit_are_a_users_mistake(words, said, pictures, mod
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_without_a_decoder_is_a_users_mistake(pictures, tiny_models, tmp_path, capsys):
+def test_a_model_with_a_preview_alone_is_a_users_mistake(pictures, tiny_models, tmp_path, capsys):
     assert evaluate(tiny_models, pictures, "--out", tmp_path / "out") == 2
     assert "has no diffusion decoder to evaluate" in capsys.readouterr().err
 
 
 def test_figures_before_and_after_the_upscaler(pictures, model, tmp_path, capsys):
     folder = tmp_path / "model"
-    for part in ("tokenizer", "decoder"):
+    for part in ("tokenizer", "decoder", "preview"):
         (folder / part).parent.mkdir(exist_ok=True)
         (folder / part).symlink_to(model / part)
     assert evaluate(folder, pictures, "--out", tmp_path / "out", "--upscale", 2) == 2
@@ -193,7 +198,7 @@ def test_it_measures_what_detokenize_draws(pictures, model, tmp_path, monkeypatc
 
 
 def test_a_model_that_is_unlike_the_starter(pictures, tmp_path):
-    """Its codes hold no pixels, as LaVIT's; 3 x 3 cells, and images of 24 pixels."""
+    """Features hold no pixels, as LaVIT's, so there is no preview; 3 x 3 cells, and images of 24 pixels."""
     encoder = {**ORDERED["encoder"], "image_size": 48, "grid": 3, "pixels": 0}
     save_tokenizer(tmp_path / "model" / "tokenizer", tiny_network(**{**ORDERED, "encoder": encoder}))
     tokenizer = Tokenizer.from_folder(tmp_path / "model")

@@ -65,7 +65,7 @@ def test_evaluation_writes_numbers_and_pictures_twice_the_same(model, data, tmp_
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [((), "pictish data starter"), (("--steps", 3), "has no diffusion decoder, which alone takes steps")],
+    [((), "pictish data starter"), (("--steps", 3), "only a preview, which takes no steps")],
 )
 def test_what_does_not_fit_is_a_users_mistake(words, said, model, tmp_path, capsys):
     assert evaluate(model, "--data", tmp_path, "--out", tmp_path / "out", *words) == 2

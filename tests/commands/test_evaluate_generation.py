@@ -75,7 +75,7 @@ def test_without_curve_and_with_a_cache_elsewhere(evaluate, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--steps", 4), "has no diffusion decoder"),
+        (("--steps", 4), "has only a preview"),
         (("--limit", 0), "--limit"),
         (("--data", "nowhere"), "nowhere is no starter data"),
     ],

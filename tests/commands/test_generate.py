@@ -154,14 +154,14 @@ def test_like_with_other_pixels_keeps_the_tokens(draw, tmp_path, model):
     assert draw("large", "--like", path, "--size", "64", "--steps", "3", "--pixel-guidance", "1") == 0
     large = read_origin(only(tmp_path / "large"))
     assert (large.size, large.steps, large.pixel_guidance, large.tokens) == (64, 3, 1, origin.tokens)
-    assert draw("own", "--like", path, "--steps", "0") == 0
-    own = only(tmp_path / "own")
-    found = read_origin(own)
+    assert draw("preview", "--like", path, "--steps", "0") == 0
+    preview = only(tmp_path / "preview")
+    found = read_origin(preview)
     assert (found.steps, found.scheduler, found.tokens) == (0, None, origin.tokens)
-    assert found.decoder == fingerprint(model / "tokenizer")
-    assert draw("again", "--like", own) == 0
-    assert only(tmp_path / "again").read_bytes() == own.read_bytes()
-    assert draw("back", "--like", own, "--steps", "2") == 0
+    assert found.decoder == fingerprint(model / "preview")
+    assert draw("again", "--like", preview) == 0
+    assert only(tmp_path / "again").read_bytes() == preview.read_bytes()
+    assert draw("back", "--like", preview, "--steps", "2") == 0
     assert only(tmp_path / "back").read_bytes() == path.read_bytes()
 
 
@@ -307,11 +307,11 @@ def test_an_edit_that_kept_no_pixels_is_repeated_without_its_source(draw, refuse
     assert draw("again", "--like", path, command="edit") == 0
     assert only(tmp_path / "again").read_bytes() == path.read_bytes()
     assert "which is needed again" in refused("--like", path, "--keep", command="edit")
-    assert draw("own", source, "make it green", "--steps", "0", command="edit") == 0
-    path = only(tmp_path / "own")
-    assert read_origin(path).keep is False, "the tokenizer cannot"
-    assert draw("own-again", "--like", path, command="edit") == 0
-    assert only(tmp_path / "own-again").read_bytes() == path.read_bytes()
+    assert draw("preview", source, "make it green", "--steps", "0", command="edit") == 0
+    path = only(tmp_path / "preview")
+    assert read_origin(path).keep is False, "the preview cannot"
+    assert draw("preview-again", "--like", path, command="edit") == 0
+    assert only(tmp_path / "preview-again").read_bytes() == path.read_bytes()
 
 
 def test_the_grid_shows_all_pictures(draw, refused, tmp_path):
@@ -362,7 +362,7 @@ raise SystemExit(code)
 """
 
 
-def test_no_steps_need_no_diffusers(model, tmp_path):
+def test_a_preview_needs_no_diffusers(model, tmp_path):
     words = ["generate", "the sun", "--out", tmp_path, "--model", model, "--steps", "0", "--quiet"]
     command = [sys.executable, "-c", IMPORTED, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

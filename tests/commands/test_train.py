@@ -14,7 +14,7 @@ from pictish.pipelines.run_folder import run_folder
 from pictish.tokenizer.config import TrainConfig as TokenizerConfig
 from pictish.training.resume import MEMORY, READING, REPORTING
 
-PARTS = {"tokenizer": TokenizerConfig, "decoder": DecoderConfig, "lm": TrainConfig}
+PARTS = {"tokenizer": TokenizerConfig, "preview": DecoderConfig, "lm": TrainConfig}
 OTHER_VALUES = {
     "data.strict": "true",
     "data.read_ahead": "false",
@@ -75,8 +75,8 @@ def test_a_run_resumes_with_other_reporting_and_less_memory(part, name, tmp_path
         ("lm", "tokenizer=/moved"),
         ("tokenizer", "data.train=[/moved/a.tar]"),
         ("tokenizer", "data.validation=[/moved/b.tar, /moved/c.tar]"),
-        ("decoder", "tokenizer=/moved"),
-        ("decoder", "data.cache=/moved"),
+        ("preview", "tokenizer=/moved"),
+        ("preview", "data.cache=/moved"),
     ],
 )
 def test_a_run_resumes_with_moved_inputs(part, change, tmp_path):
@@ -93,8 +93,8 @@ def test_a_run_resumes_with_moved_inputs(part, change, tmp_path):
         ("lm", "stages=[{name: all, steps: 99, warmup: 4}]", "stages[0].steps was"),
         ("lm", "data.train.more={paths: [/new.tar]}", "data.train.more.weight was not set, 1.0 now"),
         ("lm", "data.train.pictures.weight=2", "data.train.pictures.weight was 1.0, 2.0 now"),
-        ("decoder", "steps=99", "steps was"),
-        ("decoder", "data.views=7", "data.views was"),
+        ("preview", "steps=99", "steps was"),
+        ("preview", "data.views=7", "data.views was"),
         ("tokenizer", "seed=1", "seed was 0, 1 now"),
         ("tokenizer", "phases=[{name: a, steps: 7, warmup: 2, quantize: true}]", "phases[0].steps was"),
     ],

@@ -101,7 +101,7 @@ def test_it_looks_trains_and_resumes(trained):
         assert steps(out, stage)[-1] == last
     numbers = json.loads((out / "evaluation.json").read_text())
     assert numbers["held_out_pictures"] == 2
-    assert 3 < numbers["psnr_tokenizer"] < 60
+    assert 3 < numbers["psnr_preview"] < 60
     judged = numbers["words_to_pictures"]
     assert judged["candidates"] == 2
     assert judged["chance"]["hit@1"] >= 0.5

@@ -211,11 +211,11 @@ def test_a_folder_has_no_scheduler_and_takes_none(tokenizer, tokens, settings, t
 
 def test_an_evaluation_goes_through_steps_without_schedulers(tokenizer, settings):
     decoder = Decoder(decoder_of(tokenizer, settings()), tokenizer, "0" * 12)
-    draws = Reconstructor(tokenizer, decoder, "0" * 12)
-    ways = DecoderEvaluation(draws, None, Drawing(), seed=0).curve_ways()
+    draws = Reconstructor(tokenizer, None, decoder, "0" * 12)
+    ways = DecoderEvaluation(draws, None, None, Drawing(), seed=0).curve_ways()
     assert list(ways) == [("meanflow", steps) for steps in STEPS]
     with pytest.raises(ValueError, match="scheduler DDIMScheduler: noise of kind meanflow"):
-        DecoderEvaluation(draws, None, Drawing(scheduler="DDIMScheduler"), seed=0)
+        DecoderEvaluation(draws, None, None, Drawing(scheduler="DDIMScheduler"), seed=0)
 
 
 def test_what_does_not_fit_is_refused(tokenizer, tmp_path):

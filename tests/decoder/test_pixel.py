@@ -306,7 +306,7 @@ def test_a_size_is_a_multiple_of_the_patch(tokenizer, tokens):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"steps": 0}, "steps: 0 asked for; 1 to 1000 fit, and 0 for the tokenizer alone"),
+        ({"steps": 0}, "steps: 0 asked for; 1 to 1000 fit, and 0 for the preview"),
         ({"guidance": -1.0}, "guidance: -1.0 asked for"),
         ({"guidance": float("nan")}, "guidance: nan asked for"),
         ({"strength": 0.0}, "strength: 0.0 asked for"),

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file, save_file
 
-from pictish.decoder.config import UpscalerConfig
+from pictish.decoder.config import PreviewConfig, UpscalerConfig
+from pictish.decoder.preview import build_preview, save_preview
 from pictish.decoder.upscaler import LICENCE, CompactUpscaler, Upscaler, save_upscaler
 from pictish.io.budget import Refused
 from pictish.io.model_folder import find_upscaler, fingerprint
@@ -151,10 +152,12 @@ def test_it_is_found_beside_the_other_parts_and_never_passed_over(copied, tmp_pa
 
 @pytest.fixture(scope="module")
 def model(folder, tokenizer, saved, tmp_path_factory) -> Path:
-    """A tokenizer of images of 16 pixels, and an upscaler."""
+    """A tokenizer, a preview of 16 pixels and an upscaler."""
     model = tmp_path_factory.mktemp("upscaled") / "model"
     shutil.copytree(folder / "tokenizer", model / "tokenizer")
     shutil.copytree(saved, model / "upscaler")
+    settings = PreviewConfig(width=16, blocks=1, smallest=8)
+    save_preview(model / "preview", build_preview(settings, tokenizer), settings, tokenizer.fingerprint)
     return model
 
 
@@ -185,7 +188,8 @@ def test_what_a_drawing_goes_through(model):
 
 
 def test_a_model_without_one_refuses(model, tokens, tmp_path):
-    shutil.copytree(model / "tokenizer", tmp_path / "tokenizer")
+    for part in ("tokenizer", "preview"):
+        shutil.copytree(model / part, tmp_path / part)
     draw = Reconstructor.from_folder(tmp_path)
     assert draw.settled(Drawing()) == Drawing(steps=0, upscale=1)
     with pytest.raises(ValueError, match="upscale: 4 asked for; this model has no upscaler, so only 1 fits"):

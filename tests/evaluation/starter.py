@@ -58,8 +58,9 @@ def write_held_out_data(folder: Path) -> Path:
 
 
 def save_tiny_language(folder: Path, models: Path) -> Path:
-    """A model folder with the tokenizer of `models`, and a random language model."""
+    """A model folder with the tokenizer and preview of `models`, and a random language model."""
     shutil.copytree(models / "tokenizer", folder / "tokenizer")
+    shutil.copytree(models / "decoder", folder / "preview")
     tokenizer = Tokenizer.from_folder(folder)
     text = tiny_tokenizer()
     language = tiny_model("llama", len(text), dtype=torch.float32)

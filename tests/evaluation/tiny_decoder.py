@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def save_tiny_decoder(folder: Path, models: Path) -> Path:
-    """A model folder with the tokenizer of `models` and a decoder for the same codes."""
+    """A model folder with the tokenizer and preview of `models` and a decoder for the same codes."""
     import torch
 
     from pictish.configs import parse
@@ -14,6 +14,7 @@ def save_tiny_decoder(folder: Path, models: Path) -> Path:
     from pictish.tokenizer.dynamic import Tokenizer
 
     shutil.copytree(models / "tokenizer", folder / "tokenizer")
+    shutil.copytree(models / "decoder", folder / "preview")
     tokenizer = Tokenizer.from_folder(folder)
     settings = {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 16, "patch_size": 8}
     config = {

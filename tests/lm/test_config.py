@@ -34,7 +34,7 @@ def test_continuous_pictures_with_features_are_fine():
 
 def test_the_other_parts_refuse_the_same():
     with pytest.raises(ValueError, match="warmup 99"):
-        parse(DecoderConfig, load("tiny/decoder", ["steps=9", "warmup=99"]), "tiny/decoder")
+        parse(DecoderConfig, load("tiny/preview", ["steps=9", "warmup=99"]), "tiny/preview")
     with pytest.raises(ValueError, match="phases"):
         parse(TokenizerConfig, load("tiny/tokenizer", ["phases=[]"]), "tiny/tokenizer")
     phase = "phases=[{name: a, steps: 9, quantize: false}]"

@@ -54,6 +54,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, pipe, whole_model):
         "tokenizer",
         "lm",
         "decoder",
+        "preview",
     }
     card = files["README.md"].decode()
     assert "license: apache-2.0" in card

@@ -8,6 +8,8 @@ from PIL import Image
 from pictish import Pipeline
 from pictish.cli import main
 from pictish.data.provenance import read_origin
+from pictish.decoder.config import PreviewConfig
+from pictish.decoder.preview import build_preview, save_preview
 from pictish.lm.config import DefaultsConfig, FillingConfig, MaskedDefaults, MaskedForm
 from pictish.lm.model import UnifiedModel
 from pictish.lm.vocabulary import widen
@@ -32,6 +34,10 @@ def folder(tmp_path_factory):
     defaults = DefaultsConfig(masked=MaskedDefaults(pictures=FillingConfig(steps=3)))
     model = UnifiedModel(language, text, tokens, None, defaults, MaskedForm())
     model.save(folder / "lm", dtype=torch.float32)
+    settings = PreviewConfig(width=16, blocks=1, smallest=8)
+    head = build_preview(settings, tokenizer)
+    torch.nn.init.normal_(head.leave[0].weight, std=0.05)
+    save_preview(folder / "decoder", head, settings, tokenizer.fingerprint)
     return folder
 
 

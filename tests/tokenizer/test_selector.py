@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pictish.tokenizer.selector import ErrorSelector, choose, draw_keep, rank
+from pictish.tokenizer.selector import ErrorSelector, Selector, choose, draw_keep, rank
 from pictish.training.process_group import SINGLE_PROCESS
 from tests.tokenizer.conftest import random_pixels, tiny_network
 
@@ -91,6 +91,31 @@ def test_the_level_holds_the_rate_of_a_batch_and_is_remembered():
         network.set_level([pixels[:16], pixels[16:]], rate)
         kept = choose(network.selector(network.embed(pixels)))
         assert float(kept.float().mean()) == pytest.approx(rate, abs=0.02)
+
+
+def test_patches_are_taken_the_dearest_first_and_relieve_their_neighbours():
+    """Against the plain algorithm, one picture and one patch at a time."""
+    selector = Selector(8, grid=4, neighbor_suppression=0.4)
+    cost = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    cost[1] = 0.0  # all equal
+    expected = torch.empty(5, 16)
+    for picture in range(5):
+        left = cost[picture].view(4, 4).clone()
+        taken: list[float] = []
+        while len(taken) < 16:
+            y, x = divmod(int(left.argmax()), 4)
+            taken.append(float(left[y, x]))
+            expected[picture, 4 * y + x] = left[y, x]
+            left[y, x] = -torch.inf
+            for other_y, other_x in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if 0 <= other_y < 4 and 0 <= other_x < 4:
+                    left[other_y, other_x] -= 0.4
+        assert taken == sorted(taken, reverse=True), "later patches never score higher"
+    assert torch.allclose(selector.suppress_neighbors(cost), expected, atol=1e-5)
+    kept = choose(selector.suppress_neighbors(cost[1:2]), budget=8)
+    assert kept.view(4, 4).tolist() == [[y % 2 == x % 2 for x in range(4)] for y in range(4)], (
+        "a chequerboard"
+    )
 
 
 class Toy:

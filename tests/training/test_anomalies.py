@@ -67,7 +67,7 @@ def _decoder(data: Path) -> Loop:
         "log_every=2",
         "checkpoint_every=4",
     ]
-    config = parse(decoder_config.TrainConfig, load("tiny/decoder", changes), "test")
+    config = parse(decoder_config.TrainConfig, load("tiny/preview", changes), "test")
     return partial(decoder_loop.train, config, device="cpu")
 
 

@@ -56,7 +56,7 @@ def evaluate(config: OwnConfig, out: Path, pipe: Pipeline, loss: float | None) -
     Pictures are compared as squares of the decoder's side. `loss`: the language model's on held-out samples.
     """
     pictures = list(islice(held_out(out), config.evaluate))
-    side = config.decoder.model.side
+    side = getattr(config.decoder.model, "side", pipe.tokenizer.image_size)  # a preview is of the tokenizer's
     originals = np.stack([fit_square(load_image(each.blob), side) for each in pictures])
     reconstruction, decoded = _reconstruct(pipe, pictures, originals)
     drawn = _draw(pipe, [each.captions[0] for each in pictures], side)
@@ -97,12 +97,12 @@ def _reconstruct(
     """
     side = originals.shape[1]
     lengths: list[int] = []
-    drawn: dict[str, list[Image.Image]] = {"decoder": [], "tokenizer": []}
+    drawn: dict[str, list[Image.Image]] = {"decoder": [], "preview": []}
     for start in range(0, len(pictures), _BATCH):
         batch = [each.blob for each in pictures[start : start + _BATCH]]
         tokens = [replace(one, size=(side, side)) for one in pipe.tokenize(batch)]
         lengths += map(len, tokens)
-        for name, steps in (("decoder", None), ("tokenizer", 0)):
+        for name, steps in (("decoder", None), ("preview", 0)):
             drawn[name] += pipe.detokenize(tokens, num_inference_steps=steps, size=side, upscale=1)
     pixels = {name: np.stack([np.asarray(one) for one in each]) for name, each in drawn.items()}
     quality = {f"psnr_{name}": float(psnr(each, originals).mean()) for name, each in pixels.items()}

@@ -91,7 +91,7 @@ def _measured(numbers: Mapping[str, Any]) -> str:
         "|---|---|",
         f"| codes per image | {numbers['codes_a_picture']:.1f} |",
         f"| PSNR of the decoder | {numbers['psnr_decoder']:.2f} dB |",
-        f"| PSNR of the tokenizer's own reconstruction | {numbers['psnr_tokenizer']:.2f} dB |",
+        f"| PSNR of the tokenizer's own reconstruction | {numbers['psnr_preview']:.2f} dB |",
         f"| loss of the language model a token | {'not measured' if loss is None else f'{loss:.3f}'} |",
         f"| captions that are exactly the image's | {_percent(said['exact'])} |",
         f"| F1 of their words with the image's caption | {_percent(said['token_f1'])} |",
