@@ -189,7 +189,7 @@ class Dialogue:
         `adaptors` names for each what answers; None is the general adaptor where there is a picture, and the
         base itself where there is none. ValueError for names that are not loaded.
         """
-        from pictish.lm.autoregressive import RoutedBatch
+        from pictish.lm.autoregressive import Branch, RoutedBatch
         from pictish.lm.text import decode_text
 
         names = [None] * len(images) if adaptors is None else list(adaptors)
@@ -204,7 +204,8 @@ class Dialogue:
         if not prompts:
             return []
         most = max_new_tokens or MOST
-        batch = RoutedBatch([self._path(name)[0] for name in names], prompts, most, "dynamic")
+        rows = [Branch.of(prompt) for prompt in prompts]
+        batch = RoutedBatch([self._path(name)[0] for name in names], rows, most, "dynamic")
         ends = {self.headers[-1], self.base.text_tokenizer.eos_token_id}
         written: list[list[int]] = [[] for _ in prompts]
         going = list(range(len(prompts)))
