@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from pictish.configs import load, parse
 from pictish.data.shards import ShardFile
 from pictish.lm.config import MaskedForm, Preference, TrainConfig
-from pictish.lm.model import ImageTokens, UnifiedModel, new_model
+from pictish.lm.model import ImageTokens, UnifiedModel
+from pictish.lm.new_model import new_model
 from pictish.lm.objective import OBJECTIVES
 from pictish.lm.packing import Packed, pack
 from pictish.lm.preference import Reference
