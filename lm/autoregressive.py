@@ -161,7 +161,8 @@ def generate(
     ]
     models = [prompt.model or model for prompt, s in zip(prompts, sequences, strict=True) for _ in s.branches]
     rows = [branch for s in sequences for branch in s.branches]
-    batch = RoutedBatch(models, rows, constraints.max_new_tokens, cache, vocabulary)
+    reach = constraints.reach(vocabulary)
+    batch = RoutedBatch(models, rows, constraints.max_new_tokens, cache, vocabulary, reach)
     legal = constraints.legal(vocabulary, batch.logits.shape[1], batch.logits.device)
     codes = vocabulary.is_code(torch.arange(batch.logits.shape[1], device=batch.logits.device))
     for step in itertools.count(1):
@@ -276,10 +277,14 @@ class DecodeBatch:
         room: int,
         cache: CacheKind,
         vocabulary: Vocabulary | None = None,
+        reach: int | None = None,
     ):
-        """Read `prompts`, leaving `room` for ids to come; ValueError beyond the model's context."""
+        """Read `prompts`, leaving `room` for ids to come, which take `reach` positions, None: as many.
+
+        ValueError beyond the model's context.
+        """
         lengths = [len(prompt.embedded) for prompt in prompts]
-        check_context(model, prompts, room, vocabulary)
+        check_context(model, prompts, room if reach is None else reach)
         self.model, self.vocabulary = model, vocabulary
         self.cache_argument = cache_argument(model)
         self.seen = 0
@@ -335,6 +340,7 @@ class RoutedBatch:
         room: int,
         cache: CacheKind,
         vocabulary: Vocabulary | None = None,
+        reach: int | None = None,
     ) -> None:
         """Read each of `prompts` by its model; ValueError as `DecodeBatch`, and for unlike heads."""
         distinct = list({id(model): model for model in models}.values())
@@ -346,6 +352,7 @@ class RoutedBatch:
                 room,
                 cache,
                 vocabulary,
+                reach,
             )
             for n, model in enumerate(distinct)
         ]
@@ -378,22 +385,15 @@ class RoutedBatch:
         self.batches = [self.batches[n] for n in used]
 
 
-def check_context(
-    model: PreTrainedModel, prompts: Sequence[Branch], room: int, vocabulary: Vocabulary | None
-) -> None:
-    """ValueError where the model's context does not hold a prompt and `room` new ids.
-
-    Positions that count cells need room for a whole image.
-    """
+def check_context(model: PreTrainedModel, prompts: Sequence[Branch], reach: int) -> None:
+    """ValueError where the model's context does not hold a prompt and `reach` positions behind it."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is None:
         return
     longest = max(int(prompt.positions[-1]) for prompt in prompts) + 1
-    if vocabulary is not None and vocabulary.cell_positions:
-        room = max(room, vocabulary.skips + 2)
-    if longest + room > limit:
+    if longest + reach > limit:
         raise ValueError(
-            f"a prompt of {longest} tokens with {room} new ones asked for; "
+            f"a prompt of {longest} tokens with {reach} new ones asked for; "
             f"{limit} in all fit the model's context"
         )
 

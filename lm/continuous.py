@@ -91,7 +91,7 @@ class ContinuousBatch:
         read_as, weights = branches(prompt, guidance)
         if len(read_as) > self.rows:
             raise ValueError(f"a prompt of {len(read_as)} branches; {self.rows} rows are in a group")
-        check_context(self.model, read_as, constraints.max_new_tokens, self.vocabulary)
+        check_context(self.model, read_as, constraints.reach(self.vocabulary))
         needed = max(len(branch.embedded) for branch in read_as) + constraints.max_new_tokens
         length = max(SHORTEST, 1 << (needed - 1).bit_length())
         read = [self._prefilled(branch) for branch in read_as]

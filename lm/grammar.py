@@ -48,6 +48,13 @@ class GenerationConstraints:
         if self.max_new_tokens < least:
             raise ValueError(f"max_new_tokens {self.max_new_tokens} asked for; at least {least} would fit")
 
+    def reach(self, vocabulary: Vocabulary) -> int:
+        """How many positions the new ids take at most: where these count cells, more than there are ids."""
+        if not vocabulary.cell_positions:
+            return self.max_new_tokens
+        images = self.max_images * (vocabulary.skips + 2)  # the cells and [/IMG], or [IMG]
+        return images + (self.max_new_tokens if self.text else 0)
+
     def decoding(self, vocabulary: Vocabulary, inside: bool) -> "DecodingState":
         """The state before the first id of a prompt, which ends `inside` an image or not."""
         return DecodingState(vocabulary, self, inside)

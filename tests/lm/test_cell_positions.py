@@ -17,7 +17,7 @@ from pictish.lm.autoregressive import (
 )
 from pictish.lm.config import NewModel, PretrainedModel
 from pictish.lm.continuous import ContinuousBatch
-from pictish.lm.grammar import one_image
+from pictish.lm.grammar import GenerationConstraints, one_image
 from pictish.lm.model import ImageTokens, UnifiedModel
 from pictish.lm.new_model import new_model
 from pictish.lm.packing import pack
@@ -110,13 +110,16 @@ def test_continuous_batching_writes_what_generate_writes(model):
         assert member.decoding.segments == expected
 
 
-def test_an_image_needs_the_room_of_its_cells(model):
-    prompt = Branch.of(torch.zeros(100, 32))
-    check_context(model.language, [prompt], 28, None)
-    check_context(model.language, [prompt], 4, model.vocabulary)
-    wide = replace(model.vocabulary, skips=40)
-    with pytest.raises(ValueError, match="a prompt of 100 tokens with 42 new ones asked for; 128 in all fit"):
-        check_context(model.language, [prompt], 4, wide)
+def test_an_image_needs_the_room_of_its_cells_and_a_text_only_its_own(model):
+    few = one_image(2, cells=16)
+    assert few.max_new_tokens == 6
+    assert few.reach(model.vocabulary) == 17
+    assert few.reach(replace(model.vocabulary, cell_positions=False)) == 6
+    assert GenerationConstraints(5).reach(model.vocabulary) == 5
+    prompt = Branch.of(torch.zeros(112, 32))
+    check_context(model.language, [prompt], 16)
+    with pytest.raises(ValueError, match="a prompt of 112 tokens with 17 new ones asked for; 128 in all fit"):
+        check_context(model.language, [prompt], 17)
 
 
 def test_new_models_have_them_and_folders_remember(tmp_path):

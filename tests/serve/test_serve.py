@@ -243,7 +243,7 @@ def test_models_and_status(server, client):
             {"messages": [{"role": "user", "content": "hi"}]},
             400,
             "messages",
-            "no picture",
+            "no image",
         ),
         ("chat/completions", {"messages": []}, 400, "messages", "at least 1"),
     ],
