@@ -91,7 +91,7 @@ def test_a_prompt_longer_than_the_context(speaking, tmp_path, capsys):
     for words in (["generate", long, *options], ["edit", bar, long, *options]):
         assert "tokens with 65 new ones asked for; 96 in all fit" in refused(capsys, *words)
     line = refused(capsys, "describe", bar, long, "--model", speaking)
-    assert "tokens with 65 new ones asked for; 96 in all fit" in line
+    assert "tokens with 48 new ones asked for; 96 in all fit" in line
 
 
 def test_limits_that_contradict_each_other(speaking, tmp_path, capsys):
