@@ -41,7 +41,7 @@ def four_panels(panels: Panels) -> Image.Image:
     plain = panels.picture.resize(box, Image.Resampling.LANCZOS)
     back = panels.reconstruction.resize(box, Image.Resampling.BICUBIC)
     drawn = [
-        ("Picture", plain),
+        ("Image", plain),
         ("Kept patches, scores in %", _kept_patches(plain, panels)),
         ("Codes", _codes(plain, panels)),
         ("Reconstruction", back),
