@@ -99,6 +99,7 @@ def train(
     keep_freed_memory()
     accelerate = accelerator(device, config.mixed_precision)
     with accelerate.main_process_first():  # it writes what the others then read
+        config = _with_own_positions(config, run)
         model = starting_model(config, image_tokens, run, code_vectors).to(accelerate.device).train()
     check_packing(model, config.data.length)
     if config.checkpointing:
@@ -371,6 +372,16 @@ class _Begun:
         if len(self.places) != lanes:
             raise ValueError(f"the run has data.lanes {len(self.places)}; resume with as many, not {lanes}")
         return self.places
+
+
+def _with_own_positions(config: TrainConfig, run: Path) -> TrainConfig:
+    """What the config leaves open is as the run was begun: earlier ones counted tokens alone."""
+    latest = latest_checkpoint(run)
+    if latest is None or config.model.cell_positions is not None:
+        return config
+    counted = bool(load_checkpoint(latest)[1].get("cell_positions", False))
+    model = config.model.model_copy(update={"cell_positions": counted})
+    return config.model_copy(update={"model": model})
 
 
 def _in_words(tokens: ImageTokens | None) -> str:

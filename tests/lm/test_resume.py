@@ -2,6 +2,8 @@
 
 import gc
 import hashlib
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 
 from pictish.data.mixture import Report
 from pictish.data.shards import ShardFile
-from pictish.lm.model import ImageTokens
+from pictish.lm.model import ImageTokens, UnifiedModel
 from pictish.lm.train import _Begun, train
 from tests.lm.pictures import CODES, encoded, pair_shard
 from tests.lm.test_train import IMAGE_TOKENS, Killed, config_for, killed_at, lines
@@ -37,6 +39,22 @@ def test_a_run_goes_on_with_its_own_tokenizer_only(shards, other):
     stopped(shards, config_for(shards), 5)
     with pytest.raises(ValueError, match="begun with the image tokenizer 0123456789ab of 30 codes"):
         train(config_for(shards), shards / "run", other, "cpu")
+
+
+def test_a_run_keeps_its_own_positions(shards):
+    """Also one from before they were stored, which counted tokens."""
+    stopped(shards, config_for(shards, "model.cell_positions=true"), 5)
+    other = config_for(shards, "model.cell_positions=false")
+    with pytest.raises(ValueError, match=r"was begun with model\.cell_positions true; give that one"):
+        train(other, shards / "run", IMAGE_TOKENS, "cpu")
+    shutil.copytree(shards / "run", shards / "earlier")
+    for state in (shards / "earlier" / "checkpoints").glob("*/state.json"):
+        document = json.loads(state.read_text())
+        del document["state"]["cell_positions"]
+        state.write_text(json.dumps(document))
+    for run, counted in (("run", True), ("earlier", False)):
+        folder = train(config_for(shards), shards / run, IMAGE_TOKENS, "cpu")
+        assert UnifiedModel.from_folder(folder).vocabulary.cell_positions == counted
 
 
 def test_raw_and_continuous_pictures_resume_bit_for_bit(shards):
