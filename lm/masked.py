@@ -1,4 +1,4 @@
-"""The masked objective: what is masked of a step's documents, what is told of it, and what that counts.
+"""The masked objective: which tokens are masked, what is predicted, and how losses are weighted.
 
 Of each document a number t is drawn evenly from 0 to 1. Its text is masked id by id with probability
 p = 0.001 + 0.999 t, and costs cross entropy / p, divided by how many ids could have been masked (LLaDA,

@@ -208,7 +208,7 @@ class Interval:
 
 
 def network_of(model: PreTrainedModel, batch: int, config: MaskedCache) -> Whole | Slots | Interval:
-    """What computes a batch of so many rows; ValueError as `Interval`."""
+    """The network for a batch of `batch` rows; ValueError as `Interval`."""
     match config.kind:
         case "none":
             return Whole(model)

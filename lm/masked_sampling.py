@@ -66,7 +66,7 @@ class Rules:
     mask: int  # the id of [MASK]
     forbidden: Tensor  # (V,) bool: never; [MASK] is not either, but counts in confidences
     first: Tensor | None = None  # (V,) bool: not on the first place, so that no text is empty
-    limits: tuple[tuple[Tensor, int], ...] = ()  # of the ids marked (V,), at most so many in a span
+    limits: tuple[tuple[Tensor, int], ...] = ()  # maximum number, in a span, of the ids marked (V,)
     stops: tuple[tuple[int, ...], ...] = ()  # ids that end a row where they stand in this order
     last: tuple[int, ...] = ()  # ids that are committed only when all else is
     order: Tensor | None = None  # (A,) for remasking in a fixed order: when each place's turn comes

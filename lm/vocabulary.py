@@ -192,7 +192,7 @@ def code_string(code: int) -> str:
 
 
 def skip_string(cells: int) -> str:
-    """What the text tokenizer calls passing over so many cells: `<skip-00003>`."""
+    """The text tokenizer's token for a skip of this many cells: `<skip-00003>`."""
     return f"<skip-{cells:05d}>"
 
 

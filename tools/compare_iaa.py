@@ -8,10 +8,8 @@ with its path (`text`, `mm`, `g`), inputs and stages. Seeds and sizes may be any
 within 1e-4. Exits 1 when a stage is outside, or when something recorded was not compared.
 """
 
-import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from pictish.lm.adapted import Base, ReadAdaptor, read_adaptor, read_base
 from pictish.lm.adaptors import Adaptor, adapted, base_layer_places
 from pictish.lm.autoregressive import Branch, DecodeBatch, embed_ids
 from pictish.pipelines.import_iaa import import_iaa
-from tools.compare_lavit import Recorded, Row, _Silent, same, table, tensors
+from tools.compare_lavit import Recorded, Row, _Silent, main, same, tensors
 
 PATHS = {"text": None, "mm": "general", "g": "grounding"}
 INPUTS = ("input_ids", "images")
@@ -234,17 +232,5 @@ def compare(fixture: Path, work: Path) -> list[Row]:
     return [*rows, Row("everything recorded", not left, note=note)]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("fixture", type=Path)
-    settings = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work, torch.inference_mode():
-        rows = compare(settings.fixture, Path(work))
-    print(table(rows))
-    wrong = sum(not row.right for row in rows)
-    print(f"{len(rows)} stages, {wrong} outside")
-    return 1 if wrong else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, compare))

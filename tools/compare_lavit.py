@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -186,12 +186,13 @@ def all_stages() -> list[Stage]:
     return stages + list(compare_lavit_generation.STAGES)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def main(description: str | None, rows_of: Callable[[Path, Path], Sequence[Row]]) -> int:
+    """Read the arguments of a comparison and print the rows of a fixture; the exit code."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("fixture", type=Path)
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as work, torch.inference_mode():
-        rows = compare(settings.fixture, all_stages(), Path(work))
+        rows = rows_of(settings.fixture, Path(work))
     print(table(rows))
     wrong = sum(not row.right for row in rows)
     print(f"{len(rows)} stages, {wrong} outside")
@@ -199,4 +200,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, lambda fixture, work: compare(fixture, all_stages(), work)))

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 Views = npt.NDArray[np.uint8]
-TOLERATED = 1.1  # a map is reduced when its sides are so many times as long as they may be
+TOLERATED = 1.1  # a map is reduced when its sides exceed their maximum by this factor
 
 
 @dataclass(frozen=True)

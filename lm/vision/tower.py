@@ -20,7 +20,7 @@ from pictish.lm.vision.config import TimmTower, TransformersTower, VisionConfig
 
 
 class VisionEncoder(nn.Module):
-    """A vision tower read at one of its blocks; those behind it are left away.
+    """A vision tower read at one of its blocks; later ones are omitted.
 
     `side` is the views' side in pixels, `cells` (h, w) the rows of a view and `features` their channels.
     """

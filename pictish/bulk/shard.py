@@ -164,7 +164,7 @@ class SamplePicture(ImageBytes):
 
 
 def _pictures(path: Path, account: "_Account") -> Iterator[SamplePicture]:
-    """Pictures of a raw shard; what is not tokenized is told to `account`. ValueError for a damaged shard.
+    """Images of a raw shard; what is not tokenized is reported to `account`. ValueError for a damaged shard.
 
     A sample has one picture, or several with names, as edits and documents have. Its texts are carried over.
     """

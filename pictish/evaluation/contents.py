@@ -22,7 +22,7 @@ _SHOWN = 3  # names of samples for each reason
 
 
 def inspect_tokens(inputs: Sequence[Path], caption_key: str | None, report: Report) -> dict[str, Any]:
-    """Statistics of token files, token folders and shards; damaged ones are told, not counted.
+    """Statistics of token files, token folders and shards; damaged ones are reported, not counted.
 
     Of shards also how they are understood, which is all there is of raw ones.
     """

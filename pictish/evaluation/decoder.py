@@ -86,8 +86,8 @@ class DecoderEvaluation:
 
     Pictures are drawn as `pictish detokenize` draws them: what `drawing` leaves open is the decoder's default
     for reconstruction. Only with `drawing.upscale` above 1 is the upscaler used: pictures are then compared
-    at so many times the decoder's side, those that went through it beside the same ones resized. ValueError
-    for a model without a diffusion decoder, and for a scheduler or a factor that does not fit.
+    at this multiple of the decoder's side, those that went through it beside the same ones resized.
+    ValueError for a model without a diffusion decoder, and for a scheduler or a factor that does not fit.
     """
 
     metrics = METRICS
