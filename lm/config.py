@@ -67,7 +67,7 @@ class AdaptorConfig(Config):
 
 
 class ImageGenerationConfig(Config):
-    """How tokens of pictures are drawn unless the user says otherwise."""
+    """How tokens of images are drawn unless the user says otherwise."""
 
     renamed: ClassVar = {"strays": "ignored_ids"}
 
@@ -98,7 +98,7 @@ class ImageGenerationConfig(Config):
 
 
 class BeamSearchConfig(Config):
-    """How a text about a picture is written, by beam search, and where it is cut."""
+    """How a text about an image is written, by beam search, and where it is cut."""
 
     renamed: ClassVar = {
         "beams": "num_beams",
@@ -219,7 +219,7 @@ class DropoutConfig(Config):
 
 
 class SourceConfig(Config):
-    """Shards or picture folders, how often they are drawn from, and what their samples become."""
+    """Shards or image folders, how often they are drawn from, and what their samples become."""
 
     paths: tuple[str, ...] = Field(description="shards, patterns of shards, or folders")
     weight: float = Field(1.0, gt=0)
@@ -397,6 +397,12 @@ class TrainConfig(Config):
     stages: tuple[StageConfig, ...]
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="muon: for the matrices of the layers; AdamW for the rest"
+    )
+    beta2: float = Field(
+        0.95,
+        gt=0,
+        lt=1,
+        description="decay of AdamW's second moment; closer to 1 for few tokens a step (arXiv 2507.07101)",
     )
     weight_decay: float = Field(0.05, ge=0, description="of matrices; embeddings, norms and biases have none")
     clip_norm: float = Field(1.0, gt=0)

@@ -1,4 +1,4 @@
-"""Trains a language model on text and picture codes; one visible loop, exact resume.
+"""Trains a language model on text and image codes; one visible loop, exact resume.
 
 It reads like tokenizer/train.py. The order of samples and every choice about them are functions of the seed
 and a position in the stream; the objective, and dropout inside the model, draw from generators seeded by the
@@ -67,7 +67,7 @@ from pictish.training.sharding import plain, prepare, shard, whole
 logger = logging.getLogger(__name__)
 
 PREFETCH_DEPTH = 4  # steps read and packed before they are needed
-Show = Callable[[UnifiedModel, int], None]  # draws sample pictures of the model as it is at a step
+Show = Callable[[UnifiedModel, int], None]  # draws sample images of the model as it is at a step
 
 
 @training
@@ -87,7 +87,7 @@ def train(
 ) -> Path:
     """Train by `config` in the folder `run`, from its last checkpoint on; returns the folder `run/model`.
 
-    `image_tokens` says whose codes are learned, `encode_images` encodes raw pictures, `show` also draws
+    `image_tokens` says whose codes are learned, `encode_images` encodes raw images, `show` also draws
     before the first step; soft targets and alignment need the `code_vectors` (C, W) of the image tokenizer.
     What could not be used of the data in the whole run is logged at the end, whatever ends it, and added to
     `report`; of several processes each tells of the others up to the last checkpoint. `anomaly_skip` steps
@@ -154,7 +154,11 @@ def train(
                     logger.info("stage %s: %s", stage.name, "; ".join(shares(model)))
                 names = [name for name, parameter in model.named_parameters()]
                 optimizer = optimizer_of(
-                    model, stage.learning_rate, config.weight_decay, no_decay=_rows(model)
+                    model,
+                    stage.learning_rate,
+                    config.weight_decay,
+                    (0.9, config.beta2),
+                    no_decay=_rows(model),
                 )
                 scale_tower(optimizer, model, stage)
                 resumed = begun.step > first
@@ -310,7 +314,7 @@ def _told(report: Report, main: bool) -> Iterator[None]:
 
 
 def _show_or_warn(show: Show, model: UnifiedModel, step: int) -> None:
-    """Sample pictures are no reason to lose a run: out of memory, a full disk, a model gone wrong."""
+    """Sample images are no reason to lose a run: out of memory, a full disk, a model gone wrong."""
     try:
         show(model.eval(), step)
     except (ValueError, RuntimeError, OSError) as error:

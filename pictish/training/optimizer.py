@@ -53,6 +53,7 @@ def muon(
     module_or_named_params: nn.Module | Iterable[tuple[str, nn.Parameter]],
     lr: float,
     weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.95),
     *,
     matrices: Collection[str],
     no_decay: Sequence[str] = (),
@@ -71,7 +72,7 @@ def muon(
         raise ValueError("optimizer muon: an update needs a whole matrix, and --fsdp shards it; use adamw")
     parts: list[torch.optim.Optimizer] = []
     if rest or not hidden:
-        parts.append(adamw(rest, lr, weight_decay, no_decay=no_decay))
+        parts.append(adamw(rest, lr, weight_decay, betas, no_decay))
     if hidden:
         parts.append(Muon(hidden, lr, weight_decay))
     return parts[0] if len(parts) == 1 else Combined(parts)
