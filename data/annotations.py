@@ -1,9 +1,9 @@
-"""Edits and questions beside pictures: the rows of `edits.jsonl` and `questions.jsonl`, which name pictures.
+"""Edits and questions beside images: the rows of `edits.jsonl` and `questions.jsonl`, which name images.
 
     {"source": "cat.jpg", "instruction": "make the cat white", "target": "white-cat.jpg"}
     {"image": "cat.jpg", "question": "What colour is the cat?", "answer": "Black."}
 
-The files lie anywhere in the folder of a source, or beside the file that is one. Pictures are named as the
+The files lie anywhere in the folder of a source, or beside the file that is one. Images are named as the
 source names them, from the folder of the file on.
 """
 
@@ -23,7 +23,7 @@ from pictish.io.finding import is_hidden
 
 @dataclass(frozen=True)
 class PictureEdit:
-    """A row of `edits.jsonl`; `source` and `target` are `normal` names of pictures."""
+    """A row of `edits.jsonl`; `source` and `target` are `normal` names of images."""
 
     place: str  # what it is called in reports
     source: str
@@ -50,15 +50,15 @@ class Annotations:
 
     @property
     def pictures(self) -> set[str]:
-        """Names of the pictures that they need."""
+        """Names of the images that they need."""
         return {name for edit in self.edits for name in (edit.source, edit.target)} | {
             question.picture for question in self.questions
         }
 
     def matched(self, usable: Collection[str], named: Collection[str], report: Report) -> "Annotations":
-        """Those whose pictures are all `usable`; the others go to the report.
+        """Those whose images are all `usable`; the others go to the report.
 
-        `named`: the pictures of the source that are asked for, usable or not.
+        `named`: the images of the source that are asked for, usable or not.
         """
 
         def lacks(place: str, *pictures: str) -> bool:
@@ -74,7 +74,7 @@ class Annotations:
         )
 
     def questions_by_picture(self) -> dict[str, list[PictureQuestion]]:
-        """Name of a picture -> its questions, in their order."""
+        """Name of an image -> its questions, in their order."""
         found: dict[str, list[PictureQuestion]] = {}
         for asked in self.questions:
             found.setdefault(asked.picture, []).append(asked)
@@ -82,7 +82,7 @@ class Annotations:
 
 
 def read_annotations(source: Path, report: Report) -> Annotations:
-    """The edits and questions of a source of pictures; rows that are none go to the report."""
+    """The edits and questions of a source of images; rows that are none go to the report."""
     folder = source if source.is_dir() else source.parent
     found = Annotations()
     readers: dict[str, Callable[[Mapping[str, Any], str, str], None]] = {
@@ -103,12 +103,12 @@ def read_annotations(source: Path, report: Report) -> Annotations:
 
 
 def normal(name: str) -> str:
-    """A picture's name as annotations are matched by: `/` between parts, without `.` and `..`."""
+    """An image's name as annotations are matched by: `/` between parts, without `.` and `..`."""
     return posixpath.normpath(name.replace("\\", "/"))
 
 
 def edit_members(edit: PictureEdit, source: Path, target: Path) -> dict[str, bytes]:
-    """A sample of an edit (docs/formats.md), of the files of its two pictures."""
+    """A sample of an edit (docs/formats.md), of the files of its two images."""
     told = {
         "source": f"source{source.suffix}",
         "instruction": edit.instruction,
@@ -122,7 +122,7 @@ def edit_members(edit: PictureEdit, source: Path, target: Path) -> dict[str, byt
 
 
 def question_members(asked: list[PictureQuestion], picture: Path) -> dict[str, bytes]:
-    """A sample of the questions about one picture (docs/formats.md), of its file."""
+    """A sample of the questions about one image (docs/formats.md), of its file."""
     turns = [{"question": each.question, "answer": each.answer} for each in asked]
     return {
         picture.suffix[1:]: picture.read_bytes(),

@@ -1,10 +1,10 @@
-"""A source of pictures (`sources.py`) looked through once, and written as raw shards for all other commands.
+"""A source of images (`sources.py`) looked through once, and written as raw shards for all other commands.
 
 OUT/train/captioned-000000.tar      KEY.png and KEY.txt; KEY.json holds `captions` where there are several
-OUT/train/uncaptioned-000000.tar    pictures without captions
+OUT/train/uncaptioned-000000.tar    images without captions
 OUT/train/edits-000000.tar          KEY.source.png, KEY.target.png and KEY.json, of `edits.jsonl`
 OUT/train/questions-000000.tar      KEY.png and KEY.json, of `questions.jsonl`
-OUT/validation/                     the same of the pictures that are held out
+OUT/validation/                     the same of the images that are held out
 OUT/manifest.json                   what was found, and what was left out and why
 """
 
@@ -42,7 +42,7 @@ TASKS = ("edits", "questions")
 KINDS = (*PICTURES, *TASKS)
 _PER_SHARD = 1000  # samples
 _NAMED = 100  # of those left out for a reason, in the manifest
-_SIDE = 8  # pixels: pictures are decoded to see that they can be
+_SIDE = 8  # pixels: images are decoded to see that they can be
 
 
 @dataclass
@@ -52,13 +52,13 @@ class Found:
     source: Path
     kind: str  # in words
     reading: Reading
-    digests: list[str | None] = field(default_factory=list)  # sha256 of a picture's file
-    sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width) of each usable picture
+    digests: list[str | None] = field(default_factory=list)  # sha256 of an image's file
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width) of each usable image
     with_captions: set[str] = field(default_factory=set)  # digests
     captioned: int = 0
     captions: int = 0
-    said_in: Counter[str] = field(default_factory=Counter)  # where captions stand -> pictures
-    annotations: Annotations = field(default_factory=Annotations)  # those whose pictures can be used
+    said_in: Counter[str] = field(default_factory=Counter)  # where captions stand -> images
+    annotations: Annotations = field(default_factory=Annotations)  # those whose images can be used
 
     @property
     def pictures(self) -> int:
@@ -98,10 +98,10 @@ def look(
     workers: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Found:
-    """Read all of a source and decode every picture, in `workers` processes (0: in this one).
+    """Read all of a source and decode every image, in `workers` processes (0: in this one).
 
-    `progress` is called with the pictures done. ValueError for what is no source, for one without a usable
-    picture, and for a `caption_key` that no sample has.
+    `progress` is called with the images done. ValueError for what is no source, for one without a usable
+    image, and for a `caption_key` that no sample has.
     """
     kind, _ = reader_of(source)
     found = Found(source, kind, Reading(caption_key))
@@ -155,9 +155,9 @@ def write_raw_shards(
 ) -> dict[str, Any]:
     """Write `folder` as a whole; the manifest. `validation`: the fraction held out, or a source of its own.
 
-    The fraction is chosen by hashes of the pictures' files, so that copies of one lie on one side; it is one
-    picture with captions at least. An edit is held out where one of its pictures is, and questions are with
-    their picture. ValueError when the source has changed since it was looked through, or is too small to hold
+    The fraction is chosen by hashes of the images' files, so that copies of one lie on one side; it is one
+    image with captions at least. An edit is held out where one of its images is, and questions are with
+    their image. ValueError when the source has changed since it was looked through, or is too small to hold
     one out.
     """
     held_out = _held_out(found, validation) if isinstance(validation, float) else frozenset[str]()
@@ -174,7 +174,7 @@ def write_raw_shards(
         keys: dict[str, set[str]] = {}
 
         def write(split: str, kind: str, name: str, members: dict[str, bytes]) -> None:
-            # pictures have different keys whether they have captions or not
+            # images have different keys whether they have captions or not
             taken = keys.setdefault(f"{split}/{'pictures' if kind in PICTURES else kind}", set())
             writers[split, kind].write(_free_key(name, taken), members)
             counts[f"{split}/{kind}"] += 1
@@ -225,7 +225,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _held_out(found: Found, fraction: float) -> frozenset[str]:
-    """Digests of the pictures to hold out."""
+    """Digests of the images to hold out."""
     if not 0 < fraction < 1:
         raise ValueError(f"validation: {fraction} asked for; a fraction above 0 and below 1 fits")
     distinct = sorted(found.with_captions or {digest for digest in found.digests if digest})
@@ -269,7 +269,7 @@ def _members(item: Item, digest: str) -> dict[str, bytes]:
 
 
 def _keep(members: dict[str, bytes], folder: Path, number: int) -> Path:
-    """The picture of a sample as a file, until the edits and questions that name it are written."""
+    """The image of a sample as a file, until the edits and questions that name it are written."""
     folder.mkdir(exist_ok=True)
     suffix = next(suffix for suffix in members if suffix not in ("txt", "json"))
     path = folder / f"{number}.{suffix}"
@@ -283,7 +283,7 @@ def _suffix_of(blob: bytes) -> str | None:
 
 
 def _free_key(name: str, taken: set[str]) -> str:
-    """A key that says the name of a picture, and that no other picture has."""
+    """A key that says the name of an image, and that no other image has."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     wanted = key_of("/".join(parts)) if "." in (parts or [""])[-1] else "/".join(parts)
     try:

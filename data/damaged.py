@@ -1,4 +1,4 @@
-"""Pictures whose pixels are whole in a file that is not.
+"""Images whose pixels are whole in a file that is not.
 
 Decoders refuse files whose end marker is missing, whose text is too long or whose metadata are damaged.
 `completed` puts its pixels into a file that they take.

@@ -1,4 +1,4 @@
-"""Dialogues in a sample's JSON: who says what, with pictures and videos anywhere. Layout: docs/formats.md."""
+"""Dialogues in a sample's JSON: who says what, with images and videos anywhere. Layout: docs/formats.md."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""Finding pictures, and reading any of them as plain upright 8-bit RGB."""
+"""Finding images, and reading any of them as plain upright 8-bit RGB."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ _UNREAD = {
     b"v/1\x01": "OpenEXR",
     b"#?RADIANCE": "Radiance HDR",
     b"<svg": "SVG",
-}  # first bytes of pictures that are not read, and what they are
+}  # first bytes of images that are not read, and what they are
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,7 +47,7 @@ _TURNED_BY = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # ke
 _pillow_settings = threading.Lock()
 
 Picture = str | Path | bytes | Image.Image | npt.NDArray[Any]
-"""A picture as a caller may hold it: a path, a file's bytes, a PIL image, or an array."""
+"""An image as a caller may hold it: a path, a file's bytes, a PIL image, or an array."""
 
 
 def find_images(inputs: Sequence[Path]) -> list[File]:
@@ -70,14 +70,14 @@ def images_of(found: Found, inputs: Sequence[Path]) -> list[File]:
 
 
 def load_image(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture as RGB: upright by its EXIF, alpha over white, an animation's first frame.
+    """An image as RGB: upright by its EXIF, alpha over white, an animation's first frame.
 
     `source` is a path, the bytes of a file, a PIL image of any mode, or an array of shape (height, width),
     (height, width, 3) as RGB or (height, width, 4) as RGBA: uint8, uint16, bool, or floats where 0 is black
     and 1 is white. PIL images are not changed. Samples of more than 8 bits are scaled to 8.
     A file whose pixels are whole is read, whatever is damaged or missing beside them.
     The header is read first: more than `max_pixels` pixels are refused before anything is decoded.
-    ValueError (one line) for everything that is not a whole picture, OSError when the file cannot be read.
+    ValueError (one line) for everything that is not a whole image, OSError when the file cannot be read.
     """
     image = load_with_alpha(source, max_pixels)
     if image.mode == "RGB":
@@ -88,7 +88,7 @@ def load_image(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def load_with_alpha(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture as `load_image` reads it, but RGBA where it is transparent.
+    """An image as `load_image` reads it, but RGBA where it is transparent.
 
     Where a pixel has more than 8 bits a sample, it may lie over white already.
     """
@@ -99,7 +99,7 @@ def load_with_alpha(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Imag
         pixels = re.search(r"\((\d+) pixels\)", str(error))
         came = f"{int(pixels[1]):,}" if pixels else "too many"
         raise ValueError(f"{came} pixels; at most {max_pixels:,} are decoded (max_pixels)") from None
-    except MemoryError:  # says nothing about the picture
+    except MemoryError:  # says nothing about the image
         raise
     except _NotAPicture as error:
         raise ValueError(str(error)) from None
@@ -109,7 +109,7 @@ def load_with_alpha(source: Picture, max_pixels: int = MAX_PIXELS) -> Image.Imag
         raise ValueError(f"cannot be decoded: {reason}") from error
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
-    for key in _TURNED_BY:  # whoever reads this picture again must not turn it again
+    for key in _TURNED_BY:  # whoever reads this image again must not turn it again
         image.info.pop(key, None)
     return image
 
@@ -237,7 +237,7 @@ def _with_deep_key(
 
 
 def _held(source: Picture) -> bytes | Image.Image:
-    """A file's bytes, or the picture itself where it is in memory."""
+    """A file's bytes, or the image itself where it is in memory."""
     match source:
         case Image.Image() | bytes():
             return source
@@ -278,7 +278,7 @@ def _eight_bits(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
 
 
 def _opened_heif(blob: bytes) -> Image.Image:
-    """A HEIC picture, whose pixels are not decoded yet; Pillow itself learns nothing of the format."""
+    """A HEIC image, whose pixels are not decoded yet; Pillow itself learns nothing of the format."""
     try:
         from pillow_heif import HeifImageFile
     except ImportError:
@@ -288,9 +288,9 @@ def _opened_heif(blob: bytes) -> Image.Image:
 
 
 def fit_square(image: Image.Image, side: int, *, exact: bool = False) -> npt.NDArray[np.uint8]:
-    """The whole RGB picture squashed to a square, (side, side, 3) uint8, bicubic with antialiasing.
+    """The whole RGB image squashed to a square, (side, side, 3) uint8, bicubic with antialiasing.
 
-    A picture of four times the side or more is first reduced by a whole number, which takes half the time;
+    An image of four times the side or more is first reduced by a whole number, which takes half the time;
     the photographs of scikit-image come out within 48 dB of the slow way, which is `exact`.
     """
     gap = None if exact else 2.0
@@ -334,7 +334,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_integers(image: Image.Image) -> Image.Image:
-    """Grey pictures of more than 8 bits: white is 65,535, or 2**31 - 1 when a pixel is above that."""
+    """Grey images of more than 8 bits: white is 65,535, or 2**31 - 1 when a pixel is above that."""
     values: npt.NDArray[Any] = np.asarray(image).astype(np.int64)
     white = 65_535 if values.max() <= 65_535 else 2**31 - 1
     grey = ((values.clip(0, white) * 255 + white // 2) // white).astype(np.uint8)
@@ -344,7 +344,7 @@ def _from_integers(image: Image.Image) -> Image.Image:
 
 
 def png_bytes(image: Image.Image, info: PngInfo | None = None) -> bytes:
-    """The picture as PNG, with the text chunks of `info`."""
+    """The image as PNG, with the text chunks of `info`."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True, pnginfo=info)
     return buffer.getvalue()

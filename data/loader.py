@@ -1,7 +1,7 @@
-"""Pictures decoded and squashed ahead of the model, in worker processes.
+"""Images decoded and squashed ahead of the model, in worker processes.
 
 A worker is a plain subprocess that speaks over its pipes: it never imports torch, takes nothing but bytes,
-dies with its parent even when that is killed, and may be killed by a picture without harm to the others.
+dies with its parent even when that is killed, and may be killed by an image without harm to the others.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from pictish.io.finding import File
 
 _FRAME = struct.Struct("<II")  # bytes of JSON, bytes after it
 _WAITING_BYTES = 256 << 20  # of ImageBytes sent ahead
-_ATTEMPTS = 3  # at a picture whose worker process dies
+_ATTEMPTS = 3  # at an image whose worker process dies
 _FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # by the kernel or a user
 _START = """
 import json, sys
@@ -44,7 +44,7 @@ _serve()
 
 @dataclass(frozen=True)
 class ImageBytes:
-    """A picture that is in memory already, such as a member of a shard."""
+    """An image that is in memory already, such as a member of a shard."""
 
     blob: bytes
     name: str
@@ -52,7 +52,7 @@ class ImageBytes:
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """What became of one picture: `pixels`, or `error`, or neither when it was to be skipped."""
+    """What became of one image: `pixels`, or `error`, or neither when it was to be skipped."""
 
     file: File | ImageBytes
     pixels: npt.NDArray[np.uint8] | None  # (side, side, 3)
@@ -77,8 +77,8 @@ def decode_images(
 ) -> Generator[Decoded, None, None]:
     """Decode `files` with `workers` processes (0: in this one), results in the order of `files`.
 
-    At most `prefetch` pictures are under way, so memory does not grow with their number. `skip(name)` may
-    give a sha256: a picture whose bytes still have it is not decoded. `exact` is that of `fit_square`. Close
+    At most `prefetch` images are under way, so memory does not grow with their number. `skip(name)` may
+    give a sha256: an image whose bytes still have it is not decoded. `exact` is that of `fit_square`. Close
     the generator to stop early.
     """
     settings = {"side": side, "exact": exact, "max_pixels": max_pixels}
@@ -119,7 +119,7 @@ def _weight(file: File | ImageBytes) -> int:
 
 
 def _decode(file: File | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """Facts and raw pixels of one picture; its own faults become `error`, a bug is raised."""
+    """Facts and raw pixels of one image; its own faults become `error`, a bug is raised."""
     reply: dict[str, Any] = {"error": None, "sha256": None, "size": None, "side": request["side"]}
     try:
         blob = file.blob if isinstance(file, ImageBytes) else read_regular_file(file.path)
@@ -134,7 +134,7 @@ def _decode(file: File | ImageBytes, request: dict[str, Any]) -> tuple[dict[str,
         image = load_image(blob, request["max_pixels"])
         reply["size"] = (image.height, image.width)
         return reply, fit_square(image, request["side"], exact=request["exact"]).tobytes()
-    except OSError as error:  # in reading: bytes that are no picture are a ValueError
+    except OSError as error:  # in reading: bytes that are no image are a ValueError
         reply["error"] = error.strerror or one_line(error)
     except ValueError as error:
         reply["error"] = one_line(error)
@@ -151,7 +151,7 @@ def _decoded(file: File | ImageBytes, reply: dict[str, Any], raw: bytes) -> Deco
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """What became of one picture that was asked for as it is: `image`, RGB or RGBA, or `error`."""
+    """What became of one image that was asked for as it is: `image`, RGB or RGBA, or `error`."""
 
     image: Image.Image | None
     error: str | None  # one line
@@ -159,7 +159,7 @@ class Whole:
 
 
 def decoded_whole(pool: "WorkerPool", blob: bytes, max_pixels: int = MAX_PIXELS) -> "Future[Whole]":
-    """Have a picture decoded by `load_with_alpha` in a process of `pool`, at its own size."""
+    """Have an image decoded by `load_with_alpha` in a process of `pool`, at its own size."""
     request = {"side": None, "exact": False, "max_pixels": max_pixels, "skip": None}
     result: Future[Whole] = Future()
     result.set_running_or_notify_cancel()
@@ -206,7 +206,7 @@ class WorkerPool:
     def submit(
         self, file: File | ImageBytes, request: dict[str, Any]
     ) -> "Future[tuple[dict[str, Any], bytes]]":
-        """Have a picture decoded."""
+        """Have an image decoded."""
         return self._threads.submit(self._ask, file, request)
 
     def _ask(self, file: File | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -234,7 +234,7 @@ class _Worker:
         self._start()
 
     def ask(self, file: File | ImageBytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """The reply for a picture, which is tried again in a new process when the one that had it died."""
+        """The reply for an image, which is tried again in a new process when the one that had it died."""
         blob = file.blob if isinstance(file, ImageBytes) else b""
         path = os.fspath(file.path) if isinstance(file, File) else None
         message = {**request, "path": path, "name": file.name}
@@ -305,7 +305,7 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 
 
 def _died(file: File | ImageBytes, request: dict[str, Any], code: int) -> dict[str, Any]:
-    """The reply for a picture whose processes died, the last with this exit code."""
+    """The reply for an image whose processes died, the last with this exit code."""
     sha256 = None
     if -code in _FROM_OUTSIDE:
         error = f"the decoding process was killed {_ATTEMPTS} times ({signal.Signals(-code).name})"
@@ -318,7 +318,7 @@ def _died(file: File | ImageBytes, request: dict[str, Any], code: int) -> dict[s
 
 
 def _serve() -> None:
-    """Main loop of a worker process: one picture after the other until the parent is gone."""
+    """Main loop of a worker process: one image after the other until the parent is gone."""
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)  # image libraries written in C print as they like

@@ -44,7 +44,7 @@ _ARRAYS = ("names", "name_ends", "member_ends", "kinds", "offsets", "sizes")
 
 @dataclass(frozen=True)
 class Source:
-    """Samples that are drawn together: shards, folders of shards, or picture folders."""
+    """Samples that are drawn together: shards, folders of shards, or image folders."""
 
     name: str
     paths: tuple[Path, ...]
@@ -384,7 +384,7 @@ def _load(source: Source, cache: Path | None, own_cache: Path | None) -> tuple[l
 
 
 def _places(source: Source) -> tuple[list[Path], list[Path], Found]:
-    """Shards and picture folders of a source, and what else lies beside the shards."""
+    """Shards and image folders of a source, and what else lies beside the shards."""
     shards: dict[str, Path] = {}
     folders: dict[str, Path] = {}
     beside = Found()

@@ -1,4 +1,4 @@
-"""How a drawn picture came about, inside its PNG: one iTXt chunk `pictish`, enough to draw the picture again.
+"""How a drawn image came about, inside its PNG: one iTXt chunk `pictish`, enough to draw the image again.
 
 See docs/formats.md for the JSON in it. It is found by walking the file's chunks: no pixel is decoded, and no
 more than a chunk of `LIMIT` bytes is held.
@@ -33,7 +33,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Request(Config):
-    """One picture as it was asked for; a number that is None was left to the model."""
+    """One image as it was asked for; a number that is None was left to the model."""
 
     command: Literal["generate", "edit"]
     prompt: str | None = None  # of an edit: the instruction
@@ -75,10 +75,10 @@ class Request(Config):
 
 
 class Origin(Request):
-    """A request and what came of it: settings as they were used, the models, and the picture's tokens."""
+    """A request and what came of it: settings as they were used, the models, and the image's tokens."""
 
     format: Literal[2] = FORMAT_VERSION
-    upscale: Literal[1, 2, 4] = 1  # before there were upscalers, pictures did not say so
+    upscale: Literal[1, 2, 4] = 1  # before there were upscalers, images did not say so
     pictish: str  # version
     tokenizer: Fingerprint
     lm: Fingerprint
@@ -93,13 +93,13 @@ class Origin(Request):
 
 
 def digest_of(picture: Image.Image) -> str:
-    """sha256 of a picture's pixels, whatever file they came from: of the picture as a binary PPM file."""
+    """sha256 of an image's pixels, whatever file they came from: of the image as a binary PPM file."""
     rgb = picture.convert("RGB")
     return hashlib.sha256(b"P6\n%d %d\n255\n" % rgb.size + rgb.tobytes()).hexdigest()
 
 
 def png_with_origin(picture: Image.Image, origin: Origin) -> bytes:
-    """The picture as PNG, its origin inside; equal origins and pixels give equal bytes."""
+    """The image as PNG, its origin inside; equal origins and pixels give equal bytes."""
     info = PngInfo()
     facts = origin.model_dump(mode="json")
     info.add_itxt(KEY, json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
@@ -107,7 +107,7 @@ def png_with_origin(picture: Image.Image, origin: Origin) -> bytes:
 
 
 def read_origin(path: Path) -> Origin:
-    """How the picture in a file was drawn.
+    """How the image in a file was drawn.
 
     ValueError (one line) for everything that does not say so in full and soundly, OSError when the file
     cannot be read.

@@ -1,6 +1,6 @@
-"""One training sample, whatever it was stored as, and where the samples of a shard or a picture folder lie.
+"""One training sample, whatever it was stored as, and where the samples of a shard or an image folder lie.
 
-Raw pictures stay encoded bytes: whoever has a tokenizer turns them into codes. Layouts: docs/formats.md.
+Raw images stay encoded bytes: whoever has a tokenizer turns them into codes. Layouts: docs/formats.md.
 """
 
 import functools
@@ -45,7 +45,7 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and what may be said of it: one caption or more."""
+    """An image and what may be said of it: one caption or more."""
 
     source: str  # file name of the shard, or name of the folder; the same for all kinds
     key: str
@@ -56,7 +56,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Edit:
-    """A picture, what is to be done to it, and the picture that comes of it."""
+    """An image, what is to be done to it, and the image that comes of it."""
 
     source: str
     key: str
@@ -67,7 +67,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Question:
-    """Questions about one picture, each with its answer."""
+    """Questions about one image, each with its answer."""
 
     source: str
     key: str
@@ -77,7 +77,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Document:
-    """Text and pictures in reading order, at least one of them a picture."""
+    """Text and images in reading order, at least one of them an image."""
 
     source: str
     key: str
@@ -152,7 +152,7 @@ def parse_sample(
 ) -> Sample:
     """The sample whose members, by suffix, hold these bytes.
 
-    `tokenizer`: fingerprint that token files must have. `text_alone=False` where a `.txt` without a picture
+    `tokenizer`: fingerprint that token files must have. `text_alone=False` where a `.txt` without an image
     has lost it. `caption_key`: see `sample_captions`. DamagedSample, a ValueError of one line naming source
     and key, for what is no sample.
     """
@@ -210,7 +210,7 @@ def _parse(
 
 
 def _picture_suffix(members: Mapping[str, bytes], name: str | None) -> str:
-    """The member that is the sample's picture, or that its JSON means by `name`."""
+    """The member that is the sample's image, or that its JSON means by `name`."""
     images = image_members(members, tokens=True)
     if name is None:
         if "" in images:
@@ -221,7 +221,7 @@ def _picture_suffix(members: Mapping[str, bytes], name: str | None) -> str:
     wanted = name.lower()  # as a shard's reader writes suffixes
     if not is_image(wanted):
         raise ValueError(f"its JSON names {name!r} as an image; the name of one ends in .tokens or .png ...")
-    # A raw shard's JSON is carried over when its pictures become tokens, so it still says source.png then.
+    # A raw shard's JSON is carried over when its images become tokens, so it still says source.png then.
     for choice in (wanted, f"{wanted.rpartition('.')[0]}.tokens".removeprefix(".")):
         if choice in members:
             return choice
@@ -315,7 +315,7 @@ def _messages(listed: Any, picture: Callable[[str], Picture]) -> tuple[Message, 
 def _preference(
     source: str, key: str, value: Any, picture: Callable[..., Picture]
 ) -> Iterator[Pair | Edit | Question | Dialogue]:
-    """The chosen sample, then the rejected one; they share the very pictures of their prompt."""
+    """The chosen sample, then the rejected one; they share the very images of their prompt."""
     prompts = ("question", "prompt", "instruction", "messages")
     found = [name for name in prompts if isinstance(value, dict) and name in value]
     if len(found) != 1:
@@ -381,7 +381,7 @@ def _text(blob: bytes, what: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class SampleIndex:
-    """Where the samples of one shard or picture folder lie, so that any of them can be read by its number.
+    """Where the samples of one shard or image folder lie, so that any of them can be read by its number.
 
     N samples, M members; arrays, for millions of samples must fit. Reading is by seek: local files only.
     """
@@ -409,7 +409,7 @@ class SampleIndex:
 
     @functools.cached_property
     def has_pictures(self) -> bool:
-        """Whether any sample has one; a lone `.txt` among them has lost its picture."""
+        """Whether any sample has one; a lone `.txt` among them has lost its image."""
         return any(is_image(suffix.lower()) for suffix in self.suffixes)
 
     def key(self, row: int) -> str:
@@ -462,7 +462,7 @@ def index_shard(path: Path) -> SampleIndex:
 
 
 def index_folder(path: Path) -> SampleIndex:
-    """Find the samples of a picture folder and the folders in it: files with one name but for the suffix.
+    """Find the samples of an image folder and the folders in it: files with one name but for the suffix.
 
     What else belongs to a sample says `owners`. Links are followed, hidden files and the manifest of a token
     folder are left out.
@@ -487,14 +487,14 @@ def index_folder(path: Path) -> SampleIndex:
             whose = owner[stem]
             beside = is_image(split[name][1]) and any(map(is_image, stems.get(whose, ()))) and whose != stem
             if not name.startswith(f"{whose}.") or (beside and "json" not in stems[whose]):
-                whose = stem  # a file is read by its name; a picture that no JSON names is one of its own
+                whose = stem  # a file is read by its name; an image that no JSON names is one of its own
             members.setdefault(whose, {})[name[len(whose) + 1 :]] = (0, 0)
         samples += [(folder + stem, own) for stem, own in members.items()]
     return _index(path, None, None, ignored, len(found.hidden), samples)
 
 
 def _unused(path: Path) -> str | None:
-    """Why a file of a picture folder is no member of a sample though it is a picture; None for others."""
+    """Why a file of an image folder is no member of a sample though it is an image; None for others."""
     kind = kind_of(path.name)
     if kind == "other" and not is_member(split_name(path.name)[1]) and begins_as_image(path):
         return "an image whose name does not say so; give it a suffix"

@@ -265,7 +265,7 @@ def find_shards(inputs: Sequence[Path], beside: Found | None = None) -> list[Pat
 
 
 def key_of(name: str) -> str:
-    """Key of a picture's name: no suffix; a key ends at a dot, so others in its last part become %2E."""
+    """Key of an image's name: no suffix; a key ends at a dot, so others in its last part become %2E."""
     folder, stem, _ = split_member(name)
     return folder + _escaped(stem)
 

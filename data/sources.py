@@ -1,14 +1,14 @@
-"""Pictures with captions, however they are stored, as one stream of `Item`s.
+"""Images with captions, however they are stored, as one stream of `Item`s.
 
 | source | captions |
 |---|---|
-| folder of pictures | `name.txt`, `.caption`, `.json` beside `name.jpg`; `metadata.jsonl`, `.csv`, ... |
+| folder of images | `name.txt`, `.caption`, `.json` beside `name.jpg`; `metadata.jsonl`, `.csv`, ... |
 | JSONL, CSV or TSV that names files | a field |
 | Parquet: Hugging Face's and img2dataset's | a column; needs pyarrow |
 | WebDataset shards | `.txt`, `.caption`, or a field of `.json` |
 | folder written by `Dataset.save_to_disk` of `datasets` | a column; needs pyarrow |
 
-Pictures are neither decoded nor downloaded here. What cannot be used is reported by name and reason.
+Images are neither decoded nor downloaded here. What cannot be used is reported by name and reason.
 """
 
 import csv
@@ -31,7 +31,7 @@ PICTURE_FIELDS = (
     "image", "img", "picture", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes",
     "file_name", "filename", "image_path", "img_path", "filepath", "file_path", "path", "file",
 )  # fmt: skip
-"""Fields that hold a picture or name its file, in any case; the first that is not empty counts."""
+"""Fields that hold an image or name its file, in any case; the first that is not empty counts."""
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 EDITS, QUESTIONS = "edits.jsonl", "questions.jsonl"  # `annotations.py` reads these
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
@@ -41,7 +41,7 @@ _LARGEST_TEXT = 1 << 20  # bytes of a caption file
 
 @dataclass(frozen=True)
 class Item:
-    """A picture of a source: a file, or a file's bytes; and its captions, none or more."""
+    """An image of a source: a file, or a file's bytes; and its captions, none or more."""
 
     name: str  # in the source, parts joined by /
     picture: Path | bytes
@@ -49,7 +49,7 @@ class Item:
     said_in: str | None  # where the captions stand, such as `name.txt` or `metadata.csv: text`
 
     def read(self) -> bytes:
-        """The bytes of the picture's file; OSError and ValueError as `read_regular_file`."""
+        """The bytes of the image's file; OSError and ValueError as `read_regular_file`."""
         return self.picture if isinstance(self.picture, bytes) else read_regular_file(self.picture)
 
 
@@ -60,14 +60,14 @@ class Reading:
     caption_key: str | None = None
     report: Report = field(default_factory=Report)
     fields: dict[str, None] = field(default_factory=dict)  # names of all that records held
-    ignored: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by kind
+    ignored: Counter[str] = field(default_factory=Counter)  # files that are no images, by kind
 
 
 Reader = Callable[[Path, Reading], Iterator[Item]]
 
 
 def read_source(path: Path, reading: Reading) -> Iterator[Item]:
-    """All pictures of a source with their captions, in an order that never changes.
+    """All images of a source with their captions, in an order that never changes.
 
     ValueError for what is no source; `reading.report` takes in what is left out of one.
     """
@@ -109,7 +109,7 @@ def reader_of(path: Path) -> tuple[str, Reader]:
 
 
 def _folder(path: Path, reading: Reading) -> Iterator[Item]:
-    """Pictures in a folder, with captions from files beside them and from metadata files above them."""
+    """Images in a folder, with captions from files beside them and from metadata files above them."""
     told = _metadata(path, reading)
     found = find([path])
     if found.hidden:
@@ -131,7 +131,7 @@ def _folder(path: Path, reading: Reading) -> Iterator[Item]:
 
 
 def _note_others(found: Found, reading: Reading) -> None:
-    """Count the files of a picture folder that are neither pictures nor captions; name what may hold some."""
+    """Count the files of an image folder that are neither images nor captions; name what may hold some."""
     stems = {split_name(file.name)[0] for file in found.images}
     for shard in found.shards:
         reading.report.skip(shard.name, "a shard in a folder of images; give it as a source of its own")
@@ -147,14 +147,14 @@ def _note_others(found: Found, reading: Reading) -> None:
 
 
 def _metadata(path: Path, reading: Reading) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Real path of a picture -> captions by where they stand, of all metadata files below `path`."""
+    """Real path of an image -> captions by where they stand, of all metadata files below `path`."""
     told: dict[str, dict[str, tuple[str, ...]]] = {}
     for table in sorted(each for name in METADATA for each in path.rglob(name)):
         for item in _rows_as_items(table, _records(table, reading), reading, inside=True):
             if not isinstance(item.picture, Path):
                 reading.report.skip(item.name, f"{table.name} of a folder of images holds an image")
                 continue
-            # a picture without captions is noted too, so that a row without a file is found
+            # an image without captions is noted too, so that a row without a file is found
             found = told.setdefault(os.path.realpath(item.picture), {})
             source = item.said_in or table.name
             found[source] = (*found.get(source, ()), *item.captions)
@@ -162,7 +162,7 @@ def _metadata(path: Path, reading: Reading) -> dict[str, dict[str, tuple[str, ..
 
 
 def _beside(picture: Path, reading: Reading) -> tuple[str | None, tuple[str, ...]]:
-    """Captions from the files beside a picture, and which."""
+    """Captions from the files beside an image, and which."""
     if reading.caption_key is None:
         for suffix in CAPTIONS:
             text = picture.with_suffix(f".{suffix}")
@@ -180,7 +180,7 @@ def _beside(picture: Path, reading: Reading) -> tuple[str | None, tuple[str, ...
 
 
 def _table(path: Path, reading: Reading) -> Iterator[Item]:
-    """Pictures that a file names, or holds. A picture of several rows has the captions of all of them."""
+    """Images that a file names, or holds. An image of several rows has the captions of all of them."""
     items = _rows_as_items(path, _records(path, reading), reading, inside=False)
     if path.suffix.lower() in (".parquet", ".arrow"):
         yield from items
@@ -223,7 +223,7 @@ def _rows_as_items(
 
 
 def _picture_of(record: Mapping[str, Any], folder: Path, inside: bool) -> tuple[str | None, Path | bytes]:
-    """The picture of a record, and its name if it has one."""
+    """The image of a record, and its name if it has one."""
     fields = {str(name).lower(): value for name, value in record.items()}
     key = fields.get("key", fields.get("__key__"))
     name = key if isinstance(key, str) and key else None
@@ -360,7 +360,7 @@ def _shards(path: Path, reading: Reading) -> Iterator[Item]:
 def _of_sample(
     place: str, sample: Mapping[str, bytes], reading: Reading
 ) -> tuple[bytes, str | None, tuple[str, ...]]:
-    """The picture of a shard's sample, where its captions stand, and these."""
+    """The image of a shard's sample, where its captions stand, and these."""
     if "tokens" in sample:
         raise ValueError("holds tokens, and images are needed")
     images = list(image_members(sample).values())

@@ -1,4 +1,4 @@
-"""TIFF pictures whose samples Pillow misreads or cannot hold: other depths, numbers and meanings of black.
+"""TIFF images whose samples Pillow misreads or cannot hold: other depths, numbers and meanings of black.
 
 Pillow opens what its own table lists, and hands out samples of more than 8 bits as they are stored, whatever
 their depth and whether 0 means white. Here its copy of libtiff undoes the compression alone: it is shown the
@@ -53,7 +53,7 @@ _OVERSHOOT = 0.1  # beyond [0, 1], as resampling leaves it
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """How the samples of a TIFF's first picture lie in the file."""
+    """How the samples of a TIFF's first image lie in the file."""
 
     order: str  # of bytes, as numpy says it
     width: int
@@ -141,7 +141,7 @@ def _pillow_is_right(
 
 
 def _first_directory(blob: bytes) -> dict[int, tuple[int, ...]]:
-    """The tags of the first picture that hold whole numbers and are used here."""
+    """The tags of the first image that hold whole numbers and are used here."""
     order = ">" if blob[:1] == b"M" else "<"
     if 43 in blob[2:4]:  # BigTIFF
         entry, inline, start = struct.Struct(f"{order}HHQ"), 8, f"{order}Q"

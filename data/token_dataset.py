@@ -43,7 +43,7 @@ def token_dataset(
 
     Yields dicts of `__key__`, `__url__` and, by suffix, what a sample has: `tokens` a TokenizedImage, images
     (`png`, `jpg` ...) a PIL image (upright RGB), `txt` a string, `json` the parsed object, anything else its
-    bytes. Named pictures keep their name (`source.png`). ValueError when no shard is found.
+    bytes. Named images keep their name (`source.png`). ValueError when no shard is found.
 
     Shards are divided among the processes of torch.distributed and the workers of a DataLoader: each needs
     one at least. A shard of an object store is downloaded to TMPDIR while it is read.

@@ -1,4 +1,4 @@
-"""Output folders that say what they hold: token folders, shard folders, and pictures made from tokens.
+"""Output folders that say what they hold: token folders, shard folders, and images made from tokens.
 
 `manifest.json` lists every file with the sha256 of its source and of its bytes. While a run is under way the
 same facts grow line by line in `manifest.partial.jsonl`, so that a killed run can be resumed.
@@ -37,12 +37,12 @@ SUFFIX = ".tokens"
 class Entry:
     """One file of an output folder."""
 
-    source: str | None  # name of what it was made from; None: several pictures (a shard)
-    source_sha256: str  # of the source's bytes; for several pictures see `sources_digest`
+    source: str | None  # name of what it was made from; None: several images (a shard)
+    source_sha256: str  # of the source's bytes; for several images see `sources_digest`
     sha256: str  # of the file's bytes
     tokens: int
     samples: int = 1
-    left_out: tuple[str, ...] = ()  # pictures of a shard that could not be read
+    left_out: tuple[str, ...] = ()  # images of a shard that could not be read
     unread: tuple[str, ...] = ()  # those of them that another run may be able to read
 
     def to_json(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Entry:
 class Header:
     """What all files of an output folder have in common."""
 
-    kind: str  # "token-folder", "token-shards" or "pictures"
+    kind: str  # "token-folder", "token-shards" or "images"
     tokenizer: str  # fingerprint
     codebook_size: int
     settings: Mapping[str, Any]  # plain JSON: what else decides the bytes
@@ -342,7 +342,7 @@ def read_tokens(path: str | Path, expect_tokenizer: str | None = None) -> Tokeni
 
 
 def sources_digest(sources: Sequence[tuple[str, str | None]]) -> str:
-    """One sha256 for the pictures of a shard: their names and the sha256 of each (None: cannot be read)."""
+    """One sha256 for the images of a shard: their names and the sha256 of each (None: cannot be read)."""
     return hashlib.sha256(json.dumps(list(sources), separators=(",", ":")).encode("ascii")).hexdigest()
 
 

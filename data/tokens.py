@@ -1,4 +1,4 @@
-"""TokenizedImage: one picture as discrete codes, and its bytes.
+"""TokenizedImage: one image as discrete codes, and its bytes.
 
 K: kept patches, the number of tokens. See docs/formats.md for the layout of the bytes.
 """
@@ -29,9 +29,9 @@ _FIELDS = {"codebook_size", "format", "grid", "sha256", "size", "tokenizer"}
 
 @dataclass(frozen=True, eq=False)
 class TokenizedImage:
-    """The codes of one picture, where they lie, and who wrote them; ValueError when the parts disagree.
+    """The codes of one image, where they lie, and who wrote them; ValueError when the parts disagree.
 
-    Only pictures drawn by a language model whose tokenizer reads codes in their order alone (LaVIT's) have no
+    Only images drawn by a language model whose tokenizer reads codes in their order alone (LaVIT's) have no
     cells.
     """
 
@@ -87,7 +87,7 @@ class TokenizedImage:
 
     @property
     def bits_per_pixel(self) -> float:
-        """Bits per pixel of the original picture."""
+        """Bits per pixel of the original image."""
         return self.bits / (self.size[0] * self.size[1])
 
     def to_bytes(self) -> bytes:

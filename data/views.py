@@ -1,7 +1,7 @@
-"""Altered views of a picture for training: flips, zooms, shifts, backdrops and colour, from a seed.
+"""Altered views of an image for training: flips, zooms, shifts, backdrops and colour, from a seed.
 
-Clip art on white teaches a model that pictures are shapes on white. Zoomed crops that fill the frame,
-gradients and pictures behind pictures give it what photographs have.
+Clip art on white teaches a model that images are shapes on white. Zoomed crops that fill the frame,
+gradients and images behind images give it what photographs have.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ WHITE = (255, 255, 255)
 
 
 def picture_views(blob: bytes, views: int, side: int, key: str, neighbour: bytes | None = None) -> np.ndarray:
-    """uint8 (views, side, side, 3): the picture as it is, then altered views, a function of the arguments
+    """uint8 (views, side, side, 3): the image as it is, then altered views, a function of the arguments
     alone.
 
-    `key` names the picture and seeds its views; `neighbour` is another picture that may serve as a backdrop.
+    `key` names the image and seeds its views; `neighbour` is another image that may serve as a backdrop.
     """
     plain = load_image(blob)
     result = [fit_square(plain, side)]
@@ -47,7 +47,7 @@ def _altered(blob: bytes, side: int, rng: np.random.Generator, neighbour: bytes 
 
 
 def _cutout(blob: bytes) -> Image.Image:
-    """The picture with its transparency."""
+    """The image with its transparency."""
     return load_with_alpha(blob).convert("RGBA")
 
 

@@ -1,6 +1,6 @@
-"""Conditioning of a denoiser: maps concatenated to the picture, and a sequence for its cross-attention.
+"""Conditioning of a denoiser: maps concatenated to the image, and a sequence for its cross-attention.
 
-Legend: B pictures, N = grid x grid cells, F feature channels, C code dimension, D width of
+Legend: B images, N = grid x grid cells, F feature channels, C code dimension, D width of
 the sequence, L its length, H x W the denoiser's own map.
 """
 
@@ -17,7 +17,7 @@ from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 class Conditioning(NamedTuple):
-    """What the decoder is conditioned on, for B pictures."""
+    """What the decoder is conditioned on, for B images."""
 
     features: Tensor | None  # (B, N, F) of the tokenizer's reconstructor, standardised, where they are read
     codes: Tensor  # (B, N, C) code vectors at their cells, or in their order where cells are not known
@@ -67,7 +67,7 @@ class ConditionEncoder(nn.Module):
     def forward(
         self, conditioning: Conditioning, drop: Tensor, size: tuple[int, int] | None = None
     ) -> EncodedConditions:
-        """Conditions of pictures, the null condition where `drop` (B,) bool.
+        """Conditions of images, the null condition where `drop` (B,) bool.
 
         `size` is the denoiser's map (H, W) where it is not the square it was trained on.
         """
@@ -115,9 +115,9 @@ def hide(
     grid: int,
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor]:
-    """A source for training: pictures (B, C, H, W) with cells hidden, and where they are seen (B, 1, H, W).
+    """A source for training: images (B, C, H, W) with cells hidden, and where they are seen (B, 1, H, W).
 
-    A part `rate` of the pictures show some of their cells at random, the others nothing. An edit sees what is
+    A part `rate` of the images show some of their cells at random, the others nothing. An edit sees what is
     to stay: the cells where the codes of source and target agree. `pictures` may be one process's rows.
     """
     count, _, height, width = pictures.shape

@@ -11,7 +11,7 @@ from pictish.training.schedule import check_warmup
 
 
 class PreviewConfig(Config):
-    """A feed-forward head from the reconstructor's features to a small picture."""
+    """A feed-forward head from the reconstructor's features to a small image."""
 
     kind: Literal["preview"] = "preview"
     width: int = Field(192, gt=0, description="channels at the grid; halved by each doubling of the side")
@@ -100,7 +100,7 @@ class HeadsConfig(Config):
 
     @property
     def channels(self) -> int:
-        """No maps beside the picture."""
+        """No maps beside the image."""
         return 0
 
     @property
@@ -110,7 +110,7 @@ class HeadsConfig(Config):
 
     @property
     def source(self) -> bool:
-        """No parts of a source picture."""
+        """No parts of a source image."""
         return False
 
 
@@ -159,7 +159,7 @@ AnyNoise = DiffusionNoise | FlowNoise | MeanFlowNoise
 
 
 class SamplingConfig(Config):
-    """How pictures are drawn unless the user says otherwise."""
+    """How images are drawn unless the user says otherwise."""
 
     scheduler: str | None = Field(
         None, description="class name of a diffusers scheduler; noise of kind meanflow is sampled without"

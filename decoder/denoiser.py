@@ -1,6 +1,6 @@
 """diffusers' denoisers and autoencoders behind one face; their quirks stay in this file.
 
-Legend: B pictures, C channels of what is denoised (RGB, or a latent's), H x W its size, S pixels.
+Legend: B images, C channels of what is denoised (RGB, or a latent's), H x W its size, S pixels.
 """
 
 from pathlib import Path
@@ -52,7 +52,7 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Prediction (B, C, H, W) for `noisy` of the same shape at `times` (B,).
 
-        `prior` (B, C, H, W) is what a residual is about. `source` is what is seen of a source picture
+        `prior` (B, C, H, W) is what a residual is about. `source` is what is seen of a source image
         (B, C, H, W) and where (B, 1, H, W); None: nothing is. `lengths` (B,) of the steps are for MeanFlow.
         """
         beside = [noisy]
@@ -146,7 +146,7 @@ def build_denoiser(config: DiffusionConfig, channels: int, sample_size: int) -> 
 
 
 class Latents(nn.Module):
-    """A frozen autoencoder between pictures in [-1, 1] and latents of about unit variance."""
+    """A frozen autoencoder between images in [-1, 1] and latents of about unit variance."""
 
     def __init__(self, autoencoder: "ModelMixin"):
         super().__init__()
@@ -164,13 +164,13 @@ class Latents(nn.Module):
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """Latents (B, C, S / shrink, S / shrink), the mean of each, of pictures (B, 3, S, S)."""
+        """Latents (B, C, S / shrink, S / shrink), the mean of each, of images (B, 3, S, S)."""
         found = self.autoencoder.encode(pictures)
         latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
         return (latents - self.shift) * self.scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of latents; gradients flow to the latents."""
+        """Images of latents; gradients flow to the latents."""
         decoded: Tensor = self.autoencoder.decode(latents / self.scale + self.shift).sample
         return decoded
 
@@ -183,11 +183,11 @@ class Shuffle(nn.Module):
         self.shrink, self.channels = block, 3 * block**2
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """(B, 3 block^2, S / block, S / block) of pictures (B, 3, S, S)."""
+        """(B, 3 block^2, S / block, S / block) of images (B, 3, S, S)."""
         return F.pixel_unshuffle(pictures, self.shrink)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures of what `encode` gave."""
+        """Images of what `encode` gave."""
         return F.pixel_shuffle(latents, self.shrink)
 
 

@@ -1,6 +1,6 @@
 """The diffusion decoder: condition, denoiser, noise and latent space joined, and its model folder.
 
-Legend: B pictures, N cells, F feature channels, C channels of what is denoised, H x W its size, S pixels.
+Legend: B images, N cells, F feature channels, C channels of what is denoised, H x W its size, S pixels.
 """
 
 import copy
@@ -48,7 +48,7 @@ class DiffusionDecoder(nn.Module):
         self.channels = self.latents.channels if self.latents else 3
         shrink = self.latents.shrink if self.latents else 1
         learned = isinstance(config.condition, ConditionConfig)
-        grid = tokenizer.grid[0] if learned else 1  # heads lay no maps of cells beside the picture
+        grid = tokenizer.grid[0] if learned else 1  # heads lay no maps of cells beside the image
         if config.side % shrink or (config.side // shrink) % grid:
             raise ValueError(
                 f"side: {config.side} pixels do not fit {grid} x {grid} cells; "
@@ -100,7 +100,7 @@ class DiffusionDecoder(nn.Module):
         return self._to_maps(pixels)
 
     def encode(self, pictures: Tensor, prior: Tensor | None) -> Tensor:
-        """What is denoised, (B, C, H, W), of RGB pictures (B, 3, S, S) in [0, 1] and their prior, if any."""
+        """What is denoised, (B, C, H, W), of RGB images (B, 3, S, S) in [0, 1] and their prior, if any."""
         maps = self._to_maps(pictures)
         if prior is None:
             return maps
@@ -108,7 +108,7 @@ class DiffusionDecoder(nn.Module):
         return (maps - prior) / self.config.residual
 
     def decode(self, x: Tensor, prior: Tensor | None) -> Tensor:
-        """RGB pictures (B, 3, S, S), about in [0, 1], of what was denoised."""
+        """RGB images (B, 3, S, S), about in [0, 1], of what was denoised."""
         if prior is not None:
             assert self.config.residual is not None
             x = prior + self.config.residual * x
@@ -120,7 +120,7 @@ class DiffusionDecoder(nn.Module):
         return isinstance(self.latents, parts.Latents)
 
     def within(self, x: Tensor, prior: Tensor | None) -> Tensor:
-        """The same, kept where pictures have pixels in [0, 1]."""
+        """The same, kept where images have pixels in [0, 1]."""
         if self.free:
             return x
         return self.encode(self.decode(x, prior).clamp(0, 1), prior)

@@ -2,7 +2,7 @@
 
 Written from a description of the released weights, not from LaVIT's code.
 
-Legend: B pictures, N cells, K codes (padded), C code dimension, F feature channels, D width of the sequence.
+Legend: B images, N cells, K codes (padded), C code dimension, F feature channels, D width of the sequence.
 """
 
 import torch
@@ -56,7 +56,7 @@ class HeadCondition(nn.Module):
     def forward(
         self, conditioning: Conditioning, drop: Tensor, size: tuple[int, int] | None = None
     ) -> EncodedConditions:
-        """Conditions of pictures, those of no codes where `drop` (B,) bool; of maps of any `size`."""
+        """Conditions of images, those of no codes where `drop` (B,) bool; of maps of any `size`."""
         kept = conditioning.each(lambda tensor: tensor[~drop])
         features = kept.features
         if self.trunk is not None:

@@ -27,7 +27,7 @@ from pictish.tokenizer.quantizers.config import EuclideanConfig
 
 NEEDED_BY = "pictish detokenize, generate and edit"
 NETWORK = "diffusion_pytorch_model"
-# (height, width) for which the high-resolution decoder was published, of pictures of 1,024 pixels
+# (height, width) for which the high-resolution decoder was published, of images of 1,024 pixels
 PUBLISHED = ((1024, 1024), (896, 1152), (832, 1216), (768, 1344), (1216, 832), (1152, 896))
 # What diffusers called these before 0.18; the autoencoder of Stable Diffusion 1.5 still does.
 DEPRECATED = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}

@@ -5,7 +5,7 @@ between r and t, u(z_t, t, r). It satisfies u = v - (t - r) du/dt, where the der
 can be learned without a teacher network. The network predicts x, which is easier in pixels than a velocity:
 u = (z_t - x) / t.
 
-Legend: B pictures, C channels of what is denoised, H x W its size; z, x, u, v are (B, C, H, W). Times are
+Legend: B images, C channels of what is denoised, H x W its size; z, x, u, v are (B, C, H, W). Times are
 (B,), from 0 (clean) to 1 (noise), and r <= t.
 """
 
@@ -61,7 +61,7 @@ def velocity_errors(
 ) -> tuple[Tensor, Tensor]:
     """Predicted x, and the squared errors of u + (t - r) du/dt as a prediction of the flow's velocity `v`.
 
-    The derivative is taken for the pictures with r < t alone and is not trained through. `model` is
+    The derivative is taken for the images with r < t alone and is not trained through. `model` is
     `network`, perhaps wrapped for several processes.
     """
     # with gradients first: autocast keeps its copies of the weights, and those made without have none
@@ -126,7 +126,7 @@ def derivative(predict: Predict, z: Tensor, t: Tensor, r: Tensor) -> Tensor:
 
 
 def self_weighted(errors: Tensor) -> Tensor:
-    """Errors (B,) divided by themselves, through which no gradient flows: all pictures pull alike."""
+    """Errors (B,) divided by themselves, through which no gradient flows: all images pull alike."""
     return errors / (errors.detach() + EPSILON)
 
 

@@ -1,9 +1,9 @@
-"""How noise is mixed with pictures, and what the network says about the mixture.
+"""How noise is mixed with images, and what the network says about the mixture.
 
 All processes are x_t = a x_0 + b n with levels a and b of a time t from 0 (clean) to 1,000 (noise), so every
 prediction can be read as x_0: one form for guidance and for any scheduler.
 
-Legend: B pictures, T entries of a table; x, n, predictions are (B, C, H, W), times and levels (B,).
+Legend: B images, T entries of a table; x, n, predictions are (B, C, H, W), times and levels (B,).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pictish.decoder.config import AnyNoise, DiffusionNoise, ObjectiveConfig
 from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 TIMES = 1000  # what diffusers calls num_train_timesteps
-FLOOR = 0.15  # of the noise level that an error of x_0 is divided by: cleaner pictures weigh no more
+FLOOR = 0.15  # of the noise level that an error of x_0 is divided by: cleaner images weigh no more
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Noise:
         return times.floor() if isinstance(self.config, DiffusionNoise) else times
 
     def mix(self, x: Tensor, n: Tensor, times: Tensor) -> Tensor:
-        """Pictures at these times."""
+        """Images at these times."""
         a, b = self.levels(times)
         return a * x + b * n
 

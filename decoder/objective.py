@@ -1,6 +1,6 @@
-"""What decoders are trained on, and the grid of pictures that shows how far they are.
+"""What decoders are trained on, and the grid of images that shows how far they are.
 
-Legend: B pictures, N cells, F feature channels, C code dimension, S side in pixels.
+Legend: B images, N cells, F feature channels, C code dimension, S side in pixels.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ QUARTERS = 4  # of the times, logged apart: an average hides which noise levels 
 
 
 class Batch(NamedTuple):
-    """What the codes of B pictures say, and the pictures."""
+    """What the codes of B images say, and the images."""
 
     features: Tensor  # (B, N, F) of the reconstructor
     codes: Tensor  # (B, N, C), see `Conditioning`
@@ -64,7 +64,7 @@ def diffusion_losses(
     Of MeanFlow it is that of the velocity; `velocity_error` is its mean before an adaptive weighting, and x_0
     is predicted where the two times are equal.
     All draws come from `generator` on the CPU. `model` is `network`, perhaps wrapped for several processes;
-    `encoder` is what `objective.perceptual` compares pictures by. `batch` may be one process's rows of the
+    `encoder` is what `objective.perceptual` compares images by. `batch` may be one process's rows of the
     step's: the mean of all processes' losses is then the batch's.
     """
     prior = network.prior(batch.conditioning)
@@ -116,7 +116,7 @@ def diffusion_losses(
 
 
 def _perceptual(encoder: Encoder, pictures: Tensor, targets: Tensor) -> Tensor:
-    """Distances (B,) of pictures (B, 3, S, S) from targets in the encoder's feature maps."""
+    """Distances (B,) of images (B, 3, S, S) from targets in the encoder's feature maps."""
     with torch.autocast(pictures.device.type, enabled=False):  # its depthwise convolutions are slow in bf16
         with torch.no_grad():
             theirs = encoder.levels(targets.float())
@@ -156,6 +156,6 @@ def grid_of_pictures(network: nn.Module, batch: Batch) -> bytes:
 
 
 def _psnr(picture: Tensor, target: Tensor) -> Tensor:
-    """Mean PSNR in dB of pictures (B, 3, S, S) in [0, 1]."""
+    """Mean PSNR in dB of images (B, 3, S, S) in [0, 1]."""
     errors = (picture.detach().clamp(0, 1) - target).square().mean((1, 2, 3))
     return (-10 * torch.log10(errors.clamp_min(1e-10))).mean()

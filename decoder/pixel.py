@@ -1,6 +1,6 @@
-"""Draws pictures from codes: the sampling loop of the diffusion decoder.
+"""Draws images from codes: the sampling loop of the diffusion decoder.
 
-Legend: B pictures, N cells, C channels of what is denoised, H x W its size, S pixels.
+Legend: B images, N cells, C channels of what is denoised, H x W its size, S pixels.
 """
 
 import math
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]  # steps done, of how many
 
 @dataclass(frozen=True)
 class Source:
-    """A picture to start from, for edits: RGB (S, S, 3) uint8 and which cells (N,) bool are to stay."""
+    """An image to start from, for edits: RGB (S, S, 3) uint8 and which cells (N,) bool are to stay."""
 
     pixels: Tensor
     stays: Tensor
@@ -79,10 +79,10 @@ class Decoder:
         strength: float = 1.0,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Pictures as uint8 (B, height, width, 3), squashed to `size` as the tokenizer saw them.
+        """Images as uint8 (B, height, width, 3), squashed to `size` as the tokenizer saw them.
 
-        Each picture's noise comes from its own generator (on the CPU) and its shapes are fixed: same codes,
-        seed and device, same pixels, whatever else is in the batch. `sources` keep what stays of a picture;
+        Each image's noise comes from its own generator (on the CPU) and its shapes are fixed: same codes,
+        seed and device, same pixels, whatever else is in the batch. `sources` keep what stays of an image;
         `strength` below 1 starts from them instead of from noise alone.
         The model's own settings are `model.config.sampling` and `redraw`; a `Reconstructor` chooses. Raises
         ValueError for another tokenizer's tokens and for settings the model cannot take.
@@ -129,7 +129,7 @@ class Decoder:
         return Conditioning(features, codes, real, pixels).each(lambda tensor: tensor.to(self.device))
 
     def _source(self, sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
-        """RGB pictures (B, 3, S, S) in [0, 1], and where they stay in maps (B, 1, H, W)."""
+        """RGB images (B, 3, S, S) in [0, 1], and where they stay in maps (B, 1, H, W)."""
         pixels = torch.stack([source.pixels for source in sources]).to(self.device)
         clean = rearrange(pixels, "b h w c -> b c h w").float() / 255
         p = self.model.sample_size // self.tokenizer.grid[0]
@@ -149,7 +149,7 @@ class Decoder:
             raise ValueError(f"strength: {strength} asked for; above 0 to 1 fit")
         if strength < 1 and sources is None:
             raise ValueError(f"strength: {strength} asked for, but no source image to start from; omit it")
-        # maps of cells beside the picture need whole cells
+        # maps of cells beside the image need whole cells
         cell = self.side // self.tokenizer.grid[0] if self.model.config.condition.channels else 1
         unit = math.lcm(cell, self.model.denoiser.shrink * self.model.denoiser.patch)
         if any(n % unit or not self.side // 2 <= n <= 2 * self.side for n in size):
@@ -176,9 +176,9 @@ def sample(
     strength: float = 1.0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """RGB pictures (B, 3, S, S) in [0, 1] from `noise` (B, C, H, W).
+    """RGB images (B, 3, S, S) in [0, 1] from `noise` (B, C, H, W).
 
-    Classifier-free guidance (arXiv 2207.12598) runs both branches in one forward. `source` is RGB pictures
+    Classifier-free guidance (arXiv 2207.12598) runs both branches in one forward. `source` is RGB images
     (B, 3, S, S) in [0, 1] and where they stay (B, 1, H, W). With a `strength` below 1 the last of the steps
     are taken, from what is known with noise on top: the source, or, about a prior, what stays of it.
     """

@@ -1,8 +1,8 @@
-"""The preview: codes to a small picture in one forward, no sampling.
+"""The preview: codes to a small image in one forward, no sampling.
 
 A tokenizer that places its codes reconstructs pixels itself, and a head is not needed.
 
-Legend: B pictures, N = grid x grid cells, F feature channels, C channels, S side of the picture in pixels.
+Legend: B images, N = grid x grid cells, F feature channels, C channels, S side of the image in pixels.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ class ResidualBlock(nn.Module):
 class PreviewHead(nn.Module):
     """Corrects the pixels that the reconstructor predicts as part of the features.
 
-    The side doubles from the grid to the picture's, each time by a convolution and a pixel shuffle, the last
+    The side doubles from the grid to the image's, each time by a convolution and a pixel shuffle, the last
     time straight into colours: at full side blocks would cost most and codes have nothing to say. The last
     convolution starts at zero, so that training starts from the reconstructor's own pixels.
     """
@@ -81,13 +81,13 @@ class PreviewHead(nn.Module):
         self.leave = nn.Sequential(last, nn.PixelShuffle(2))
 
     def forward(self, predicted: Tensor, pixels: Tensor) -> Tensor:
-        """RGB (B, 3, S, S), unclamped, from features (B, N, F) and the picture (B, 3, S, S) they contain."""
+        """RGB (B, 3, S, S), unclamped, from features (B, N, F) and the image (B, 3, S, S) they contain."""
         x = rearrange(predicted, "b (y x) f -> b f y x", y=self.grid)
         return pixels + self.leave(self.stages(self.enter(x)))
 
 
 class Preview:
-    """The tokenizer's reconstructed pictures, corrected by a trained head where there is one."""
+    """The tokenizer's reconstructed images, corrected by a trained head where there is one."""
 
     def __init__(self, head: PreviewHead | None, tokenizer: Tokenizer, device: str | torch.device = "cpu"):
         self.head = None if head is None else head.eval().requires_grad_(False).to(device)
@@ -121,9 +121,9 @@ class Preview:
 
     @inference
     def decode(self, tokens: Sequence[TokenizedImage]) -> Tensor:
-        """Pictures as uint8 (B, S, S, 3), squashed to a square as the tokenizer saw them.
+        """Images as uint8 (B, S, S, 3), squashed to a square as the tokenizer saw them.
 
-        Same codes, same picture, whatever else is in the batch. Raises ValueError for another tokenizer's
+        Same codes, same image, whatever else is in the batch. Raises ValueError for another tokenizer's
         tokens.
         """
         if not tokens:

@@ -180,7 +180,7 @@ def as_model_sees(scheduler: Any, x: Tensor, time: Tensor) -> Tensor:
 def take_step(
     scheduler: Any, output: Tensor, time: Tensor, x: Tensor, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """The maps after one step; a scheduler that draws noise draws it from each picture's generator."""
+    """The maps after one step; a scheduler that draws noise draws it from each image's generator."""
     accepted = inspect.signature(scheduler.step).parameters
     extra = {"generator": list(generators)} if "generator" in accepted else {}
     stepped: Tensor = scheduler.step(output, time, x, return_dict=False, **extra)[0]
@@ -189,7 +189,7 @@ def take_step(
 
 def _settings(cls: type, noise: AnyNoise) -> dict[str, Any] | None:
     """What makes the class fit the noise; None when it cannot."""
-    if "Inverse" in cls.__name__ or not hasattr(cls, "step"):  # from pictures to noise
+    if "Inverse" in cls.__name__ or not hasattr(cls, "step"):  # from images to noise
         return None
     accepted = inspect.signature(cls).parameters
     step = inspect.signature(cls.step).parameters

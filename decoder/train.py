@@ -2,7 +2,7 @@
 
 It reads like tokenizer/train.py. Everything random is a function of the seed and the step.
 
-Legend: B pictures, N cells, F feature channels, S side in pixels.
+Legend: B images, N cells, F feature channels, S side in pixels.
 """
 
 import time
@@ -196,7 +196,7 @@ def save(folder: Path, network: nn.Module, config: TrainConfig, tokenizer: Token
 def validate(
     network: nn.Module, losses_of: Callable[..., dict[str, Tensor]], batches: Iterator[Batch]
 ) -> dict[str, float]:
-    """Mean losses over the validation pictures at the automatic length, with the same noise every time."""
+    """Mean losses over the validation images at the automatic length, with the same noise every time."""
     network.eval()
     generator = torch.Generator().manual_seed(VALIDATION_SEED)
     found: dict[str, list[float]] = {}
@@ -228,7 +228,7 @@ def _in_order(tokenizer: Tokenizer, cache: PictureCache, side: int, size: int) -
 
 
 def _batch(tokenizer: Tokenizer, pictures: Tensor, side: int, draw: Callable[[Tensor], Tensor]) -> Batch:
-    """What the codes say of uint8 pictures (B, S, S, 3), and the pictures at `side` pixels."""
+    """What the codes say of uint8 images (B, S, S, 3), and the images at `side` pixels."""
     pictures = pictures.to(tokenizer.device)
     there = tokenizer.network.round_trip(resized(pictures, tokenizer.image_size), draw=draw)
     plain = tokenizer.pixels_in(there.features)
@@ -236,7 +236,7 @@ def _batch(tokenizer: Tokenizer, pictures: Tensor, side: int, draw: Callable[[Te
 
 
 def _side(config: TrainConfig, tokenizer: Tokenizer) -> int:
-    """Of the pictures that are drawn."""
+    """Of the images that are drawn."""
     if isinstance(config.model, DiffusionConfig):
         return config.model.side
     return tokenizer.network.pixel_side or tokenizer.image_size  # `build` refuses a tokenizer of no pixels

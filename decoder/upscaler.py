@@ -1,6 +1,6 @@
 """Super-resolution behind any decoder: a compact convolutional network enlarges what was drawn.
 
-Legend: B pictures, H x W pixels, r the network's upscaling factor.
+Legend: B images, H x W pixels, r the network's upscaling factor.
 """
 
 from collections.abc import Iterable, Mapping
@@ -41,7 +41,7 @@ class CompactUpscaler(nn.Module):
         self.body = nn.Sequential(*layers)
 
     def forward(self, rgb: Tensor) -> Tensor:
-        """Pictures (B, 3, rH, rW), about in [0, 1], of pictures (B, 3, H, W) in [0, 1], both float32."""
+        """Images (B, 3, rH, rW), about in [0, 1], of images (B, 3, H, W) in [0, 1], both float32."""
         details = self.body(rgb.to(next(self.parameters()).dtype))
         details = F.pixel_shuffle(details, self.config.upscale).float()
         return details + F.interpolate(rgb, scale_factor=self.config.upscale, mode="nearest")
@@ -93,10 +93,10 @@ class Upscaler:
 
     @inference
     def enlarge(self, pictures: Iterable[Tensor], factor: int) -> list[Tensor]:
-        """Pictures uint8 (factor x H, factor x W, 3) of pictures uint8 (H, W, 3), each of its own size.
+        """Images uint8 (factor x H, factor x W, 3) of images uint8 (H, W, 3), each of its own size.
 
-        A factor below the network's is its output averaged over areas. Each picture is a forward of its own:
-        same picture, same pixels, in any company. Raises ValueError for a factor that does not divide the
+        A factor below the network's is its output averaged over areas. Each image is a forward of its own:
+        same image, same pixels, in any company. Raises ValueError for a factor that does not divide the
         network's.
         """
         self.check(factor)

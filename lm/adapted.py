@@ -1,7 +1,7 @@
 """A frozen language model with an inner adaptor, as one of ours; and the adaptor's own folder.
 
 An adaptor's folder holds `config.yaml`, `model.safetensors` (its layers and ends, and the projector of its
-pictures) and, where the base knows no pictures, the text tokenizer with its picture tokens. It has none of
+images) and, where the base knows no images, the text tokenizer with its image tokens. It has none of
 the base's weights, only their fingerprint; it is of no use beside others.
 """
 
@@ -53,7 +53,7 @@ class AdaptorFolder(Config):
     table: End = "own"
     norm: End = "own"
     head: End = "own"
-    image_tokens: ImageTokens | None = None  # none: its pictures are features of a vision tower
+    image_tokens: ImageTokens | None = None  # none: its images are features of a vision tower
     features: int = 0  # channels that its projector reads
     projector: bool | Literal["linear", "mlp"] = False
     masked: MaskedForm | None = None  # none: autoregressive
@@ -220,7 +220,7 @@ def locate_base(folder: str | Path) -> Path:
 def adapt(model: UnifiedModel, config: AdaptorConfig, base: str | Path) -> AdaptedModel:
     """`model`, whose language model came from the folder `base`, with a new adaptor to be trained.
 
-    ValueError where the base knows no pictures, so that their rows must be the adaptor's, and its table or
+    ValueError where the base knows no images, so that their rows must be the adaptor's, and its table or
     head is tied; and for a model with a vision tower, or without an image tokenizer.
     """
     if model.image_tokens is None or model.vision is not None:
@@ -246,7 +246,7 @@ def adapt(model: UnifiedModel, config: AdaptorConfig, base: str | Path) -> Adapt
         start=config.start,
     )
     found = Base(language, model.text_tokenizer, weights_fingerprint(folder), knows_pictures)
-    # as it will be trained: pictures enter as features where there is a projector for them
+    # as it will be trained: images enter as features where there is a projector for them
     defaults = model.defaults.model_copy(update={"continuous": model.projector is not None})
     return AdaptedModel(
         found,

@@ -1,4 +1,4 @@
-"""Generation: prompts in, segments of text and pictures out, one id per step for all prompts together.
+"""Generation: prompts in, segments of text and images out, one id per step for all prompts together.
 
     batch = RoutedBatch(models, branches)    one row per branch: the prompt, and those that guidance needs
     while any prompt is unfinished:
@@ -6,7 +6,7 @@
         ids = draw(logits where legal)
         batch.keep(...), batch.step(ids)     without finished prompts; a prompt's branches read the same id
 
-Guidance has two scales, as in InstructPix2Pix (arXiv 2211.09800), and concerns the ids of pictures only. What
+Guidance has two scales, as in InstructPix2Pix (arXiv 2211.09800), and concerns the ids of images only. What
 a prompt gets depends on the others of its batch by no more than the rounding of tensors of other shape.
 
 Legend: P prompts that go on, R rows, L tokens of a prompt, D width, V ids.
@@ -38,14 +38,14 @@ DrawIds = Callable[[Tensor, Sequence[int]], Tensor]  # logits (P, V) of the prom
 class Prompt:
     """What to continue, and the same with conditions dropped, embedded; ValueError if one is empty.
 
-    A prompt without `nothing` is not guided; `image_only` is for prompts with pictures, and `full` itself
+    A prompt without `nothing` is not guided; `image_only` is for prompts with images, and `full` itself
     where there is no text.
     """
 
     full: Tensor  # (L, D)
     image_only: Tensor | None = None  # (L', D) without the text
     nothing: Tensor | None = None  # (L'', D) without any condition
-    inside: bool = False  # all end with [IMG], so that the first id to come is a picture's
+    inside: bool = False  # all end with [IMG], so that the first id to come is an image's
     model: PreTrainedModel | None = None  # the adapted model that continues it; None: the one that is called
     positions: Mapping[str, Tensor] = field(default_factory=dict)  # (L,) by name; others: 0, 1, 2, ...
     blocks: Tensor | None = None  # (L,) of `full`, rising from 0, for masked models; None: all one
@@ -82,7 +82,7 @@ class Guidance:
     """How far to go from what is likely anyway to what the prompt asks for; ValueError if not finite.
 
     1 is unguided. `image_scale` counts for prompts with `image_only`. With a `ramp` the scales rise from 1 to
-    their values over a picture, by a cosine of this power (as in RAR and reAR): little guidance while the
+    their values over an image, by a cosine of this power (as in RAR and reAR): little guidance while the
     first codes are drawn, which decide on the composition. `rescale` mixes in logits that have the standard
     deviation of unguided ones: 0 none of them, 1 nothing else (arXiv 2305.08891).
     """
@@ -91,7 +91,7 @@ class Guidance:
     image_scale: float = 1.0
     ramp: float = 0.0
     rescale: float = 0.0
-    interval: tuple[float, float] = (0.0, 1.0)  # of what is done of a picture; outside nothing is guided
+    interval: tuple[float, float] = (0.0, 1.0)  # of what is done of an image; outside nothing is guided
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.text_scale) and math.isfinite(self.image_scale)):
@@ -104,7 +104,7 @@ class Guidance:
             raise ValueError(f"guidance interval {self.interval}: two rising numbers from 0 to 1 would fit")
 
     def strength(self, done: float) -> float:
-        """What share of the way from 1 to the scales is gone when so much of a picture is `done`, 0 to 1."""
+        """What share of the way from 1 to the scales is gone when so much of an image is `done`, 0 to 1."""
         if not self.interval[0] <= done <= self.interval[1]:
             return 0.0
         if not self.ramp:
@@ -142,7 +142,7 @@ def generate(
 
     Prompts that name a `model` of their own, such as one of lm/adaptors.py, are continued by that, in the
     same loop: each gets what it would get alone. All models have the vocabulary.
-    Unless greedy, a prompt draws from its own of `generators`; for several pictures of one, repeat it. A
+    Unless greedy, a prompt draws from its own of `generators`; for several images of one, repeat it. A
     `draw_ids` draws instead. `progress` is called after each id; what it raises ends the call.
     ValueError for a prompt longer than the model's context, for one that the request contradicts, and for a
     model that gives no numbers.

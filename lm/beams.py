@@ -58,7 +58,7 @@ def beam_search(
 ) -> list[list[int]]:
     """Text ids, without EOS, that follow each of `prompts`; at least `settings.min_new_tokens`.
 
-    Any id below the pictures' may be among them. `progress` and ValueError as `generate`, and ValueError for
+    Any id below the images' may be among them. `progress` and ValueError as `generate`, and ValueError for
     a model without EOS.
     """
     eos = vocabulary.eos

@@ -1,6 +1,6 @@
-"""Boxes in a model's answers: read as numbers, never evaluated, and placed on the picture.
+"""Boxes in a model's answers: read as numbers, never evaluated, and placed on the image.
 
-A grounding model was shown the picture padded to a square, and its numbers are shares of that square's side:
+A grounding model was shown the image padded to a square, and its numbers are shares of that square's side:
 `[0.12, 0.30, 0.55, 0.81]`, left, top, right and bottom, several of them after semicolons.
 """
 
@@ -46,7 +46,7 @@ def parse_boxes(answer: str) -> ParsedBoxes:
 
 
 def on_picture(box: Box, width: int, height: int) -> Box:
-    """A box of the padded square in pixels of the picture, which lies in the square's middle."""
+    """A box of the padded square in pixels of the image, which lies in the square's middle."""
     side = max(width, height)
     left, top = (side - width) // 2, (side - height) // 2
     return Box(
@@ -67,7 +67,7 @@ def overlap(one: Box, other: Box) -> float:
 
 
 def draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """A copy of the picture with the boxes of an answer in red."""
+    """A copy of the image with the boxes of an answer in red."""
     drawn = picture.convert("RGB")
     drawn = drawn.copy() if drawn is picture else drawn
     thick = max(1, round(max(picture.size) / 200))

@@ -29,7 +29,7 @@ SAMPLES = 200_000  # of a source that are read, at most
 def known_captions(sources: "Iterable[Source]", seed: int = 0, cache: Path | None = None) -> list[str]:
     """At most `MOST` captions of the pairs in `sources`, unique and sorted.
 
-    Of each source at most `SAMPLES` samples are read, without decoding a picture; damaged samples are passed
+    Of each source at most `SAMPLES` samples are read, without decoding an image; damaged samples are passed
     over, for training reports them. ValueError for a source without samples. `cache`: as for a Mixture.
     """
     from pictish.data.mixture import Mixture

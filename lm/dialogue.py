@@ -1,4 +1,4 @@
-"""Dialogues as documents: the chat template of the text tokenizer, pictures anywhere in the messages.
+"""Dialogues as documents: the chat template of the text tokenizer, images anywhere in the messages.
 
 The template sees a mark in place of each message's content, so what users write can neither become special
 tokens nor be trimmed; what stands between the marks is the template's, and is split into the end of one
@@ -34,7 +34,7 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Message:
-    """What one side says: text and pictures in reading order."""
+    """What one side says: text and images in reading order."""
 
     role: Role
     parts: tuple[Part, ...]

@@ -1,7 +1,7 @@
 """From samples to documents: which task a sample becomes, which caption is taken, what is dropped.
 
 Every choice is drawn from the seed and the sample's number in the stream, so it does not depend on who reads
-it, or when. Raw pictures are tokenized here, many at a time, by a function that the command hands over.
+it, or when. Raw images are tokenized here, many at a time, by a function that the command hands over.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,10 +30,10 @@ from pictish.lm.vision.model import Vision
 from pictish.lm.vision.tiles import Seen
 from pictish.lm.vocabulary import Vocabulary
 
-CHUNK = 32  # samples read before their raw pictures are tokenized together
+CHUNK = 32  # samples read before their raw images are tokenized together
 
 
-# Tokens and features for understanding of raw pictures in their order; a ValueError in place of a broken one.
+# Tokens and features for understanding of raw images in their order; a ValueError in place of a broken one.
 EncodeImages = Callable[[Sequence[ImageBytes]], list[EncodedImage | ValueError]]
 
 
@@ -47,13 +47,13 @@ class Maker:
     sources: Mapping[str, SourceConfig]
     dropout: DropoutConfig
     longest: int  # tokens of a document
-    encode_images: EncodeImages | None  # None: there are no raw pictures
+    encode_images: EncodeImages | None  # None: there are no raw images
     seed: int
     end_padding: int = 1  # texts are learned with EOS behind them, up to a multiple of this
     context: int | None = None  # positions of the model, if it says so
-    vision: Vision | None = None  # what pictures are seen through; None: there are only codes and features
+    vision: Vision | None = None  # what images are seen through; None: there are only codes and features
     text_tokenizer: PreTrainedTokenizerFast | None = None  # with a chat template, for dialogues
-    tiles: bool = True  # whether pictures are seen in tiles
+    tiles: bool = True  # whether images are seen in tiles
     preferences: bool = False  # whether it makes documents of preferences, or of all other samples
 
     def documents(self, mixture: Mixture) -> Iterator[tuple[Document, Position]]:
@@ -62,7 +62,7 @@ class Maker:
             yield from self._chunk(mixture, [_draw(mixture) for _ in range(CHUNK)])
 
     def make(self, sample: Sample, slot: Slot, encoded: Mapping[int, EncodedImage | ValueError]) -> Document:
-        """One sample's document; `encoded`: its raw pictures by `id`. ValueError when it cannot be made."""
+        """One sample's document; `encoded`: its raw images by `id`. ValueError when it cannot be made."""
         source = self.sources[slot.source]
         if isinstance(sample, samples.Preference) != self.preferences:
             raise ValueError(
@@ -166,7 +166,7 @@ class Maker:
         slot: Slot,
         encoded: Mapping[int, EncodedImage | ValueError],
     ) -> list[Message] | None:
-        """A dialogue, or questions about a picture that is seen as one; None for other samples."""
+        """A dialogue, or questions about an image that is seen as one; None for other samples."""
         if self.text_tokenizer is None or not self.text_tokenizer.chat_template:
             return None
         said: list[Message] = []
@@ -203,7 +203,7 @@ class Maker:
         alone: bool,
         encoded: Mapping[int, EncodedImage | ValueError],
     ) -> list[Part]:
-        """A part of a message; pictures of the assistant are codes, others are seen where that can be."""
+        """A part of a message; images of the assistant are codes, others are seen where that can be."""
         if isinstance(part, str):
             return [Text(part)]
         if isinstance(part, samples.Video):
@@ -263,7 +263,7 @@ def sources_of(sources: dict[str, SourceConfig], weights: dict[str, float]) -> l
 
 
 def pictures(sample: Sample) -> list[Picture]:
-    """All pictures of a sample."""
+    """All images of a sample."""
     match sample:
         case samples.Pair() | samples.Question():
             return [sample.picture]
@@ -311,7 +311,7 @@ def _draw(mixture: Mixture) -> tuple[Slot, Position, Any]:
 
 
 def _opened(picture: Picture) -> Image.Image:
-    """A raw picture in RGB; ValueError for tokens, and for what cannot be read."""
+    """A raw image in RGB; ValueError for tokens, and for what cannot be read."""
     if isinstance(picture, TokenizedImage):
         raise ValueError("a vision tower needs the image itself, and there are only tokens")
     return load_image(picture.blob)

@@ -1,6 +1,6 @@
 """Which ids are legal next: the state machine of constrained decoding, one `DecodingState` per prompt.
 
-    outside a picture    text ids, EOS, and [IMG] while a picture is allowed and has room
+    outside an image    text ids, EOS, and [IMG] while an image is allowed and has room
     before anything      the same without EOS; with room for one id only those that show
     inside               codes only, below `min_codes`; then codes and [/IMG]; at `max_codes` [/IMG] only
 
@@ -8,8 +8,8 @@ Where the vocabulary has skips, a code takes the next cell of the grid, a skip p
 says, and behind the last cell only [/IMG] is legal. A code follows each skip; a skip is legal while the cells
 and ids that it leaves suffice for the codes that are still to come, one at least.
 
-`max_new_tokens` holds to the id, markers and EOS counted: a picture begins only where its shortest form still
-fits, and its end is forced while there is room for it. So every picture ends, and none is empty; nor is an
+`max_new_tokens` holds to the id, markers and EOS counted: an image begins only where its shortest form still
+fits, and its end is forced while there is room for it. So every image ends, and none is empty; nor is an
 answer, even one that the model would end at once or fill with spaces.
 """
 
@@ -29,8 +29,8 @@ from pictish.lm.vocabulary import Vocabulary
 class GenerationConstraints:
     """What may be generated, and how much; ValueError for limits that contradict each other.
 
-    Text only: `Request(100)`. Text and up to three pictures: `Request(500, max_images=3, max_codes=64)`.
-    Without `text` pictures follow each other, as many as fit; `one_image` is the usual case.
+    Text only: `Request(100)`. Text and up to three images: `Request(500, max_images=3, max_codes=64)`.
+    Without `text` images follow each other, as many as fit; `one_image` is the usual case.
     """
 
     max_new_tokens: int
@@ -65,7 +65,7 @@ class GenerationConstraints:
 
 
 def one_image(max_codes: int, min_codes: int = 1, *, cells: int | None = None) -> GenerationConstraints:
-    """The constraints for exactly one picture and nothing else; `cells` as in the vocabulary."""
+    """The constraints for exactly one image and nothing else; `cells` as in the vocabulary."""
     # every code takes a cell and every skip passes one: there are never more ids than cells
     inner = max_codes if cells is None else min(2 * max_codes, cells)
     return GenerationConstraints(inner + 2, False, 1, min_codes, max_codes)
@@ -80,7 +80,7 @@ class TextSegment:
 
 @dataclass(frozen=True)
 class ImageSegment:
-    """A picture's codes without any offset, at least one, and their cells where the vocabulary has skips."""
+    """An image's codes without any offset, at least one, and their cells where the vocabulary has skips."""
 
     codes: tuple[int, ...]
     cells: tuple[int, ...] | None = None
@@ -154,13 +154,13 @@ class DecodingState:
         self.inside = inside
         self.segments: list[Segment] = []
         self.current: list[int] = []  # ids of the piece being written
-        self.count = 0  # of codes of the picture being written
+        self.count = 0  # of codes of the image being written
         self.cell = 0  # that its next code lies on, if the vocabulary has skips
         self.skipped = False  # whether the id taken last is a skip
         self.latest = -1  # the id taken last
         self.left = constraints.max_new_tokens
         self.images_left = constraints.max_images - inside
-        self.shown = False  # whether anything visible is there, text or a picture
+        self.shown = False  # whether anything visible is there, text or an image
         self.ended = False
         if self.images_left < 0:
             raise ValueError("the prompt ends with [IMG], but the constraints allow no image")
@@ -203,14 +203,14 @@ class DecodingState:
 
     @property
     def progress(self) -> float:
-        """Fraction done of the picture being written: cells passed, or codes where there are no cells."""
+        """Fraction done of the image being written: cells passed, or codes where there are no cells."""
         if self.vocabulary.skips:
             return self.cell / (self.vocabulary.skips + 1)
         return self.count / self.constraints.max_codes
 
     @property
     def partial_image(self) -> ImageSegment | None:
-        """The codes so far of the picture being written; None before its first one, and outside pictures."""
+        """The codes so far of the image being written; None before its first one, and outside images."""
         ids = self.current[:-1] if self.skipped else self.current
         if not self.inside or not ids:
             return None

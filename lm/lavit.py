@@ -1,4 +1,4 @@
-"""LaVIT's released language model as one of ours: a plain transformers folder that knows pictures.
+"""LaVIT's released language model as one of ours: a plain transformers folder that knows images.
 
 Written from a description of the files, not from LaVIT's code. docs/models.md tells what was verified.
 """
@@ -27,7 +27,7 @@ NEEDED_BY = "pictish generate, edit and describe"
 FOREIGN = ("_name_or_path", "tokenizer_class", "transformers_version")  # not settings of the network
 RECOMPUTED = "rotary_emb.inv_freq"  # in old files; transformers makes it anew
 
-# The released code's own settings: text to image, several pictures in a prompt, captions, VQA.
+# The released code's own settings: text to image, several images in a prompt, captions, VQA.
 DEFAULTS = DefaultsConfig(
     drawing=ImageGenerationConfig(
         guidance=4.0,

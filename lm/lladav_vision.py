@@ -22,7 +22,7 @@ HEADS = {768: 12, 1024: 16, 1152: 16, 1536: 16}  # of SigLIP's towers by their w
 
 @dataclass(frozen=True)
 class LayoutSettings:
-    """How LLaDA-V's settings lay pictures out."""
+    """How LLaDA-V's settings lay images out."""
 
     tiled: bool
     largest: int | None  # views whose cells the tiles may have together

@@ -2,7 +2,7 @@
 
 Of each document a number t is drawn evenly from 0 to 1. Its text is masked id by id with probability
 p = 0.001 + 0.999 t, and costs cross entropy / p, divided by how many ids could have been masked (LLaDA,
-arXiv 2502.09992). The cells of its pictures are masked to a share of cos(pi t / 2), one at least, and cost
+arXiv 2502.09992). The cells of its images are masked to a share of cos(pi t / 2), one at least, and cost
 their mean cross entropy (MaskGIT, arXiv 2202.04200). Losses are averaged over documents; one that has text
 and cells to learn adds both.
 
@@ -70,7 +70,7 @@ def blocks_of(packed: Packed, learn: Tensor, form: MaskedForm, vocabulary: Vocab
         case "prefix":
             starts = ~inside | _differs(learn)
     if form.block_length is not None:
-        # a picture, from [IMG] to [/IMG], is a block; text behind it begins another
+        # an image, from [IMG] to [/IMG], is a block; text behind it begins another
         begins = learn & (packed.ids == vocabulary.begin)
         behind = F.pad((learn & (packed.ids == vocabulary.end))[:, :-1], (1, 0))
         pictured = (begins.long() - behind.long()).cumsum(dim=1) > 0
@@ -153,13 +153,13 @@ def _masked_cells(cells: Tensor, units: Tensor, rates: Tensor, generator: torch.
 
 
 def _others(cells: Tensor, generator: torch.Generator, vocabulary: Vocabulary) -> Tensor:
-    """Any ids (B, L) of the kind that is there: of a dense picture on its `cells`, of text elsewhere."""
+    """Any ids (B, L) of the kind that is there: of a dense image on its `cells`, of text elsewhere."""
     spoken = torch.ones(vocabulary.text, dtype=torch.bool)
     spoken[list(vocabulary.unspoken)] = False
     texts = spoken.nonzero()[:, 0]
     draw = torch.rand(cells.shape, generator=generator, dtype=torch.float64)
     others = texts[(draw * len(texts)).long()]
-    if vocabulary.drop is None:  # it writes no pictures
+    if vocabulary.drop is None:  # it writes no images
         return others
     kinds = torch.cat([vocabulary.ids_of(torch.arange(vocabulary.codes)), torch.tensor([vocabulary.drop])])
     return torch.where(cells, kinds[(draw * len(kinds)).long()], others)

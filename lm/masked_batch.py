@@ -73,7 +73,7 @@ class MaskedBatch:
             form.attention == "prefix"
         )  # (R,) the block that a span begins with
         opened = form.attention == "prefix" and all(prompt.inside for prompt in prompts)
-        if opened:  # [IMG] is of its picture's block
+        if opened:  # [IMG] is of its image's block
             self.blocks[:, -1] = self.span
         self.answer = self.before - int(opened)
         self.masks_at_first: Tensor | None = None

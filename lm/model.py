@@ -1,7 +1,7 @@
-"""The unified model: a transformers causal LM whose vocabulary holds picture codes, and a projector.
+"""The unified model: a transformers causal LM whose vocabulary holds image codes, and a projector.
 
 On disk it is a plain Hugging Face folder, which `AutoModelForCausalLM` and `AutoTokenizer` load, beside
-`config.yaml` and, for pictures as continuous features, `projector.safetensors`; a vision tower, with the
+`config.yaml` and, for images as continuous features, `projector.safetensors`; a vision tower, with the
 projector behind it, lies in `vision.safetensors`.
 
 Legend: B rows, L tokens, D width of the language model, M embedded features, F feature channels, T targets.
@@ -85,7 +85,7 @@ class FolderConfig(Config):
 
     part: Literal["lm"] = "lm"
     format: Literal[1] = 1
-    image_tokens: ImageTokens | None  # none: it reads pictures through a vision tower alone
+    image_tokens: ImageTokens | None  # none: it reads images through a vision tower alone
     projector: bool | Literal["linear", "mlp"]  # true: two layers behind a norm; mlp: without it
     vision: VisionConfig | None = None
     mask: int | None = None  # the text tokenizer's own id that stands for what is to be filled in

@@ -29,7 +29,7 @@ def new_model(
     code_vectors: Tensor | None = None,
     cell_positions: bool | None = None,
 ) -> UnifiedModel:
-    """A model to be trained: random, or a pretrained one with new rows for pictures.
+    """A model to be trained: random, or a pretrained one with new rows for images.
 
     `text_tokenizer` is for a random one; a pretrained one brings its own; `code_vectors` as for `widen`. A
     model folder of ours is taken as it is, with its projector and vision tower; one that was autoregressive
@@ -137,7 +137,7 @@ def _random_model(base: NewModel, text: int, eos: int) -> PreTrainedModel:
 
 
 def _with_lora(language: PreTrainedModel, rank: int) -> Any:
-    """Adapters beside all linear layers but the head; the pictures' rows are trained by `new rows`."""
+    """Adapters beside all linear layers but the head; the images' rows are trained by `new rows`."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:

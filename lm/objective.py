@@ -92,7 +92,7 @@ def corrupt(
 
     The share is drawn for each document from 0 to `most`, which falls linearly to 0 while `done`, the share
     of training that is over, rises to `anneal`; with an `anneal` of 0 it stays. Only codes are exchanged, and
-    for codes. A model that has only read true codes learns pictures by their beginnings and is lost after its
+    for codes. A model that has only read true codes learns images by their beginnings and is lost after its
     own first mistake; this one must look at the words again at each code (random flips in
     training: arXiv 2412.04431).
     """

@@ -1,8 +1,8 @@
-"""What a language model of either kind can be asked for: pictures and texts behind prompts.
+"""What a language model of either kind can be asked for: images and texts behind prompts.
 
 `sampler_of` chooses by the model; whoever generates need not know which kind it is.
 
-Legend: P prompts, K codes of a picture, L tokens, V ids.
+Legend: P prompts, K codes of an image, L tokens, V ids.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ from pictish.training.isolation import inference
 
 @dataclass(frozen=True, eq=False)
 class Redraw:
-    """A picture of which some cells are drawn anew, the others stay; one of these at least."""
+    """An image of which some cells are drawn anew, the others stay; one of these at least."""
 
     codes: npt.NDArray[np.integer]  # (K,)
     cells: npt.NDArray[np.integer]  # (K,), rising
@@ -46,7 +46,7 @@ class Redraw:
 
 @dataclass(frozen=True)
 class PictureRequest:
-    """How pictures are to be drawn."""
+    """How images are to be drawn."""
 
     constraints: GenerationConstraints  # as `one_image` gives them
     sampling: Sampling
@@ -67,7 +67,7 @@ class Sampler(Protocol):
         redraw: Sequence[Redraw] | None = None,
         progress: Progress | None = None,
     ) -> list[ImageSegment]:
-        """One picture a prompt, or with `redraw` those again."""
+        """One image a prompt, or with `redraw` those again."""
 
     def texts(
         self,
@@ -147,7 +147,7 @@ class AutoregressiveSampler:
 
 
 class MaskedSampler:
-    """All masks of a picture, or of a block of text, a few at a time."""
+    """All masks of an image, or of a block of text, a few at a time."""
 
     def __init__(self, model: UnifiedModel) -> None:
         assert model.masked is not None
@@ -166,7 +166,7 @@ class MaskedSampler:
         redraw: Sequence[Redraw] | None = None,
         progress: Progress | None = None,
     ) -> list[ImageSegment]:
-        """As `Sampler.pictures`. What stays of a picture to `redraw` counts among its codes."""
+        """As `Sampler.pictures`. What stays of an image to `redraw` counts among its codes."""
         vocabulary, defaults = self.model.vocabulary, self.model.defaults.filling
         least, most = request.constraints.min_codes, request.constraints.max_codes
         if request.draw_ids is not None:

@@ -1,4 +1,4 @@
-"""A SentencePiece BPE model (`tokenizer.model`, as LLaMA has it) as a fast tokenizer that knows pictures.
+"""A SentencePiece BPE model (`tokenizer.model`, as LLaMA has it) as a fast tokenizer that knows images.
 
 The file is a protocol buffer of pieces with scores (sentencepiece_model.proto of google/sentencepiece). The
 few fields that matter are read here, so that neither sentencepiece nor protobuf is needed.

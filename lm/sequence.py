@@ -1,30 +1,30 @@
-"""One sequence of text and pictures: a document's parts become ids, what is learned, and embedded features.
+"""One sequence of text and images: a document's parts become ids, what is learned, and embedded features.
 
-A picture lies between `[IMG]` and `[/IMG]`, as discrete codes or, for understanding, as continuous features
+An image lies between `[IMG]` and `[/IMG]`, as discrete codes or, for understanding, as continuous features
 of the tokenizer's merger (LaVIT, arXiv 2309.04669, section 3.2). No document starts with a BOS.
 
 Where the vocabulary has skips, codes are written with their cells: a skip stands before each code whose cell
-does not follow that of the code before it in raster order, and before a first code that is not in cell 0. A
-picture kept in cells 3, 4 and 9 is `[IMG] <skip-00003> <code-00042> <code-00007> <skip-00004> <code-00042>
+does not follow that of the code before it in raster order, and before a first code that is not in cell 0. An
+image kept in cells 3, 4 and 9 is `[IMG] <skip-00003> <code-00042> <code-00007> <skip-00004> <code-00042>
 [/IMG]`. Below, "codes" includes skips. Without skips cells are not written.
 
     caption      [IMG] codes [/IMG] text EOS                       learned: text EOS
     drawing      text [IMG] codes [/IMG] EOS                       learned: from [IMG] on
     edit         [IMG] source [/IMG] text [IMG] target [/IMG] EOS  learned: from the second [IMG] on
     answer       [IMG] codes [/IMG] question answer EOS            learned: answer EOS
-    interleaved  text and pictures as they come, EOS               learned: all but continuous features
+    interleaved  text and images as they come, EOS               learned: all but continuous features
     dialogue     messages as the chat template has them, EOS       learned: the assistant's, EOS (dialogue.py)
     preference   two of these, one behind the other                learned: the last turn of each
 
-A picture that a vision tower looks at has no markers: its rows stand where it does.
+An image that a vision tower looks at has no markers: its rows stand where it does.
 
-Where the vocabulary has [DROP], as that of a masked model, a picture is dense: each cell of the grid is a
+Where the vocabulary has [DROP], as that of a masked model, an image is dense: each cell of the grid is a
 code or [DROP], in raster order, so that which cells are kept is the model's own choice and its length known.
 
-A drawing or an edit that lost its conditions is a picture alone, `[IMG] codes [/IMG] EOS`. Its EOS is not
+A drawing or an edit that lost its conditions is an image alone, `[IMG] codes [/IMG] EOS`. Its EOS is not
 learned: a caption begins likewise, and would learn to end before its first word.
 
-Legend: L tokens of a document, K tokens of a picture, F feature channels.
+Legend: L tokens of a document, K tokens of an image, F feature channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """A picture as codes (K,), without any offset, and the cells (K,) they lie on, if they are known."""
+    """An image as codes (K,), without any offset, and the cells (K,) they lie on, if they are known."""
 
     codes: npt.NDArray[np.integer]
     cells: npt.NDArray[np.integer] | None = None
@@ -66,7 +66,7 @@ class Codes:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """A picture as continuous features (K, F): something to look at, never to be written."""
+    """An image as continuous features (K, F): something to look at, never to be written."""
 
     values: npt.NDArray[np.float32]
 
@@ -88,7 +88,7 @@ class Document:
     features: npt.NDArray[np.float32] | None
     sample: str = ""  # what the sample it was made of is called
     turns: Ids | None = None  # of a dialogue, rising from 0; None: all 0
-    # whether the token is a mark between contents: [IMG], [/IMG], an EOS behind a picture, a chat template's
+    # whether the token is a mark between contents: [IMG], [/IMG], an EOS behind an image, a chat template's
     # own; None: none is
     structure: npt.NDArray[np.bool_] | None = None
     pictures: tuple[tuple[int, Seen], ...] = ()
@@ -109,7 +109,7 @@ class Document:
 
 
 def build(task: Task, parts: Sequence[Part], vocabulary: Vocabulary, encode: Encode, eos: int) -> Document:
-    """A document of `parts` that ends with `eos`, learned when the last part is and the picture is not alone.
+    """A document of `parts` that ends with `eos`, learned when the last part is and the image is not alone.
 
     Raises ValueError as `picture_ids` does.
     """
@@ -241,7 +241,7 @@ def _markers(ids: Ids, places: Ids, vocabulary: Vocabulary) -> npt.NDArray[np.bo
 def picture_ids(
     codes: npt.NDArray[np.integer], cells: npt.NDArray[np.integer] | None, vocabulary: Vocabulary
 ) -> Ids:
-    """Ids of a picture of K codes with its markers; `cells` (K,) are written if the vocabulary has skips.
+    """Ids of an image of K codes with its markers; `cells` (K,) are written if the vocabulary has skips.
 
     Densely where it has [DROP]: each cell of the grid one id. ValueError for no codes, unknown ones, and
     where cells are to be written that are missing, not rising or outside the grid.
@@ -312,7 +312,7 @@ def _passed(count: int, cells: npt.NDArray[np.integer] | None, grid: int) -> Ids
 
 
 def caption(picture: Codes | Features | Seen, text: str) -> list[Part]:
-    """Parts of a document that says what a picture shows."""
+    """Parts of a document that says what an image shows."""
     return [picture, Text(text, learn=True)]
 
 
@@ -323,7 +323,7 @@ def drawing(text: str, picture: Codes, drop: "Drop | None" = None) -> list[Part]
 
 
 def edit(source: Codes, instruction: str, target: Codes, drop: "Drop | None" = None) -> list[Part]:
-    """Parts of a document that changes a picture as told."""
+    """Parts of a document that changes an image as told."""
     parts: list[Part] = []
     if drop is None or not drop.image:
         parts.append(source)
@@ -333,7 +333,7 @@ def edit(source: Codes, instruction: str, target: Codes, drop: "Drop | None" = N
 
 
 def answer(picture: Codes | Features | Seen, question: str, reply: str) -> list[Part]:
-    """Parts of a document that answers a question about a picture."""
+    """Parts of a document that answers a question about an image."""
     return [picture, Text(QUESTION.format(question)), Text(" " + reply.strip(), learn=True)]
 
 

@@ -80,7 +80,7 @@ def starting_model(
 
 
 def _texts(config: TrainConfig, run: Path) -> list[str]:
-    """Texts of the training sources, each once; samples are read whole, but no picture is decoded."""
+    """Texts of the training sources, each once; samples are read whole, but no image is decoded."""
     found: set[str] = set()
     for name, source in config.data.train.items():
         read = Source(name, tuple(matching(source.paths)), caption_key=source.caption_key)

@@ -24,7 +24,7 @@ HEADS = "alignment."  # how the names of heads begin that are there for training
 def trainable(model: UnifiedModel, patterns: Sequence[str]) -> Iterator[float]:
     """Let gradients reach parameters whose names match one of `patterns`; gives their share of all weights.
 
-    `new rows` stands for the pictures' rows of embedding and head. Where LoRA adapters stand in for the
+    `new rows` stands for the images' rows of embedding and head. Where LoRA adapters stand in for the
     language model's weights, `*` means the adapters, the new rows and the projector; of a model with an inner
     adaptor, the adaptor and the projector. Heads of alignment are always trained. Raises ValueError for a
     pattern that matches nothing, for one that matches weights that adapters stand in for, and for one that

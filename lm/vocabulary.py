@@ -1,4 +1,4 @@
-"""Vocabulary: which id is text, which a code of a picture; and how any causal LM comes to have such ids.
+"""Vocabulary: which id is text, which a code of an image; and how any causal LM comes to have such ids.
 
 The ids are named ranges, one behind the other:
 
@@ -10,7 +10,7 @@ The ids are named ranges, one behind the other:
     dropped   [DROP], in masked models alone
 
 A skip says how many cells of the grid are passed over before the next code. A model that has [DROP] writes
-all cells of a picture instead, [DROP] on those without a code. Text, markers and codes are in LaVIT's order
+all cells of an image instead, [DROP] on those without a code. Text, markers and codes are in LaVIT's order
 (arXiv 2309.04669): 32000 [IMG], 32001 [/IMG], codes from 32002. A new range goes behind the last one, so that
 ids of existing models keep their meaning. No other module of pictish adds or subtracts an offset.
 """
@@ -66,13 +66,13 @@ class IdRange:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The ids of a language model that reads and writes pictures; ValueError for impossible counts."""
+    """The ids of a language model that reads and writes images; ValueError for impossible counts."""
 
     text: int  # ids below are the text tokenizer's
-    codes: int  # entries of the image tokenizer's codebook; 0: the model writes no pictures
+    codes: int  # entries of the image tokenizer's codebook; 0: the model writes no images
     has_mask: bool = True  # imported LaVIT models have none
     skips: int = 0  # cells of the grid less one; 0: the model knows the order of codes only
-    has_drop: bool = False  # a masked model's, which writes each cell of a picture
+    has_drop: bool = False  # a masked model's, which writes each cell of an image
     eos: int | None = None  # the text id that ends a text; None: the tokenizer has none
     unspoken: tuple[int, ...] = ()  # text ids that no text holds: padding, BOS, unused ones
     blank: frozenset[int] = frozenset()  # text ids that show nothing: spaces, special ones
@@ -107,7 +107,7 @@ class Vocabulary:
 
     @property
     def cells(self) -> int | None:
-        """How many cells the grid of a picture has; None: the model knows the order of codes only."""
+        """How many cells the grid of an image has; None: the model knows the order of codes only."""
         return self.skips + 1 if self.skips else None
 
     @property
@@ -137,7 +137,7 @@ class Vocabulary:
 
     @property
     def drop(self) -> int | None:
-        """The id of `[DROP]`, if there is one: then pictures are dense."""
+        """The id of `[DROP]`, if there is one: then images are dense."""
         return self.ranges["dropped"].first if self.has_drop else None
 
     @property
@@ -158,7 +158,7 @@ class Vocabulary:
         return self.ranges["codes"].holds(ids)
 
     def is_cell(self, ids: Ids) -> Ids:
-        """Whether each of `ids` may stand on a cell of a dense picture: a code's or `[DROP]`, bool."""
+        """Whether each of `ids` may stand on a cell of a dense image: a code's or `[DROP]`, bool."""
         found = self.is_code(ids)
         return found | (ids == self.drop) if self.has_drop else found
 
@@ -207,15 +207,15 @@ def widen(
     code_vectors: Tensor | None = None,
     generator: torch.Generator,
 ) -> Vocabulary:
-    """Give a causal LM and its fast tokenizer, in place, the ids of pictures.
+    """Give a causal LM and its fast tokenizer, in place, the ids of images.
 
     Of no `codes` there is the mask alone. `cells` are those of the image tokenizer's grid; None: codes are
-    written in their order only. `dense` pictures have an id on each cell, as masked models write them. New
+    written in their order only. `dense` images have an id on each cell, as masked models write them. New
     rows of embedding and head are drawn around the old ones' mean with their spread, dimension by dimension.
     With `code_vectors` (codes, W), the image tokenizer's, codes of similar vectors get similar rows, from
     which a model learns much faster (docs/log.md). Saved, both load with `AutoModelForCausalLM` and
     `AutoTokenizer`. ValueError when the tokenizer already knows one of the new strings or is not a fast one,
-    for a grid of a single cell, and for dense pictures without a grid.
+    for a grid of a single cell, and for dense images without a grid.
     """
     if cells is not None and cells < 2:
         raise ValueError(f"a grid of {cells} cells was given; 2 or more are needed to write positions")

@@ -1,4 +1,4 @@
-"""pictish reads and writes images as a foreign language: a variable number of discrete codes a picture.
+"""pictish reads and writes images as a foreign language: a variable number of discrete codes an image.
 
 The public API is below, see docs/python.md; each name is imported on first use, so that `import pictish` and
 `pictish --help` load neither torch nor transformers.

@@ -14,7 +14,7 @@ from tests.tree import ROOT
 
 
 def noise_png(number: int) -> bytes:
-    """A small picture of its own for every number."""
+    """A small image of its own for every number."""
     noise = np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).resize((40 + number % 7, 30), Image.Resampling.BICUBIC).save(buffer, "PNG")
@@ -22,7 +22,7 @@ def noise_png(number: int) -> bytes:
 
 
 def raw_shards(folder: Path, shards: int, samples: int = 4) -> Path:
-    """Shards `raw-0.tar`, ... with a picture, a caption and JSON a sample."""
+    """Shards `raw-0.tar`, ... with an image, a caption and JSON a sample."""
     for number in range(shards):
         with ShardFile(folder / f"raw-{number}.tar") as shard:
             for index in range(samples):

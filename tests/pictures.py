@@ -1,4 +1,4 @@
-"""Picture files made by byte from their formats' definitions, so that no library decides what is right."""
+"""Image files made by byte from their formats' definitions, so that no library decides what is right."""
 
 import struct
 import zlib
@@ -36,7 +36,7 @@ def tiff(
     tile=None,
     extra=(),
 ):
-    """A TIFF of one picture; `data` is one block or a list of strips or tiles, `extra` has (tag, values).
+    """A TIFF of one image; `data` is one block or a list of strips or tiles, `extra` has (tag, values).
 
     All values are written as SHORT (or LONG where they do not fit), as TIFF 6.0 allows.
     """

@@ -1,4 +1,4 @@
-"""Small raw shards of drawn pictures for tests that train."""
+"""Small raw shards of drawn images for tests that train."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def drawn_picture(seed: int, side: int = 48) -> Image.Image:
 
 
 def write_shard(path: Path, count: int, first: int = 0) -> Path:
-    """A shard of `count` pictures with captions."""
+    """A shard of `count` images with captions."""
     with ShardFile(path) as shard:
         for number in range(first, first + count):
             buffer = io.BytesIO()
@@ -56,7 +56,7 @@ def png(picture: Image.Image) -> bytes:
 
 
 def write_described_shards(folder: Path, count: int, seed: int = 0) -> None:
-    """`pairs.tar`, `edits.tar` (of colour) and `questions.tar` of told pictures, `count` samples each."""
+    """`pairs.tar`, `edits.tar` (of colour) and `questions.tar` of told images, `count` samples each."""
     rng = np.random.default_rng(seed)
     colours = list(COLOURS)
 

@@ -47,7 +47,7 @@ def kill_after(condition, *words: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory) -> Path:
-    """Shards, a picture folder, and a model trained twice: undisturbed (whole), killed once (killed)."""
+    """Shards, an image folder, and a model trained twice: undisturbed (whole), killed once (killed)."""
     folder = tmp_path_factory.mktemp("chain")
     write_shard(folder / "train.tar", 120)
     write_shard(folder / "validation.tar", 20, first=1000)
@@ -144,7 +144,7 @@ LM_SETTINGS = [
 
 @pytest.fixture(scope="module")
 def speaking(chain) -> Path:
-    """The chain's model with a language model beside it, trained on told pictures, tokenized or raw."""
+    """The chain's model with a language model beside it, trained on told images, tokenized or raw."""
     write_described_shards(chain / "told", 200)
     model = ["--model", chain / "model", "--quiet"]
     words = ["--format", "shards", *model]

@@ -1,4 +1,4 @@
-"""The shipped model does what the README shows: words to pictures and to answers, whatever is said to it."""
+"""The shipped model does what the README shows: words to images and to answers, whatever is said to it."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_codes(drawer):
 
 
 def test_words_decide_about_colours(drawer):
-    """Of eight pictures each, red ones are redder than blue ones."""
+    """Of eight images each, red ones are redder than blue ones."""
     redness = {}
     for colour in ("red", "blue"):
         tokens = drawer.tokens([[f"{colour} heart"]] * 8, seeded(8))

@@ -29,7 +29,7 @@ def speaking_model(tokenizer: Tokenizer, seed: int = 0) -> UnifiedModel:
 
 
 def save_whole_model(folder: Path) -> None:
-    """Tokenizer, language model and both decoders; the diffusion one may be shown parts of a picture."""
+    """Tokenizer, language model and both decoders; the diffusion one may be shown parts of an image."""
     save_tokenizer(folder / "tokenizer", tiny_network())
     tokenizer = Tokenizer.from_folder(folder)
     speaking_model(tokenizer).save(folder / "lm", dtype=torch.float32)

@@ -1,6 +1,6 @@
 """How far running LaVIT's weights on kept rows alone (`gather`) changes what comes out.
 
-Legend: B pictures, S side in pixels, N cells, D width.
+Legend: B images, S side in pixels, N cells, D width.
 """
 
 from collections.abc import Callable
@@ -26,13 +26,13 @@ class Agreement:
     pictures: int
     codes: int
     equal: float  # share of the codes
-    worst: float  # the same in the picture where it is smallest
+    worst: float  # the same in the image where it is smallest
     furthest: float  # largest difference of two merged rows, which are of about unit variance
 
 
 @torch.inference_mode()
 def measure_agreement(folder: Path, pixels: Tensor, done: Callable[[], None] = lambda: None) -> Agreement:
-    """Of a tokenizer folder on uint8 `pixels` (B, S, S, 3); `done` is called after each picture.
+    """Of a tokenizer folder on uint8 `pixels` (B, S, S, 3); `done` is called after each image.
 
     Encoder and tokenizer are in memory one after the other, and never the reconstructor.
     """

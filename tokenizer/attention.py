@@ -1,6 +1,6 @@
 """Attention over a subset of tokens: exact, through PyTorch's fused kernel, and LaVIT's, whose masks leak.
 
-Legend: B pictures, H heads, Q queries, K keys, D width.
+Legend: B images, H heads, Q queries, K keys, D width.
 """
 
 import torch
@@ -55,7 +55,7 @@ def leaky_attention(q: Tensor, k: Tensor, v: Tensor, centre: Tensor, allowed: Te
     more key, of logit M + ln LEAK and the mean of all values, which is how it is computed: where the largest
     logit is masked the leak is large, and where nothing is allowed the values' mean comes out. In float32.
 
-    A few heads of one picture at a time, so that logits stay in the cache: on a CPU that is faster than the
+    A few heads of one image at a time, so that logits stay in the cache: on a CPU that is faster than the
     fused kernel, which must be told the maximum over masked keys and so needs all logits beforehand.
 
     q (B, H, Q, d), k (B, H, N, d), of the first A keys v (B, H, A, d) and allowed (B, 1, Q or 1, A) bool, the

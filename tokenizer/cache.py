@@ -1,6 +1,6 @@
-"""Pictures of a training set and their altered views, decoded and resized once and kept on disk.
+"""Images of a training set and their altered views, decoded and resized once and kept on disk.
 
-Legend: M views of pictures, S side in pixels.
+Legend: M views of images, S side in pixels.
 """
 
 import hashlib
@@ -28,15 +28,15 @@ from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 32  # pictures a task of a worker process
+CHUNK = 32  # images a task of a worker process
 _NAME = "pictures-"
 
 
 class PictureCache:
-    """Pictures uint8 (M, S, S, 3) of a folder written by `build_cache`, memory-mapped.
+    """Images uint8 (M, S, S, 3) of a folder written by `build_cache`, memory-mapped.
 
     `samples` are the names of what the views were made of, as many of each. `digest` is of all that decides
-    the pictures, wherever they lie.
+    the images, wherever they lie.
     """
 
     def __init__(self, folder: Path, samples: Sequence[str]):
@@ -48,7 +48,7 @@ class PictureCache:
         return len(self.pictures)
 
     def batch(self, step: int, size: int, seed: int, process_group: ProcessGroup = SINGLE_PROCESS) -> Tensor:
-        """Pictures (B, S, S, 3) uint8 of one process's rows of step `step`, whose batch has `size`.
+        """Images (B, S, S, 3) uint8 of one process's rows of step `step`, whose batch has `size`.
 
         Each comes once an epoch, in an order that `seed` fixes.
         """
@@ -87,10 +87,10 @@ def build_cache(
     seed: int,
     report: Callable[[int, int], None],
 ) -> PictureCache:
-    """The cache of these pictures at `side` pixels under `folder`, built if it is not there yet.
+    """The cache of these images at `side` pixels under `folder`, built if it is not there yet.
 
     Its name holds a digest of all that it depends on; it is written beside and renamed. `report` is called
-    with pictures done and in all. Raises ValueError when the shards hold no pictures.
+    with images done and in all. Raises ValueError when the shards hold no images.
     """
     found = _read_pictures(shards)[:limit]
     samples = [f"{printable(shard)}/{printable(key)}" for shard, key, _ in found]
@@ -124,7 +124,7 @@ def _mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
 
 
 def training_caches(data: DataConfig, side: int, run: Path, seed: int) -> tuple[PictureCache, PictureCache]:
-    """The caches of the training views and of the validation pictures as they are, at `side` pixels."""
+    """The caches of the training views and of the validation images as they are, at `side` pixels."""
     folder = Path(data.cache) if data.cache else run / "cache"
     build = partial(build_cache, folder, side=side, workers=data.workers, seed=seed, report=_report)
     return (
@@ -134,7 +134,7 @@ def training_caches(data: DataConfig, side: int, run: Path, seed: int) -> tuple[
 
 
 def resized(pixels: Tensor, side: int) -> Tensor:
-    """Pictures uint8 (m, S, S, 3) at another side: area means going down, bilinear going up."""
+    """Images uint8 (m, S, S, 3) at another side: area means going down, bilinear going up."""
     if pixels.shape[1] == side:
         return pixels
     planes = rearrange(pixels, "m h w c -> m c h w").float()
@@ -149,7 +149,7 @@ def _report(done: int, count: int) -> None:
 
 
 def _read_pictures(shards: Sequence[str]) -> list[tuple[str, str, bytes]]:
-    """(name of the shard, key, encoded picture) of every sample that has one, in shard order."""
+    """(name of the shard, key, encoded image) of every sample that has one, in shard order."""
     blobs = []
     for path in find_shards(matching(shards)):
         with open_shard(path) as shard:
@@ -168,7 +168,7 @@ def _read_pictures(shards: Sequence[str]) -> list[tuple[str, str, bytes]]:
 
 
 class _Chunks(Dataset):
-    """Chunks of pictures as uint8 (m, side, side, 3); a backdrop comes from a seeded partner."""
+    """Chunks of images as uint8 (m, side, side, 3); a backdrop comes from a seeded partner."""
 
     def __init__(self, blobs: list[tuple[str, bytes]], views: int, side: int, seed: int):
         self.blobs, self.views, self.side = blobs, views, side

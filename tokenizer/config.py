@@ -213,7 +213,7 @@ AnyReconstructor = Annotated[
 
 
 class TokenizerConfig(Config):
-    """The whole network: everything that decides which ids a picture gets."""
+    """The whole network: everything that decides which ids an image gets."""
 
     renamed: ClassVar = {"alone": "patch_reconstruction_weight"}
 
@@ -299,7 +299,7 @@ class TeacherConfig(Config):
 
 
 class DataConfig(Config):
-    """Where pictures come from and how many altered views of each are used."""
+    """Where images come from and how many altered views of each are used."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]

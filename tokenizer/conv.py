@@ -3,7 +3,7 @@
 Dense 3 x 3 convolutions are what processors do fastest: bf16 units run them ten times as fast as depthwise
 ones (docs/log.md).
 
-Legend: B pictures, S side in pixels, G x G = N cells, P side of a cell in pixels, D width, C code dimension.
+Legend: B images, S side in pixels, G x G = N cells, P side of a cell in pixels, D width, C code dimension.
 """
 
 import torch
@@ -51,7 +51,7 @@ class AttentionBlock(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Pictures to a row for each cell; trained with the tokenizer."""
+    """Images to a row for each cell; trained with the tokenizer."""
 
     def __init__(self, config: ConvEncoderConfig, width: int):
         super().__init__()
@@ -96,11 +96,11 @@ class GridReconstructor(nn.Module):
 
     @property
     def side(self) -> int:
-        """Of the reconstructed picture, in pixels."""
+        """Of the reconstructed image, in pixels."""
         return self.grid * self.patch
 
     def forward(self, codes: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B, N, D) and pictures (B, 3, S, S), about in [0, 1], from `codes` (B, N, C) at their cells.
+        """Rows (B, N, D) and images (B, 3, S, S), about in [0, 1], from `codes` (B, N, C) at their cells.
 
         Of cells that are not `kept` (B, N) bool the codes are not read.
         """

@@ -1,10 +1,10 @@
-"""The dynamic tokenizer: a picture in, a short run of discrete codes out, and pixels back from codes.
+"""The dynamic tokenizer: an image in, a short run of discrete codes out, and pixels back from codes.
 
 LaVIT's method (arXiv 2309.04669): an encoder's rows, one a patch, are scored by a selector; kept ones are
-merged with what was dropped and quantized, and a reconstructor predicts the picture from codes at their
+merged with what was dropped and quantized, and a reconstructor predicts the image from codes at their
 cells.
 
-Legend: B pictures, S side in pixels, N cells, K kept, D width, C code dimension, F feature channels.
+Legend: B images, S side in pixels, N cells, K kept, D width, C code dimension, F feature channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,11 +47,11 @@ UNDERSTANDING = "understanding"  # the folder beside the tokenizer's, and its pa
 
 
 class Choice(TypedDict, total=False):
-    """How many patches of a picture are kept. With nothing given the selector has its own way.
+    """How many patches of an image are kept. With nothing given the selector has its own way.
 
     Of the settings at most one is given: keep probabilities above `threshold` (0.5 unless given), exactly
     `budget`, as few as are expected to reach a PSNR of `quality` dB at the tokenizer's own side, or a draw
-    with one of the `generators` a picture. `keep` (B, N) bool, or a function that makes it of the selector's
+    with one of the `generators` an image. `keep` (B, N) bool, or a function that makes it of the selector's
     logits (B, N), overrides the selector, for comparing selections.
     """
 
@@ -66,10 +66,10 @@ FeaturesFor = Literal["understanding", "quantization"]
 
 
 class Tokenizer:
-    """A trained tokenizer: `tokenize` pictures, `reconstruct` features from tokens.
+    """A trained tokenizer: `tokenize` images, `reconstruct` features from tokens.
 
-    Same picture, same weights, same ids, whatever else is in the batch: every forward runs at a shape that
-    depends on the picture alone, in groups of the configured `micro_batch` filled up with blanks.
+    Same image, same weights, same ids, whatever else is in the batch: every forward runs at a shape that
+    depends on the image alone, in groups of the configured `micro_batch` filled up with blanks.
     """
 
     def __init__(self, network: DynamicTokenizer, fingerprint: str, device: str | torch.device = "cpu"):
@@ -126,14 +126,14 @@ class Tokenizer:
         return tokenizer
 
     def resize(self, image: Picture) -> npt.NDArray[np.uint8]:
-        """A picture as the encoder sees it: (S, S, 3) uint8; ValueError and OSError as `load_image`."""
+        """An image as the encoder sees it: (S, S, 3) uint8; ValueError and OSError as `load_image`."""
         return fit_square(load_image(image), self.image_size, exact=self.exact_resize)
 
     def tokenize(self, images: Sequence[Picture], **choice: Unpack[Choice]) -> list[TokenizedImage]:
-        """Tokens of pictures of any size and shape, each as `load_image` takes it: path, bytes, PIL, array.
+        """Tokens of images of any size and shape, each as `load_image` takes it: path, bytes, PIL, array.
 
         Transparent pixels are on white and EXIF's orientation is applied, as for files. `choice` says how
-        many tokens; ValueError for a setting out of range and for what is no picture.
+        many tokens; ValueError for a setting out of range and for what is no image.
         """
         return [encoded.tokens for encoded in self.encode(images, **choice)]
 
@@ -213,7 +213,7 @@ class Tokenizer:
     def _merge(
         self, hidden: Tensor, keep: Tensor, merger: Merger, *, quantize: bool
     ) -> tuple[list[np.ndarray], list[Tensor]]:
-        """Ids (K,) where they are asked for, and merged rows (K, D) of each picture."""
+        """Ids (K,) where they are asked for, and merged rows (K, D) of each image."""
         lengths = keep.sum(dim=1).tolist()
         ids: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(lengths)
         rows: list[Tensor] = [hidden.new_empty(0)] * len(lengths)
@@ -230,7 +230,7 @@ class Tokenizer:
     ) -> tuple[np.ndarray, Tensor]:
         """Ids (micro_batch, bucket) and merged rows (micro_batch, bucket, D) of a group, padded."""
         group, bucket = bucketed
-        # blanks repeat the first picture of the group: real rows of the same shape, thrown away by the caller
+        # blanks repeat the first image of the group: real rows of the same shape, thrown away by the caller
         padded = group + [group[0]] * (self.micro_batch - len(group))
         chosen = torch.tensor(padded, device=self.device)
         rows, real = kept_rows(keep[chosen], bucket)
@@ -256,7 +256,7 @@ class Tokenizer:
 
     @inference
     def reconstruct(self, tokens: Sequence[TokenizedImage]) -> Tensor:
-        """Features (B, N, F) of every cell from tokens, as decoders read them (`pixels_in` for pictures).
+        """Features (B, N, F) of every cell from tokens, as decoders read them (`pixels_in` for images).
 
         Raises ValueError for tokens of another tokenizer or with more tokens than cells, and where the model
         has no reconstructor.
@@ -275,13 +275,13 @@ class Tokenizer:
         return result
 
     def _decode(self, vectors: Tensor, real: Tensor, bucketed: tuple[list[int], int]) -> Tensor:
-        """Features (micro_batch, N, F) of a group, filled up by its first picture."""
+        """Features (micro_batch, N, F) of a group, filled up by its first image."""
         group, bucket = bucketed
         padded = group + [group[0]] * (self.micro_batch - len(group))
         return self.network.decode(vectors[padded, :bucket], real[padded, :bucket])
 
     def pixels_in(self, features: Tensor) -> Tensor | None:
-        """The pictures (B, 3, s, s), about in [0, 1], that `features` (B, N, F) of `reconstruct` hold.
+        """The images (B, 3, s, s), about in [0, 1], that `features` (B, N, F) of `reconstruct` hold.
 
         None where they hold none, as those of LaVIT.
         """

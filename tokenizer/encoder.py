@@ -1,6 +1,6 @@
 """The frozen encoder: a timm backbone read at several depths, plus each cell's own pixels.
 
-Legend: B pictures, S side in pixels, N = grid x grid cells, F feature channels.
+Legend: B images, S side in pixels, N = grid x grid cells, F feature channels.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from pictish.tokenizer.config import (
 
 
 class Encoder(nn.Module):
-    """Pictures to standardised features a cell; never trained.
+    """Images to standardised features a cell; never trained.
 
     Channels of a group (a backbone level, or the pixels) are brought to zero mean and unit variance with the
     training set's statistics and scaled so that each group holds its configured share of a feature vector's
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def raw_of(self, rgb: Tensor) -> Tensor:
-        """The same of pictures (B, 3, S, S) in [0, 1]."""
+        """The same of images (B, 3, S, S) in [0, 1]."""
         config = self.config
         maps = []
         if self._backbone[0] is not None:
@@ -99,9 +99,9 @@ class Encoder(nn.Module):
         return rearrange(torch.cat(maps, dim=1), "b f y x -> b (y x) f")
 
     def levels(self, rgb: Tensor) -> list[Tensor]:
-        """The backbone's maps (B, C, h, w) at each of its levels, of pictures (B, 3, S, S) in [0, 1].
+        """The backbone's maps (B, C, h, w) at each of its levels, of images (B, 3, S, S) in [0, 1].
 
-        Gradients flow to the pictures.
+        Gradients flow to the images.
         """
         assert self._backbone[0] is not None, "this encoder has no backbone"
         # channels_last is what oneDNN's depthwise kernels want: 1.5 times as fast, measured
@@ -110,7 +110,7 @@ class Encoder(nn.Module):
         return levels
 
     def at_all_levels(self) -> "Encoder":
-        """The same backbone read at every depth it has, without pixels: what pictures are compared by."""
+        """The same backbone read at every depth it has, without pixels: what images are compared by."""
         backbone: Any = self._backbone[0]
         assert backbone is not None, "this encoder has no backbone"
         count = len(backbone.feature_info.info)
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
         self.fit_to_raw(self.raw(part) for part in pixels.split(32))
 
     def fit_to_raw(self, parts: Iterable[Tensor]) -> None:
-        """The same from raw features (b, N, F) of parts of the pictures."""
+        """The same from raw features (b, N, F) of parts of the images."""
         raw = torch.cat(list(parts)).flatten(0, 1)
         self.fit(raw.mean(dim=0), raw.std(dim=0))
 
@@ -149,7 +149,7 @@ class Encoder(nn.Module):
         self.scale.copy_(per_channel / std.clamp_min(1e-4))
 
     def to_pixels(self, raw: Tensor) -> Tensor:
-        """The pixel group of raw features (B, N, F) as pictures (B, 3, side, side) in [0, 1]."""
+        """The pixel group of raw features (B, N, F) as images (B, 3, side, side) in [0, 1]."""
         assert self.config.pixels, "this encoder keeps no pixels"
         p, grid = self.config.pixels, self.config.grid
         own = raw[..., -self.groups[-1] :]

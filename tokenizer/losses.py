@@ -1,6 +1,6 @@
 """What tokenizers and decoders are trained and judged by: pixels, and the features of a frozen network.
 
-Legend: B pictures, S side in pixels, N cells, F feature channels.
+Legend: B images, S side in pixels, N cells, F feature channels.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pictish.tokenizer.encoder import Encoder
 def pixel_loss(pictures: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
     """A scalar of absolute and squared errors and of those of neighbour differences, and the squared error.
 
-    Of pictures (B, 3, S, S) in [0, 1]. Differences of neighbours keep edges where a mean would blur them.
+    Of images (B, 3, S, S) in [0, 1]. Differences of neighbours keep edges where a mean would blur them.
     """
     error = pictures.float() - originals.float()
     mse = error.square().mean()
@@ -25,7 +25,7 @@ def pixel_loss(pictures: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Teacher:
-    """A frozen network whose features codes are trained to give back, and that tells pictures apart.
+    """A frozen network whose features codes are trained to give back, and that tells images apart.
 
     It is no part of the tokenizer and not needed where that is used.
     """
@@ -37,24 +37,24 @@ class Teacher:
 
     @property
     def rows(self) -> slice:
-        """Which pictures of a batch it looks at: evenly spaced, the same ones however processes divide it."""
+        """Which images of a batch it looks at: evenly spaced, the same ones however processes divide it."""
         return slice(None, None, round(1 / self.config.fraction))
 
     def fit(self, pictures: Tensor) -> None:
-        """Take the statistics of its features from pictures (B, 3, S, S) in [0, 1]."""
+        """Take the statistics of its features from images (B, 3, S, S) in [0, 1]."""
         self.encoder.fit_to_raw(self._raw(part) for part in pictures.split(32))
 
     @torch.no_grad()
     def features(self, pictures: Tensor) -> Tensor:
-        """Standardised features (B, N, F) of pictures (B, 3, S, S) in [0, 1]."""
+        """Standardised features (B, N, F) of images (B, 3, S, S) in [0, 1]."""
         with torch.autocast(pictures.device.type, enabled=False):
             return self.encoder.standardise(self._raw(pictures))
 
     def distance(self, pictures: Tensor, originals: Tensor, shift: tuple[int, int]) -> Tensor:
-        """Mean distance of pictures (B, 3, S, S) from `originals` in its maps, both shifted by some pixels.
+        """Mean distance of images (B, 3, S, S) from `originals` in its maps, both shifted by some pixels.
 
         Its strided convolutions look at some pixels more than at others; where the same ones are favoured at
-        every step, pictures get a visible grid.
+        every step, images get a visible grid.
         """
         moved = [torch.roll(each, shift, dims=(2, 3)) for each in (pictures, originals)]
         with torch.no_grad():
@@ -62,7 +62,7 @@ class Teacher:
         return map_distances(self.levels(moved[0]), theirs).mean()
 
     def levels(self, pictures: Tensor) -> list[Tensor]:
-        """Feature maps (B, C, h, w) at all depths, at the pictures' own size; gradients flow to them."""
+        """Feature maps (B, C, h, w) at all depths, at the images' own size; gradients flow to them."""
         with torch.autocast(pictures.device.type, enabled=False):  # depthwise convolutions are slow in bf16
             return self._every_depth.levels(pictures.float())
 
@@ -80,7 +80,7 @@ def cosine_errors(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def map_distances(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-    """Distances (B,) of pictures by a network's maps (B, C, h, w) at several scales: 0 to 4.
+    """Distances (B,) of images by a network's maps (B, C, h, w) at several scales: 0 to 4.
 
     The form of LPIPS (arXiv 1801.03924) without its learned weights: channels are brought to unit length, the
     squared difference is summed over them and averaged over positions, then over scales.

@@ -8,7 +8,7 @@ In the mode `exact` masks are those of LaVIT's released weights, through which e
 into all others (`leaky_attention`): all rows must then run, but for the last block. Running such weights in
 the mode `gather` is an approximation.
 
-Legend: B pictures, N cells, K kept (padded), D width.
+Legend: B images, N cells, K kept (padded), D width.
 """
 
 from typing import Literal
@@ -143,7 +143,7 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
 def dropped_rows(keep: Tensor) -> tuple[Tensor, Tensor]:
     """Dropped cells (B, A) of `keep` (B, N) in raster order, padded with kept ones; which are real.
 
-    A is the same for all pictures whose kept rows are padded to one bucket, so that a picture's shapes depend
+    A is the same for all images whose kept rows are padded to one bucket, so that an image's shapes depend
     on it alone.
     """
     least = int(keep.sum(dim=1).min())

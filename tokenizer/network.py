@@ -4,7 +4,7 @@ LaVIT's method (arXiv 2309.04669): a selector decides which patches are kept, a 
 was dropped, a codebook quantizes them. Beyond LaVIT, codes go back to their cells: a code need not say where
 it is (docs/log.md).
 
-Legend: B pictures, S side in pixels, N cells, M kept rows of all pictures, D width, C code dimension, F
+Legend: B images, S side in pixels, N cells, M kept rows of all images, D width, C code dimension, F
 features of a cell as decoders read them.
 """
 
@@ -127,7 +127,7 @@ class DynamicTokenizer(nn.Module):
 
     @property
     def pixel_side(self) -> int | None:
-        """Side of the pictures that features hold, in pixels; None: they hold none."""
+        """Side of the images that features hold, in pixels; None: they hold none."""
         if isinstance(self.reconstructor, GridReconstructor):
             return self.reconstructor.side
         assert isinstance(self.encoder, Encoder)
@@ -158,7 +158,7 @@ class DynamicTokenizer(nn.Module):
         return torch.cat([rows, patches], dim=-1)
 
     def pixels_in(self, features: Tensor) -> Tensor | None:
-        """The pictures (B, 3, s, s), about in [0, 1], that `features` (B, N, F) hold, if they hold any."""
+        """The images (B, 3, s, s), about in [0, 1], that `features` (B, N, F) hold, if they hold any."""
         if isinstance(self.reconstructor, GridReconstructor):
             grid, p = self.reconstructor.grid, self.reconstructor.patch
             own = features[..., -3 * p**2 :]
@@ -180,7 +180,7 @@ class DynamicTokenizer(nn.Module):
     ) -> Losses:
         """One training step's losses of uint8 `pixels` (B, S, S, 3), one process's rows of the batch.
 
-        `originals` (B, s, s, 3) uint8 are the same pictures at the reconstructed side. `generator` draws the
+        `originals` (B, s, s, 3) uint8 are the same images at the reconstructed side. `generator` draws the
         keep mask with Gumbel `noise` of this scale.
         """
         assert isinstance(self.reconstructor, GridReconstructor)
@@ -272,7 +272,7 @@ class DynamicTokenizer(nn.Module):
 
     @torch.no_grad()
     def set_level(self, batches: Iterable[Tensor], rate: float) -> None:
-        """Set the logit bias so that pictures of uint8 pixels (B, S, S, 3) keep this fraction on average."""
+        """Set the logit bias so that images of uint8 pixels (B, S, S, 3) keep this fraction on average."""
         logits = [self.selector(self.embed(pixels)) for pixels in batches]
         self.selector.logit_bias.add_(self.selector.logit_bias_for(torch.cat(logits), rate))
 

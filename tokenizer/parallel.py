@@ -1,7 +1,7 @@
 """Micro-batches of fixed shapes, side by side on the cores of a CPU, one thread each.
 
-A picture's shapes depend on itself alone, so that kernels round it alike in any company. A small micro-batch
-does not keep several cores busy: two threads inside each operation took 19 ms of CPU time a picture where one
+An image's shapes depend on itself alone, so that kernels round it alike in any company. A small micro-batch
+does not keep several cores busy: two threads inside each operation took 19 ms of CPU time an image where one
 takes 13 (docs/log.md).
 """
 
@@ -68,7 +68,7 @@ def _single_threaded(count: int) -> ThreadPoolExecutor:
 
 
 def filled_groups(pixels: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
-    """Groups of exactly `size` pictures of (B, S, S, 3), the last filled with blanks; how many are real."""
+    """Groups of exactly `size` images of (B, S, S, 3), the last filled with blanks; how many are real."""
     for start in range(0, len(pixels), size):
         group = pixels[start : start + size]
         real = len(group)

@@ -1,8 +1,8 @@
 """Codes back to the encoder's features: learned queries, one a grid cell, attend to the codes in their order.
 
-The codes' cells are never seen: a generated picture has none. Position travels inside the codes.
+The codes' cells are never seen: a generated image has none. Position travels inside the codes.
 
-Legend: B pictures, N cells, K codes (padded), C code dimension, D width, F feature channels.
+Legend: B images, N cells, K codes (padded), C code dimension, D width, F feature channels.
 """
 
 from typing import Literal

@@ -1,9 +1,9 @@
 """Which patches to keep: what each is worth, the draw of training, and the deterministic choice of inference.
 
 LaVIT (arXiv 2309.04669, section 3.1) scores patches by an MLP; its released code also draws at inference, so
-that the same picture gets other tokens each time. Here a draw must be asked for, and brings its generator.
+that the same image gets other tokens each time. Here a draw must be asked for, and brings its generator.
 
-Legend: B pictures, N cells, D width.
+Legend: B images, N cells, D width.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 LOGIT_BIAS_MOMENTUM = 0.05  # weight of one batch in the running logit bias
-SMALL_GAIN = 1e-4  # of a picture's error: scores are linear in gains below it, logarithmic in those above
+SMALL_GAIN = 1e-4  # of an image's error: scores are linear in gains below it, logarithmic in those above
 GOOD_ENOUGH = 5e-4  # mean squared error that needs no codes: 33 dB
 
 
 class PatchScores(nn.Module):
-    """An MLP over each patch's own row and the mean of the picture's; base of both selectors."""
+    """An MLP over each patch's own row and the mean of the image's; base of both selectors."""
 
     level: Tensor  # the logit bias, under the name it is stored by
 
@@ -69,8 +69,8 @@ class PatchScores(nn.Module):
 class ErrorSelector(PatchScores):
     """Predicts each patch's reconstruction error where it is dropped and where it is kept.
 
-    Its score rises with the gain relative to the picture's own error, so one threshold for all pictures
-    spends codes where they gain most decibels. It learns from the errors of training pictures whose patches
+    Its score rises with the gain relative to the image's own error, so one threshold for all images
+    spends codes where they gain most decibels. It learns from the errors of training images whose patches
     were kept and dropped by its own scores and, for a fraction, at random; its gradient reaches no other
     part. A straight-through gradient alone ranked patches worse in a short training (docs/log.md).
     """
@@ -91,10 +91,10 @@ class ErrorSelector(PatchScores):
 
     @staticmethod
     def scores(errors: Tensor) -> Tensor:
-        """Logarithm of what keeping each patch gains of its picture's squared error, (B, N).
+        """Logarithm of what keeping each patch gains of its image's squared error, (B, N).
 
         `errors` are (B, N, 2). It is an inverse hyperbolic sine, which negative gains have too, and no two
-        gains that differ are equal. Relative to the error with no code at all, faint pictures count like
+        gains that differ are equal. Relative to the error with no code at all, faint images count like
         strong ones: the mean PSNR of a number of codes is higher than by absolute gains (docs/log.md).
         """
         dropped, kept = errors.detach().square().unbind(-1)
@@ -114,7 +114,7 @@ class ErrorSelector(PatchScores):
         )
 
     def predicted_psnr(self, hidden: Tensor) -> Tensor:
-        """PSNR in dB (B, N) that 1, 2, ... N codes of each picture are expected to reach, never falling."""
+        """PSNR in dB (B, N) that 1, 2, ... N codes of each image are expected to reach, never falling."""
         dropped, kept = self.errors(hidden).square().unbind(-1)
         order = self.scores(self.errors(hidden)).argsort(dim=1, descending=True, stable=True)
         gains = torch.gather((dropped - kept).clamp_min(0), 1, order).cumsum(dim=1)
@@ -166,7 +166,7 @@ class Selector(PatchScores):
 
 
 class Draw(NamedTuple):
-    """A training draw: `keep` (B, N) bool; pictures (B,) bool whose number of codes was their own."""
+    """A training draw: `keep` (B, N) bool; images (B,) bool whose number of codes was their own."""
 
     keep: Tensor
     free: Tensor
@@ -184,9 +184,9 @@ def draw_keep(
     """Draw what is kept in training from `logits` (B, N).
 
     Gumbel noise on both choices is a logistic one on their difference; with `noise` 0 the draw is the
-    threshold of inference. A fraction `fixed_length` of the pictures keep their N best, N drawn from 1 to
+    threshold of inference. A fraction `fixed_length` of the images keep their N best, N drawn from 1 to
     all and more often small, so that any budget works. Of all cells a fraction `exploration` is kept or
-    dropped at random, as often as the picture's others, to observe errors where the scores would not look.
+    dropped at random, as often as the image's others, to observe errors where the scores would not look.
     At least one patch is kept. `logits` may be one process's rows of the batch.
     """
     count = logits.shape[1]
@@ -212,7 +212,7 @@ def choose(
 ) -> Tensor:
     """The keep mask (B, N) of inference: by `threshold` on the probability, the `budget` best, or drawn.
 
-    Ties go to the earlier cell. A draw uses one generator a picture, so that a picture's mask does not depend
+    Ties go to the earlier cell. A draw uses one generator an image, so that an image's mask does not depend
     on its batch. At least one patch is kept.
     """
     if budget is not None:
@@ -233,7 +233,7 @@ def choose(
 
 
 def rank(scores: Tensor) -> Tensor:
-    """The place (B, N) of each cell among its picture's scores, best 0; equal scores in raster order."""
+    """The place (B, N) of each cell among its image's scores, best 0; equal scores in raster order."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(scores.shape[1], device=scores.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places)

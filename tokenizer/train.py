@@ -1,9 +1,9 @@
-"""Trains a tokenizer: pictures from the cache, one visible loop, exact resume.
+"""Trains a tokenizer: images from the cache, one visible loop, exact resume.
 
 Everything random is a function of the seed and the step, so a resumed run repeats the undisturbed one bit for
 bit (on the CPU) with no generator state to save.
 
-Legend: B pictures, S side in pixels, N cells.
+Legend: B images, S side in pixels, N cells.
 """
 
 import logging
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 KMEANS_VECTORS = 16  # vectors a code before k-means places the codebook
 MOST_VECTORS = 1 << 16  # of them in all: k-means holds the distance of each from every code
-STATISTICS = 1024  # pictures from which a frozen network's features are standardised
+STATISTICS = 1024  # images from which a frozen network's features are standardised
 
 
 @training
@@ -270,7 +270,7 @@ def code_numbers(counts: Tensor, codes: int) -> dict[str, float]:
 def validate(
     network: DynamicTokenizer, cache: PictureCache, config: TrainConfig, quantize: bool
 ) -> dict[str, float]:
-    """Losses on the validation pictures with the deterministic selection, and how many tokens it keeps."""
+    """Losses on the validation images with the deterministic selection, and how many tokens it keeps."""
     network.eval()
     psnr, lengths, counts = [], [], torch.zeros(0, dtype=torch.long)
     for pictures in cache.in_order(config.batch_size):
@@ -300,7 +300,7 @@ def _round_trip(
     quantize: bool = True,
     draw: Callable[[Tensor], Tensor] = choose,
 ) -> tuple[RoundTrip, Tensor]:
-    """Pictures (B, S, S, 3) uint8 through the codes and back, and their squared errors (B,) in [0, 1]."""
+    """Images (B, S, S, 3) uint8 through the codes and back, and their squared errors (B,) in [0, 1]."""
     pixels = resized(pictures, network.config.encoder.image_size)
     there = network.round_trip(pixels, quantize=quantize, draw=draw)
     found = network.pixels_in(there.features)
@@ -311,9 +311,9 @@ def _round_trip(
 
 @torch.no_grad()
 def calibrate(network: DynamicTokenizer, cache: PictureCache, config: TrainConfig) -> None:
-    """Set on validation pictures how many codes are kept, and what PSNR so many codes are expected to give.
+    """Set on validation images how many codes are kept, and what PSNR so many codes are expected to give.
 
-    Altered views are easier or harder than pictures as they are, which is what the model will meet.
+    Altered views are easier or harder than images as they are, which is what the model will meet.
     """
     selector, device = network.selector, network.device
     assert isinstance(selector, ErrorSelector)
@@ -337,7 +337,7 @@ def calibrate(network: DynamicTokenizer, cache: PictureCache, config: TrainConfi
 def with_flat(
     pictures: Tensor, fraction: float, generator: torch.Generator, process_group: ProcessGroup
 ) -> Tensor:
-    """Pictures (B, S, S, 3) of which a `fraction` is replaced by pictures of one colour."""
+    """Images (B, S, S, 3) of which a `fraction` is replaced by images of one colour."""
     if not fraction:
         return pictures
     chance = process_group.drawn(torch.rand, (len(pictures),), generator)
@@ -386,4 +386,4 @@ def _start_codebook(
         pixels = resized(pictures.to(network.device), config.model.encoder.image_size)
         vectors.append(network.code_vectors(pixels, generator, _noise(config, step), process_group))
     found = torch.cat(vectors)
-    network.quantizer.start(found[found.isfinite().all(dim=1)])  # one broken picture would spoil all codes
+    network.quantizer.start(found[found.isfinite().all(dim=1)])  # one broken image would spoil all codes

@@ -1,10 +1,10 @@
-"""Seconds and peak memory of drawing 1, 4 and 16 pictures with the diffusion decoder at its default steps.
+"""Seconds and peak memory of drawing 1, 4 and 16 images with the diffusion decoder at its default steps.
 
-python tools/bench_decoder.py --model MODEL                1, 4 and 16 pictures
+python tools/bench_decoder.py --model MODEL                1, 4 and 16 images
 python tools/bench_decoder.py --model MODEL --counts 1 2 --times 1      a quick look at whether it works
 
 Each count is drawn in a process of its own, so that its peak memory is its own; seconds are the median of
-some drawings after one of a single picture, so that start-up does not count. The codes are of photographs.
+some drawings after one of a single image, so that start-up does not count. The codes are of photographs.
 Run it on a machine that does nothing else.
 """
 
@@ -61,7 +61,7 @@ def alone(settings: argparse.Namespace, count: int) -> dict[str, float]:
 
 
 def draw(model: str, device: str, count: int, times: int) -> dict[str, float]:
-    """Seconds of drawing `count` pictures, and peak memory in bytes, after loading and at the end."""
+    """Seconds of drawing `count` images, and peak memory in bytes, after loading and at the end."""
     import torch
 
     from pictish.decoder.pixel import Decoder

@@ -1,9 +1,9 @@
-"""What a picture costs: `pictish generate` from a cold start, with the model loaded, and its memory.
+"""What an image costs: `pictish generate` from a cold start, with the model loaded, and its memory.
 
 python -m tools.bench_generate --model starter
 
 Prints, as medians: seconds of `pictish generate PROMPT` in a fresh process against a process that only
-imports torch, transformers and diffusers, the two taking turns; seconds from a prompt to its picture with
+imports torch, transformers and diffusers, the two taking turns; seconds from a prompt to its image with
 everything loaded; the most memory that the command held. Run it on a machine that does nothing else; where
 that cannot be had, the CPU seconds of the processes say more than the clock.
 """
@@ -67,7 +67,7 @@ def one_run(command: list[str]) -> tuple[float, float, int]:
 
 
 def loaded(model: str, steps: int | None, rounds: int) -> float:
-    """Median seconds from a prompt to its picture with everything loaded; the first does not count."""
+    """Median seconds from a prompt to its image with everything loaded; the first does not count."""
     from pictish.pipelines.drawing import generate
     from pictish.pipelines.settings import GenerationConfig
     from pictish.pipelines.text_to_image import TextToImage

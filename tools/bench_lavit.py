@@ -1,7 +1,7 @@
 """Speed and memory of LaVIT's merger at full size: exact and gather mode against a dense one written out.
 
     python -m tools.bench_lavit                       width 1408, 12 blocks, 16 heads, 256 patches, 90 kept
-    python -m tools.bench_lavit --layers 2 --pictures 1 --times 2    a quick look at whether it works
+    python -m tools.bench_lavit --layers 2 --images 1 --times 2    a quick look at whether it works
 
 The dense one does what the official code does, step by step: all rows through all blocks, the mask made anew
 in each, softmax by hand with its full-size temporaries. All three have the same random weights, run in one

@@ -1,6 +1,6 @@
 """Speed of the language model: generation against transformers' own, packing against padding and bucketing.
 
-python tools/bench_lm.py generate      a picture of 32 codes with guidance, batch 1 and 4
+python tools/bench_lm.py generate      an image of 32 codes with guidance, batch 1 and 4
 python tools/bench_lm.py pack          useful tokens a second of a training step at several row lengths
 python tools/bench_lm.py shapes        ids a second of a training step by shape and attention
 
@@ -72,7 +72,7 @@ def rivals(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, floa
 
 
 def generation(settings: argparse.Namespace) -> None:
-    """Pictures with guidance, one and four at a time."""
+    """Images with guidance, one and four at a time."""
     from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 
     from pictish.lm.autoregressive import Guidance, Prompt, embed_ids, generate
@@ -121,7 +121,7 @@ def generation(settings: argparse.Namespace) -> None:
 
 
 def packing(settings: argparse.Namespace) -> None:
-    """A forward and backward on documents as the starter's captions and pictures make them."""
+    """A forward and backward on documents as the starter's captions and images make them."""
     from pictish.lm.model import Output
     from pictish.lm.objective import cross_entropy
     from pictish.lm.packing import Packed, batches, pack
@@ -130,7 +130,7 @@ def packing(settings: argparse.Namespace) -> None:
     model, _ = starter_sized()
     model.train()
     chance = np.random.default_rng(0)
-    # 27.5 codes and a caption of 4 to 14 pieces; a third are edits with two pictures
+    # 27.5 codes and a caption of 4 to 14 pieces; a third are edits with two images
     lengths = chance.normal(27.5, 9, 768).clip(4, 64).astype(int) + chance.integers(6, 17, 768)
     lengths[::3] += chance.normal(27.5, 9, len(lengths[::3])).clip(4, 64).astype(int)
     documents = [

@@ -1,8 +1,8 @@
-"""Seconds a picture: a masked language model at several numbers of steps against an autoregressive one.
+"""Seconds an image: a masked language model at several numbers of steps against an autoregressive one.
 
     python -m tools.bench_masked --masked runs/lm-masked --autoregressive runs/lm --model starter
 
-Tokens of `--batch` pictures are drawn in turns, decoders left out, and the medians of `--rounds` printed, for
+Tokens of `--batch` images are drawn in turns, decoders left out, and the medians of `--rounds` printed, for
 each of the caches asked for. `--masked` and `--autoregressive` are folders of language models, or runs,
 for the tokenizer of `--model`. Run it on a machine that does nothing else.
 """
@@ -33,7 +33,7 @@ def with_steps(model: UnifiedModel, steps: int, cache: MaskedCache) -> None:
 
 
 def draw(drawer: TextToImage, batch: int, seed: int) -> None:
-    """Tokens of a batch of pictures."""
+    """Tokens of a batch of images."""
     drawer.tokens([[PROMPT]] * batch, generators(range(seed, seed + batch)), GenerationConfig())
 
 

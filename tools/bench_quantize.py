@@ -1,9 +1,9 @@
 """Size, speed and agreement of a language model as float32, bfloat16 and quantized.
 
-    python -m tools.bench_quantize [--model MODEL] [--pictures FOLDER] [--count N]
+    python -m tools.bench_quantize [--model MODEL] [--images FOLDER] [--count N]
 
 Agreement is the share of ids (text and codes) that are the likeliest ones of float32 as well, given the same
-ids before them: of a drawing and a caption of each picture. Printed as a table in Markdown.
+ids before them: of a drawing and a caption of each image. Printed as a table in Markdown.
 """
 
 import argparse
@@ -27,7 +27,7 @@ WAYS = ("float32", "bfloat16", "int8", "int4")
 
 
 def documents(model: UnifiedModel, tokenizer: Tokenizer, paths: Sequence[Path]) -> list[Document]:
-    """A drawing and a caption of each picture, with its file name as words."""
+    """A drawing and a caption of each image, with its file name as words."""
     encode = partial(text_ids, model.text_tokenizer)
     made = []
     for path, tokens in zip(paths, tokenizer.tokenize([load_image(path) for path in paths]), strict=True):

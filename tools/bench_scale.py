@@ -1,7 +1,7 @@
-"""Rates of `pictish tokenize` on raw shards, and whether time and bytes are linear in the number of pictures.
+"""Rates of `pictish tokenize` on raw shards, and whether time and bytes are linear in the number of images.
 
-python tools/bench_scale.py RESULT.json                          100 to 10,000 pictures, 1 and 2 processes
-python tools/bench_scale.py RESULT.json --pictures 20 40 --processes 1  a quick look at whether it works
+python tools/bench_scale.py RESULT.json                          100 to 10,000 images, 1 and 2 processes
+python tools/bench_scale.py RESULT.json --images 20 40 --processes 1  a quick look at whether it works
 
 Every run is a process of its own on fresh output, and its rate is the command's own report. The result is
 written after every run; started again, the runs it holds already are not repeated. --minutes stops before the
@@ -25,7 +25,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 256
-DISTINCT = 200  # further pictures repeat these under other keys
+DISTINCT = 200  # further images repeat these under other keys
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def measure(
 
 
 def linear(runs: list[dict[str, Any]], processes: int) -> dict[str, float]:
-    """A line through the runs, seconds = start + pictures / rate, and how far they lie from it at most."""
+    """A line through the runs, seconds = start + images / rate, and how far they lie from it at most."""
     own = [run for run in runs if run["processes"] == processes]
     if len(own) < 2:
         return {}

@@ -1,11 +1,11 @@
-"""What a server does at 1, 4 and 16 clients: pictures a second, latency, and whether pictures stay the same.
+"""What a server does at 1, 4 and 16 clients: images a second, latency, and whether images stay the same.
 
 python -m tools.bench_serve --model starter --images 32 [--url http://host:port --pid N]
 
 Each client sends its next request when the last one was answered; one client is the same as one request after
 the other. Rounds of all numbers of clients take turns, so that a machine that does other things as well
-disturbs them alike; where there is a process to watch, its CPU seconds a picture say more than the clock.
-Every picture is compared with the one that a single client got for the same seed.
+disturbs them alike; where there is a process to watch, its CPU seconds an image say more than the clock.
+Every image is compared with the one that a single client got for the same seed.
 """
 
 import argparse
@@ -32,14 +32,14 @@ PROMPTS = ("a red apple, noto style", "a blue car", "the sun", "a green bird, tw
 class Measured:
     """All rounds of one number of clients."""
 
-    rates: list[float] = field(default_factory=list)  # pictures a second
+    rates: list[float] = field(default_factory=list)  # images a second
     seconds: list[float] = field(default_factory=list)  # of each request
-    cpu: list[float] = field(default_factory=list)  # CPU seconds a picture
+    cpu: list[float] = field(default_factory=list)  # CPU seconds an image
     different: int = 0
 
 
 def main() -> None:
-    """Measure, and print a table; exit code 1 when a picture depended on the others."""
+    """Measure, and print a table; exit code 1 when an image depended on the others."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -81,7 +81,7 @@ def main() -> None:
 async def round_of(
     url: str, clients: int, images: int, more: dict[str, Any], alone: dict[int, str]
 ) -> list[tuple[float, bool]]:
-    """Seconds of each request, and whether its picture is that in `alone`, which the first round fills."""
+    """Seconds of each request, and whether its image is that in `alone`, which the first round fills."""
     numbers = iter(range(images))
     answers = []
 

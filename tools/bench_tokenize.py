@@ -1,9 +1,9 @@
-"""Speed of `pictish tokenize` against the bare model, and whether its memory grows with the pictures.
+"""Speed of `pictish tokenize` against the bare model, and whether its memory grows with the images.
 
-python tools/bench_tokenize.py                     500 pictures for speed, 1,000 against 5,000 for memory
-python tools/bench_tokenize.py --pictures 20 --memory 20 40      a quick look at whether it works
+python tools/bench_tokenize.py                     500 images for speed, 1,000 against 5,000 for memory
+python tools/bench_tokenize.py --images 20 --memory 20 40      a quick look at whether it works
 
-The command runs as a process of its own, once on 100 pictures and once on that many more; its speed is that
+The command runs as a process of its own, once on 100 images and once on that many more; its speed is that
 of the further ones, by the seconds that its last line says, so that start-up does not count. The bare model
 runs before, between and after, on tensors that are ready. Run it on a machine that does nothing else.
 """
@@ -21,8 +21,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 512
-DISTINCT = 100  # further pictures are links to these under other names
-START = 100  # pictures of the run that shows what start-up costs
+DISTINCT = 100  # further images are links to these under other names
+START = 100  # images of the run that shows what start-up costs
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def command(inputs: Path, out: Path, settings: argparse.Namespace) -> tuple[floa
 
 
 def make_pictures(folder: Path, count: int, kind: str) -> None:
-    """`count` pictures of 512 px that compress like photographs: soft shapes and a little grain."""
+    """`count` images of 512 px that compress like photographs: soft shapes and a little grain."""
     from PIL import Image
 
     folder.mkdir(parents=True)

@@ -104,7 +104,7 @@ def embeddings(run: Run, case: str) -> tuple[Tensor, list[Row]]:
 
 
 def splice(ids: Tensor, embedded: Tensor, placeholder: int, pictures: Iterator[Tensor]) -> Tensor:
-    """A row (L, D) with the features (N, D) of the next picture in the place of each placeholder."""
+    """A row (L, D) with the features (N, D) of the next image in the place of each placeholder."""
     parts = [
         next(pictures) if token == placeholder else row[None]
         for token, row in zip(ids.tolist(), embedded, strict=True)

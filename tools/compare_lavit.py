@@ -5,7 +5,7 @@
 FIXTURE holds `checkpoint/` in the official layout (and `checkpoint_sharp/`, a tokenizer alone), the sizes
 that tensors do not tell in `config.json`, `images/`, and what was recorded: `inputs.safetensors`,
 `expected.safetensors`, `expected_text.json`. Seeds and sizes may be any. Ids must be equal, tensors within
-1e-4, pictures within 1 of 255. Exits 1 when a stage is outside, or when something recorded was not compared.
+1e-4, images within 1 of 255. Exits 1 when a stage is outside, or when something recorded was not compared.
 """
 
 import argparse
@@ -106,7 +106,7 @@ class Run:
 
     @cached_property
     def pixels(self) -> Tensor:
-        """The pictures as the tokenizer squashes them, uint8 (B, S, S, 3)."""
+        """The images as the tokenizer squashes them, uint8 (B, S, S, 3)."""
         from pictish.data.images import load_image
 
         paths = sorted((self.fixture / "images").iterdir())
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Of the pictures, where they do not matter."""
+        """Of the images, where they do not matter."""
         return [(self.tokenizer.image_size,) * 2] * len(self.pixels)
 
     @cached_property

@@ -28,7 +28,7 @@ from tools.compare_lavit_tokenizer import features_of
 
 DECODERS = {"highres": "decoder", "lowres": "decoder-lowres"}
 ROUNDED = 1.0  # of 255
-KEPT = "argmax"  # the mask of which texts about pictures, pixels and round trip were recorded
+KEPT = "argmax"  # the mask of which texts about images, pixels and round trip were recorded
 
 
 def heads(run: Run) -> Iterator[Row]:
@@ -50,7 +50,7 @@ def heads(run: Run) -> Iterator[Row]:
 
 
 def pixels(run: Run) -> Iterator[Row]:
-    """Image ids to pictures, step by step, by both decoders."""
+    """Image ids to images, step by step, by both decoders."""
     asked = run.config["pixels"]
     vocabulary = _language(run).model.vocabulary
     rows = run.inputs["pixels.image_tokens"]
@@ -79,7 +79,7 @@ def pixels(run: Run) -> Iterator[Row]:
 
 
 def round_trip(run: Run) -> Iterator[Row]:
-    """Pictures to codes and back."""
+    """Images to codes and back."""
     asked = run.config["reconstruct"]
     rgb01 = run.inputs["reconstruct.rgb01"]  # (B, 3, S, S)
     squares = (rgb01 * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
@@ -170,7 +170,7 @@ def drawn(run: Run) -> Iterator[Row]:
 
 
 def mixed(run: Run) -> Iterator[Row]:
-    """A picture and words to image ids, as the official code does it, defects included."""
+    """An image and words to image ids, as the official code does it, defects included."""
     language = _language(run)
     model = language.model
     for name in run.expected.kinds("llm."):
@@ -210,7 +210,7 @@ class _Seen:
 def _sample(
     decoder: Decoder, tokens: Sequence[TokenizedImage], noise: Tensor, steps: int, guidance: float
 ) -> tuple[_Seen, Tensor]:
-    """What was seen on the way, and pictures (B, H, W, 3) of 0 to 255."""
+    """What was seen on the way, and images (B, H, W, 3) of 0 to 255."""
     model, seen = decoder.model, _Seen()
     latents: Any = model.latents
 
@@ -273,7 +273,7 @@ def _drawer(run: Run) -> OfficialTextToImage:
 
 
 def _codes(run: Run, mask: str) -> list[list[int]]:
-    """Codes of each picture by a recorded mask, as they were recorded."""
+    """Codes of each image by a recorded mask, as they were recorded."""
     counts = run.masks[mask].sum(dim=1).tolist()
     vocabulary = _language(run).model.vocabulary
     codes = vocabulary.codes_of(run.expected[f"tokenize.ids.{mask}"])

@@ -144,7 +144,7 @@ def understanding(run: Run) -> Iterator[Row]:
 
 
 def features_of(run: Run, keep: Tensor, use: FeaturesFor) -> Tensor:
-    """Features of all kept patches (K1 + K2 + ..., D), one picture after the other."""
+    """Features of all kept patches (K1 + K2 + ..., D), one image after the other."""
     encoded = run.tokenizer.encode(run.pixels, sizes=run.sizes, features_for=use, keep=keep)
     return torch.cat([torch.from_numpy(one.features) for one in encoded if one.features is not None])
 

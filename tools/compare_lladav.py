@@ -8,7 +8,7 @@ a recording depends on what the official code does by accident (it says so: mask
 infinity that are committed) it is replayed with `official_quirks`, and the line says so. Exits 1 when a
 comparison fails.
 
-tools/lladav_vision_cases.py compares pictures, turns and names.
+tools/lladav_vision_cases.py compares images, turns and names.
 """
 
 import argparse

@@ -52,7 +52,7 @@ INK, PAPER = "#1c1c1e", "white"
 
 @dataclass(frozen=True)
 class Shot:
-    """Pictures to show side by side, what is written below them, and what made the last."""
+    """Images to show side by side, what is written below them, and what made the last."""
 
     pictures: tuple[Path, ...]
     note: str
@@ -152,7 +152,7 @@ def told(command: Sequence[str]) -> str:
 
 
 def page(sections: dict[str, list[Shot]]) -> str:
-    """HTML with its pictures inside, without scripts."""
+    """HTML with its images inside, without scripts."""
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>pictish: the starter</title>",
         "<style>body{font:16px/1.4 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
@@ -178,7 +178,7 @@ def page(sections: dict[str, list[Shot]]) -> str:
 
 
 def inside(path: Path, longest: int) -> str:
-    """A picture of at most so many pixels as the URL of itself."""
+    """An image of at most so many pixels as the URL of itself."""
     picture = load_image(path)
     picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     blob = io.BytesIO()
@@ -187,7 +187,7 @@ def inside(path: Path, longest: int) -> str:
 
 
 def sheet(sections: dict[str, list[Shot]]) -> bytes:
-    """PNG: sections of many as rows of pictures with their words, those of one as wide as they get."""
+    """PNG: sections of many as rows of images with their words, those of one as wide as they get."""
     column = 2 * TILE + GAP
     width = GAP + COLUMNS * (column + GAP)
     parts = []

@@ -1,4 +1,4 @@
-"""Replay what was recorded of LLaDA-V's picture layout, its turns and its key names.
+"""Replay what was recorded of LLaDA-V's image layout, its turns and its key names.
 
     python -m tools.lladav_vision_cases FIXTURE
 

@@ -1,4 +1,4 @@
-"""The two pictures of the page in README.md, taken of a running `pictish ui` in chromium.
+"""The two images of the page in README.md, taken of a running `pictish ui` in chromium.
 
 python -m tools.page_screenshots http://127.0.0.1:8000 docs/images
 """

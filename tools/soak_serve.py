@@ -1,4 +1,4 @@
-"""Mixed load on a server for as long as asked: is memory flat, every picture right, nothing left unanswered?
+"""Mixed load on a server for as long as asked: is memory flat, every image right, nothing left unanswered?
 
 python -m tools.soak_serve --minutes 60 --clients 8 --out soak.json [--url http://host:port --pid N]
 

@@ -1,1 +1,1 @@
-"""Pictures as a vision tower sees them: views, features, and rows among the embeddings of text."""
+"""Images as a vision tower sees them: views, features, and rows among the embeddings of text."""

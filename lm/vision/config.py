@@ -1,4 +1,4 @@
-"""Which vision tower a language model looks through, and how pictures are laid out, as typed settings."""
+"""Which vision tower a language model looks through, and how images are laid out, as typed settings."""
 
 from typing import Annotated, Any, Literal
 
@@ -60,7 +60,7 @@ ProjectorConfig = Annotated[LinearProjector | MlpProjector | ResamplerProjector,
 
 
 class TilesConfig(Config):
-    """LLaVA's anyres: the picture as a whole, and in tiles."""
+    """LLaVA's anyres: the image as a whole, and in tiles."""
 
     wide: int = Field(6, gt=0, le=16, description="tiles side by side, at most")
     high: int = Field(6, gt=0, le=16, description="tiles one above the other, at most")
@@ -73,7 +73,7 @@ class TilesConfig(Config):
 
 
 class VisionConfig(Config):
-    """A vision tower, the projector behind it, and the layout of pictures."""
+    """A vision tower, the projector behind it, and the layout of images."""
 
     tower: Annotated[TimmTower | TransformersTower, Field(discriminator="kind")]
     layer: int = Field(-1, lt=0, description="block whose output is read, counted from the last, -1")

@@ -1,6 +1,6 @@
-"""A language model's sight: how it looks at pictures, and the rows that these become among its embeddings.
+"""A language model's sight: how it looks at images, and the rows that these become among its embeddings.
 
-Legend: V views, S their side in pixels, D width of the language model, M rows of all pictures.
+Legend: V views, S their side in pixels, D width of the language model, M rows of all images.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from pictish.lm.vision.tower import VisionEncoder, resolved
 
 
 class Placed(NamedTuple):
-    """A picture's views in packed rows: its first row's place, and how its rows are laid out."""
+    """An image's views in packed rows: its first row's place, and how its rows are laid out."""
 
     row: int
     column: int
@@ -37,7 +37,7 @@ class Placed(NamedTuple):
 
 
 class Vision(nn.Module):
-    """A vision tower, the projector behind it, and the learned row that ends lines of a picture."""
+    """A vision tower, the projector behind it, and the learned row that ends lines of an image."""
 
     def __init__(self, config: VisionConfig, width: int):
         super().__init__()
@@ -48,9 +48,9 @@ class Vision(nn.Module):
         self.separator = nn.Parameter(torch.randn(width) / width**0.5)
 
     def look(self, image: Image.Image, *, alone: bool = True, tiles: bool = True) -> Seen:
-        """An RGB picture as the tower looks at it.
+        """An RGB image as the tower looks at it.
 
-        In tiles where the settings have them, unless there are other pictures beside it: then it is padded
+        In tiles where the settings have them, unless there are other images beside it: then it is padded
         to a square. Without `tiles` it is squashed to one view.
         """
         side, settings = self.encoder.side, self.config.tiles
@@ -70,7 +70,7 @@ class Vision(nn.Module):
         return [Seen(squashed(frame, self.encoder.side), layout) for frame in frames]
 
     def forward(self, pictures: Sequence[Placed]) -> Tensor:
-        """Rows (M, D) of all pictures, one after the other."""
+        """Rows (M, D) of all images, one after the other."""
         projected = self.projector(self.encoder(torch.cat([one.views for one in pictures])))
         parts = projected.split([one.layout.views for one in pictures])
         return torch.cat(
@@ -79,7 +79,7 @@ class Vision(nn.Module):
 
 
 def places_of(pictures: Sequence[Placed]) -> Tensor:
-    """Row and column (2, M) of each of the rows that `Vision` makes of these pictures."""
+    """Row and column (2, M) of each of the rows that `Vision` makes of these images."""
     return torch.cat(
         [
             torch.stack(

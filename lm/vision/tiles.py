@@ -1,12 +1,12 @@
-"""Pictures of any size as square views of one size, and where the rows of the views go in the sequence.
+"""Images of any size as square views of one size, and where the rows of the views go in the sequence.
 
-The layout is LLaVA's "anyres" as LLaDA-V uses it: view 0 is the whole picture squashed, the others are its
+The layout is LLaVA's "anyres" as LLaDA-V uses it: view 0 is the whole image squashed, the others are its
 tiles; the maps of the tiles are put together, what was padding is cut off, a map that is too large is
-reduced, and a learned row ends each of its lines. One of several pictures is padded to a square instead, and
+reduced, and a learned row ends each of its lines. One of several images is padded to a square instead, and
 frames of a video are reduced. Written from a description; tools/lladav_vision_cases.py compares it with
 recordings of the official code.
 
-Legend: V views, S side of a view in pixels, N rows of a view (h x w cells), D channels, M rows of a picture.
+Legend: V views, S side of a view in pixels, N rows of a view (h x w cells), D channels, M rows of an image.
 """
 
 import math
@@ -27,7 +27,7 @@ TOLERATED = 1.1  # a map is reduced when its sides exceed their maximum by this 
 
 @dataclass(frozen=True)
 class Layout:
-    """What becomes of the rows of one picture's views."""
+    """What becomes of the rows of one image's views."""
 
     cells: tuple[int, int]  # (h, w) of a view
     whole: bool = True  # view 0 comes first as it is
@@ -63,14 +63,14 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A picture as a vision tower looks at it."""
+    """An image as a vision tower looks at it."""
 
     views: Views  # (V, S, S, 3)
     layout: Layout
 
 
 def arrange(rows: Tensor, layout: Layout, separator: Tensor | None) -> Tensor:
-    """Rows (M, D) of a picture from those of its views (V, N, D); `separator` (D,) ends lines."""
+    """Rows (M, D) of an image from those of its views (V, N, D); `separator` (D,) ends lines."""
     assert rows.shape[:2] == (layout.views, layout.cells[0] * layout.cells[1]), (rows.shape, layout)
     found = [rows[0]] if layout.whole else []
     if layout.ended:
@@ -96,7 +96,7 @@ def grids(wide: int, high: int) -> tuple[tuple[int, int], ...]:
 
 
 def best_grid(size: tuple[int, int], choices: Sequence[tuple[int, int]], side: int) -> tuple[int, int]:
-    """The grid (wide, high) of tiles of `side` pixels that shows most of a picture of `size` (width, height).
+    """The grid (wide, high) of tiles of `side` pixels that shows most of an image of `size` (width, height).
 
     That is the area it has when it is fitted in, but never more than its own; among equals the least
     padding, and then the first.
@@ -115,7 +115,7 @@ def best_grid(size: tuple[int, int], choices: Sequence[tuple[int, int]], side: i
 def tiled_layout(
     size: tuple[int, int], grid: tuple[int, int], cells: tuple[int, int], largest: int | None
 ) -> Layout:
-    """The layout of a picture of `size` (width, height) in a `grid` (wide, high) of tiles.
+    """The layout of an image of `size` (width, height) in a `grid` (wide, high) of tiles.
 
     The map has at most about `largest` times as many cells as a view; None: it is never reduced.
     """
@@ -142,12 +142,12 @@ def frame_layout(cells: tuple[int, int], pool: int) -> Layout:
 
 
 def squashed(image: Image.Image, side: int) -> Views:
-    """An RGB picture as one view (1, S, S, 3), whatever its aspect ratio."""
+    """An RGB image as one view (1, S, S, 3), whatever its aspect ratio."""
     return np.array(image.resize((side, side), Image.Resampling.BICUBIC))[None]
 
 
 def padded(image: Image.Image, side: int, colour: Iterable[float]) -> Views:
-    """An RGB picture in the middle of a square of `colour` (3 channels in [0, 1]) as one view."""
+    """An RGB image in the middle of a square of `colour` (3 channels in [0, 1]) as one view."""
     longest = max(image.size)
     square = Image.new("RGB", (longest, longest), tuple(int(255 * value) for value in colour))
     square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
@@ -155,7 +155,7 @@ def padded(image: Image.Image, side: int, colour: Iterable[float]) -> Views:
 
 
 def tiled(image: Image.Image, grid: tuple[int, int], side: int) -> Views:
-    """The squashed picture and its tiles (V, S, S, 3), line by line; it is fitted in and centred on black."""
+    """The squashed image and its tiles (V, S, S, 3), line by line; it is fitted in and centred on black."""
     across, down = grid[0] * side, grid[1] * side
     if across / image.width < down / image.height:
         fitted = across, min(math.ceil(image.height * (across / image.width)), down)

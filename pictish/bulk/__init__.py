@@ -1,1 +1,1 @@
-"""Pictures or raw shards to tokens, by one process, many, or a Ray cluster."""
+"""Images or raw shards to tokens, by one process, many, or a Ray cluster."""

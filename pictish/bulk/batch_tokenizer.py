@@ -1,4 +1,4 @@
-"""What turns pictures into tokens: a tokenizer, processes that decode ahead of it, and how much is kept."""
+"""What turns images into tokens: a tokenizer, processes that decode ahead of it, and how much is kept."""
 
 import contextlib
 import hashlib
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class Selection:
     """How many patches are kept: by threshold, by budget, or by an expected PSNR in dB (`quality`).
 
-    Or they are drawn: from a seed and the picture's name, or as LaVIT draws.
+    Or they are drawn: from a seed and the image's name, or as LaVIT draws.
     """
 
     budget: int | None = None
@@ -76,7 +76,7 @@ class Selection:
         return {**knobs, "seed": self.seed, **own}
 
     def arguments(self, names: Sequence[str]) -> dict[str, Any]:
-        """Keywords of `Tokenizer.tokenize_pixels` for pictures of these names."""
+        """Keywords of `Tokenizer.tokenize_pixels` for images of these names."""
         if self.seed is None:
             return {"budget": self.budget, "quality": self.quality, "threshold": self.threshold}
         import torch
@@ -137,7 +137,7 @@ class BatchTokenizer:
     def tokenize(
         self, files: Iterable[File | ImageBytes], skip: Callable[[str], str | None] | None = None
     ) -> Generator[tuple[Decoded, TokenizedImage | None], None, None]:
-        """Each picture in order, with its tokens unless it is broken or skipped; decoding runs ahead.
+        """Each image in order, with its tokens unless it is broken or skipped; decoding runs ahead.
 
         Two batches are under way, so that no core waits where one of them has little to do.
         """

@@ -84,7 +84,7 @@ def run(
 
 @dataclass(frozen=True)
 class Source:
-    """A token file, or a shard of many: where it lies and the pictures it gives."""
+    """A token file, or a shard of many: where it lies and the images it gives."""
 
     path: Path
     name: str
@@ -93,7 +93,7 @@ class Source:
     meeting: frozenset[str] = frozenset()  # outputs that two would give, and neither does
 
     def read(self) -> Iterator[tuple[str, str, bytes | Exception]]:
-        """Name, output and bytes, or why there are none, of each of its pictures."""
+        """Name, output and bytes, or why there are none, of each of its images."""
         if shard_suffix(self.path.name) is None:
             blob: bytes | Exception
             try:
@@ -112,7 +112,7 @@ class Source:
 def find_sources(inputs: Sequence[Path], suffix: str) -> tuple[list[Source], Found]:
     """Everything to be read, in order, and what cannot be; ValueError when there is nothing.
 
-    Two that would give one picture are not drawn, and named.
+    Two that would give one image are not drawn, and named.
     """
     shards = [entry for entry in inputs if _is_shards(entry)]
     others = [entry for entry in inputs if entry not in shards]
@@ -164,7 +164,7 @@ def refuse_others(sources: Sequence[Source], fingerprint: str) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """What pictures are made with, and where they go."""
+    """What images are made with, and where they go."""
 
     reconstructor: Reconstructor
     drawing: Drawing
@@ -176,7 +176,7 @@ class Work:
     report: Report
 
     def run(self, sources: Iterable[Source]) -> tuple[int, int]:
-        """Make all pictures; how many were made, and how many were done before."""
+        """Make all images; how many were made, and how many were done before."""
         before = 0
         drawn = 0
         batch: list[tuple[str, str, str, TokenizedImage]] = []
@@ -221,7 +221,7 @@ class Work:
         images = self.reconstructor(
             [token for *_, token in batch],
             size=self.size,
-            # the same seed for each: a picture does not depend on its place in the folder
+            # the same seed for each: an image does not depend on its place in the folder
             generators=generators([self.seed] * len(batch)),
             drawing=self.drawing,
         )

@@ -1,6 +1,6 @@
 """Workers on this machine: processes that speak JSON lines over their pipes and load the model once.
 
-They take places of shards, never pictures. One that dies is started again for the next shard.
+They take places of shards, never images. One that dies is started again for the next shard.
 """
 
 import contextlib

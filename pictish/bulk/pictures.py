@@ -1,4 +1,4 @@
-"""The work of `pictish tokenize` on pictures: to token files, or to shards. Raw shards: run.py."""
+"""The work of `pictish tokenize` on images: to token files, or to shards. Raw shards: run.py."""
 
 import contextlib
 import functools
@@ -30,10 +30,10 @@ class Job:
     """What is to be done, known before the model is loaded."""
 
     kind: str
-    total: int | None  # pictures, None when they are not counted beforehand
+    total: int | None  # images, None when they are not counted beforehand
     outputs: list[str]
     settings: dict[str, Any]
-    found: Found  # what else the search for pictures met
+    found: Found  # what else the search for images met
     run: "Callable[[Work], None]"
 
 
@@ -84,7 +84,7 @@ def run(
 
 
 def plan(inputs: Sequence[Path], shards: bool, samples_per_shard: int) -> Job:
-    """Find the pictures and name the outputs; ValueError for what cannot be done."""
+    """Find the images and name the outputs; ValueError for what cannot be done."""
     found = find(inputs)
     planned, problems = plan_outputs(images_of(found, inputs))
     found.problems += problems
@@ -100,7 +100,7 @@ def plan(inputs: Sequence[Path], shards: bool, samples_per_shard: int) -> Job:
 
 
 def hold_shards(inputs: Sequence[str]) -> bool:
-    """Whether the inputs are raw shards; ValueError where some are, and others are pictures."""
+    """Whether the inputs are raw shards; ValueError where some are, and others are images."""
     found = find([Path(entry) for entry in inputs if not is_remote(entry)])
     remote = [entry for entry in inputs if is_remote(entry)]
     shards = [*remote, *(file.name for file in found.shards)]
@@ -114,7 +114,7 @@ def hold_shards(inputs: Sequence[str]) -> bool:
 
 
 def _fill_folder(work: Work, images: Sequence[File], outputs: Sequence[str]) -> None:
-    """A token file for every picture."""
+    """A token file for every image."""
     output_of = {image.name: name for image, name in zip(images, outputs, strict=True)}
 
     def finished(name: str) -> str | None:
@@ -142,7 +142,7 @@ def _fill_folder(work: Work, images: Sequence[File], outputs: Sequence[str]) -> 
 
 
 def _fill_shards(work: Work, parts: Sequence[Sequence[File]], names: Sequence[str]) -> None:
-    """A shard for every part of the pictures."""
+    """A shard for every part of the images."""
     todo = []
     for name, part in zip(names, parts, strict=True):
         entry = work.output.finished(name)
@@ -193,7 +193,7 @@ def _fill_shard(
 
 
 def _readable_now(entry: Entry, sources: Sequence[tuple[str, str | None]]) -> bool:
-    """Whether a finished shard lacks pictures that could not be read when it was made, and can be now."""
+    """Whether a finished shard lacks images that could not be read when it was made, and can be now."""
     before = [(name, None if name in entry.unread else sha256) for name, sha256 in sources]
     return before != list(sources) and sources_digest(before) == entry.source_sha256
 

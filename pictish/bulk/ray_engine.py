@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster (pictish[ray]): one actor a worker, which takes places of shards, never pictures.
+"""Workers on a Ray cluster (pictish[ray]): one actor a worker, which takes places of shards, never images.
 
 pictish reads the tars itself: ray.data.read_webdataset splits samples where one is not sorted. An actor that
 dies, or whose node does, is made anew by us, since only we know that the shard is safe to do again.

@@ -100,7 +100,7 @@ def tokenize_shard(
     source: Stored,
     done: Callable[[int], None] = lambda count: None,
 ) -> ShardStats:
-    """The shard of tokens of a raw shard, written and committed; `done` hears of pictures as they are done.
+    """The shard of tokens of a raw shard, written and committed; `done` hears of images as they are done.
 
     ValueError for a damaged shard, or a place taken by something else; OSError for trouble with files, and
     Incomplete when samples are missing that another try may well read.
@@ -158,7 +158,7 @@ def _scratch(stack: contextlib.ExitStack) -> Path:
 
 @dataclass(frozen=True)
 class SamplePicture(ImageBytes):
-    """One of the pictures of a raw shard's sample; `name` is the sample's key."""
+    """One of the images of a raw shard's sample; `name` is the sample's key."""
 
     part: Part
 
@@ -166,7 +166,7 @@ class SamplePicture(ImageBytes):
 def _pictures(path: Path, account: "_Account") -> Iterator[SamplePicture]:
     """Images of a raw shard; what is not tokenized is reported to `account`. ValueError for a damaged shard.
 
-    A sample has one picture, or several with names, as edits and documents have. Its texts are carried over.
+    A sample has one image, or several with names, as edits and documents have. Its texts are carried over.
     """
     with open_shard(path) as shard:
         if shard.damage is not None:

@@ -1,4 +1,4 @@
-"""`pictish data shards`: pictures with captions, however they are stored, to raw shards."""
+"""`pictish data shards`: images with captions, however they are stored, to raw shards."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ def run(
 ) -> None:
     """Write OUT/train and OUT/validation, which `train`, `tokenize` and `evaluate` read.
 
-    Pictures that cannot be used are named and left out, the exit code is then 1.
+    Images that cannot be used are named and left out, the exit code is then 1.
     """
     from pictish.data.collect import look, write_raw_shards
     from pictish.io.files import check_apart

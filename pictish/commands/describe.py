@@ -178,7 +178,7 @@ def check_boxes_file(file: Path, *, overwrite: bool) -> None:
 
 
 def write_boxes(picture: "Image.Image", answer: str, file: Path) -> None:
-    """Write the picture with the boxes of an answer, and tell how many there are on stderr."""
+    """Write the image with the boxes of an answer, and tell how many there are on stderr."""
     from pictish.data.images import png_bytes
     from pictish.io.files import printable, write_atomic
     from pictish.lm.boxes import draw_boxes, parse_boxes
@@ -198,7 +198,7 @@ def _describe_all(
     file: IO[str],
     how_to_go_on: str,
 ) -> int:
-    """Write a line for each picture whose name is not `done`; how many could not be read."""
+    """Write a line for each image whose name is not `done`; how many could not be read."""
     from pictish.evaluation.pictures import Broken
     from pictish.io.files import printable
     from pictish.io.interrupt import in_units, stop_here
@@ -242,7 +242,7 @@ def _opened(out: Path | None, overwrite: bool) -> AbstractContextManager[IO[str]
 
 
 def _finished(out: Path, facts: Mapping[str, Any]) -> Counter[str]:
-    """How often each picture is in a file of an earlier, interrupted command; a line cut short is taken off.
+    """How often each image is in a file of an earlier, interrupted command; a line cut short is taken off.
 
     ValueError for other content, and for texts that were written with other settings.
     """

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from pictish.data.provenance import Origin, Request
     from pictish.pipelines.settings import GenerationConfig
 
-LARGEST_COUNT = 100_000  # pictures of a prompt
+LARGEST_COUNT = 100_000  # images of a prompt
 
 
 def given_picture(path: Path) -> "Image.Image":
-    """The RGB picture a user named; ValueError says which file is none, OSError which cannot be read."""
+    """The RGB image a user named; ValueError says which file is none, OSError which cannot be read."""
     from pictish.data.images import load_image
     from pictish.io.files import printable
 
@@ -34,7 +34,7 @@ def given_picture(path: Path) -> "Image.Image":
 
 
 def origin_of(file: Path | None, command: Literal["generate", "edit"]) -> "Origin | None":
-    """How the picture of `--like` was drawn; ValueError when it was by the other command."""
+    """How the image of `--like` was drawn; ValueError when it was by the other command."""
     if file is None:
         return None
     from pictish.data.provenance import read_origin
@@ -49,9 +49,9 @@ def origin_of(file: Path | None, command: Literal["generate", "edit"]) -> "Origi
 def asked(
     ctx: typer.Context, prompt: str | None, given: "Sequence[Image.Image]", origin: "Origin | None"
 ) -> "Request":
-    """The first picture that the options of `ctx` ask for; what they leave out is as in `origin`.
+    """The first image that the options of `ctx` ask for; what they leave out is as in `origin`.
 
-    ValueError for a setting out of range, and for other given pictures than those of `origin`.
+    ValueError for a setting out of range, and for other given images than those of `origin`.
     """
     from pictish.configs import parse
     from pictish.data.provenance import Request, digest_of
@@ -100,7 +100,7 @@ def _is_default(ctx: typer.Context, name: str) -> bool:
 
 
 def config_of(request: "Request") -> "GenerationConfig":
-    """How a request asks for its picture to be drawn; ValueError names the option that is out of range."""
+    """How a request asks for its image to be drawn; ValueError names the option that is out of range."""
     from pictish.pipelines.image_requests import CONFIG
     from pictish.pipelines.settings import GenerationConfig
 

@@ -91,7 +91,7 @@ def run(
 
 
 def _is_picture(inputs: list[Path]) -> bool:
-    """Whether one picture is asked for; ValueError for several, or for a folder without tokens."""
+    """Whether one image is asked for; ValueError for several, or for a folder without tokens."""
     from pictish.io.files import printable
     from pictish.io.finding import find, kind_of
 

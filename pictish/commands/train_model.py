@@ -1,4 +1,4 @@
-"""`pictish train model`: a whole model of one's own pictures, one part after the other."""
+"""`pictish train model`: a whole model of one's own images, one part after the other."""
 
 import logging
 import sys
@@ -68,10 +68,10 @@ def run(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Train tokenizer, decoder and language model on your own pictures; OUT becomes a model folder.
+    """Train tokenizer, decoder and language model on your own images; OUT becomes a model folder.
 
     Settings are written to OUT/train.yaml, which may be edited before training begins. Interrupted, the same
-    command resumes. Pictures that cannot be used are named and left out, the exit code is then 1.
+    command resumes. Images that cannot be used are named and left out, the exit code is then 1.
     """
     from pictish.io.files import check_apart, only_writer
     from pictish.recipes.own import prepare
@@ -176,7 +176,7 @@ def _train(device: str, stage: "Stage", settings: Any, run: Path, progress: "Pro
 
 
 def _tokenize(device: str, folder: Path) -> None:
-    """FOLDER/data to FOLDER/tokens, by FOLDER/tokenizer: all but pictures without captions."""
+    """FOLDER/data to FOLDER/tokens, by FOLDER/tokenizer: all but images without captions."""
     from pictish.bulk.batch_tokenizer import BatchTokenizerSettings, Selection
     from pictish.bulk.run import Plan
     from pictish.bulk.run import run as bulk

@@ -1,1 +1,1 @@
-"""Numbers and pictures that say how good a model is; may import every other part."""
+"""Numbers and images that say how good a model is; may import every other part."""

@@ -1,6 +1,6 @@
 """Which cells to keep without a learned selector: by what pixels show, at random, or spread evenly.
 
-Legend: S side of a picture in pixels, G x G cells, P side of a cell in pixels.
+Legend: S side of an image in pixels, G x G cells, P side of a cell in pixels.
 """
 
 import functools
@@ -13,7 +13,7 @@ from pictish.evaluation.pictures import seed_of
 def random_cells(grid: tuple[int, int], number: int, seed: int, name: str) -> np.ndarray:
     """Keep mask (cells,) bool with exactly `number` cells drawn without replacement.
 
-    The draw depends on the seed and the picture's name alone, not on the order or the batch.
+    The draw depends on the seed and the image's name alone, not on the order or the batch.
     """
     rows, columns = grid
     assert 1 <= number <= rows * columns, (number, grid)

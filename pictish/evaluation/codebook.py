@@ -1,4 +1,4 @@
-"""What the codes of a tokenizer stand for: patches of real pictures that share a code.
+"""What the codes of a tokenizer stand for: patches of real images that share a code.
 
 Legend: S the tokenizer's side in pixels.
 """
@@ -27,18 +27,18 @@ CODES, EXAMPLES = 16, 14
 class CodeExamples:
     """Where each code was used: its count, and a uniform sample of at most `EXAMPLES` of its uses.
 
-    Gathered one picture at a time; what is kept grows with the codebook, not with the number of pictures.
+    Gathered one image at a time; what is kept grows with the codebook, not with the number of images.
     """
 
     def __init__(self, codebook_size: int, tokenizer: str, grid: tuple[int, int], seed: int = 0) -> None:
         self.grid = grid
         self.statistics = CodeStatistics(codebook_size, tokenizer)
         self.uses: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        """Code -> (index of the picture, cell)."""
+        """Code -> (index of the image, cell)."""
         self._generator = np.random.default_rng(seed)
 
     def add(self, index: int, image: "TokenizedImage") -> None:
-        """Count the picture with that index in its source."""
+        """Count the image with that index in its source."""
         assert image.cells is not None, "the tokenizer always says which cells it kept"
         before = self.statistics.counts.copy()
         self.statistics.add(image)
@@ -57,17 +57,17 @@ def gather_codes(
     advance: Callable[[], None] = lambda: None,
     **choice: "Unpack[Choice]",
 ) -> CodeExamples:
-    """Tokenize every picture and note where each code is used; broken ones are passed over.
+    """Tokenize every image and note where each code is used; broken ones are passed over.
 
-    `choice` is that of `Tokenizer.tokenize`; `advance` is called once for each picture tokenized. ValueError
-    when no picture is left.
+    `choice` is that of `Tokenizer.tokenize`; `advance` is called once for each image tokenized. ValueError
+    when no image is left.
     """
     import torch
 
     examples = CodeExamples(tokenizer.codebook_size, tokenizer.fingerprint, tokenizer.grid)
     indices: list[int] = []
     sizes: list[tuple[int, int]] = []
-    squares: list[np.ndarray] = []  # (S, S, 3) each: whole pictures do not pile up
+    squares: list[np.ndarray] = []  # (S, S, 3) each: whole images do not pile up
 
     def finish() -> None:
         pixels = torch.from_numpy(np.stack(squares))
@@ -94,7 +94,7 @@ def gather_codes(
 
 
 def draw_codes(examples: CodeExamples, source: PictureSource) -> bytes:
-    """PNG of patches that share a code, cut from the pictures themselves, for the most used codes."""
+    """PNG of patches that share a code, cut from the images themselves, for the most used codes."""
     statistics = examples.statistics
     summary = statistics.summary()
     most = statistics.most_used(CODES)

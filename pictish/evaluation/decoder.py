@@ -1,6 +1,6 @@
-"""How good a decoder is: its pictures against originals, beside other ways to spend the same codes.
+"""How good a decoder is: its images against originals, beside other ways to spend the same codes.
 
-Legend: P pictures of a set, S the side in pixels at which they are compared, the decoder's own unless an
+Legend: P images of a set, S the side in pixels at which they are compared, the decoder's own unless an
 upscaler comes behind it, M metrics, F features of the network.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 METRICS: dict[str, Better] = {"psnr": "higher", "ssim": "higher", "feature_distance": "lower"}
-"""Of each picture; name in the report -> which way is better."""
+"""Of each image; name in the report -> which way is better."""
 DECODER, PREVIEW, THUMBNAIL, MEAN = "decoder", "preview", "thumbnail", "mean image"
 UPSCALED = "decoder, upscaled"
 STEPS = (1, 2, 4, 8, 16, 32, 50)
@@ -37,7 +37,7 @@ STEPS = (1, 2, 4, 8, 16, 32, 50)
 
 @dataclass(frozen=True)
 class Coded:
-    """Pictures of a set as codes, and as a decoder that loses nothing would draw them."""
+    """Images of a set as codes, and as a decoder that loses nothing would draw them."""
 
     name: str
     names: list[str]
@@ -47,20 +47,20 @@ class Coded:
     broken: list[Broken]
 
     def part(self, places: Sequence[int]) -> "Coded":
-        """The pictures at these places alone."""
+        """The images at these places alone."""
         names = [self.names[place] for place in places]
         tokens = [self.tokens[place] for place in places]
         return Coded(self.name, names, tokens, self.originals[list(places)], [])
 
     def batches(self) -> Iterator["Coded"]:
-        """All pictures, at most `BATCH` at a time."""
+        """All images, at most `BATCH` at a time."""
         places = range(len(self.names))
         for start in places[::BATCH]:
             yield self.part(places[start : start + BATCH])
 
 
 Way = Callable[[Coded], np.ndarray]
-"""Draws every picture of a set, (P, S, S, 3) uint8."""
+"""Draws every image of a set, (P, S, S, 3) uint8."""
 
 
 Name = TypeVar("Name", str, tuple[str, int])
@@ -82,10 +82,10 @@ class Measured:
 
 
 class DecoderEvaluation:
-    """Measures sets of pictures with one diffusion decoder, its preview head if it has one, and a distance.
+    """Measures sets of images with one diffusion decoder, its preview head if it has one, and a distance.
 
-    Pictures are drawn as `pictish detokenize` draws them: what `drawing` leaves open is the decoder's default
-    for reconstruction. Only with `drawing.upscale` above 1 is the upscaler used: pictures are then compared
+    Images are drawn as `pictish detokenize` draws them: what `drawing` leaves open is the decoder's default
+    for reconstruction. Only with `drawing.upscale` above 1 is the upscaler used: images are then compared
     at this multiple of the decoder's side, those that went through it beside the same ones resized.
     ValueError for a model without a diffusion decoder, and for a scheduler or a factor that does not fit.
     """
@@ -116,7 +116,7 @@ class DecoderEvaluation:
         pictures: Iterable[Picture | Broken],
         advance: Callable[[int], None] = lambda count: None,
     ) -> Coded:
-        """Tokenize every picture; broken ones are listed and skipped. ValueError when none is left.
+        """Tokenize every image; broken ones are listed and skipped. ValueError when none is left.
 
         `advance` is told how many more are done.
         """
@@ -167,7 +167,7 @@ class DecoderEvaluation:
     ) -> dict[Name, Measured]:
         """Draw a set in every way and compare it with its originals.
 
-        `advance` is told how many more pictures were drawn, of len(coded.names) times len(ways).
+        `advance` is told how many more images were drawn, of len(coded.names) times len(ways).
         """
         real: list[np.ndarray] = []
         values: dict[Name, list[np.ndarray]] = {name: [] for name in ways}
@@ -262,7 +262,7 @@ class DecoderEvaluation:
         def draw(coded: Coded) -> np.ndarray:
             import torch
 
-            # a picture's noise depends on the seed and its name alone
+            # an image's noise depends on the seed and its name alone
             noise = [torch.Generator().manual_seed(seed_of(self.seed, name)) for name in coded.names]
             return resized(self.reconstructor.pixels(coded.tokens, drawing, noise), self.side)
 
@@ -277,13 +277,13 @@ class DecoderEvaluation:
 
 
 def as_thumbnails(coded: Coded) -> np.ndarray:
-    """Thumbnails of at most as many bits as each picture's codes, (P, S, S, 3) uint8."""
+    """Thumbnails of at most as many bits as each image's codes, (P, S, S, 3) uint8."""
     pairs = zip(coded.originals, coded.tokens, strict=True)
     return np.stack([thumbnail(original, token.bits) for original, token in pairs])
 
 
 def seconds_alone(way: Way, coded: Coded, times: int = 3) -> float:
-    """Seconds to draw the first picture by itself, the median of `times` after one that is not counted."""
+    """Seconds to draw the first image by itself, the median of `times` after one that is not counted."""
     one = coded.part([0])
     taken = []
     for _ in range(times + 1):

@@ -1,6 +1,6 @@
-"""How far two sets of pictures are from each other in a network's features: FID and KID of small samples.
+"""How far two sets of images are from each other in a network's features: FID and KID of small samples.
 
-Legend: P and Q pictures, F features. Neither knows which picture belongs to which.
+Legend: P and Q images, F features. Neither knows which image belongs to which.
 """
 
 import numpy as np
@@ -12,14 +12,14 @@ SUBSETS = 100
 def frechet_distance(ours: np.ndarray, theirs: np.ndarray) -> float | None:
     """FID (arXiv 1706.08500): squared Fréchet distance of Gaussians with the moments of (P, F) and (Q, F).
 
-    It falls with the number of pictures, so compare values of one number only. None below two pictures.
+    It falls with the number of images, so compare values of one number only. None below two images.
     """
     if min(len(ours), len(theirs)) < 2:
         return None
     one, other = _deviations(ours), _deviations(theirs)
     apart = ours.mean(axis=0, dtype=np.float64) - theirs.mean(axis=0, dtype=np.float64)
     # With covariances A'A and B'B the trace of their product's root is the sum of the singular values of AB'.
-    # No root of a matrix that is singular, as it is where there are fewer pictures than features.
+    # No root of a matrix that is singular, as it is where there are fewer images than features.
     shared = np.linalg.svd(one @ other.T, compute_uv=False).sum()
     distance = apart @ apart + np.sum(one**2) + np.sum(other**2) - 2 * shared
     return max(0.0, float(distance))
@@ -34,8 +34,8 @@ def _deviations(features: np.ndarray) -> np.ndarray:
 def kernel_distance(ours: np.ndarray, theirs: np.ndarray, seed: int) -> dict[str, float] | None:
     """Unbiased squared MMD of (P, F) and (Q, F) with the kernel (x.y / F + 1)^3: KID (arXiv 1801.01401).
 
-    Mean and standard deviation over seeded random subsets of half the pictures, at most `SUBSET`; around 0,
-    and below it too, for sets of one distribution. None below two pictures.
+    Mean and standard deviation over seeded random subsets of half the images, at most `SUBSET`; around 0,
+    and below it too, for sets of one distribution. None below two images.
     """
     count = min(len(ours), len(theirs))
     if count < 2:
@@ -62,6 +62,6 @@ def _mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _sorted(features: np.ndarray) -> np.ndarray:
-    """Rows in an order of their own, so that a subset does not depend on the order of the pictures."""
+    """Rows in an order of their own, so that a subset does not depend on the order of the images."""
     rows = features.astype(np.float64)
     return rows[np.lexsort(rows.T[::-1])]

@@ -1,6 +1,6 @@
-"""Pictures about pictures, drawn with Pillow: what was kept, a contact sheet, patches that share a code.
+"""Images about images, drawn with Pillow: what was kept, a contact sheet, patches that share a code.
 
-Functions of PIL RGB pictures; nothing is read or written here.
+Functions of PIL RGB images; nothing is read or written here.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ class Panels:
 
 
 def four_panels(panels: Panels) -> Image.Image:
-    """The picture, its kept patches with scores in per cent, their codes, the reconstruction, a caption."""
+    """The image, its kept patches with scores in per cent, their codes, the reconstruction, a caption."""
     wanted = 36 * max(panels.grid) * max(panels.picture.size) / min(panels.picture.size)
     fitting = _fit(panels.picture.size, min(max(PANEL[0], round(wanted)), PANEL[1]))
-    # A strip of a picture is widened until its cells can be told apart.
+    # A strip of an image is widened until its cells can be told apart.
     box = (max(fitting[0], 5 * panels.grid[1]), max(fitting[1], 5 * panels.grid[0]))
     plain = panels.picture.resize(box, Image.Resampling.LANCZOS)
     back = panels.reconstruction.resize(box, Image.Resampling.BICUBIC)
@@ -113,7 +113,7 @@ def _codes(plain: Image.Image, panels: Panels) -> Image.Image:
 
 @dataclass(frozen=True)
 class SheetRow:
-    """One picture of a contact sheet: `tiles` are (picture, note) in the order of the columns."""
+    """One image of a contact sheet: `tiles` are (image, note) in the order of the columns."""
 
     group: str
     name: str
@@ -122,9 +122,9 @@ class SheetRow:
 
 
 def contact_sheet(title: str, subtitle: str, columns: Sequence[str], rows: Sequence[SheetRow]) -> Image.Image:
-    """One row a picture, one column a way of showing it, rows with a common `group` together under its name.
+    """One row an image, one column a way of showing it, rows with a common `group` together under its name.
 
-    Tiles are stretched to each picture's own aspect ratio; `size` is its (height, width).
+    Tiles are stretched to each image's own aspect ratio; `size` is its (height, width).
     """
     gap, note, label = 14, 24, 150
     starts = [index for index, row in enumerate(rows) if index == 0 or rows[index - 1].group != row.group]
@@ -185,14 +185,14 @@ def code_sheet(
 
 
 def crop_cell(picture: Image.Image, cell: int, grid: tuple[int, int]) -> Image.Image:
-    """The region of the picture that one cell of the grid covers, at least one pixel each way."""
+    """The region of the image that one cell of the grid covers, at least one pixel each way."""
     left, top, right, bottom = _cell_box(cell, grid, picture.size)
     left, top = min(left, picture.width - 1), min(top, picture.height - 1)
     return picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
 
 def _cell_box(cell: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) in pixels of a raster cell in a picture of `size` (width, height)."""
+    """(left, top, right, bottom) in pixels of a raster cell in an image of `size` (width, height)."""
     (rows, columns), (width, height) = grid, size
     row, column = divmod(cell, columns)
     return (

@@ -31,7 +31,7 @@ def inspect_image(
     upscale: int | None,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Tokenize one picture, write its drawing, return its facts."""
+    """Tokenize one image, write its drawing, return its facts."""
     try:
         picture = load_image(source)
     except ValueError as error:
@@ -81,7 +81,7 @@ def _scores(tokenizer: Tokenizer, picture: Image.Image) -> npt.NDArray[np.float3
 def inspect_codes(
     inputs: Sequence[Path], target: Path, model: str, device: str, settings: dict[str, Any], report: Report
 ) -> dict[str, Any]:
-    """Tokenize all pictures, draw the code sheet, return the codes' statistics."""
+    """Tokenize all images, draw the code sheet, return the codes' statistics."""
     source = PictureSource(inputs)
     tokenizer = Tokenizer.from_folder(model, device=resolve_device(device))
     examples = gather_codes(

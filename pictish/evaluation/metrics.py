@@ -1,6 +1,6 @@
-"""Picture quality (PSNR, SSIM, feature distance), code statistics and bootstrap intervals.
+"""Image quality (PSNR, SSIM, feature distance), code statistics and bootstrap intervals.
 
-Legend: B pictures, H x W pixels, C channels, M metrics. numpy outside, torch only inside `FeatureDistance`.
+Legend: B images, H x W pixels, C channels, M metrics. numpy outside, torch only inside `FeatureDistance`.
 """
 
 import math
@@ -19,11 +19,11 @@ Better = Literal["lower", "higher"]
 LEVEL = 0.95
 """Confidence of every interval."""
 PSNR_CEILING = 100.0
-"""dB given to equal pictures, whose PSNR is infinite: a mean and a JSON file need a finite number."""
+"""dB given to equal images, whose PSNR is infinite: a mean and a JSON file need a finite number."""
 
 
 def psnr(pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture in dB, at most `PSNR_CEILING`.
+    """Peak signal-to-noise ratio of each image in dB, at most `PSNR_CEILING`.
 
     Both (B, H, W, 3) uint8; returns (B,) float64.
     """
@@ -35,9 +35,9 @@ def psnr(pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
 
 
 def ssim(pictures: np.ndarray, originals: np.ndarray) -> np.ndarray:
-    """Structural similarity of each picture, Gaussian window of Wang et al. (2004), mean over colours.
+    """Structural similarity of each image, Gaussian window of Wang et al. (2004), mean over colours.
 
-    Both (B, H, W, 3) uint8, sides at least 11 px; returns (B,) float64, 1 for equal pictures.
+    Both (B, H, W, 3) uint8, sides at least 11 px; returns (B,) float64, 1 for equal images.
     """
     from skimage.metrics import structural_similarity
 
@@ -60,9 +60,9 @@ def _same_pictures(pictures: np.ndarray, originals: np.ndarray) -> None:
 
 
 class FeatureDistance:
-    """Distance between pictures in the features of an ImageNet network that no tokenizer of ours uses.
+    """Distance between images in the features of an ImageNet network that no tokenizer of ours uses.
 
-    `map_distances` at five scales. Numbers compare with each other at one picture size, not with published
+    `map_distances` at five scales. Numbers compare with each other at one image size, not with published
     LPIPS values.
     """
 
@@ -97,7 +97,7 @@ class FeatureDistance:
     def pooled(self, pictures: np.ndarray) -> np.ndarray:
         """The network's last features, a mean over positions, (B, F) float64, of (B, H, W, 3) uint8.
 
-        Pictures are brought to the size the network was trained on, where its last features mean most.
+        Images are brought to the size the network was trained on, where its last features mean most.
         """
         import torch
         from torch.nn import functional
@@ -118,7 +118,7 @@ class FeatureDistance:
 
     @staticmethod
     def compare(ours: "list[torch.Tensor]", theirs: "list[torch.Tensor]") -> np.ndarray:
-        """Distance of each pair of pictures from their `features`, (B,) float64."""
+        """Distance of each pair of images from their `features`, (B,) float64."""
         from pictish.tokenizer.losses import map_distances
 
         return map_distances(ours, theirs).double().cpu().numpy()
@@ -136,7 +136,7 @@ class CodeStatistics:
         self.bits = 0.0  # of ids and cells
 
     def add(self, image: "TokenizedImage") -> None:
-        """Count one picture; ValueError when another tokenizer wrote it."""
+        """Count one image; ValueError when another tokenizer wrote it."""
         if (image.tokenizer, image.codebook_size) != (self.tokenizer, self.codebook_size):
             raise ValueError(
                 "tokens of two tokenizers cannot be counted together: "
@@ -176,7 +176,7 @@ class CodeStatistics:
         }
 
     def length_histogram(self) -> dict[int, int]:
-        """Number of tokens -> number of pictures, shortest first."""
+        """Number of tokens -> number of images, shortest first."""
         return dict(sorted(self.lengths.items()))
 
     def most_used(self, number: int) -> list[tuple[int, int]]:
@@ -216,10 +216,10 @@ def length_summary(lengths: Counter[int]) -> dict[str, float]:
 def bootstrap(
     values: np.ndarray, seed: int, *, level: float = 0.95, resamples: int = 2000
 ) -> list[dict[str, float]]:
-    """Mean of each column with its percentile bootstrap interval over pictures.
+    """Mean of each column with its percentile bootstrap interval over images.
 
-    values (B, M), one row a picture; returns M dicts `mean`, `low`, `high`. All columns share the resamples.
-    One picture gives an interval of no width, which says nothing.
+    values (B, M), one row an image; returns M dicts `mean`, `low`, `high`. All columns share the resamples.
+    One image gives an interval of no width, which says nothing.
     """
     assert values.ndim == 2, values.shape
     assert len(values) > 0, "no rows"
@@ -240,7 +240,7 @@ def means(values: np.ndarray, names: Iterable[str], seed: int) -> dict[str, dict
 
 
 def gain(ours: np.ndarray, others: np.ndarray, better: Mapping[str, Better]) -> np.ndarray:
-    """By how much each picture is better with ours, (P, M), columns as in `better`: positive is better."""
+    """By how much each image is better with ours, (P, M), columns as in `better`: positive is better."""
     signs = np.array([1.0 if which == "higher" else -1.0 for which in better.values()])
     return (ours - others) * signs
 

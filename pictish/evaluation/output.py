@@ -33,7 +33,7 @@ def check_free(out: Path, names: Sequence[str], overwrite: bool) -> None:
 
 
 def report_broken(pictures: Iterable[Picture | Broken], report: Report) -> Iterator[Picture | Broken]:
-    """The same pictures; each broken one is reported as it passes."""
+    """The same images; each broken one is reported as it passes."""
     for each in pictures:
         if isinstance(each, Broken):
             report.failed(each.name, each.error)

@@ -1,4 +1,4 @@
-"""The pictures an evaluation runs over, one at a time: image folders, image files and WebDataset shards."""
+"""The images an evaluation runs over, one at a time: image folders, image files and WebDataset shards."""
 
 import hashlib
 import logging
@@ -29,7 +29,7 @@ PHOTOGRAPHS = (
     "retina.jpg",
     "rocket.jpg",
 )
-"""The colour photographs inside scikit-image 0.26; its other pictures are grey, drawn or downloaded."""
+"""The colour photographs inside scikit-image 0.26; its other images are grey, drawn or downloaded."""
 FLAT = (
     *("black", "silver", "gray", "white", "maroon", "red", "purple", "fuchsia"),
     *("green", "lime", "olive", "yellow", "navy", "blue", "teal", "aqua"),
@@ -39,7 +39,7 @@ FLAT = (
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture, decoded: `index` counts every picture of the source, broken ones too."""
+    """One image, decoded: `index` counts every image of the source, broken ones too."""
 
     index: int
     name: str
@@ -48,7 +48,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Broken:
-    """A picture that cannot be decoded, and why."""
+    """An image that cannot be decoded, and why."""
 
     name: str
     error: str
@@ -56,7 +56,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is kept of a picture until its batch is full: two small squares, not its own pixels."""
+    """What is kept of an image until its batch is full: two small squares, not its own pixels."""
 
     index: int
     name: str
@@ -65,13 +65,13 @@ class Prepared:
     pixels: np.ndarray
     """(S, S, 3) uint8, what the tokenizer sees."""
     original: np.ndarray
-    """(side, side, 3) uint8, what the decoder's picture is compared with."""
+    """(side, side, 3) uint8, what the decoder's image is compared with."""
 
 
 class PictureSource:
-    """Pictures of folders, files and shards in a fixed order, decoded when asked for and never kept.
+    """Images of folders, files and shards in a fixed order, decoded when asked for and never kept.
 
-    Of a sample in a shard all pictures count, named ones too. ValueError when there is nothing to read.
+    Of a sample in a shard all images count, named ones too. ValueError when there is nothing to read.
     """
 
     def __init__(self, inputs: Sequence[Path], limit: int | None = None) -> None:
@@ -87,7 +87,7 @@ class PictureSource:
             logger.warning(note)
 
     def decode(self, wanted: Collection[int] | None = None) -> Iterator[Picture | Broken]:
-        """Every picture, or those whose index is wanted; first what could not be searched, which has none."""
+        """Every image, or those whose index is wanted; first what could not be searched, which has none."""
         from pictish.data.images import load_image
         from pictish.io.files import one_line
 
@@ -111,13 +111,13 @@ class PictureSource:
 
     @property
     def total(self) -> int | None:
-        """How many pictures `decode` will give, when that is known without reading the shards."""
+        """How many images `decode` will give, when that is known without reading the shards."""
         if self.shards:
             return self.limit
         return len(self.files) if self.limit is None else min(self.limit, len(self.files))
 
     def _sources(self) -> Iterator[tuple[str, Path | bytes | ValueError]]:
-        """Name of each picture and what holds it, or why something is no picture."""
+        """Name of each image and what holds it, or why something is no image."""
         from pictish.data.members import image_members
         from pictish.data.shards import open_shard
         from pictish.io.finding import supported
@@ -149,12 +149,12 @@ class PictureSource:
 
 
 class FlatPictures:
-    """A picture of each of the colours `FLAT`, as a source like `PictureSource`."""
+    """An image of each of the colours `FLAT`, as a source like `PictureSource`."""
 
     total = len(FLAT)
 
     def decode(self, wanted: Collection[int] | None = None) -> Iterator[Picture | Broken]:
-        """Every picture, or those whose index is wanted."""
+        """Every image, or those whose index is wanted."""
         for index, name in enumerate(FLAT):
             if wanted is None or index in wanted:
                 yield Picture(index, name, Image.new("RGB", (64, 64), name))
@@ -181,7 +181,7 @@ def photographs() -> PictureSource:
 def prepare(
     picture: Picture, resize: Callable[[Image.Image], npt.NDArray[np.uint8]], decoder_side: int
 ) -> Prepared:
-    """Squash a picture as the tokenizer does, and to the side that the decoder works at."""
+    """Squash an image as the tokenizer does, and to the side that the decoder works at."""
     from pictish.data.images import fit_square
 
     pixels = resize(picture.image)
@@ -197,7 +197,7 @@ def in_batches(
     broken: list[Broken],
     prepare: Callable[[Picture], Prepared],
 ) -> Iterator[list[Prepared]]:
-    """Batches of readable pictures, the others go to `broken`; ValueError when none can be read."""
+    """Batches of readable images, the others go to `broken`; ValueError when none can be read."""
     batch: list[Prepared] = []
     nothing = True
     for each in pictures:
@@ -217,14 +217,14 @@ def in_batches(
 
 
 def stacked(pictures: Sequence[Prepared]) -> "torch.Tensor":
-    """What the tokenizer sees of pictures, (B, S, S, 3) uint8."""
+    """What the tokenizer sees of images, (B, S, S, 3) uint8."""
     import torch
 
     return torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
 
 
 def resized(pictures: Iterable[np.ndarray], side: int) -> np.ndarray:
-    """Pictures (height, width, 3) uint8 at one side, (P, S, S, 3), by bicubic interpolation if need be."""
+    """Images (height, width, 3) uint8 at one side, (P, S, S, 3), by bicubic interpolation if need be."""
     return np.stack([_resized(one, side) for one in pictures])
 
 
@@ -235,6 +235,6 @@ def _resized(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def seed_of(seed: int, name: str) -> int:
-    """A picture's own seed: it depends on the seed and its name alone, not on the order or the batch."""
+    """An image's own seed: it depends on the seed and its name alone, not on the order or the batch."""
     digest = hashlib.sha256(f"{seed}|{name}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big")

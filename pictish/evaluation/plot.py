@@ -22,7 +22,7 @@ _STEPS_PANELS = (
 
 
 def quality_chart(report: dict[str, Any]) -> bytes:
-    """PNG bytes: a row for each set of pictures, a column for each metric, tokens across, intervals as bands.
+    """PNG bytes: a row for each set of images, a column for each metric, tokens across, intervals as bands.
 
     `report` is what `Evaluation.report` returned.
     """
@@ -31,7 +31,7 @@ def quality_chart(report: dict[str, Any]) -> bytes:
 
 
 def steps_chart(report: dict[str, Any]) -> bytes:
-    """PNG bytes: a row for each set of pictures, a column for each number, steps across.
+    """PNG bytes: a row for each set of images, a column for each number, steps across.
 
     `report` is the header of a `DecoderEvaluation` with a `curve` for each set.
     """

@@ -1,4 +1,4 @@
-"""What turns a model's codes back into pictures, whichever decoders it has."""
+"""What turns a model's codes back into images, whichever decoders it has."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class Renderer(Protocol):
-    """Codes to pictures of `side` pixels: a `Preview`, or `Detokenized`."""
+    """Codes to images of `side` pixels: a `Preview`, or `Detokenized`."""
 
     side: int
 
     def decode(self, tokens: "Sequence[TokenizedImage]") -> "torch.Tensor":
-        """Pictures as uint8 (B, side, side, 3), squashed as the tokenizer encodes them."""
+        """Images as uint8 (B, side, side, 3), squashed as the tokenizer encodes them."""
 
 
 class Detokenized:
-    """The pictures that `pictish detokenize` draws with a diffusion decoder, as squares, not upscaled."""
+    """The images that `pictish detokenize` draws with a diffusion decoder, as squares, not upscaled."""
 
     def __init__(self, reconstructor: "Reconstructor") -> None:
         from pictish.pipelines.settings import Drawing
@@ -34,7 +34,7 @@ class Detokenized:
         self.drawing = reconstructor.settled(Drawing(upscale=1))
 
     def decode(self, tokens: "Sequence[TokenizedImage]") -> "torch.Tensor":
-        """Pictures as uint8 (B, side, side, 3), each from noise of seed 0."""
+        """Images as uint8 (B, side, side, 3), each from noise of seed 0."""
         import torch
 
         from pictish.pipelines.drawing import generators

@@ -1,4 +1,4 @@
-"""The contact sheet of an evaluation: which pictures to show, handed to `drawing`."""
+"""The contact sheet of an evaluation: which images to show, handed to `drawing`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -34,9 +34,9 @@ def extremes(losses: np.ndarray, each: int = 3) -> dict[str, list[int]]:
 def contact_sheet_of(
     evaluation: "Evaluation", measured: "PictureSet", source: PictureSource | FlatPictures
 ) -> bytes:
-    """PNG of the best, median and worst pictures of a set: original, automatic length, thumbnail, budgets.
+    """PNG of the best, median and worst images of a set: original, automatic length, thumbnail, budgets.
 
-    The few pictures are decoded once more from `source`; nothing of the others is kept for this.
+    The few images are decoded once more from `source`; nothing of the others is kept for this.
     """
     from pictish.evaluation.tokenizer import METRICS
 
@@ -64,7 +64,7 @@ def contact_sheet_of(
 
 
 def decoder_sheet_of(coded: "Coded", ways: "Mapping[str, Way]", measured: "Mapping[str, Measured]") -> bytes:
-    """PNG of the best, median and worst pictures of a set: original, then the ways, drawn once more."""
+    """PNG of the best, median and worst images of a set: original, then the ways, drawn once more."""
     from pictish.evaluation.decoder import DECODER, MEAN
 
     groups = extremes(measured[DECODER].distances)

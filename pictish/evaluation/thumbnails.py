@@ -1,4 +1,4 @@
-"""What the bits of a picture's codes could hold as plain pixels: a small, coarse RGB picture, scaled up."""
+"""What the bits of an image's codes could hold as plain pixels: a small, coarse RGB image, scaled up."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ DEPTHS = range(1, 9)  # bits a channel
 
 
 def thumbnail(picture: np.ndarray, bits: float) -> np.ndarray:
-    """The best picture that `bits` can hold as pixels, both (S, S, 3) uint8.
+    """The best image that `bits` can hold as pixels, both (S, S, 3) uint8.
 
     The rule: for each depth of 1 to 8 bits a channel, the most pixels that fit, in the squarest box, lying
     or standing; reduced by the mean of each area, rounded to the depth's levels, enlarged by bicubic

@@ -1,6 +1,6 @@
 """How good a tokenizer is: quality against token count, and its selection against simpler ones.
 
-Legend: B pictures of a batch, P of a set, S the tokenizer's side in pixels, N cells, M metrics.
+Legend: B images of a batch, P of a set, S the tokenizer's side in pixels, N cells, M metrics.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 SCHEMA = 3
 Selection = Literal["budget", "automatic", "computed", "random", "uniform", "thumbnail"]
 SELECTIONS: tuple[Selection, ...] = ("computed", "random", "uniform")
-"""Baselines: as many cells of each picture as the learned selection keeps, chosen otherwise."""
+"""Baselines: as many cells of each image as the learned selection keeps, chosen otherwise."""
 THUMBNAIL: Selection = "thumbnail"
-"""Baseline: a picture of few plain pixels, of as many bits as the codes and their cells."""
+"""Baseline: an image of few plain pixels, of as many bits as the codes and their cells."""
 METRICS: dict[str, Better] = {
     "psnr": "higher",
     "ssim": "higher",
@@ -37,13 +37,13 @@ METRICS: dict[str, Better] = {
 
 @dataclass
 class Point:
-    """One way of selecting patches, measured on every picture of a set; a thumbnail has no codes."""
+    """One way of selecting patches, measured on every image of a set; a thumbnail has no codes."""
 
     selection: Selection
     codes: CodeStatistics
     budget: int | None = None
     bits: list[float] = field(default_factory=list)
-    """Of each picture: of its codes and their cells, or what a thumbnail may take."""
+    """Of each image: of its codes and their cells, or what a thumbnail may take."""
     rows: list[np.ndarray] = field(default_factory=list)
 
     @property
@@ -59,7 +59,7 @@ class PictureSet:
     name: str
     points: dict[str, Point]
     pictures: list[tuple[int, str]] = field(default_factory=list)
-    """(index in the source, name) of each measured picture."""
+    """(index in the source, name) of each measured image."""
     broken: list[Broken] = field(default_factory=list)
 
 
@@ -70,7 +70,7 @@ def budgets_of(cells: int) -> tuple[int, ...]:
 
 
 class Evaluation:
-    """Measures sets of pictures with one tokenizer, what renders its codes, and a feature distance."""
+    """Measures sets of images with one tokenizer, what renders its codes, and a feature distance."""
 
     def __init__(
         self, tokenizer: "Tokenizer", renderer: Renderer, distance: FeatureDistance, *, seed: int
@@ -87,7 +87,7 @@ class Evaluation:
         pictures: Iterable[Picture | Broken],
         advance: Callable[[int], None] = lambda count: None,
     ) -> PictureSet:
-        """Measure every picture; broken ones are listed and skipped. ValueError when none is left.
+        """Measure every image; broken ones are listed and skipped. ValueError when none is left.
 
         `advance` is told how many more were measured.
         """
@@ -99,7 +99,7 @@ class Evaluation:
         return result
 
     def reconstructions(self, pictures: Sequence[Prepared]) -> list[dict[str, np.ndarray]]:
-        """Pictures (side, side, 3) uint8 of each, by point: `automatic`, `thumbnail` and each budget."""
+        """Images (side, side, 3) uint8 of each, by point: `automatic`, `thumbnail` and each budget."""
         pixels, sizes = stacked(pictures), [picture.size for picture in pictures]
         automatic = self.tokenizer.tokenize_pixels(pixels, sizes)
         ways = {"automatic": self._decode(automatic)}
@@ -109,7 +109,7 @@ class Evaluation:
         return [dict(zip(ways, images, strict=True)) for images in zip(*ways.values(), strict=True)]
 
     def prepare(self, picture: Picture) -> Prepared:
-        """Squash a picture to the sides that the tokenizer and the renderer work at."""
+        """Squash an image to the sides that the tokenizer and the renderer work at."""
         return prepare(picture, self.tokenizer.resize, self.renderer.side)
 
     def report(self, sets: Sequence[PictureSet]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class Evaluation:
     def _baseline(
         self, name: str, automatic: "Sequence[TokenizedImage]", batch: Sequence[Prepared]
     ) -> "torch.Tensor":
-        """Keep masks (B, N) bool with as many cells for each picture as the learned selection kept."""
+        """Keep masks (B, N) bool with as many cells for each image as the learned selection kept."""
         import torch
 
         grid = self.tokenizer.grid

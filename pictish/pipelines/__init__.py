@@ -1,1 +1,1 @@
-"""Objects for Python users that join trained parts: tokens in, pictures out."""
+"""Objects for Python users that join trained parts: tokens in, images out."""

@@ -75,7 +75,7 @@ def base_of(model: "UnifiedModel", folder: str | Path) -> "Base":
 
 @loading
 def language_with(tokenizer: "Tokenizer", base: "Base", folder: Path) -> "Language":
-    """The base read through the adaptor in `folder`, joined with the tokenizer whose pictures it reads."""
+    """The base read through the adaptor in `folder`, joined with the tokenizer whose images it reads."""
     from pictish.lm.adapted import load_adaptor
     from pictish.pipelines.language import Language
 

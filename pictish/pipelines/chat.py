@@ -1,4 +1,4 @@
-"""A dialogue with a language model that sees: messages with pictures in, the next answer out."""
+"""A dialogue with a language model that sees: messages with images in, the next answer out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

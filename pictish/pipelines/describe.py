@@ -1,4 +1,4 @@
-"""A picture to words: a caption, or the answer to a question."""
+"""An image to words: a caption, or the answer to a question."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ MOST = 48  # text tokens
 
 
 class Describe:
-    """Says what a picture shows: `Describe.from_folder("starter")(image, "what is it?")`."""
+    """Says what an image shows: `Describe.from_folder("starter")(image, "what is it?")`."""
 
     def __init__(self, language: Language) -> None:
         self.language = language
@@ -54,9 +54,9 @@ class Describe:
         progress: "Progress | None" = None,
         languages: Sequence[Language] | None = None,
     ) -> list[str]:
-        """One text a picture, of at most `max_new_tokens` tokens; pictures enter as codes or as features.
+        """One text an image, of at most `max_new_tokens` tokens; images enter as codes or as features.
 
-        `languages` has for each picture what answers about it, such as one base read through different
+        `languages` has for each image what answers about it, such as one base read through different
         adaptors; rows of all of them are decoded together where they read the same vocabulary.
 
         What is left away is the model's own choice. A model that searches with beams, as LaVIT does, may end

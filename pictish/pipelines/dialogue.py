@@ -1,7 +1,7 @@
-"""Questions to a language model that reads pictures through a vision tower and inner adaptors, as in IAA.
+"""Questions to a language model that reads images through a vision tower and inner adaptors, as in IAA.
 
 The model folder is that of `pictish import iaa`. A question is a dialogue of one turn in the layout of Llama
-3, picture before the words; each question is answered by the adaptor that it names, all in one batch.
+3, image before the words; each question is answered by the adaptor that it names, all in one batch.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pictish.lm.model import Projector
     from pictish.lm.quantize import Bits
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training pictures, as openai/CLIP normalizes
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, as openai/CLIP normalizes
 STD = (0.26862954, 0.26130258, 0.27577711)
 LAYER = -2  # hidden state of the tower that is read, without the class token
 GENERAL = "general"
@@ -126,7 +126,7 @@ class Dialogue:
 
     @inference
     def features(self, image: Image.Image) -> "torch.Tensor":
-        """The tower's rows (N, F) of a picture, which is padded to a square in the mean colour."""
+        """The tower's rows (N, F) of an image, which is padded to a square in the mean colour."""
         import numpy as np
         import torch
 
@@ -186,7 +186,7 @@ class Dialogue:
     ) -> list[str]:
         """The likeliest answer to each question, word by word, all in one batch.
 
-        `adaptors` names for each what answers; None is the general adaptor where there is a picture, and the
+        `adaptors` names for each what answers; None is the general adaptor where there is an image, and the
         base itself where there is none. ValueError for names that are not loaded.
         """
         from pictish.lm.autoregressive import Branch, RoutedBatch

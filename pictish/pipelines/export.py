@@ -37,7 +37,7 @@ def export(
     """Write the model of the checkpoint of `step` (the newest by default) of `run` to the folder `out`.
 
     The part's own training finishes there without a step: weights or their average are saved, a tokenizer is
-    calibrated on the validation pictures. ValueError where `run` is no run, or has no such checkpoint.
+    calibrated on the validation images. ValueError where `run` is no run, or has no such checkpoint.
     """
     if not (run / CONFIG).is_file():
         raise ValueError(f"{run}: not the folder of a training run, it has no {CONFIG}")

@@ -52,7 +52,7 @@ def slug(text: str) -> str:
     """A file name from a prompt: its letters, marks and digits in lower case, words joined by dashes.
 
     It ends with a digest of the prompt where it is cut, or where more was left out than single spaces,
-    dashes, underscores and a comma before a space: prompts that differ in punctuation are different pictures.
+    dashes, underscores and a comma before a space: prompts that differ in punctuation are different images.
     """
     lower = unicodedata.normalize("NFC", text).lower()
     words = "".join(c if c.isalnum() or is_mark(c) else " " for c in lower).split()
@@ -213,7 +213,7 @@ def _load(
 
 
 def shape_of(aspect: str | None) -> tuple[int, int] | None:
-    """(height, width) in pixels of a picture with this ratio of width to height; None: the usual square."""
+    """(height, width) in pixels of an image with this ratio of width to height; None: the usual square."""
     return None if aspect is None else shape_in(*map(int, aspect.split(":")))
 
 
@@ -319,7 +319,7 @@ class Files:
             raise ValueError(_taken(there[0]))
 
     def store(self, name: str, picture: Image.Image, origin: Origin) -> None:
-        """Write a picture, and its tokens if they are wanted, each as a whole; say so."""
+        """Write an image, and its tokens if they are wanted, each as a whole; say so."""
         write_atomic(self.out / f"{name}.png", png_with_origin(picture, origin))
         tokens = origin.image()
         if self.save_tokens:
@@ -328,7 +328,7 @@ class Files:
             print(f"{self.out / name}.png  {len(tokens)} tokens  seed {origin.seed}")
 
     def store_grid(self, pictures: Sequence[Image.Image]) -> None:
-        """Write the sheet: a row for each prompt of several pictures, else as square as it gets."""
+        """Write the sheet: a row for each prompt of several images, else as square as it gets."""
         assert self.grid is not None
         columns = self.count if 1 < self.count < len(pictures) else math.ceil(math.sqrt(len(pictures)))
         write_atomic(self.grid, png_bytes(even_grid(pictures, columns)))
@@ -341,7 +341,7 @@ def _taken(path: Path) -> str:
 
 
 def even_grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """All pictures on white in rows of `columns`, each in the middle of a cell that the largest fits."""
+    """All images on white in rows of `columns`, each in the middle of a cell that the largest fits."""
     width, height = max(one.width for one in pictures), max(one.height for one in pictures)
     gap = max(1, max(width, height) // 32)
     rows = math.ceil(len(pictures) / columns)

@@ -4,7 +4,7 @@
     OUT/adaptors/general        layers, table, norm, head and projector of the general adaptor
     OUT/adaptors/grounding      the same for boxes
     OUT/vision_tower            CLIP, a plain transformers folder
-    OUT/config.yaml             how pictures and questions are put to them
+    OUT/config.yaml             how images and questions are put to them
 
 As in import_lavit.py all names are accounted for first; then tensors are streamed, none is changed.
 """

@@ -50,7 +50,7 @@ class Imported:
 
     parts: dict[str, int]  # name of the folder -> bytes of its tensors
     tokenizer: str  # fingerprint
-    agreement: "Agreement | None"  # None: no pictures to measure it on
+    agreement: "Agreement | None"  # None: no images to measure it on
 
 
 def import_lavit(

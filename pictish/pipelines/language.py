@@ -1,4 +1,4 @@
-"""A language model joined with the tokenizer whose codes it speaks: words and pictures in, prompts out."""
+"""A language model joined with the tokenizer whose codes it speaks: words and images in, prompts out."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -68,7 +68,7 @@ class Language:
         return tokens
 
     def parts(self, said: Sequence[Said], *, continuous: bool = False) -> "list[Part]":
-        """Text and pictures as parts of a sequence; pictures as codes, or as continuous features."""
+        """Text and images as parts of a sequence; images as codes, or as continuous features."""
         from pictish.lm.sequence import Codes, Features, Text
 
         if continuous and self.model.projector is None:
@@ -88,9 +88,9 @@ class Language:
         return [next(waiting) if isinstance(one, Image.Image) else Text(one.strip()) for one in said]
 
     def prompt(self, said: Sequence[Said], *, draw: bool, continuous: bool = False) -> "Prompt":
-        """What the model is to continue: with a picture when `draw`, else with text.
+        """What the model is to continue: with an image when `draw`, else with text.
 
-        A prompt to draw has branches for guidance: with nothing, and where it holds pictures with them alone.
+        A prompt to draw has branches for guidance: with nothing, and where it holds images with them alone.
         Raises ValueError when nothing was said.
         """
         from pictish.lm.autoregressive import Prompt
@@ -119,7 +119,7 @@ class Language:
 
     @inference
     def embed(self, parts: "Sequence[Part]", draw: bool) -> "Branch":
-        """Embeddings and positions of parts, with the marker that opens a picture behind them when `draw`."""
+        """Embeddings and positions of parts, with the marker that opens an image behind them when `draw`."""
         import numpy as np
         import torch
 

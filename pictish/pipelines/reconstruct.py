@@ -1,4 +1,4 @@
-"""Tokens back to pictures, each in the shape of its original."""
+"""Tokens back to images, each in the shape of its original."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -120,11 +120,11 @@ class Reconstructor:
         strength: float = 1.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Image.Image]:
-        """One RGB picture each, `size` pixels on its longer side, with the original's aspect ratio.
+        """One RGB image each, `size` pixels on its longer side, with the original's aspect ratio.
 
         What `drawing` leaves open is the model's default, which may be another for tokens that a language
         model `generated`. A decoder with shapes of its own draws in that nearest to the aspect ratio, and
-        leaves it at its size where none is given; others draw squares. Each picture's noise comes from its
+        leaves it at its size where none is given; others draw squares. Each image's noise comes from its
         generator, seeded with 0 where none are given. An upscaler comes before the resize. Raises ValueError
         for tokens of another tokenizer and for settings that the decoder cannot take.
         """
@@ -189,7 +189,7 @@ class Reconstructor:
         return drawn
 
     def usual_size(self, drawing: Drawing) -> int | None:
-        """Pixels of a picture's longer side where none are asked for; None: as it is drawn.
+        """Pixels of an image's longer side where none are asked for; None: as it is drawn.
 
         A square that was upscaled keeps its size, others are resized to `DEFAULT_SIZE`.
         """
@@ -248,10 +248,10 @@ class Reconstructor:
     def kept(
         self, pictures: Sequence[Image.Image], tokens: Sequence[TokenizedImage]
     ) -> "list[Source] | None":
-        """What of each picture is to stay in its edit, of which `tokens` are given.
+        """What of each image is to stay in its edit, of which `tokens` are given.
 
         That is where its own tokens and the new ones tell the same. None for a decoder that was not trained
-        to be shown parts of a picture.
+        to be shown parts of an image.
         """
         if self.decoder is None or not self.decoder.model.config.condition.source:
             return None
@@ -289,7 +289,7 @@ def reconstructs_pixels(folder: str | Path) -> bool:
 
 
 def shape_of(token: TokenizedImage, size: int) -> tuple[int, int]:
-    """(width, height) in pixels of a picture with the original's aspect ratio and a longer side of `size`."""
+    """(width, height) in pixels of an image with the original's aspect ratio and a longer side of `size`."""
     height, width = token.size
     longer = max(height, width)
     return max(1, round(size * width / longer)), max(1, round(size * height / longer))

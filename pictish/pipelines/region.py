@@ -1,4 +1,4 @@
-"""A rectangle of a picture that is drawn anew, and which cells of the tokenizer's grid it touches."""
+"""A rectangle of an image that is drawn anew, and which cells of the tokenizer's grid it touches."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Region(NamedTuple):
-    """In pixels of the picture, from its upper left corner."""
+    """In pixels of the image, from its upper left corner."""
 
     x: int
     y: int
@@ -30,9 +30,9 @@ def parse_region(text: str) -> Region:
 
 
 def cells_in(region: Region, size: tuple[int, int], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Which cells (rows x columns,) of a picture of this (height, width) a region touches.
+    """Which cells (rows x columns,) of an image of this (height, width) a region touches.
 
-    ValueError for a region that is empty or reaches outside the picture.
+    ValueError for a region that is empty or reaches outside the image.
     """
     x, y, width, height = region
     (tall, wide), (rows, columns) = size, grid
@@ -50,7 +50,7 @@ def cells_in(region: Region, size: tuple[int, int], grid: tuple[int, int]) -> np
 def redraws(
     tokenizer: "Tokenizer", sources: Sequence[Image.Image], regions: Sequence[Region]
 ) -> "list[Redraw]":
-    """The pictures as their tokens, with the cells of each one's region to be drawn anew.
+    """The images as their tokens, with the cells of each one's region to be drawn anew.
 
     ValueError as `cells_in`, and for a tokenizer that does not place its codes.
     """

@@ -1,4 +1,4 @@
-"""How pictures are generated: `GenerationConfig`, and the one place where a model's defaults complete it.
+"""How images are generated: `GenerationConfig`, and the one place where a model's defaults complete it.
 
 Everything that generates, the command line included, asks here what an unset option means.
 """

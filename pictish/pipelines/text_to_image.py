@@ -1,4 +1,4 @@
-"""Words, or words and pictures, to a picture."""
+"""Words, or words and images, to an image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pictish.lm.sampler import Redraw
     from pictish.pipelines.nearest import Nearest
 
-BASE = 256  # pixels of the longer side of a picture that is to have an aspect ratio, at least
+BASE = 256  # pixels of the longer side of an image that is to have an aspect ratio, at least
 
 
 class TextToImage:
@@ -135,7 +135,7 @@ class TextToImage:
         regions: Sequence[Region] | None = None,
         progress: "Progress | None" = None,
     ) -> list[TokenizedImage]:
-        """Tokens of one picture a prompt, which `shapes` (height, width) gives a size, square by default.
+        """Tokens of one image a prompt, which `shapes` (height, width) gives a size, square by default.
 
         They have cells if the tokenizer places codes. What `config` leaves open is the model's choice.
         The same batch, generator seeds and weights give the same tokens; another batch may round differently.
@@ -215,6 +215,6 @@ def holds_images(said: Sequence[Said]) -> bool:
 
 
 def shape_in(width: int, height: int) -> tuple[int, int]:
-    """(height, width) in pixels of a picture with this aspect ratio, exactly, `BASE` pixels or more long."""
+    """(height, width) in pixels of an image with this aspect ratio, exactly, `BASE` pixels or more long."""
     scale = -(-BASE // max(width, height))  # whole, so that the ratio stays exact
     return height * scale, width * scale

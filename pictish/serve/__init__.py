@@ -1,1 +1,1 @@
-"""An HTTP server with the shapes of OpenAI's API: pictures drawn, edited and described by one model."""
+"""An HTTP server with the shapes of OpenAI's API: images drawn, edited and described by one model."""

@@ -1,4 +1,4 @@
-"""/v1/chat/completions: texts about pictures, and pictures drawn from messages."""
+"""/v1/chat/completions: texts about images, and images drawn from messages."""
 
 import asyncio
 import base64
@@ -40,14 +40,14 @@ class _Asked:
 
     words: str | None  # of the last user message
     images: tuple[Image.Image, ...]  # of the last user message
-    latest: Image.Image | None  # the last picture of the whole conversation
+    latest: Image.Image | None  # the last image of the whole conversation
 
 
 @router.post("/chat/completions", response_model=ChatResponse, responses=EVENT_STREAM)
 async def complete(request: Request, body: ChatRequest, serving: Served) -> Response:
-    """Answer the last user message about the last picture of the conversation, or describe that picture.
+    """Answer the last user message about the last image of the conversation, or describe that image.
 
-    With `modalities: ["image"]`, draw what the last user message says; a picture in it is changed. Pictures
+    With `modalities: ["image"]`, draw what the last user message says; an image in it is changed. Images
     are given as data URLs. With `stream`, chunks of `chat.completion.chunk`.
     """
     adaptor = serving.adaptor_of(body.model)
@@ -83,7 +83,7 @@ async def complete(request: Request, body: ChatRequest, serving: Served) -> Resp
 
 
 async def _read(serving: Serving, messages: Sequence[Message]) -> _Asked:
-    """The words and pictures that count; every picture that does is decoded, and no other."""
+    """The words and images that count; every image that does is decoded, and no other."""
     last = next((place for place in reversed(range(len(messages))) if messages[place].role == "user"), None)
     if last is None:
         raise invalid("messages: none of them is the user's", "messages")
@@ -103,7 +103,7 @@ async def _read(serving: Serving, messages: Sequence[Message]) -> _Asked:
 
 
 def _parts(message: Message) -> tuple[list[str], list[str]]:
-    """Texts and addresses of pictures of a message."""
+    """Texts and addresses of images of a message."""
     if message.content is None or isinstance(message.content, str):
         return [message.content or ""], []
     urls = [part.image_url.url for part in message.content if isinstance(part, ImagePart)]
@@ -136,7 +136,7 @@ def _text(body: ChatRequest, asked: _Asked, adaptor: str | None) -> Write:
 
 
 async def _content(serving: Serving, work: Draw | Write, result: Picture | Text) -> str | list[ImagePart]:
-    """A text, or a picture as the one part of a message."""
+    """A text, or an image as the one part of a message."""
     if isinstance(result, Text):
         return result.text
     assert isinstance(work, Draw)

@@ -134,7 +134,7 @@ class Engine:
         return True
 
     def _turn(self, writer: Writer, renderer: Renderer) -> int:
-        """One step of everything; how many pictures were finished."""
+        """One step of everything; how many images were finished."""
         self._admit(writer)
         if writer.writing:
             self.steps += 1

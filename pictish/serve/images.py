@@ -1,4 +1,4 @@
-"""/v1/images: pictures drawn from text, and pictures changed by an instruction."""
+"""/v1/images: images drawn from text, and images changed by an instruction."""
 
 import asyncio
 import base64
@@ -95,7 +95,7 @@ def drawings(
     output: OutputFields,
     adaptor: str | None,
 ) -> list[Draw]:
-    """The pictures that a request asks for, with words, images or both; ValueError for what does not fit."""
+    """The images that a request asks for, with words, images or both; ValueError for what does not fit."""
     shape = output.shape()
     config = generation_config(settings, size=None if shape is None else max(shape))
     height_width = None if shape is None else shape_in(*shape)
@@ -119,7 +119,7 @@ def drawings(
 async def answer(
     serving: Serving, request: Request, body: OutputFields, works: Sequence[Draw], kind: str
 ) -> Response:
-    """The finished pictures of a request, or a stream of them with their previews."""
+    """The finished images of a request, or a stream of them with their previews."""
     if body.stream:
         events = await begun(serving.follow(request, works))
         return event_stream(_streamed(serving, body, works, events, kind))
@@ -176,7 +176,7 @@ def png_of(serving: Serving, work: Draw, picture: Picture) -> bytes:
 
 
 def encoded(image: Image.Image, kind: str, quality: int | None) -> bytes:
-    """A picture as the bytes of a file."""
+    """An image as the bytes of a file."""
     if kind == "png":
         return png_bytes(image)
     buffer = io.BytesIO()
@@ -190,7 +190,7 @@ def size_of(image: Image.Image) -> str:
 
 
 def usage(pictures: Sequence[Picture]) -> ImageUsage:
-    """Tokens read and written for some pictures."""
+    """Tokens read and written for some images."""
     read, written = sum(one.prompt_tokens for one in pictures), sum(len(one.tokens) for one in pictures)
     return ImageUsage(
         input_tokens=read,

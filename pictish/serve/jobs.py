@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """One picture of what is said; of an edit, `source` is the picture in it that is changed."""
+    """One image of what is said; of an edit, `source` is the image in it that is changed."""
 
     said: tuple[Said, ...]
     seed: int
     config: GenerationConfig
-    shape: tuple[int, int] | None = None  # height, width whose ratio the picture has; None: square
+    shape: tuple[int, int] | None = None  # height, width whose ratio the image has; None: square
     source: Image.Image | None = None
     mask: Image.Image | None = None  # mode L, white where the source may change; None: everywhere
     previews: int = 0
@@ -31,7 +31,7 @@ class Draw:
 
 @dataclass(frozen=True, eq=False)
 class Write:
-    """A text about a picture: a caption, or the answer to `question`."""
+    """A text about an image: a caption, or the answer to `question`."""
 
     image: Image.Image
     question: str | None
@@ -53,7 +53,7 @@ Work = Draw | Write | Compute
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A drawn picture, the tokens it was decoded from, and how many tokens were read for it."""
+    """A drawn image, the tokens it was decoded from, and how many tokens were read for it."""
 
     image: Image.Image
     tokens: TokenizedImage
@@ -79,7 +79,7 @@ class Started:
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """What of a picture has been drawn so far."""
+    """What of an image has been drawn so far."""
 
     image: Image.Image
     number: int

@@ -1,4 +1,4 @@
-"""How a served picture was drawn, in the form that `pictish generate --like` reads."""
+"""How a served image was drawn, in the form that `pictish generate --like` reads."""
 
 import base64
 from functools import cache
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def origin_of(serving: "Serving", work: Draw, picture: Picture) -> Origin:
-    """The recipe of a picture, with the settings as they were used."""
+    """The recipe of an image, with the settings as they were used."""
     pipeline, config = serving.pipeline, work.config
     reconstructor = pipeline.reconstructor(preview=config.num_inference_steps == 0)
     images = [one for one in work.said if isinstance(one, Image.Image)]

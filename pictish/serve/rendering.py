@@ -1,4 +1,4 @@
-"""The decoder's part of the engine: tokens to pixels, as many pictures at a time as a micro-batch holds."""
+"""The decoder's part of the engine: tokens to pixels, as many images at a time as a micro-batch holds."""
 
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Renderer:
-    """Pictures whose tokens are written and whose pixels are not."""
+    """Images whose tokens are written and whose pixels are not."""
 
     def __init__(self, pipeline: "Pipeline") -> None:
         self.pipeline = pipeline
@@ -24,7 +24,7 @@ class Renderer:
         self._seconds = 0.0  # that the last group took
 
     def add(self, written: Written) -> None:
-        """Another picture to decode."""
+        """Another image to decode."""
         self.waiting.append((time.monotonic(), written))
 
     def due(self, *, idle: bool) -> bool:
@@ -41,7 +41,7 @@ class Renderer:
         return idle or len(group) == self._most(group[0]) or time.monotonic() - since > self._seconds
 
     def render(self) -> int:
-        """Decode the oldest picture and those that go with it; how many that were."""
+        """Decode the oldest image and those that go with it; how many that were."""
         group = self._group()
         self.waiting = [each for each in self.waiting if each[1] not in group]
         works = [_work(written) for written in group]
@@ -73,7 +73,7 @@ class Renderer:
         return len(group)
 
     def _group(self) -> list[Written]:
-        """The oldest picture, and the next ones with the same settings of the decoder."""
+        """The oldest image, and the next ones with the same settings of the decoder."""
         oldest = self.waiting[0][1]
         alike = [written for _, written in self.waiting if _settings(written) == _settings(oldest)]
         return alike[: self._most(oldest)]

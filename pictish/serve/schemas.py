@@ -177,14 +177,14 @@ class TextPart(Body):
 
 
 class ImageUrl(Body):
-    """A picture as a data URL."""
+    """An image as a data URL."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = Field(None, description="Makes no difference.")
 
 
 class ImagePart(Body):
-    """A picture of a message."""
+    """An image of a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -229,7 +229,7 @@ class ChatRequest(SamplingFields):
 
 
 class ChatMessage(BaseModel):
-    """What was written or drawn; a picture is a data URL."""
+    """What was written or drawn; an image is a data URL."""
 
     role: Literal["assistant"] = "assistant"
     content: str | list[ImagePart]

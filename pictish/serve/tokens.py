@@ -1,4 +1,4 @@
-"""/v1/tokenize and /v1/detokenize: pictures to tokens, and back."""
+"""/v1/tokenize and /v1/detokenize: images to tokens, and back."""
 
 import asyncio
 import base64
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1", tags=["tokens"], responses=error_responses)
 
 @router.post("/tokenize")
 async def tokenize(request: Request, body: TokenizeRequest, serving: Served) -> TokenizeResponse:
-    """The tokens of a picture; the same picture gives the same tokens."""
+    """The tokens of an image; the same image gives the same tokens."""
     serving.check_base_model(body.model)
     serving.engine.check_room(1)
     image = await serving.uploads.data_url(body.image, "image")
@@ -41,7 +41,7 @@ async def tokenize(request: Request, body: TokenizeRequest, serving: Served) -> 
 
 @router.post("/detokenize")
 async def detokenize(request: Request, body: DetokenizeRequest, serving: Served) -> ImagesResponse:
-    """The picture that tokens stand for, in the aspect ratio of the original."""
+    """The image that tokens stand for, in the aspect ratio of the original."""
     serving.check_base_model(body.model)
     serving.check_most(size=body.size, num_inference_steps=body.num_inference_steps)
     tokens = body.tokens.image()

@@ -1,4 +1,4 @@
-"""Pictures of requests: bytes and data URLs, decoded by the hardened reader in worker processes."""
+"""Images of requests: bytes and data URLs, decoded by the hardened reader in worker processes."""
 
 import asyncio
 import base64
@@ -33,7 +33,7 @@ class Uploads:
             self._pool.close()
 
     async def images(self, blobs: Sequence[bytes], param: str) -> list[Image.Image]:
-        """Uploaded pictures as RGB, on white where they are transparent; ApiError 400 for anything else.
+        """Uploaded images as RGB, on white where they are transparent; ApiError 400 for anything else.
 
         They share `max_pixels` evenly, so that what a request holds does not grow with their number.
         """
@@ -41,7 +41,7 @@ class Uploads:
         return [load_image(await self._decoded(blob, param, most)) for blob in blobs]
 
     async def mask(self, blob: bytes, like: Image.Image, param: str) -> Image.Image:
-        """Where an edit may change a picture, white on black (mode L): where the mask is transparent."""
+        """Where an edit may change an image, white on black (mode L): where the mask is transparent."""
         mask = await self._decoded(blob, param, self.config.max_pixels)
         if mask.mode != "RGBA":
             raise invalid(f"{param}: has no transparent pixels; those mark what may change", param)
@@ -53,7 +53,7 @@ class Uploads:
         return mask.getchannel("A").point([255 - level for level in range(256)])
 
     async def data_url(self, url: str, param: str) -> Image.Image:
-        """The picture in a data URL; no other address is opened."""
+        """The image in a data URL; no other address is opened."""
         (image,) = await self.data_urls([url], param)
         return image
 

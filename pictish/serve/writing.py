@@ -1,4 +1,4 @@
-"""The language model's part of the engine: ids of pictures and texts, one step for all of them."""
+"""The language model's part of the engine: ids of images and texts, one step for all of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,7 +62,7 @@ class _Writing:
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """The tokens of a picture that is to be decoded."""
+    """The tokens of an image that is to be decoded."""
 
     job: Job
     tokens: TokenizedImage
@@ -93,7 +93,7 @@ class Writer:
         job.send(Started())
 
     def step(self) -> Iterator[Written]:
-        """One id for everything; pictures that are complete."""
+        """One id for everything; images that are complete."""
         for one in list(self.writing):
             if one.job.cancelled:
                 self._drop(one)
@@ -121,7 +121,7 @@ class Writer:
         if one.member in one.batch.sequences.members:
             one.batch.sequences.remove(one.member)
 
-    # ---- pictures
+    # ---- images
 
     def _begin_drawing(self, batch: _LanguageBatch, work: Draw) -> Member:
         reconstructor = self.pipeline.reconstructor(preview=work.config.num_inference_steps == 0)
@@ -139,7 +139,7 @@ class Writer:
         )
 
     def _preview(self, one: _Writing, work: Draw) -> None:
-        """Send what is drawn so far, each time another part of the picture is done."""
+        """Send what is drawn so far, each time another part of the image is done."""
         decoding = one.member.decoding
         due = int(decoding.progress * (work.previews + 1))
         image = decoding.partial_image

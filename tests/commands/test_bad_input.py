@@ -17,7 +17,7 @@ from tests.shards import told_picture
 
 @pytest.fixture(scope="session")
 def speaking(tiny_models, tmp_path_factory) -> Path:
-    """The tiny models with a language model of random weights beside them, context 96, and a picture."""
+    """The tiny models with a language model of random weights beside them, context 96, and an image."""
     from pictish.lm.config import NewModel
     from pictish.lm.new_model import new_model
     from pictish.lm.text import train_text_tokenizer

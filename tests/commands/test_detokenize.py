@@ -30,7 +30,7 @@ def content(folder):
 
 @pytest.fixture(scope="session")
 def images(tiny_models):
-    """A few pictures' tokens, by name."""
+    """A few images' tokens, by name."""
     tokenizer = Tokenizer.from_folder(tiny_models)
     chance = np.random.default_rng(0)
     pictures = [chance.integers(0, 256, (*size, 3), dtype=np.uint8) for size in SIZES]
@@ -61,7 +61,7 @@ def detokenize(tiny_models, capsys):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The numbers of pictures given to the model, call by call."""
+    """The numbers of images given to the model, call by call."""
     calls = []
     original = Preview.decode
 

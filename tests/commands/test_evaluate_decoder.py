@@ -25,7 +25,7 @@ METRICS = {"psnr", "ssim", "feature_distance", "fid_small", "kid"}
 
 
 class FlatDistance:
-    """In place of lite2: the pixels of a picture, and its mean colours as what FID and KID see."""
+    """In place of lite2: the pixels of an image, and its mean colours as what FID and KID see."""
 
     NETWORK = "flat"
 

@@ -31,7 +31,7 @@ def picture(number, width=40, height=30):
 
 
 def fill(folder, count, start=0):
-    """Pictures of several kinds, in folders, with awkward names."""
+    """Images of several kinds, in folders, with awkward names."""
     for number in range(start, start + count):
         path = (
             folder
@@ -63,7 +63,7 @@ def tokenize(tiny_models, capsys):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The numbers of pictures given to the model, call by call."""
+    """The numbers of images given to the model, call by call."""
     calls = []
     original = Tokenizer.tokenize_pixels
 
@@ -234,7 +234,7 @@ def png_header(width, height):
 
 
 def spoil(folder):
-    """Five broken pictures among the good ones; their names and what must be said of them."""
+    """Five broken images among the good ones; their names and what must be said of them."""
     jpeg = folder / "whole.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(jpeg)
     (folder / "cut.jpg").write_bytes(jpeg.read_bytes()[:1500])
@@ -445,7 +445,7 @@ def test_an_output_of_another_tokenizer_or_of_other_settings_is_refused(tmp_path
 
 
 def raw_shards(folder, count=3):
-    """Shards with a picture, a caption and JSON a sample."""
+    """Shards with an image, a caption and JSON a sample."""
     for number in range(count):
         with ShardFile(folder / f"raw-{number}.tar") as shard:
             for index in range(4):

@@ -30,7 +30,7 @@ def tokenize(tiny_models, capsys):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The numbers of pictures given to the model, call by call."""
+    """The numbers of images given to the model, call by call."""
     calls = []
     original = Tokenizer.tokenize_pixels
 
@@ -192,7 +192,7 @@ def test_broken_samples_are_lost_by_name_and_strict_loses_the_shard(tmp_path, to
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Decoding has no memory for a picture while its number of failures, set by the test, is above 0."""
+    """Decoding has no memory for an image while its number of failures, set by the test, is above 0."""
     left = {"times": 0}
     original = loader.load_image
 

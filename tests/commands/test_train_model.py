@@ -1,4 +1,4 @@
-"""`pictish train model` on a dozen drawn pictures: looked at, trained, cut off, resumed; then used.
+"""`pictish train model` on a dozen drawn images: looked at, trained, cut off, resumed; then used.
 
 Used also as the documents say: all that README.md prints, and the section of docs/training.md, is run.
 """
@@ -282,7 +282,7 @@ def test_the_section_on_own_pictures_runs_as_printed(trained, elsewhere):
         if words[:2] == ["train", "model"]:
             continue
         if words[:2] == ["data", "shards"]:
-            words, code = ["data", "shards", "PICTURES", "shards"], 1  # a picture and an edit are left out
+            words, code = ["data", "shards", "PICTURES", "shards"], 1  # an image and an edit are left out
         elif words[:2] == ["model", "export"]:
             assert words[2:] == ["runs/decoder", "OUT/decoder", "--step", "600"]
             words, code = [*words[:3], "exported", "--step", "4"], 0  # whose checkpoint is there

@@ -1,4 +1,4 @@
-"""Edits and questions beside pictures become samples; what names no usable picture is said."""
+"""Edits and questions beside images become samples; what names no usable image is said."""
 
 import json
 
@@ -81,7 +81,7 @@ def test_they_become_samples_of_the_pictures_they_name(folder, tmp_path):
 
 def test_an_edit_of_a_picture_that_is_held_out_is_held_out(folder, tmp_path):
     found = look(folder)
-    write_raw_shards(found, tmp_path / "two", 0.99)  # two of three pictures, so one of the edit's
+    write_raw_shards(found, tmp_path / "two", 0.99)  # two of three images, so one of the edit's
     assert [len(samples_of(tmp_path / "two" / split, "edits")) for split in ("train", "validation")] == [0, 1]
     write_raw_shards(found, tmp_path / "none", look(folder / "sub"))
     assert [len(samples_of(tmp_path / "none" / split, "edits")) for split in ("train", "validation")] == [

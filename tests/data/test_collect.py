@@ -12,7 +12,7 @@ from tests.shards import drawn_picture
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten pictures with captions, one of them twice; three without, one of them a GIF; one that is broken."""
+    """Ten images with captions, one of them twice; three without, one of them a GIF; one that is broken."""
     folder = tmp_path / "pictures"
     (folder / "sub").mkdir(parents=True)
     for number in range(10):

@@ -1,4 +1,4 @@
-"""Pictures whose pixels are whole in damaged files; and those that lack some, which stay refused."""
+"""Images whose pixels are whole in damaged files; and those that lack some, which stay refused."""
 
 import io
 import re

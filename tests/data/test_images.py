@@ -165,7 +165,7 @@ def test_floating_point_goes_from_0_to_1():
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
 def test_a_colour_key_of_any_depth(depth):
-    """The grey that tRNS names is transparent, at the picture's own depth; higher bits of it do not count."""
+    """The grey that tRNS names is transparent, at the image's own depth; higher bits of it do not count."""
     top = 2**depth - 1
     values = [0, top // 3, top // 2, top]
     for key in values:

@@ -69,7 +69,7 @@ def test_an_edit_names_its_pictures():
     assert parse(members) == Edit(
         "one.tar", "k", raw(b"S", "source.png"), "make it red", raw(b"T", "target.png")
     )
-    # after its pictures were tokenized the JSON still says .png
+    # after its images were tokenized the JSON still says .png
     tokenized = {"source.tokens": TOKENS, "target.tokens": image(2).to_bytes(), "json": dump(EDIT)}
     edit = parse(tokenized, tokenizer=OURS)
     assert (edit.before, edit.after) == (image(), image(2))

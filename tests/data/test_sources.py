@@ -1,4 +1,4 @@
-"""Every form that pictures with captions come in, as one stream; what is left out has a name and a reason."""
+"""Every form that images with captions come in, as one stream; what is left out has a name and a reason."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ def save(folder, names=("one", "two")):
 
 
 def read(path, key=None):
-    """Captions by the name of the picture's last part, and the reading."""
+    """Captions by the name of the image's last part, and the reading."""
     reading = Reading(key)
     found = {}
     for item in read_source(path, reading):

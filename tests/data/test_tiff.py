@@ -17,7 +17,7 @@ UNASSOCIATED, ASSOCIATED = (338, (2,)), (338, (1,))
 
 
 def grey(source):
-    """The pixels of a grey picture, flat."""
+    """The pixels of a grey image, flat."""
     pixels = np.asarray(load_image(source))
     assert (pixels == pixels[..., :1]).all()
     return pixels[..., 0].ravel().tolist()

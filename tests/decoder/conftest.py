@@ -1,4 +1,4 @@
-"""A tiny tokenizer in a folder, and tokens of drawn pictures."""
+"""A tiny tokenizer in a folder, and tokens of drawn images."""
 
 from pathlib import Path
 

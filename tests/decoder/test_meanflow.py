@@ -71,7 +71,7 @@ def test_any_number_of_exact_steps_lands_on_the_picture(steps):
     noise = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = MEAN + DEVIATION * noise
     assert torch.allclose(draw(normal_x, noise, steps), expected, atol=1e-6)
-    # from half of the way, with a source picture below the noise
+    # from half of the way, with a source image below the noise
     count, seen = max(1, steps // 2), []
     time = count / steps
     z = 0.5 * (1 - time) + time * noise

@@ -1,4 +1,4 @@
-"""Noise processes against diffusers, and every prediction read back as the clean picture."""
+"""Noise processes against diffusers, and every prediction read back as the clean image."""
 
 import math
 

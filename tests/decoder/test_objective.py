@@ -1,4 +1,4 @@
-"""The perceptual loss: pictures are compared as a frozen network sees them."""
+"""The perceptual loss: images are compared as a frozen network sees them."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.decoder.tiny import TEACHER, conditioning_of, config, decoder_of, sav
 
 
 def batch_of(tokenizer) -> Batch:
-    """What codes tell of other pictures."""
+    """What codes tell of other images."""
     conditioning = conditioning_of(tokenizer, 4)
     return Batch(*conditioning[:3], conditioning_of(tokenizer, 4, seed=5).pixels, conditioning.pixels)
 

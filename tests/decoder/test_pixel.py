@@ -1,4 +1,4 @@
-"""Drawing: a picture depends on its codes and its seed, schedulers agree, sources stay."""
+"""Drawing: an image depends on its codes and its seed, schedulers agree, sources stay."""
 
 import diffusers.schedulers
 import pytest
@@ -103,7 +103,7 @@ def test_guidance_weighs_the_branches(tokenizer, residual):
 
 
 class Oracle(torch.nn.Module):
-    """Knows that pictures are normal about 0.2 with deviation 0.3: says the mean of x0 given a mixture."""
+    """Knows that images are normal about 0.2 with deviation 0.3: says the mean of x0 given a mixture."""
 
     shrink = patch = 1
 

@@ -1,4 +1,4 @@
-"""What is denoised: the picture, or what it has beyond the pixels that its codes tell."""
+"""What is denoised: the image, or what it has beyond the pixels that its codes tell."""
 
 import pytest
 import torch

@@ -115,7 +115,7 @@ def test_what_a_run_leaves_behind(whole, tokenizer, tokens):
 
 @pytest.mark.parametrize("side", [32, 64])
 def test_a_decoder_may_draw_another_side_than_the_tokenizers(folder, data, tokenizer, tmp_path, side):
-    """Pictures are cached at the larger side, and the tokenizer sees them at its own."""
+    """Images are cached at the larger side, and the tokenizer sees them at its own."""
     changes = [f"model.side={side}", "steps=1", "warmup=0", "sample_every=1", "log_every=1"]
     run = train(experiment(folder, data, f"data.cache={tmp_path}", *changes), tmp_path / "run", "cpu")
     model = load_diffusion(run, tokenizer)

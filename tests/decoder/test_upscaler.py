@@ -1,4 +1,4 @@
-"""The upscaler: shapes, the smaller factor, one picture like many, and folders that are not to be trusted."""
+"""The upscaler: shapes, the smaller factor, one image like many, and folders that are not to be trusted."""
 
 import shutil
 from pathlib import Path

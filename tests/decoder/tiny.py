@@ -89,7 +89,7 @@ def decoder_of(
 
 
 def teacher() -> Encoder:
-    """What `objective.perceptual` compares pictures by."""
+    """What `objective.perceptual` compares images by."""
     return Encoder(parse(EncoderConfig, TEACHER, "test")).at_all_levels()
 
 
@@ -137,7 +137,7 @@ def tiny_upscaler(seed: int = 0) -> CompactUpscaler:
 
 
 def decode(decoder: Decoder, tokens, generators, **changes) -> torch.Tensor:
-    """Pictures with the decoder's own settings for generated images but for `changes`."""
+    """Images with the decoder's own settings for generated images but for `changes`."""
     own = decoder.model.config.sampling
     settings = {"steps": own.steps, "guidance": own.guidance, "scheduler": own.scheduler}
     return decoder.decode(tokens, generators, **settings | changes)

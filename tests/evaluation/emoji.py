@@ -39,7 +39,7 @@ def facts_of(style: str, concept: str, caption: str, **known: object) -> dict[st
 
 
 def every_emoji() -> list[tuple[str, dict[str, object], Image.Image]]:
-    """Key, facts and picture: four things and twelve people in three styles, one of the people held out."""
+    """Key, facts and image: four things and twelve people in three styles, one of the people held out."""
     made = []
     for style in HUES:
         for number, thing in enumerate(THINGS):

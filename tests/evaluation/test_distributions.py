@@ -67,7 +67,7 @@ def test_kernel_distance_of_one_distribution_is_around_zero_and_grows_with_a_shi
 
 
 def test_kernel_distance_by_hand():
-    """Two pictures a set leave one subset: (k(x1,x2) + k(y1,y2)) - the mean of k(x,y)."""
+    """Two images a set leave one subset: (k(x1,x2) + k(y1,y2)) - the mean of k(x,y)."""
     x, y = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[2.0, 0.0], [1.0, 1.0]])
     cross = np.mean([2**3, 1.5**3, 1**3, 1.5**3])
     found = kernel_distance(x, y, 0)

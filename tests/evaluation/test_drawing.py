@@ -26,7 +26,7 @@ ORANGE = tuple(int(ACCENT[place : place + 2], 16) for place in (1, 3, 5))
 
 
 def grey_blocks(number: int, folder: Path, side: int = 8) -> Path:
-    """Pictures of 4 x 4 blocks in four greys; at `side` 4 the tokenizer sees them exactly."""
+    """Images of 4 x 4 blocks in four greys; at `side` 4 the tokenizer sees them exactly."""
     generator = np.random.default_rng(0)
     folder.mkdir()
     for index in range(number):
@@ -121,7 +121,7 @@ def test_contact_sheet_holds_every_tile():
 
 
 def test_code_sheet_shows_patches_that_have_the_code(tmp_path):
-    """In these pictures a code is a grey level, so that every row of the sheet has one colour."""
+    """In these images a code is a grey level, so that every row of the sheet has one colour."""
     source = PictureSource([grey_blocks(6, tmp_path / "pictures", side=4)])
     tokenizer = FakeTokenizer()
     examples = gather_codes(source.decode(), tokenizer, budget=16)

@@ -14,7 +14,7 @@ from tests.evaluation.fakes import FakeDistance, FakePreview, FakeTokenizer
 
 
 def blocks(number: int) -> list[Picture]:
-    """Pictures of 4 x 4 grey blocks, in which a few blocks are far from mid-grey and the others near it."""
+    """Images of 4 x 4 grey blocks, in which a few blocks are far from mid-grey and the others near it."""
     generator = np.random.default_rng(0)
     found = []
     for index in range(number):

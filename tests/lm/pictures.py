@@ -1,4 +1,4 @@
-"""Shards of made-up tokenized pictures, whose codes follow from their caption."""
+"""Shards of made-up tokenized images, whose codes follow from their caption."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def picture(caption: str, chance: np.random.Generator, fingerprint: str = FINGER
 
 
 def encoded(ids: list[int], cells: list[int] | None, features: np.ndarray) -> EncodedImage:
-    """What a tokenizer makes of a raw picture."""
+    """What a tokenizer makes of a raw image."""
     cells = None if cells is None else np.array(cells)
     return EncodedImage(TokenizedImage(np.array(ids), cells, (4, 4), (64, 64), FINGERPRINT, CODES), features)
 
@@ -33,7 +33,7 @@ def caption(chance: np.random.Generator) -> str:
 
 
 def pair_shard(path: Path, count: int, seed: int = 0, fingerprint: str = FINGERPRINT) -> None:
-    """Pictures with captions."""
+    """Images with captions."""
     chance = np.random.default_rng(seed)
     with ShardFile(path) as shard:
         for number in range(count):

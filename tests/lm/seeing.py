@@ -1,4 +1,4 @@
-"""Tiny shards of pictures, dialogues and videos, and a tiny model that sees them."""
+"""Tiny shards of images, dialogues and videos, and a tiny model that sees them."""
 
 import io
 import json

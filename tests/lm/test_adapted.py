@@ -40,7 +40,7 @@ def encode_images(pictures):
 
 
 def our_base(folder: Path) -> Path:
-    """A model folder whose language model knows pictures."""
+    """A model folder whose language model knows images."""
     model = tiny_unified("qwen3")
     model.image_tokens = IMAGE_TOKENS
     model.save(folder, dtype=torch.float32)

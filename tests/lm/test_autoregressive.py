@@ -97,7 +97,7 @@ def test_a_batch_with_either_cache_is_four_slow_single_runs(architecture, wanted
         assert found == expected
     for prompt, segments in zip(prompts, expected, strict=True):
         check(segments, wanted, prompt.inside)
-    # not vacuous: pictures were drawn, and prompts got different things
+    # not vacuous: images were drawn, and prompts got different things
     assert sum(isinstance(segment, ImageSegment) for segments in expected for segment in segments) >= 2
     assert len(set(map(tuple, expected))) >= 3
 
@@ -302,7 +302,7 @@ def test_wrong_input_is_one_clear_line():
 
 
 def by_hand(model, prompt: Prompt, codes: int, guidance: Guidance) -> tuple[int, ...]:
-    """A greedy picture, its guidance ramped and rescaled as the papers write it."""
+    """A greedy image, its guidance ramped and rescaled as the papers write it."""
     full, nothing, drawn = prompt.full, prompt.nothing, []
     every = torch.arange(ROWS)
     for place in range(codes):

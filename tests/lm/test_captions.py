@@ -16,7 +16,7 @@ from tests.lm.pictures import CODES, FINGERPRINT, pair_shard, picture
 
 
 def shard_of(path, *samples):
-    """A shard of one picture with many captions for each sample."""
+    """A shard of one image with many captions for each sample."""
     import numpy as np
 
     tokens = picture("a red apple", np.random.default_rng(0)).to_bytes()

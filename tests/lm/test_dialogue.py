@@ -1,4 +1,4 @@
-"""Dialogues by the text tokenizer's chat template; pictures in them are in test_lladav_stages.py."""
+"""Dialogues by the text tokenizer's chat template; images in them are in test_lladav_stages.py."""
 
 import pytest
 

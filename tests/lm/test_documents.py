@@ -1,4 +1,4 @@
-"""From samples to documents: choices follow seed and number alone, raw pictures are tokenized together."""
+"""From samples to documents: choices follow seed and number alone, raw images are tokenized together."""
 
 import json
 from dataclasses import replace
@@ -100,7 +100,7 @@ def test_raw_pictures_are_tokenized_together_and_broken_ones_named(tmp_path):
 
 
 def test_documents_of_a_placed_model_tell_where_codes_lie(tmp_path):
-    """Of token files and of raw pictures; tokens without cells are left out and named."""
+    """Of token files and of raw images; tokens without cells are left out and named."""
     placed = replace(VOCABULARY, skips=15)
     chance = np.random.default_rng(0)
     with ShardFile(tmp_path / "a.tar") as shard:

@@ -21,7 +21,7 @@ from pictish.lm.grammar import (
 from pictish.lm.sequence import picture_ids
 from pictish.lm.vocabulary import Vocabulary
 
-# few text ids: pictures and EOS are common
+# few text ids: images and EOS are common
 VOCABULARY = Vocabulary(6, 5, eos=2, unspoken=(0, 1), blank=frozenset({0, 1, 2, 5}))
 LEGAL = legal_ids(VOCABULARY, VOCABULARY.size + 4)
 
@@ -147,7 +147,7 @@ def test_whatever_is_chosen_codes_lie_on_rising_cells_inside_the_grid(case, seed
 @settings(max_examples=300, deadline=None)
 @given(st.sets(st.integers(0, 7), min_size=1).map(sorted), st.data())
 def test_what_training_writes_passes_unchanged(cells, data):
-    """Also with the least and most codes that the picture has, and with no more room than it takes."""
+    """Also with the least and most codes that the image has, and with no more room than it takes."""
     codes = data.draw(st.lists(st.integers(0, 4), min_size=len(cells), max_size=len(cells)))
     image = TokenizedImage(codes, cells, (2, 4), (64, 64), "0" * 12, 5)
     ids = picture_ids(image.ids, image.cells, PLACED).tolist()

@@ -66,7 +66,7 @@ def drawings(count: int) -> list[list[Document]]:
     return [[document("drawing", drawing("abc", picture(0, 3, 9, 15)))] for _ in range(count)]
 
 
-# A picture is dense
+# An image is dense
 
 
 def test_each_cell_is_a_code_or_dropped_and_the_same_picture_comes_back():

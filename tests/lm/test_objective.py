@@ -66,7 +66,7 @@ def test_a_document_may_see_all_of_itself_and_nothing_else(dtype):
 
 
 def drawings(vocabulary: Vocabulary, count: int, codes: int) -> Packed:
-    """One document a row: a source picture, an instruction, and the picture that is learned."""
+    """One document a row: a source image, an instruction, and the image that is learned."""
     generator = torch.Generator().manual_seed(3)
     rows = []
     for _ in range(count):

@@ -312,7 +312,7 @@ def test_damage_is_named_at_the_end_or_stops_the_run(shards, caplog):
 
 
 def raw_shard(path: Path, count: int) -> None:
-    """Made-up pictures, whose bytes are the caption that they show."""
+    """Made-up images, whose bytes are the caption that they show."""
     chance = np.random.default_rng(0)
     with ShardFile(path) as shard:
         for number in range(count):
@@ -456,7 +456,7 @@ def test_soft_targets_and_heads_without_code_vectors_are_a_bug(shards):
 
 def test_one_picture_at_several_budgets_is_one_source_of_several_folders(shards):
     chance = np.random.default_rng(0)
-    for budget in (2, 4):  # of the same pictures, in shards of the same name
+    for budget in (2, 4):  # of the same images, in shards of the same name
         with ShardFile(shards / f"budget-{budget}" / "0.tar") as shard:
             for number in range(40):
                 text = caption(np.random.default_rng(number))

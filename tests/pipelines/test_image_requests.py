@@ -1,4 +1,4 @@
-"""Names of drawn pictures: readable, short, and different for different prompts."""
+"""Names of drawn images: readable, short, and different for different prompts."""
 
 import pytest
 

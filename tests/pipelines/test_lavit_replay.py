@@ -55,7 +55,7 @@ def test_ignored_ids_count_but_are_no_codes_and_one_code_there_is_at_least():
     def allowed() -> list[int]:
         return legal.of([decoding])[0].nonzero()[:, 0].tolist()
 
-    for ignored in (VOCABULARY.begin, 2):  # neither a second picture nor the end of a text
+    for ignored in (VOCABULARY.begin, 2):  # neither a second image nor the end of a text
         assert allowed() == [0, 2, 6, 8, 9, 10, 11, 12], "no end without a code"
         decoding.take(ignored)
     assert allowed() == [8, 9, 10, 11, 12], "there is room for one code"

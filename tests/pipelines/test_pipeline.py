@@ -24,7 +24,7 @@ def pipe(whole_model) -> pictish.Pipeline:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Two pictures, one with transparency."""
+    """Two images, one with transparency."""
     folder = tmp_path_factory.mktemp("pictures")
     told_picture("red", "disc", 60).resize((60, 30)).save(folder / "disc.png")
     bar = told_picture("blue", "bar", 60).convert("RGBA")

@@ -108,7 +108,7 @@ def odd(chance: random.Random) -> Any:
 
 
 def _form(body: dict[str, Any], chance: random.Random) -> tuple[bytes, str]:
-    """The fields as multipart/form-data, pictures sometimes damaged."""
+    """The fields as multipart/form-data, images sometimes damaged."""
     parts = []
     for name, value in body.items():
         blob = value if isinstance(value, bytes) else str(value).encode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""A tiny tokenizer with random weights, and pictures of the right size."""
+"""A tiny tokenizer with random weights, and images of the right size."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def spread_scores(network: DynamicTokenizer, pictures: torch.Tensor) -> None:
 
 
 def random_pixels(count: int, side: int, seed: int = 1) -> torch.Tensor:
-    """Noise of three grains, so that pictures and cells differ: uint8 (count, side, side, 3)."""
+    """Noise of three grains, so that images and cells differ: uint8 (count, side, side, 3)."""
     generator = torch.Generator().manual_seed(seed)
     layers = [
         torch.rand(count, 3, side // grain, side // grain, generator=generator).repeat_interleave(grain, 2)

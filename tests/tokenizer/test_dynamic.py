@@ -74,7 +74,7 @@ def with_cells(token: TokenizedImage, cells: np.ndarray | None, **changes) -> To
 
 
 def test_codes_are_decoded_at_their_cells(tokenizer, pixels):
-    """The same codes elsewhere are another picture; which other pictures are in the batch does not matter."""
+    """The same codes elsewhere are another image; which other images are in the batch does not matter."""
     tokens = run(tokenizer, pixels)
     features = tokenizer.reconstruct(tokens)
     assert features.shape == (11, 16, tokenizer.network.features)

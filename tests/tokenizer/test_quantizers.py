@@ -55,7 +55,7 @@ def test_a_few_steps_lower_the_loss(kind):
     source, generator = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
 
     def batch() -> torch.Tensor:
-        """Pictures of 4 x 4 cells, each of one of eight colours: (8, 32, 32, 3) uint8."""
+        """Images of 4 x 4 cells, each of one of eight colours: (8, 32, 32, 3) uint8."""
         chosen = torch.randint(0, 8, (8, 4, 4), generator=source)
         colours = torch.stack([(chosen >> bit & 1) * 255 for bit in range(3)], dim=-1).to(torch.uint8)
         return colours.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)

@@ -94,7 +94,7 @@ def test_the_level_holds_the_rate_of_a_batch_and_is_remembered():
 
 
 def test_patches_are_taken_the_dearest_first_and_relieve_their_neighbours():
-    """Against the plain algorithm, one picture and one patch at a time."""
+    """Against the plain algorithm, one image and one patch at a time."""
     selector = Selector(8, grid=4, neighbor_suppression=0.4)
     cost = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     cost[1] = 0.0  # all equal
@@ -119,7 +119,7 @@ def test_patches_are_taken_the_dearest_first_and_relieve_their_neighbours():
 
 
 class Toy:
-    """Pictures of 16 cells, four of them marked: a dropped one costs 0.2, any other 0.05, a kept one 0.05.
+    """Images of 16 cells, four of them marked: a dropped one costs 0.2, any other 0.05, a kept one 0.05.
 
     Cells 8 and 9 are hard whether they are kept or not: their error is large and there is nothing to gain.
     """

@@ -65,7 +65,7 @@ def test_the_loss_falls_and_the_model_loads(shards, tmp_path):
 
 
 def test_the_saved_model_keeps_its_rate_and_knows_what_codes_give(shards, tmp_path):
-    """On validation pictures: the number of codes, and the PSNR that is asked for by `quality`."""
+    """On validation images: the number of codes, and the PSNR that is asked for by `quality`."""
     tokenizer = Tokenizer.from_folder(train(config(shards, "model.selector.rate=0.25"), tmp_path, "cpu"))
     pictures = build_cache(tmp_path / "cache", [str(shards / "validation.tar")], 32, **QUIET).pictures
     pixels = torch.from_numpy(np.array(pictures))

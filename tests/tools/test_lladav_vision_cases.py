@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from tools import lladav_vision_cases as tool
 
-# Two cells each way, tiles of 10 pixels; a picture of 20 x 10 has a thumbnail and two tiles.
+# Two cells each way, tiles of 10 pixels; an image of 20 x 10 has a thumbnail and two tiles.
 TABLE = {
     "flat_square": {"tokens": 4},
     "20x10": {"best_resolution": [20, 10], "tiles_wide": 2, "tiles_high": 1, "views": 3, "tokens": 14},

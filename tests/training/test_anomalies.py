@@ -89,7 +89,7 @@ SAMPLE = {"tokenizer": "train.tar", "decoder": "train.tar", "lm": "pairs.tar"}
 
 
 def sicken(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    """Make the pictures that step BAD is trained on, or its loss, no number."""
+    """Make the images that step BAD is trained on, or its loss, no number."""
     loop = {"tokenizer": tokenizer_loop, "decoder": decoder_loop, "lm": lm_loop}[part]
     original, steps = loop.seeded, []
 

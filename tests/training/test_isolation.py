@@ -123,7 +123,7 @@ def expected(whole_model):
 
 
 def everything(folder):
-    """Pictures, codes and words of a model that is loaded for it."""
+    """Images, codes and words of a model that is loaded for it."""
     pipeline = Pipeline.from_pretrained(folder, device="cpu")
     picture = pipeline.generate("a red car", seed=1, max_codes=6)
     edited = pipeline.edit(picture, "make it blue", seed=2, max_codes=6)

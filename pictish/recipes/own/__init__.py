@@ -1,1 +1,1 @@
-"""A model of one's own pictures: what `pictish train model` plans, measures and reports."""
+"""A model of one's own images: what `pictish train model` plans, measures and reports."""

@@ -40,7 +40,7 @@ def preset(
     """The configuration of a size, for data in the folder itself; `initial` is `tokenizer.initial`.
 
     `samples`: how many there are by `split/kind`, of the manifest of `data`. Edits and questions, where there
-    are any, are sources of the language model, each of their samples read as often as a picture's captions.
+    are any, are sources of the language model, each of their samples read as often as an image's captions.
     ValueError for overrides that fit nothing.
     """
     raw = {stage: load(f"{size}/{stage}") for stage in STAGES}

@@ -1,8 +1,8 @@
-"""What a trained model is worth on held-out pictures: reconstruction, words to pictures, captions, answers.
+"""What a trained model is worth on held-out images: reconstruction, words to images, captions, answers.
 
-Words to pictures are judged by the held-out pictures themselves. A picture drawn from the caption of one is
+Words to images are judged by the held-out images themselves. An image drawn from the caption of one is
 right where, among all of them, one with that caption is nearest to it, by features of an ImageNet network
-that no part of the model was trained with. Legend: P pictures, F features.
+that no part of the model was trained with. Legend: P images, F features.
 """
 
 import json
@@ -31,29 +31,29 @@ from pictish.recipes.own.config import OwnConfig
 
 NUMBERS = "evaluation.json"
 HITS = (1, 5)  # those below the number of candidates are measured
-_BATCH = 32  # pictures
+_BATCH = 32  # images
 _SEED = 0  # of drawing, and of the intervals
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A picture that was not trained on."""
+    """An image that was not trained on."""
 
     blob: bytes  # of its file
     captions: tuple[str, ...]  # one or more
 
 
 def held_out(out: Path) -> Iterator[HeldOut]:
-    """Held-out pictures with captions."""
+    """Held-out images with captions."""
     for sample in _samples(out, "captioned"):
         if isinstance(sample, Pair) and isinstance(sample.picture, ImageBytes):
             yield HeldOut(sample.picture.blob, sample.captions)
 
 
 def evaluate(config: OwnConfig, out: Path, pipe: Pipeline, loss: float | None) -> dict[str, Any]:
-    """Measure at most `config.evaluate` held-out pictures; OUT/evaluation.json.
+    """Measure at most `config.evaluate` held-out images; OUT/evaluation.json.
 
-    Pictures are compared as squares of the decoder's side. `loss`: the language model's on held-out samples.
+    Images are compared as squares of the decoder's side. `loss`: the language model's on held-out samples.
     """
     pictures = list(islice(held_out(out), config.evaluate))
     side = getattr(config.decoder.model, "side", pipe.tokenizer.image_size)  # a preview is of the tokenizer's
@@ -91,7 +91,7 @@ def _samples(out: Path, kind: str) -> Iterator[Sample]:
 def _reconstruct(
     pipe: Pipeline, pictures: Sequence[HeldOut], originals: np.ndarray
 ) -> tuple[dict[str, float], np.ndarray]:
-    """PSNR behind the codes, of the decoder and of the tokenizer itself; the decoder's pictures.
+    """PSNR behind the codes, of the decoder and of the tokenizer itself; the decoder's images.
 
     originals and these are (P, side, side, 3) uint8.
     """
@@ -110,7 +110,7 @@ def _reconstruct(
 
 
 def _draw(pipe: Pipeline, captions: Sequence[str], side: int) -> np.ndarray:
-    """A picture of each caption, (P, side, side, 3) uint8."""
+    """An image of each caption, (P, side, side, 3) uint8."""
     drawer, config = pipe.text_to_image(pipe.reconstructor()), GenerationConfig(size=side, upscale=1)
     drawn = []
     for start in range(0, len(captions), _BATCH):
@@ -129,9 +129,9 @@ def _features(network: FeatureDistance, pictures: np.ndarray) -> np.ndarray:
 def judged(
     captions: Sequence[Sequence[str]], candidates: np.ndarray, judged: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """How often a picture's own candidate is among the nearest ones, (P, F) each, and by chance.
+    """How often an image's own candidate is among the nearest ones, (P, F) each, and by chance.
 
-    Candidates that have the first caption of a picture among theirs are its own too.
+    Candidates that have the first caption of an image among theirs are its own too.
     """
     own = np.array([[first in others for others in captions] for first, *_ in captions])  # (P, P)
     found: dict[str, Any] = {"candidates": len(captions)}
@@ -155,7 +155,7 @@ def _by_chance(own: np.ndarray, candidates: int, k: int) -> np.ndarray:
 
 
 def _captions(pipe: Pipeline, pictures: Sequence[HeldOut]) -> dict[str, Any]:
-    """How often a caption is one of a picture's, and how many words they share; beside another's captions."""
+    """How often a caption is one of an image's, and how many words they share; beside another's captions."""
     said = _described(pipe, [(each.blob, None) for each in pictures])
     own = [each.captions for each in pictures]
     rows = [[_exact(text, told), _token_f1(text, told)] for text, told in zip(said, own, strict=True)]
@@ -180,7 +180,7 @@ def _answers(pipe: Pipeline, out: Path, limit: int) -> dict[str, Any] | None:
 
 
 def _described(pipe: Pipeline, asked: Sequence[tuple[bytes, str | None]]) -> list[str]:
-    """A caption of each picture, or the answer to its question."""
+    """A caption of each image, or the answer to its question."""
     describe = Describe(pipe.language)
     said: list[str] = []
     for start in range(0, len(asked), _BATCH):

@@ -1,4 +1,4 @@
-"""What comes before training: the pictures as raw shards in OUT/data, the settings in OUT/train.yaml."""
+"""What comes before training: the images as raw shards in OUT/data, the settings in OUT/train.yaml."""
 
 import os
 import time
@@ -15,14 +15,14 @@ from pictish.io.model_folder import resolve_model
 from pictish.recipes.own.config import FILE, STAGES, OwnConfig, Size, preset
 from pictish.tokenizer.config import EncoderConfig, FileWeights
 
-FEW = 20  # held-out pictures
+FEW = 20  # held-out images
 _EVERY = 30.0  # seconds between two lines
 
 
 def raw_shards(
     pictures: Path, out: Path, val: str, key: str | None, workers: int | None, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The manifest of OUT/data, which is made of the pictures if it is not there yet."""
+    """The manifest of OUT/data, which is made of the images if it is not there yet."""
     fraction, other = fraction_or_source(val)
     wanted = [(os.path.realpath(path), key) for path in (pictures, *([other] if other else []))]
     manifest = read_manifest(out / "data")
@@ -106,7 +106,7 @@ def described(manifest: dict[str, Any]) -> list[str]:
 
 
 def _counted(what: str, say: Callable[[str], None]) -> Callable[[int], None]:
-    """Says every half a minute how many pictures were read or written."""
+    """Says every half a minute how many images were read or written."""
     last = time.monotonic()
 
     def count(done: int) -> None:

@@ -1,4 +1,4 @@
-"""A rehearsal: every part takes a few steps on a few pictures, which measures this machine.
+"""A rehearsal: every part takes a few steps on a few images, which measures this machine.
 
 What cannot work, too little memory or settings that do not fit, fails here and not hours later.
 """
@@ -55,7 +55,7 @@ def steps_of(config: OwnConfig, stage: Stage) -> int:
 
 
 def rehearse(config: OwnConfig, out: Path, train: Train, tokenize: Tokenize) -> Measured:
-    """Measure the steps of each part on a few pictures of `out/data`; nothing of it is left."""
+    """Measure the steps of each part on a few images of `out/data`; nothing of it is left."""
     folder = out / "runs" / "rehearsal"
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -77,7 +77,7 @@ def rehearse(config: OwnConfig, out: Path, train: Train, tokenize: Tokenize) -> 
 
 
 def _few_pictures(data: Path, target: Path) -> int:
-    """The first samples that the language model learns from, of each kind and split; how many pictures."""
+    """The first samples that the language model learns from, of each kind and split; how many images."""
     pictures = 0
     for split in SPLITS:
         for kind in KINDS:

@@ -20,7 +20,7 @@ SAMPLES, CARD = "samples.png", "README.md"
 
 
 def draw_samples(config: OwnConfig, out: Path, pipe: Pipeline) -> None:
-    """Held-out pictures beside their reconstruction and what their captions give; OUT/samples.png."""
+    """Held-out images beside their reconstruction and what their captions give; OUT/samples.png."""
     chosen = list(islice(held_out(out), config.samples))
     originals = [load_image(each.blob) for each in chosen]
     captions = [each.captions[0] for each in chosen]

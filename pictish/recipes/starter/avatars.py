@@ -1,6 +1,6 @@
 """Avatars of DiceBear whose parts and colours are named: which there are, and their SVG from Node.js.
 
-A style has attributes, an attribute named values, and a value the options of DiceBear that draw it. Pictures
+A style has attributes, an attribute named values, and a value the options of DiceBear that draw it. Images
 come in families: one drawing and others that differ from it in one attribute. What has no name (the shape of
 a nose) follows from the family's seed, so that it is the same in all of them. Options not given here are
 DiceBear's: https://www.dicebear.com/styles.

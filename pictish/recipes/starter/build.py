@@ -1,6 +1,6 @@
-"""Build the starter data: list the pictures, draw those whose shard is missing, write down what there is.
+"""Build the starter data: list the images, draw those whose shard is missing, write down what there is.
 
-`OUT/<split>/<set>-000000.tar` holds the pictures, `OUT/manifest.json` the sha256 of every finished shard; it
+`OUT/<split>/<set>-000000.tar` holds the images, `OUT/manifest.json` the sha256 of every finished shard; it
 is rewritten after each, so that a killed run goes on where it stopped.
 """
 
@@ -50,10 +50,10 @@ MANIFEST = "manifest.json"
 CACHE = ".cache"
 SIDE = 128  # pixels
 SAMPLES_PER_SHARD = 1000
-_CHUNK = 16  # pictures sent to a worker at once
+_CHUNK = 16  # images sent to a worker at once
 
 Json = dict[str, Any]
-Progress = Callable[[int, int], None]  # pictures settled so far, pictures in all
+Progress = Callable[[int, int], None]  # images settled so far, images in all
 Draw = Callable[[Iterable[Task]], Iterator[Rendered]]  # in their order
 
 
@@ -74,7 +74,7 @@ def build(
 
     `sets` are names of the catalogue (None: all, of the folder sets those that are installed), `photos` is a
     folder of shards of photographs, see `photographs.py`. `cache` keeps the downloaded packages (None:
-    `out/.cache`). With `workers` 0 the pictures are drawn in this process. ValueError for an unknown set, a
+    `out/.cache`). With `workers` 0 the images are drawn in this process. ValueError for an unknown set, a
     missing tool, a package with other bytes than pinned, incomplete photographs, and for an `out` that holds
     something else; data of other settings or changed shards are replaced only with `overwrite`.
     """
@@ -119,7 +119,7 @@ def build(
 def _list(
     names: Sequence[str], photos: Path | None, catalogue: Catalogue, cache: Path, fetch: Fetch
 ) -> dict[str, Listing]:
-    """List the pictures of each set by its name."""
+    """List the images of each set by its name."""
     listings = {}
     emoji = [source for source in catalogue.emoji if source.name in names]
     icons = [source for source in catalogue.icons if source.name in names]
@@ -274,7 +274,7 @@ def _write_manifest(
 
 @contextlib.contextmanager
 def _renderers(workers: int) -> Iterator[Draw]:
-    """Give a function that draws pictures in order, in worker processes that die with this one."""
+    """Give a function that draws images in order, in worker processes that die with this one."""
     one = functools.partial(render, side=SIDE)
     if workers == 0:
         yield functools.partial(map, one)

@@ -1,4 +1,4 @@
-"""What may be said of a picture: to have it drawn in many forms, to describe it in few."""
+"""What may be said of an image: to have it drawn in many forms, to describe it in few."""
 
 from collections.abc import Iterable, Sequence
 
@@ -83,11 +83,11 @@ _USES = {
 _MOODS = listed(
     "happy|sad|angry|surprised|scared|tired|sick|confused|worried|bored|funny|nervous|shy|excited"
 )
-_MOST = 20  # ways to ask for a picture
+_MOST = 20  # ways to ask for an image
 
 
 def prompts(picture: Picture, colour: str | None = None) -> list[str]:
-    """Four to twenty different ways to ask for the picture, about a third of them with its style.
+    """Four to twenty different ways to ask for the image, about a third of them with its style.
 
     `colour` is its main colour, where it has one.
     """
@@ -104,7 +104,7 @@ def prompts(picture: Picture, colour: str | None = None) -> list[str]:
 
 
 def _named(picture: Picture) -> list[str]:
-    """Ways that name the picture: by its caption, its phrase, its tags."""
+    """Ways that name the image: by its caption, its phrase, its tags."""
     phrase, style, key = picture.phrase, picture.set, picture.key
     request = choose(_REQUESTS, key, "request")
     other = choose([wording for wording in _REQUESTS if wording != request], key, "other")
@@ -210,7 +210,7 @@ def _media(picture: Picture) -> Sequence[str]:
 
 
 def descriptions(picture: Picture) -> list[str]:
-    """Two to six ways to say what the picture shows, the plainest first, its style last; none a request."""
+    """Two to six ways to say what the image shows, the plainest first, its style last; none a request."""
     phrase, medium = picture.phrase, _media(picture)[0]
     said = [name(picture), phrase.full, medium.format(phrase.full)]
     if picture.kind == AVATAR:

@@ -12,7 +12,7 @@ from pictish.recipes.starter.sources import Package
 class EmojiSet:
     """An emoji set: its package, its licence as an SPDX name and where its makers are to be named.
 
-    An iconify package, or with `raster` one whose pictures are `assets/CODE-POINTS.webp`.
+    An iconify package, or with `raster` one whose images are `assets/CODE-POINTS.webp`.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The one colour that a picture plainly has, or none."""
+"""The one colour that an image plainly has, or none."""
 
 import io
 

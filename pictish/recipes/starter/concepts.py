@@ -1,4 +1,4 @@
-"""What a picture shows: its concept, the split that follows from it, and words for it from emojibase."""
+"""What an image shows: its concept, the split that follows from it, and words for it from emojibase."""
 
 import hashlib
 import re
@@ -84,7 +84,7 @@ def composition_of(facts: Mapping[str, Any]) -> str | None:
 
 
 def split_of(concept: str, composition: str | None = None, style_test: bool = False) -> str:
-    """Return the split of a picture; it follows from these words alone, never from what else there is."""
+    """Return the split of an image; it follows from these words alone, never from what else there is."""
     if style_test:
         return "style-test"
     if composition is not None and sha_modulo(composition, 10) == 0:

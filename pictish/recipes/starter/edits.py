@@ -1,4 +1,4 @@
-"""Edits from true pairs: two pictures of one set that differ in one fact, or one concept in two sets."""
+"""Edits from true pairs: two images of one set that differ in one fact, or one concept in two sets."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -117,7 +117,7 @@ _PRONOUNS = {"man": ("him", "his"), "woman": ("her", "her"), "person": ("them", 
 
 @dataclass(frozen=True)
 class Change:
-    """An edit: a picture, what to do, and the picture that comes of it."""
+    """An edit: an image, what to do, and the image that comes of it."""
 
     kind: str
     before: Picture
@@ -131,7 +131,7 @@ class Change:
 
 
 def changes(pictures: Iterable[Picture]) -> list[Change]:
-    """The edits that are true of these pictures, at most `CAPS` of a kind and thing, in a mixed order."""
+    """The edits that are true of these images, at most `CAPS` of a kind and thing, in a mixed order."""
     ordered = sorted(pictures, key=lambda picture: picture.key)
     found: dict[tuple[str, str], list[Change]] = defaultdict(list)
     for change in (*_between(ordered), *_controls(ordered)):
@@ -145,7 +145,7 @@ def changes(pictures: Iterable[Picture]) -> list[Change]:
 
 
 def _between(pictures: Sequence[Picture]) -> Iterator[Change]:
-    """Every true change between two different pictures."""
+    """Every true change between two different images."""
     yield from attribute_changes(pictures)
     emoji = [picture for picture in pictures if picture.is_emoji]
     people = [
@@ -175,7 +175,7 @@ def attribute_changes(pictures: Sequence[Picture]) -> Iterator[Change]:
 
 
 def _drawing(picture: Picture) -> str:
-    """What two pictures of one avatar or one icon have in common."""
+    """What two images of one avatar or one icon have in common."""
     return str(picture.facts["concept" if picture.kind == AVATAR else "name"])
 
 
@@ -231,7 +231,7 @@ def _recoloured(old: str, new: str) -> str | None:
 
 
 def _controls(pictures: Sequence[Picture]) -> Iterator[Change]:
-    """Nothing changes: because that is asked, or because the picture is already what is asked."""
+    """Nothing changes: because that is asked, or because the image is already what is asked."""
     for picture in pictures:
         if not picture.is_emoji and rank("same", picture.key) % 4:  # emoji are asked for it more often
             continue
@@ -269,7 +269,7 @@ def _gender(before: Picture, after: Picture) -> str:
 
 
 def _say(picture: Picture, wording: str, what: str, **more: str) -> str:
-    """Fill a wording, with the pronouns of whom the picture shows."""
+    """Fill a wording, with the pronouns of whom the image shows."""
     plural = picture.facts["subgroup"] in ("family", "person-symbol") or picture.phrase.article == ""
     neutral = ("them", "their") if plural else ("it", "its")
     him, his = _PRONOUNS.get(picture.facts["gender"], neutral)
@@ -279,7 +279,7 @@ def _say(picture: Picture, wording: str, what: str, **more: str) -> str:
 def _pairs(
     pictures: Iterable[Picture], key: Callable[[Picture], Hashable]
 ) -> Iterator[tuple[Picture, Picture]]:
-    """Both orders of every two pictures with one key, unless they look the same."""
+    """Both orders of every two images with one key, unless they look the same."""
     groups: dict[Hashable, list[Picture]] = defaultdict(list)
     for picture in pictures:
         groups[key(picture)].append(picture)

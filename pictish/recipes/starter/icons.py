@@ -26,7 +26,7 @@ SHADES: Mapping[str, tuple[str, ...]] = {
     "grey": ("8b8b90", "78787c", "9c9ca0"),
 }
 _LEAST_DISTANCE = 130  # in RGB from 0 to 255, between a shape and its ground
-PLACES: Mapping[str, tuple[float, float, float]] = {  # left and top corner, side; of the picture's side
+PLACES: Mapping[str, tuple[float, float, float]] = {  # left and top corner, side; of the image's side
     "": (0.09, 0.09, 0.82),
     "top left": (0.05, 0.05, 0.45),
     "top right": (0.5, 0.05, 0.45),
@@ -106,7 +106,7 @@ def paint(icon: Svg, look: Look) -> Markup:
 
 
 def _pair(icon: str, number: str) -> tuple[str, str]:
-    """A colour and a background that can be told apart; a third of the pictures have none."""
+    """A colour and a background that can be told apart; a third of the images have none."""
     colour = choose(tuple(SHADES), icon, number, "colour")
     grounds = [name for name in SHADES if name != colour and _contrast(colour, name)]
     if _contrast(colour, ""):

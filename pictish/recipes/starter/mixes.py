@@ -1,7 +1,7 @@
-"""Two pictures and words in, one picture out: what the first shows, with something of the second.
+"""Two images and words in, one image out: what the first shows, with something of the second.
 
-The target is a picture that exists: the same thing in another style, or the same drawing with one attribute
-changed. The second picture has the style, or the value of the attribute, that is asked for.
+The target is an image that exists: the same thing in another style, or the same drawing with one attribute
+changed. The second image has the style, or the value of the attribute, that is asked for.
 """
 
 from collections import defaultdict
@@ -44,7 +44,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Mix:
-    """Two pictures, what to do with them, and the picture that comes of it."""
+    """Two images, what to do with them, and the image that comes of it."""
 
     kind: str
     first: Picture
@@ -59,7 +59,7 @@ class Mix:
 
 
 def mixes(pictures: Iterable[Picture]) -> list[Mix]:
-    """The mixes that are true of these pictures, in a mixed order."""
+    """The mixes that are true of these images, in a mixed order."""
     ordered = sorted(pictures, key=lambda picture: picture.key)
     having: dict[Hashable, list[Picture]] = defaultdict(list)
     for picture in ordered:
@@ -104,12 +104,12 @@ def _another(change: Change, others: Sequence[Picture]) -> Picture | None:
 
 
 def _like(picture: Picture) -> str:
-    """Pictures whose attributes may be taken from each other: avatars of all styles, one set of the rest."""
+    """Images whose attributes may be taken from each other: avatars of all styles, one set of the rest."""
     return AVATAR if picture.kind == AVATAR else picture.set
 
 
 def _value(picture: Picture, name: str) -> str | None:
-    """What a picture has of an attribute, in words."""
+    """What an image has of an attribute, in words."""
     if name == "skin tone" and picture.is_emoji:
         tone = picture.facts["skin_tone"]
         return tone if isinstance(tone, str) else None

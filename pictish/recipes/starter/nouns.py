@@ -1,4 +1,4 @@
-"""English nouns from WordNet: what a name is a picture of, and the wider words for it.
+"""English nouns from WordNet: what a name is an image of, and the wider words for it.
 
 Synsets are named by their offset in `data.noun`, which is a place in the file: only lines that are asked for
 are read. The files' form: WordNet's manual page wndb(5).

@@ -1,4 +1,4 @@
-"""Photographs from a folder of WebDataset shards: pictures with a label, a source and a licence.
+"""Photographs from a folder of WebDataset shards: images with a label, a source and a licence.
 
 FOLDER/<split>-000000.tar    KEY.jpg, png or webp, and KEY.json
     caption, label (may be null), source, licence     the split is that of the shard's name

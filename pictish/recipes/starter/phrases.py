@@ -1,4 +1,4 @@
-"""Plain English for a picture of the starter data: a noun with its article and skin tone, from its facts."""
+"""Plain English for an image of the starter data: a noun with its article and skin tone, from its facts."""
 
 import functools
 import re
@@ -96,7 +96,7 @@ class Phrase:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One tokenized picture and what is known about it."""
+    """One tokenized image and what is known about it."""
 
     key: str
     tokens: bytes
@@ -148,12 +148,12 @@ def rank(*words: str) -> int:
 
 
 def style_name(picture: Picture, *words: str) -> str:
-    """What a sentence calls the picture's style: the name of its set, or what people make of that."""
+    """What a sentence calls the image's style: the name of its set, or what people make of that."""
     return choose(_STYLE_NAMES.get(picture.set, (picture.set,)), picture.key, *words)
 
 
 def phrase_of(facts: Mapping[str, Any]) -> Phrase:
-    """The phrase for what the facts of a picture say."""
+    """The phrase for what the facts of an image say."""
     if str(facts.get("style")).startswith((ICON, AVATAR)):
         article = _article(facts["label"]) if facts["style"].startswith(ICON) else "a"
         return Phrase(article and _article(facts["caption"]), facts["caption"])

@@ -1,4 +1,4 @@
-"""Questions about a picture with short answers that follow from its facts, and from its pixels for colour."""
+"""Questions about an image with short answers that follow from its facts, and from its pixels for colour."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,7 +41,7 @@ _ATTRIBUTES = {
 _WORN = (("eyewear", "Is there something over the eyes?"), ("facial hair", "Is there hair on the face?"))
 _NO_EYEWEAR = {"big-smile", "toon-head"}  # whose glasses, if any, are one of several things worn
 
-# Kinds of things that a picture is, or plainly is not; what may be argued about is in neither.
+# Kinds of things that an image is, or plainly is not; what may be argued about is in neither.
 _KINDS = {
     "animal": "an animal",
     "person": "a person",
@@ -117,7 +117,7 @@ _OVERLAPS = {
     frozenset(pair)
     for pair in (("food", "plant"), ("food", "animal"), ("face", "person"), ("face", "animal"))
 }
-# Wider words than a picture's own: never said to be wrong.
+# Wider words than an image's own: never said to be wrong.
 _VAGUE = listed(
     """
     person|man|woman|child|adult|family|people|baby|bug|bird|fish|house|animal|
@@ -138,7 +138,7 @@ class Turn:
 
 
 def questions(pictures: Iterable[Picture], colours: Mapping[str, str]) -> dict[str, list[Turn]]:
-    """The questions about each picture, by its key, that its facts and its colour in `colours` answer."""
+    """The questions about each image, by its key, that its facts and its colour in `colours` answer."""
     ordered = sorted(pictures, key=lambda picture: picture.key)
     known = _Known(ordered)
     turns = {picture.key: _of_facts(picture, colours.get(picture.key)) for picture in ordered}
@@ -200,7 +200,7 @@ def _of_attributes(picture: Picture) -> list[Turn]:
 
 
 class _Known:
-    """All concepts there are, to say of a picture what it is not."""
+    """All concepts there are, to say of an image what it is not."""
 
     def __init__(self, pictures: Sequence[Picture]) -> None:
         concepts: dict[str, Picture] = {}
@@ -216,7 +216,7 @@ class _Known:
         self._all = [picture for members in self._groups.values() for picture in members]
 
     def wrong(self, picture: Picture) -> Phrase | None:
-        """Something that the picture does not show; half of the time of the same group."""
+        """Something that the image does not show; half of the time of the same group."""
         near = rank(picture.key, "near") % 2 == 0
         candidates = self._groups[picture.facts["group"]] if near else self._all
         start = rank(picture.key, "wrong") % len(candidates)
@@ -226,7 +226,7 @@ class _Known:
         return None
 
     def _differs(self, picture: Picture, other: Picture) -> bool:
-        """Whether `other` is plainly something else, and not a wider or narrower word for the picture."""
+        """Whether `other` is plainly something else, and not a wider or narrower word for the image."""
         here, there = picture.facts, other.facts
         mine, yours = (_words(p) for p in (picture, other))
         if mine <= yours or yours <= mine or other.phrase.noun in _VAGUE:
@@ -249,7 +249,7 @@ def _words(picture: Picture) -> set[str]:
 
 
 def _of_kind(pictures: Sequence[Picture]) -> list[tuple[str, Turn]]:
-    """For each kind as many pictures that are of it as pictures that are not."""
+    """For each kind as many images that are of it as images that are not."""
     kinds = {picture.key: kind for picture in pictures if (kind := kind_of(picture))}
     asked = []
     for kind, phrase in _KINDS.items():

@@ -1,4 +1,4 @@
-"""One picture: SVG markup or an encoded one in, a square PNG out; photographs stay as they are."""
+"""One image: SVG markup or an encoded one in, a square PNG out; photographs stay as they are."""
 
 import io
 import warnings
@@ -39,7 +39,7 @@ class PngFile:
 
 @dataclass(frozen=True)
 class Markup:
-    """A whole SVG of a square picture."""
+    """A whole SVG of a square image."""
 
     svg: str
 
@@ -53,7 +53,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture in a shard: where its bytes lie, and the suffix that says how it is encoded."""
+    """An image in a shard: where its bytes lie, and the suffix that says how it is encoded."""
 
     shard: Path
     offset: int
@@ -66,7 +66,7 @@ Task = Svg | Markup | PngFile | Encoded | Photograph | Avatar
 
 @dataclass(frozen=True)
 class Rendered:
-    """An encoded picture and its suffix, or why there is none: `blank`, `small`, `large`, `broken`."""
+    """An encoded image and its suffix, or why there is none: `blank`, `small`, `large`, `broken`."""
 
     blob: bytes | None
     left_out: str | None = None
@@ -85,11 +85,11 @@ def renderer_versions() -> dict[str, str]:
 
 
 def render(task: Task, side: int) -> Rendered:
-    """Draw or load a picture with its longest side at `side` px, centred on a transparent square canvas.
+    """Draw or load an image with its longest side at `side` px, centred on a transparent square canvas.
 
-    The PNG is RGBA, or RGB when the picture has no transparent pixel. Transparent margins of files are cut
+    The PNG is RGBA, or RGB when the image has no transparent pixel. Transparent margins of files are cut
     off. Files whose longest side is then under half of `side` (`small`) or that have more than 64 megapixels
-    (`large`) give none, and neither do pictures that show nothing over white (`blank`). A photograph that can
+    (`large`) give none, and neither do images that show nothing over white (`blank`). A photograph that can
     be decoded is returned as it is. An `Avatar` has to be made `Markup` first.
     """
     if isinstance(task, Photograph):
@@ -184,7 +184,7 @@ def _load(source: Path | io.BytesIO, side: int) -> Image.Image | str:
 
 
 def _blank(picture: Image.Image) -> bool:
-    """Say whether the picture, laid on white, is one flat colour."""
+    """Say whether the image, laid on white, is one flat colour."""
     white = Image.new("RGBA", picture.size, "white")
     white.alpha_composite(picture)
     pixels = np.asarray(white.convert("RGB"))

@@ -1,4 +1,4 @@
-"""Which pictures a set gives, with their captions and what is known about each."""
+"""Which images a set gives, with their captions and what is known about each."""
 
 import hashlib
 import json
@@ -19,13 +19,13 @@ from pictish.recipes.starter.sources import Package, debian_version
 
 SERIES_LIMIT = 64
 
-# Terms that contradict the licence of the package as a whole: such pictures are left out.
+# Terms that contradict the licence of the package as a whole: such images are left out.
 _UNCLEAR = ("CC-BY-SA", "GFDL")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A picture to be made: its key in the shard, how to draw it, what its JSON says besides the split."""
+    """An image to be made: its key in the shard, how to draw it, what its JSON says besides the split."""
 
     key: str
     split: str
@@ -36,22 +36,22 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of one set in a mixed order, how many were left out and why, and where they are from."""
+    """The images of one set in a mixed order, how many were left out and why, and where they are from."""
 
     candidates: tuple[Candidate, ...]
     left_out: Mapping[str, int]
-    source: Mapping[str, str]  # `digest` changes when any of the set's pictures does
+    source: Mapping[str, str]  # `digest` changes when any of the set's images does
 
 
 def _shuffled(candidates: list[Candidate]) -> tuple[Candidate, ...]:
-    """Order pictures by the sha256 of their key: well mixed, and the same everywhere."""
+    """Order images by the sha256 of their key: well mixed, and the same everywhere."""
     return tuple(sorted(candidates, key=lambda c: hashlib.sha256(c.key.encode()).digest()))
 
 
 def _facts(
     source: EmojiSet | IconSet | AvatarSet, style: str, name: str, concept: str, words: Words
 ) -> dict[str, Any]:
-    """What the JSON of a picture of an npm package says."""
+    """What the JSON of an image of an npm package says."""
     return {
         "set": source.name,
         "style": style,
@@ -113,7 +113,7 @@ def _svg(icons: Mapping[str, Any], name: str) -> Svg:
 def emoji_listing(
     source: EmojiSet, icons: Mapping[str, Any], chars: Mapping[str, str], words: EmojiWords
 ) -> Listing:
-    """List an iconify emoji set: a picture an icon; of several keys, one emojibase knows, then the shortest.
+    """List an iconify emoji set: an image an icon; of several keys, one emojibase knows, then the shortest.
 
     A set without code points has names that are emojibase's labels; what is called otherwise is left out.
     """
@@ -349,7 +349,7 @@ def _title(stem: str, authors: frozenset[str]) -> str:
 
 
 def shards_of(candidates: tuple[Candidate, ...], samples_per_shard: int) -> dict[str, tuple[Candidate, ...]]:
-    """Cut one set's pictures into shards: `split/set-000000.tar` and its pictures, so many at most."""
+    """Cut one set's images into shards: `split/set-000000.tar` and its images, so many at most."""
     by_split = defaultdict(list)
     for candidate in candidates:
         by_split[candidate.split].append(candidate)

@@ -1,12 +1,12 @@
 """Training samples for the language model from the starter data's tokenized shards: pairs, edits, questions.
 
-    drawings-000000.tar   pairs: every way to ask for the picture      (train with `caption: 0`)
-    captions-000000.tar   pairs: what the picture shows, no requests   (train with `caption: 1`)
+    drawings-000000.tar   pairs: every way to ask for the image      (train with `caption: 0`)
+    captions-000000.tar   pairs: what the image shows, no requests   (train with `caption: 1`)
     edits-000000.tar      edits from true pairs
     questions-000000.tar  questions with short answers
-    mixes-000000.tar      documents: two pictures, words, and the picture that comes of them
+    mixes-000000.tar      documents: two images, words, and the image that comes of them
 
-Every choice follows from the keys of the pictures, so neither the order of the shards nor of their samples
+Every choice follows from the keys of the images, so neither the order of the shards nor of their samples
 matters. The folder is written beside its place and renamed: it is whole or absent.
 """
 
@@ -43,7 +43,7 @@ def make_tasks(
 
     `pictures` holds the raw shards of the same samples; without it nothing is asked about colour. ValueError
     for samples of two splits or of another one than their JSON says, samples without facts of the starter
-    data, a picture that is missing, and an `out` that is not empty, unless it holds tasks and `overwrite`.
+    data, an image that is missing, and an `out` that is not empty, unless it holds tasks and `overwrite`.
     """
     full = out.is_file() or (out.is_dir() and any(out.iterdir()))
     if full and not (overwrite and _is_ours(out)):
@@ -64,7 +64,7 @@ def make_tasks(
 
 
 def read_pictures(tokens: Path) -> list[Picture]:
-    """The pictures of all shards in a folder, in the order of their keys; ValueError as from `make_tasks`."""
+    """The images of all shards in a folder, in the order of their keys; ValueError as from `make_tasks`."""
     found: dict[str, Picture] = {}
     for shard in find_shards([tokens]):
         for sample in read_shard(shard):
@@ -97,7 +97,7 @@ def _check_split(picture: Picture) -> None:
 
 
 def read_colours(pictures: Path, keys: set[str]) -> dict[str, str]:
-    """The colour of each picture that plainly has one; ValueError when one of `keys` is not among them."""
+    """The colour of each image that plainly has one; ValueError when one of `keys` is not among them."""
     colours, missing = {}, set(keys)
     for shard in find_shards([pictures]):
         for sample in read_shard(shard):

@@ -1,4 +1,4 @@
-"""Pictures in tiles: which grid, which pixels in which view, and the order of the rows."""
+"""Images in tiles: which grid, which pixels in which view, and the order of the rows."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The judge made of held-out pictures, and how captions are compared."""
+"""The judge made of held-out images, and how captions are compared."""
 
 import numpy as np
 import pytest

@@ -49,7 +49,7 @@ DATA = [
 
 
 def composed(found):
-    """What is held out together, from the facts that the JSON of a picture has."""
+    """What is held out together, from the facts that the JSON of an image has."""
     tone = found.skin_tone[0] if len(found.skin_tone) == 1 else list(found.skin_tone) or None
     return composition_of({"role": found.role, "gender": found.gender, "skin_tone": tone})
 

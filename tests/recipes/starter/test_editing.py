@@ -33,7 +33,7 @@ NOTHING = lambda count: None  # noqa: E731
 
 
 class OracleDrawer:
-    """Makes of a source and an instruction the true target; its tokens are the pictures themselves."""
+    """Makes of a source and an instruction the true target; its tokens are the images themselves."""
 
     def __init__(self, edits, image):
         self.made = {(image(one.before).tobytes(), one.instruction): image(one.after) for one in edits}
@@ -199,7 +199,7 @@ def test_what_is_asked_came_true_when_the_true_target_is_drawn(evaluation):
     np.testing.assert_array_equal(scores[EDITED], scores[TRUE_CODES])
     kinds = np.array([one.kind for one in edits])
     asked = {way: scores[way][:, MEASURES.index("asked")] for way in WAYS}
-    for kind in ("style", "colour"):  # what the few pictures of the judge's train split tell for certain
+    for kind in ("style", "colour"):  # what the few images of the judge's train split tell for certain
         assert scores[EDITED][kinds == kind].all()
         assert not asked[SOURCE][kinds == kind].any()
     for kind in editing.CONTROLS:
@@ -219,7 +219,7 @@ def test_what_is_asked_came_true_when_the_true_target_is_drawn(evaluation):
 
 
 class Seeing:
-    """A judge that was told what it sees in every picture, `nearest` of a thousand concepts first."""
+    """A judge that was told what it sees in every image, `nearest` of a thousand concepts first."""
 
     def __init__(self, references, nearest=(), **attributes):
         self.references, self.nearest, self.attributes = references, nearest, attributes
@@ -310,7 +310,7 @@ def test_prompts_with_words_ask_for_another_style_or_tone(evaluation):
         assert one.words == (f"{value} style" if name == "style" else f"{value} skin")
         assert one.first.facts[name] not in (None, value)
         assert one.first.facts["split"] == "test"
-    shown = evaluation.draw_mixed(prompts, NOTHING)  # the oracle draws the picture back
+    shown = evaluation.draw_mixed(prompts, NOTHING)  # the oracle draws the image back
     assert [one for _, one in evaluation.drawer.asked] == [one.words for one in prompts]
     assert evaluation.drawer.kept_of == []
     scores = evaluation.scores_with_text(prompts, shown.embeddings)

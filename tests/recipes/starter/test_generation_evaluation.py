@@ -26,9 +26,9 @@ from tests.evaluation.emoji import HELD_OUT, cheap_features, write_starter_data
 
 
 class Catalogue:
-    """A text-to-image model that knows every picture by heart; its codes are their indices.
+    """A text-to-image model that knows every image by heart; its codes are their indices.
 
-    Below guidance 2 it draws another picture. Also its own tokenizer and reconstructor, which lose nothing.
+    Below guidance 2 it draws another image. Also its own tokenizer and reconstructor, which lose nothing.
     """
 
     fingerprint = "0123456789ab"

@@ -85,7 +85,7 @@ def test_a_reference_left_out_is_not_looked_at(judge):
     assert found.max() < 1 - 1e-4
     assert judge.similarities(embeddings).max(axis=1) == pytest.approx(1, abs=1e-5)
     own = [facts["concept"] for facts in judge.references.facts]
-    # two pictures of the concept in other styles are left
+    # two images of the concept in other styles are left
     assert judge.hits(embeddings, own, 5, leave_out=everyone).all()
 
 

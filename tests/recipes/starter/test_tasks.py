@@ -249,7 +249,7 @@ def test_every_picture_has_captions_that_are_true(pictures):
 
 
 def check_attributes(caption, known):
-    """No colour is said that the picture does not have."""
+    """No colour is said that the image does not have."""
     colours = {value.split(" ")[0] for value in known.values()}
     assert {word for word in re.findall(r"[a-z]+", caption) if word in COLOURS} <= colours, caption
 

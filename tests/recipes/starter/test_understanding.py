@@ -39,7 +39,7 @@ SINGER = a_picture(
 
 
 class Knowing:
-    """Says what a table says of pictures, by their pixels, and notes the batches it was given."""
+    """Says what a table says of images, by their pixels, and notes the batches it was given."""
 
     def __init__(self, table):
         self.table = {(image_of(each).tobytes(), asked): said for (each, asked), said in table.items()}

@@ -1,1 +1,1 @@
-"""Evaluations of the starter data: words to pictures, edits, captions and questions, by one judge."""
+"""Evaluations of the starter data: words to images, edits, captions and questions, by one judge."""

@@ -1,4 +1,4 @@
-"""A contact sheet of pictures with what was said about them, right and wrong, drawn with Pillow."""
+"""A contact sheet of images with what was said about them, right and wrong, drawn with Pillow."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from pictish.evaluation.drawing import GREY, INK, MARGIN, PAPER, RULE, TILE
 
 RIGHT, WRONG = "#2b8a3e", "#c92a2a"
 _COLUMN, _LINE, _WIDE = 560, 18, 64
-"""Pixels of a column and of a line; letters that fit beside a picture."""
+"""Pixels of a column and of a line; letters that fit beside an image."""
 
 
 @dataclass(frozen=True)
 class Said:
-    """One picture: its name, and lines of text that are right or wrong."""
+    """One image: its name, and lines of text that are right or wrong."""
 
     name: str
     image: Image.Image
@@ -25,7 +25,7 @@ class Said:
 def answer_sheet(
     title: str, subtitle: str, columns: Mapping[str, Sequence[tuple[str, Sequence[Said]]]]
 ) -> Image.Image:
-    """Columns side by side, in each groups of pictures below their names; right is green, wrong red."""
+    """Columns side by side, in each groups of images below their names; right is green, wrong red."""
     tops = MARGIN + 100
     heights = [sum(26 + sum(map(_height, group)) for _, group in groups) for groups in columns.values()]
     width = 2 * MARGIN + len(columns) * _COLUMN

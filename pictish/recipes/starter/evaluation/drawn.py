@@ -1,6 +1,6 @@
-"""What the evaluations of drawn pictures share: how they draw, and what their reports say first.
+"""What the evaluations of drawn images share: how they draw, and what their reports say first.
 
-Legend: P pictures, E numbers of an embedding.
+Legend: P images, E numbers of an embedding.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Shown:
-    """The pictures of one way, one a prompt, and what the judge sees in them."""
+    """The images of one way, one a prompt, and what the judge sees in them."""
 
     pictures: list[Image.Image]
     embeddings: np.ndarray
@@ -60,7 +60,7 @@ def decoded(
 
 
 def header(drawer: "TextToImage", drawing: "Drawing", language: str, seed: int) -> dict[str, Any]:
-    """What made the pictures; `language` is the fingerprint of the language model."""
+    """What made the images; `language` is the fingerprint of the language model."""
     return {
         "tokenizer": drawer.language.tokenizer.fingerprint,
         "language": language,

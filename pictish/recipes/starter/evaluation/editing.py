@@ -1,12 +1,12 @@
-"""How well a model edits pictures: a judge looks at what was asked for, and at everything else.
+"""How well a model edits images: a judge looks at what was asked for, and at everything else.
 
-Edits are true pairs of held-out pictures. Of each the judge says whether
+Edits are true pairs of held-out images. Of each the judge says whether
 
     asked   what was asked came true. Style, skin tone, gender and, for hair, professions and what people
             wear, role: the judge's classifier says the target's. A role that is to go, as a tuxedo does, and
-            things that get another colour, or something added or removed: the picture is nearer to the
+            things that get another colour, or something added or removed: the image is nearer to the
             target's concept than to the source's. Nothing was to change: the nearest concept is the source's.
-    kept    everything else is as it was: among the `NEAREST` concepts nearest to the picture is one that
+    kept    everything else is as it was: among the `NEAREST` concepts nearest to the image is one that
             agrees with source or target in all but what was asked. For a change of style that is the same
             concept, of skin tone the same noun, of gender a person of the same role and tone, of hair,
             profession and clothes a person of the same gender and tone, of colour the same noun but for its
@@ -16,7 +16,7 @@ Edits are true pairs of held-out pictures. Of each the judge says whether
 
 Four ways are measured: `edited`, by the model; `true codes`, the target's own codes drawn by the same
 decoder; `real`, the target itself, left out of what the judge knows; `source`, the source drawn back, which
-is what a model does that never changes anything. Legend: P pictures, M measures, E numbers of an embedding.
+is what a model does that never changes anything. Legend: P images, M measures, E numbers of an embedding.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -55,7 +55,7 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Mixed:
-    """A prompt that is no instruction: a picture, and words or another picture."""
+    """A prompt that is no instruction: an image, and words or another image."""
 
     name: str
     first: Picture
@@ -77,9 +77,9 @@ class EditingEvaluation:
             self.concepts.setdefault(picture.facts["concept"], picture)
 
     def edits(self, limit: int) -> list[Change]:
-        """At most `limit` edits of held-out pictures, as many of each kind as there are.
+        """At most `limit` edits of held-out images, as many of each kind as there are.
 
-        Of each kind pairs of the test split come first, then those with a picture of the validation split.
+        Of each kind pairs of the test split come first, then those with an image of the validation split.
         ValueError when there is none.
         """
         test, validation = self._split("test"), self._split("validation")
@@ -95,7 +95,7 @@ class EditingEvaluation:
         return [change for _, change in sorted(placed, key=lambda one: one[0])[:limit]]
 
     def texts(self, limit: int) -> list[Mixed]:
-        """Pictures of the test split with words for another style or, where one is known, skin tone."""
+        """Images of the test split with words for another style or, where one is known, skin tone."""
         found: dict[str, list[Mixed]] = {"style": [], "skin_tone": []}
         for picture in self._mixed("test"):
             tone = picture.facts["skin_tone"]
@@ -110,7 +110,7 @@ class EditingEvaluation:
         return [*found["style"][: limit - limit // 2], *found["skin_tone"][: limit // 2]]
 
     def images(self, limit: int) -> list[Mixed]:
-        """Pairs of pictures of the test split, of two concepts in two styles."""
+        """Pairs of images of the test split, of two concepts in two styles."""
         pictures = self._mixed("test")
         found = []
         for place, first in enumerate(pictures[:limit]):
@@ -145,7 +145,7 @@ class EditingEvaluation:
         return Shown(pictures, self.judge.embed(pictures))
 
     def draw_mixed(self, prompts: Sequence[Mixed], advance: Advance) -> Shown:
-        """What `pictish generate --image` makes of pictures with words, or of two pictures."""
+        """What `pictish generate --image` makes of images with words, or of two images."""
         pictures: list[Image.Image] = []
         for start in range(0, len(prompts), BATCH):
             batch = prompts[start : start + BATCH]
@@ -186,7 +186,7 @@ class EditingEvaluation:
         return np.array(rows, dtype=bool)
 
     def scores_with_text(self, prompts: Sequence[Mixed], embeddings: np.ndarray) -> np.ndarray:
-        """(P, M) bool in the order of `WITH_TEXT`: the attribute of the words, and the picture's concept."""
+        """(P, M) bool in the order of `WITH_TEXT`: the attribute of the words, and the image's concept."""
         nearest = self.judge.concepts(embeddings, NEAREST)
         rows = []
         for row, prompt in enumerate(prompts):
@@ -237,17 +237,17 @@ class EditingEvaluation:
     def report_mixed(
         self, prompts: Sequence[Mixed], scores: np.ndarray, names: Sequence[str]
     ) -> dict[str, Any] | None:
-        """Numbers of prompts with pictures, JSON-ready; None where there were no prompts."""
+        """Numbers of prompts with images, JSON-ready; None where there were no prompts."""
         if not prompts:
             return None
         return {"prompts": len(prompts), **means(scores.astype(np.float64), names, self.seed)}
 
     def image(self, picture: Picture) -> Image.Image:
-        """A picture of the data as RGB."""
+        """An image of the data as RGB."""
         return self.judge.references.picture(self.places[picture.key])
 
     def _other(self, prompt: Mixed) -> "Said":
-        """What goes with the picture."""
+        """What goes with the image."""
         if prompt.second is not None:
             return self.image(prompt.second)
         assert prompt.words is not None
@@ -268,7 +268,7 @@ class EditingEvaluation:
         return [self._picture(place) for place in self.judge.references.of_split(split)]
 
     def _mixed(self, split: str) -> list[Picture]:
-        """Pictures of a split in an order that follows from the seed and their keys."""
+        """Images of a split in an order that follows from the seed and their keys."""
         return sorted(self._split(split), key=lambda picture: rank(str(self.seed), picture.key))
 
 
@@ -292,7 +292,7 @@ def asked_attribute(edit: Change) -> str:
 
 
 def rest(attribute: str, picture: Picture) -> Hashable:
-    """What is left of a picture's concept when one attribute may be any."""
+    """What is left of an image's concept when one attribute may be any."""
     facts = picture.facts
     match attribute:
         case "skin_tone":

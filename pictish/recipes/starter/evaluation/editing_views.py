@@ -1,4 +1,4 @@
-"""The numbers of edits as a chart, and pictures of them and of prompts with pictures as contact sheets."""
+"""The numbers of edits as a chart, and images of them and of prompts with images as contact sheets."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pictish.recipes.starter.evaluation.editing import EditingEvaluation, Mixed
 
 _PANELS = (("asked", "What was asked came true"), ("kept", "Everything else is as it was"))
-_MOST = 5  # prompts with pictures of each sort
+_MOST = 5  # prompts with images of each sort
 SQUARE = (1, 1)
 
 
@@ -63,7 +63,7 @@ def editing_sheet(
 def mixed_sheet(
     evaluation: "EditingEvaluation", groups: "Mapping[str, Sequence[tuple[Mixed, Image.Image, bool]]]"
 ) -> bytes:
-    """PNG of the first prompts of each group: the picture, what was drawn, and the second picture if any.
+    """PNG of the first prompts of each group: the image, what was drawn, and the second image if any.
 
     With each prompt comes what was drawn, and whether all that it asks for is there.
     """

@@ -38,7 +38,7 @@ def read_emoji(data: Path, split: str | None = None) -> list[Picture]:
 
 
 def image_of(picture: Picture) -> "Image.Image":
-    """The picture as RGB over white."""
+    """The image as RGB over white."""
     from pictish.data.images import load_image
     from pictish.io.files import printable
 

@@ -1,6 +1,6 @@
-"""How well words become pictures: a judge looks at what is drawn, beside what it could be at best.
+"""How well words become images: a judge looks at what is drawn, beside what it could be at best.
 
-Every prompt asks for one picture of the starter data, its reference. Three ways are measured: `generated`,
+Every prompt asks for one image of the starter data, its reference. Three ways are measured: `generated`,
 from the prompt; `true codes`, the reference's own codes, drawn by the same decoder; `real`, the reference.
 Legend: P prompts, M measures, E numbers of an embedding.
 """
@@ -29,9 +29,9 @@ SCHEMA = 1
 GENERATED, TRUE_CODES, REAL = "generated", "true codes", "real"
 WAYS = (GENERATED, TRUE_CODES, REAL)
 CONCEPT = ("hit@1", "hit@5", "similarity")
-"""Of every seen caption; the similarity is the cosine with the nearest picture of the prompted concept."""
+"""Of every seen caption; the similarity is the cosine with the nearest image of the prompted concept."""
 STYLED = ("strict@1", "strict@5", "style")
-"""Of the seen captions that name a style; strict: the picture of that concept in that style is near."""
+"""Of the seen captions that name a style; strict: the image of that concept in that style is near."""
 COMPOSED = ("skin_tone", "gender", "role", "composition", "style", "all")
 """Of held-out compositions; composition: skin tone, gender and role are right, all: the style too."""
 SCALES = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
@@ -42,10 +42,10 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt and the picture that answers it."""
+    """A prompt and the image that answers it."""
 
     name: str
-    """Tells it from every other one: what is random about its picture follows from this and the seed."""
+    """Tells it from every other one: what is random about its image follows from this and the seed."""
     prompt: str
     reference: int
     """Index in the judge's references."""
@@ -61,8 +61,8 @@ class GenerationEvaluation:
     def seen(self, limit: int) -> list[Asked]:
         """Prompts for up to `limit` concepts of the train split, every other one with a style.
 
-        A concept is drawn at random among those with a picture in two sets at least, so that a real picture
-        can be found by another one; which of its pictures is the reference, is drawn too.
+        A concept is drawn at random among those with an image in two sets at least, so that a real image
+        can be found by another one; which of its images is the reference, is drawn too.
         """
         pictures: dict[str, list[int]] = {}
         for index in self.judge.references.of_split("train"):
@@ -82,7 +82,7 @@ class GenerationEvaluation:
         return asked
 
     def held_out(self, limit: int) -> list[Asked]:
-        """Prompts with a style for up to `limit` pictures of the composition-test split, drawn at random."""
+        """Prompts with a style for up to `limit` images of the composition-test split, drawn at random."""
         everyone = self.judge.references.of_split("composition-test")
         if not everyone:
             raise ValueError("the data has no split composition-test; give --data the whole data")
@@ -123,8 +123,8 @@ class GenerationEvaluation:
     def report_seen(self, asked: Sequence[Asked], shown: Mapping[str, Shown]) -> dict[str, Any]:
         """Numbers of the seen captions, JSON-ready.
 
-        A real picture is itself left out of the references, so it has no strict hit; nothing is left out for
-        the other ways. The classifier of styles was fitted on the real pictures, among others.
+        A real image is itself left out of the references, so it has no strict hit; nothing is left out for
+        the other ways. The classifier of styles was fitted on the real images, among others.
         """
         rows = [row for row, each in enumerate(asked) if each.names_style]
         styled = [asked[row] for row in rows]
@@ -165,7 +165,7 @@ class GenerationEvaluation:
         return {"prompts": len(asked), "points": points, "best": best}
 
     def concept_values(self, asked: Sequence[Asked], shown: Shown, leave_out: bool) -> np.ndarray:
-        """(P, M) in the order of `CONCEPT`; with `leave_out` a picture's own reference is not looked at."""
+        """(P, M) in the order of `CONCEPT`; with `leave_out` an image's own reference is not looked at."""
         judge = self.judge
         left = [each.reference for each in asked] if leave_out else None
         concepts = [judge.references.facts[each.reference]["concept"] for each in asked]
@@ -197,7 +197,7 @@ class GenerationEvaluation:
 
 
 def share(ways: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """The part of the true codes' numbers that the generated pictures reach; None where those are zero."""
+    """The part of the true codes' numbers that the generated images reach; None where those are zero."""
     ceiling = ways[TRUE_CODES]
     return {
         name: number["mean"] / ceiling[name]["mean"] if ceiling[name]["mean"] > 0 else None

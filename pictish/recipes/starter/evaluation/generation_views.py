@@ -1,4 +1,4 @@
-"""The numbers of text to picture as a chart, and its best, median and worst pictures as a contact sheet."""
+"""The numbers of text to image as a chart, and its best, median and worst images as a contact sheet."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ def generation_chart(report: Mapping[str, Any]) -> bytes:
 
 
 def _curve(axis: Any, measured: Mapping[str, Any], default: float) -> None:
-    """Hits in per cent, and the similarity too, where 100 % is the same picture."""
+    """Hits in per cent, and the similarity too, where 100 % is the same image."""
     scales = [point["scale"] for point in measured["points"]]
     for name, colour, marker in _LINES:
         numbers = [point[name] for point in measured["points"]]
@@ -83,9 +83,9 @@ def _curve(axis: Any, measured: Mapping[str, Any], default: float) -> None:
 def generation_sheet(
     asked: "Sequence[Asked]", shown: "Mapping[str, Shown]", similarities: "Mapping[str, np.ndarray]"
 ) -> bytes:
-    """PNG of the best, median and worst generated pictures, beside what they should be.
+    """PNG of the best, median and worst generated images, beside what they should be.
 
-    `similarities` are those of every way, (P,); pictures are ranked by that of the generated ones.
+    `similarities` are those of every way, (P,); images are ranked by that of the generated ones.
     """
     from pictish.io.files import printable
 

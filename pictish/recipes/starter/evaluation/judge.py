@@ -1,9 +1,9 @@
-"""What a picture shows, said by a judge that no model of ours has seen: the nearest emoji, and attributes.
+"""What an image shows, said by a judge that no model of ours has seen: the nearest emoji, and attributes.
 
-Pictures are compared by features of an ImageNet network, by where which colour is, and by which colours
-there are. All it knows comes from pictures and JSON of the starter data's three emoji sets.
+Images are compared by features of an ImageNet network, by where which colour is, and by which colours
+there are. All it knows comes from images and JSON of the starter data's three emoji sets.
 
-Legend: P pictures, R references (the pictures it knows), C concepts, E numbers of an embedding, F features,
+Legend: P images, R references (the images it knows), C concepts, E numbers of an embedding, F features,
 N pixels, K classes.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ATTRIBUTES = ("style", "skin_tone", "gender", "role")
 DETAIL = 32
-"""Pixels that every picture is reduced to first. So sharp and soft pictures compare, and real pictures find
+"""Pixels that every image is reduced to first. So sharp and soft images compare, and real images find
 another one of their concept more often than with all of their 128."""
 SIDE = 128
 """Pixels that the network is then shown: four times as fast as the 260 it was trained on."""
@@ -33,20 +33,20 @@ GRID = 4
 LEVELS = 5
 """The palette counts pixels of LEVELS x LEVELS x LEVELS colours."""
 LAYOUT_WEIGHT, PALETTE_WEIGHT = 2.0, 0.25
-"""Of the cosines of layout and palette, where that of the features has 1. Chosen by how often real pictures
-find another picture of their concept, and among equals by pictures drawn from true codes (docs/log.md)."""
+"""Of the cosines of layout and palette, where that of the features has 1. Chosen by how often real images
+find another image of their concept, and among equals by images drawn from true codes (docs/log.md)."""
 BATCH = 32
 _DECAY = 1e-2
 _ROUNDS = 100
 
 Features = Callable[[np.ndarray], np.ndarray]
-"""Pictures (P, SIDE, SIDE, 3) uint8 to features (P, F)."""
+"""Images (P, SIDE, SIDE, 3) uint8 to features (P, F)."""
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class References:
-    """The pictures a judge knows, those of `SETS` in all splits, in the order of their keys."""
+    """The images a judge knows, those of `SETS` in all splits, in the order of their keys."""
 
     keys: list[str]
     facts: Sequence[Mapping[str, Any]]
@@ -71,7 +71,7 @@ class References:
 
 
 class Judge:
-    """Says which concept a picture is nearest to, and which style, skin tone, gender and role it has."""
+    """Says which concept an image is nearest to, and which style, skin tone, gender and role it has."""
 
     def __init__(self, features: Features, references: References) -> None:
         self.features, self.references = features, references
@@ -103,7 +103,7 @@ class Judge:
     def similarities(self, embeddings: np.ndarray, leave_out: Sequence[int] | None = None) -> np.ndarray:
         """Cosine with the nearest reference of each concept, (P, C), in the order of the concepts' names.
 
-        `leave_out` is for each picture the index of a reference that is not looked at; a concept that has no
+        `leave_out` is for each image the index of a reference that is not looked at; a concept that has no
         other is at -inf.
         """
         cosines = embeddings @ self.references.embeddings.T  # (P, R)
@@ -114,7 +114,7 @@ class Judge:
     def concepts(
         self, embeddings: np.ndarray, k: int, leave_out: Sequence[int] | None = None
     ) -> list[list[str]]:
-        """The `k` distinct concepts nearest to each picture, nearest first."""
+        """The `k` distinct concepts nearest to each image, nearest first."""
         found = self.similarities(embeddings, leave_out)
         return [[str(self._names[place]) for place in np.argsort(-row, kind="stable")[:k]] for row in found]
 
@@ -125,27 +125,27 @@ class Judge:
         k: int,
         leave_out: Sequence[int] | None = None,
     ) -> np.ndarray:
-        """Whether each picture's concept is among the `k` nearest to it, (P,) bool."""
+        """Whether each image's concept is among the `k` nearest to it, (P,) bool."""
         nearest = self.concepts(embeddings, k, leave_out)
         return np.array([concept in row for concept, row in zip(concepts, nearest, strict=True)], dtype=bool)
 
     def similarity_to(
         self, embeddings: np.ndarray, concepts: Sequence[str], leave_out: Sequence[int] | None = None
     ) -> np.ndarray:
-        """Cosine of each picture with the nearest reference of its concept, (P,)."""
+        """Cosine of each image with the nearest reference of its concept, (P,)."""
         places = np.searchsorted(self._names, np.array(concepts))
         return self.similarities(embeddings, leave_out)[np.arange(len(places)), places]
 
     def strict_hits(self, embeddings: np.ndarray, wanted: Sequence[int], k: int) -> np.ndarray:
-        """Whether the reference `wanted` is among the `k` references nearest to each picture, (P,) bool."""
+        """Whether the reference `wanted` is among the `k` references nearest to each image, (P,) bool."""
         cosines = embeddings @ self.references.embeddings.T  # (P, R)
         own = cosines[np.arange(len(cosines)), wanted]
         return (cosines > own[:, None]).sum(axis=1) < k
 
     def attribute(self, name: str, embeddings: np.ndarray) -> list[str]:
-        """The style, skin tone, gender or role that each picture is likest to.
+        """The style, skin tone, gender or role that each image is likest to.
 
-        Asked only of pictures that have one: whether there is any, it does not say. Multinomial logistic
+        Asked only of images that have one: whether there is any, it does not say. Multinomial logistic
         regression on the references of the train split, fitted when first asked for.
         """
         if name not in self._classifiers:
@@ -153,7 +153,7 @@ class Judge:
         return self._classifiers[name](embeddings)
 
     def _fit(self, name: str) -> "_Classifier":
-        """From the pictures of the train split that have one, and not two."""
+        """From the images of the train split that have one, and not two."""
         facts = self.references.facts
         known = [i for i in self.references.of_split("train") if isinstance(facts[i][name], str)]
         if not known:

@@ -1,6 +1,6 @@
-"""How well a model says what pictures show: captions, and questions of the starter data with short answers.
+"""How well a model says what images show: captions, and questions of the starter data with short answers.
 
-Each is measured on pictures of concepts the model was trained on and of concepts it never saw.
+Each is measured on images of concepts the model was trained on and of concepts it never saw.
 """
 
 import re
@@ -27,7 +27,7 @@ CAPTION = ("exact_name", "any_synonym", "near_miss")
 NEAR = 0.5
 """Of the telling words of what was said and of the name, the share that both must have for a near miss."""
 BATCH = 32
-# Words of a caption that do not tell what the picture shows: of its wording, style and skin tone.
+# Words of a caption that do not tell what the image shows: of its wording, style and skin tone.
 _IDLE = listed("drawing|of|in|and|with|style|skin|tone|medium|light|dark").union(
     *(name.split("-") for name in SETS)
 )
@@ -43,12 +43,12 @@ class Describes(Protocol):
 
 @dataclass(frozen=True)
 class Names:
-    """What a picture may be called, `plain`."""
+    """What an image may be called, `plain`."""
 
     exact: frozenset[str]
     """As in the captions of the training data: the name, the phrase, either with its own style."""
     others: frozenset[str]
-    """By its label, by a tag where no skin tone is known, and as another picture with the same pixels."""
+    """By its label, by a tag where no skin tone is known, and as another image with the same pixels."""
 
     def verdict(self, said: str) -> Verdict:
         """What a caption is worth."""
@@ -75,7 +75,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Described:
-    """A picture and all that a model said about it."""
+    """An image and all that a model said about it."""
 
     picture: Picture
     caption: str
@@ -84,7 +84,7 @@ class Described:
 
 
 def choose_some(pictures: Sequence[Picture], limit: int, seed: int) -> list[Picture]:
-    """At most `limit` pictures in an order that follows from the seed, as many of each set as there are."""
+    """At most `limit` images in an order that follows from the seed, as many of each set as there are."""
     by_set = defaultdict(list)
     for picture in sorted(pictures, key=lambda picture: rank(str(seed), picture.key)):
         by_set[picture.set].append(picture)
@@ -93,14 +93,14 @@ def choose_some(pictures: Sequence[Picture], limit: int, seed: int) -> list[Pict
 
 
 def names_of(pictures: Sequence[Picture]) -> dict[str, Names]:
-    """What each picture may be called, by its key."""
+    """What each image may be called, by its key."""
     alike = defaultdict(list)
     for picture in pictures:
         alike[picture.tokens].append(picture)
     found = {}
     for picture in pictures:
         facts = picture.facts
-        # a tag says nothing of a skin tone, and so it is no name of a picture that shows one
+        # a tag says nothing of a skin tone, and so it is no name of an image that shows one
         tags = telling_tags(picture) if facts["skin_tone"] is None else []
         words = [*tags, *([facts["label"]] if facts["label"] else [])]
         forms = ("{}", "a drawing of {}", f"{{}}, {picture.set} style")
@@ -113,7 +113,7 @@ def names_of(pictures: Sequence[Picture]) -> dict[str, Names]:
 
 
 def turns_of(pictures: Sequence[Picture], chosen: Sequence[Picture]) -> dict[str, list[Turn]]:
-    """The questions about the chosen ones among all pictures of a split, which say what a picture is not."""
+    """The questions about the chosen ones among all images of a split, which say what an image is not."""
     from pictish.recipes.starter.colours import main_colour
 
     colours = {each.key: colour for each in chosen if (colour := main_colour(each.tokens))}
@@ -140,9 +140,9 @@ def describe_all(
     turns: Mapping[str, Sequence[Turn]],
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Described]:
-    """Have each picture captioned and each of its questions answered, `BATCH` at a time.
+    """Have each image captioned and each of its questions answered, `BATCH` at a time.
 
-    `advance` is told how many more texts there are, of a caption a picture and an answer a turn.
+    `advance` is told how many more texts there are, of a caption an image and an answer a turn.
     """
     asked: list[tuple[Picture, Turn | None]] = [(picture, None) for picture in pictures]
     # captions are long and answers short: apart, no batch waits for one long text

@@ -26,7 +26,7 @@ from pictish.recipes.starter.evaluation.understanding import (
 from pictish.recipes.starter.phrases import Picture
 
 NUMBERS, CHART, SHEET = "understanding.json", "understanding.png", "understanding-sheet.png"
-SHOWN = 4  # pictures of each kind on the sheet
+SHOWN = 4  # images of each kind on the sheet
 TITLES = {"seen": "seen concepts", "unseen": "unseen concepts"}
 MEASURES = {
     "exact_name": "caption: exact name",
@@ -80,7 +80,7 @@ def _kinds(numbers: dict[str, Any]) -> list[str]:
 
 
 def _sheet(described: dict[str, list[Described]]) -> bytes:
-    """PNG of the first pictures with a right and with a wrong caption."""
+    """PNG of the first images with a right and with a wrong caption."""
     columns = {}
     for title, all_of_it in described.items():
         right = [each for each in all_of_it if each.verdict in ("exact", "synonym")]
