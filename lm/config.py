@@ -297,6 +297,12 @@ class Autoregressive(Config):
     corrupt_anneal: float = Field(
         0.0, ge=0, le=1, description="share of training over which `corrupt` falls linearly to 0; 0: never"
     )
+    corrupt_all: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of documents whose codes are all read wrong: text, other images and cells are left",
+    )
     neighbors: NeighborsConfig | None = Field(None, description="soft targets; none: one-hot ones")
     alignment: float = Field(
         0.0, ge=0, description="weight of the heads that find code vectors in the model's states; 0: no heads"

@@ -87,6 +87,7 @@ def corrupt(
     vocabulary: Vocabulary,
     most: float,
     anneal: float = 0.0,
+    everything: float = 0.0,
 ) -> Packed:
     """Exchange codes that are being learned for any others, as they are read; what is learned stays.
 
@@ -94,11 +95,14 @@ def corrupt(
     of training that is over, rises to `anneal`; with an `anneal` of 0 it stays. Only codes are exchanged, and
     for codes. A model that has only read true codes learns images by their beginnings and is lost after its
     own first mistake; this one must look at the words again at each code (random flips in
-    training: arXiv 2412.04431).
+    training: arXiv 2412.04431). Of the share `everything` of documents, all codes are exchanged: what is left
+    to learn from are the words, the image that an edit changes, and the cells.
     """
     most *= max(0.0, 1 - done / anneal) if anneal else 1.0
     length = packed.documents.shape[1]
     shares = most * torch.rand(len(packed.ids), length + 1, generator=generator)  # of documents 0 .. L
+    if everything:
+        shares[torch.rand(shares.shape, generator=generator) < everything] = 1.0
     learned = packed.targets.roll(1, dims=1) != IGNORED
     chosen = torch.rand(packed.ids.shape, generator=generator) < shares.gather(1, packed.documents)
     others = torch.randint(vocabulary.codes, packed.ids.shape, generator=generator)
@@ -122,10 +126,17 @@ def autoregressive(
 
     def prepare(packed: Packed, generator: torch.Generator, done: float) -> Packed:
         packed = shifted(packed)
-        if not config.corrupt:
+        if not (config.corrupt or config.corrupt_all):
             return packed
-        most, anneal = config.corrupt, config.corrupt_anneal
-        return corrupt(packed, generator, done, vocabulary=vocabulary, most=most, anneal=anneal)
+        return corrupt(
+            packed,
+            generator,
+            done,
+            vocabulary=vocabulary,
+            most=config.corrupt,
+            anneal=config.corrupt_anneal,
+            everything=config.corrupt_all,
+        )
 
     neighbors = None
     if config.neighbors is not None:

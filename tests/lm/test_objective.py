@@ -95,10 +95,24 @@ def test_codes_are_read_wrong_where_they_are_learned_and_nowhere_else():
     assert 0.5 < float(shares.max()) < 0.8
 
 
+def test_all_codes_of_some_documents_are_read_wrong():
+    vocabulary = Vocabulary(text=8, codes=4096, eos=0)
+    packed = drawings(vocabulary, 400, 40)
+    objective = autoregressive(Autoregressive(corrupt_all=0.25), vocabulary)
+    seen = objective.prepare(packed, torch.Generator().manual_seed(0), 1.0)
+    changed = (seen.ids != packed.ids).sum(dim=1)
+    blind = changed > 30  # some of 4,096 codes are exchanged for themselves
+    assert float(blind.float().mean()) == pytest.approx(0.25, abs=0.06)
+    assert not changed[~blind].any()
+    learned = (packed.targets != IGNORED) & vocabulary.is_code(packed.ids)
+    assert not (seen.ids != packed.ids)[~learned].any(), "the source image stays"
+    assert torch.equal(seen.targets, shifted(packed).targets)
+
+
 def test_validation_reads_what_is_true():
     vocabulary = Vocabulary(text=8, codes=64, eos=0)
     packed = drawings(vocabulary, 2, 10)
-    measured = autoregressive(Autoregressive(corrupt=0.6).none(), vocabulary)
+    measured = autoregressive(Autoregressive(corrupt=0.6, corrupt_all=0.5).none(), vocabulary)
     assert torch.equal(measured.prepare(packed, torch.Generator(), 0.0).ids, packed.ids)
 
 
