@@ -301,7 +301,7 @@ class Autoregressive(Config):
         0.0,
         ge=0,
         le=1,
-        description="share of documents whose codes are all read wrong: words, source image and cells are left",
+        description="share of documents whose codes are all read wrong: words, source image, cells are left",
     )
     neighbors: NeighborsConfig | None = Field(None, description="soft targets; none: one-hot ones")
     alignment: float = Field(
