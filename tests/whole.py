@@ -8,7 +8,7 @@ from pictish.decoder.config import PreviewConfig
 from pictish.decoder.diffusion import save_diffusion
 from pictish.decoder.preview import build_preview, save_preview
 from pictish.lm.adapted import adapt
-from pictish.lm.config import AdaptorConfig
+from pictish.lm.config import AdaptorConfig, DefaultsConfig, FillingConfig, MaskedDefaults, MaskedForm
 from pictish.lm.model import UnifiedModel
 from pictish.lm.vocabulary import widen
 from pictish.pipelines.lm_training import image_tokens_of
@@ -39,6 +39,25 @@ def save_whole_model(folder: Path) -> None:
     head = build_preview(plain, tokenizer)
     torch.nn.init.normal_(head.leave[0].weight, std=0.05)
     save_preview(folder / "preview", head, plain, tokenizer.fingerprint)
+
+
+def save_masked_model(folder: Path) -> None:
+    """Tokenizer, masked language model, and a feed-forward decoder."""
+    save_tokenizer(folder / "tokenizer", tiny_network())
+    tokenizer = Tokenizer.from_folder(folder)
+    text = tiny_tokenizer()
+    language = tiny_model("llama", len(text), dtype=torch.float32)
+    language.config.max_position_embeddings = 512
+    tokens = image_tokens_of(tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    widen(language, text, tokenizer.codebook_size, cells=tokens.cells, dense=True, generator=generator)
+    defaults = DefaultsConfig(masked=MaskedDefaults(pictures=FillingConfig(steps=3)))
+    model = UnifiedModel(language, text, tokens, None, defaults, MaskedForm())
+    model.save(folder / "lm", dtype=torch.float32)
+    settings = PreviewConfig(width=16, blocks=1, smallest=8)
+    head = build_preview(settings, tokenizer)
+    torch.nn.init.normal_(head.leave[0].weight, std=0.05)
+    save_preview(folder / "decoder", head, settings, tokenizer.fingerprint)
 
 
 def write_adaptor(model: Path, folder: Path, seed: int) -> Path:

@@ -7,6 +7,7 @@ from pictish.commands.serve import Config, Host, Port, run_server
 def run(
     *,
     model: options.Model = "starter",
+    adaptor_folder: options.AdaptorFolders = None,
     config: Config = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -21,4 +22,4 @@ def run(
         from pictish.ui.page import add_page
     except ImportError as error:
         raise ValueError(f"{error.name} is missing; pip install 'pictish[ui]'") from None
-    run_server(model, config, host, port, precision, device, add_page)
+    run_server(model, config, host, port, precision, device, add_page, adaptor_folder or ())

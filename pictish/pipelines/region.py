@@ -1,4 +1,4 @@
-"""A rectangle of an image that is drawn anew, and which cells of the tokenizer's grid it touches."""
+"""Parts of an image that are drawn anew: a rectangle or a mask, and the cells of the grid they touch."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -47,22 +47,26 @@ def cells_in(region: Region, size: tuple[int, int], grid: tuple[int, int]) -> np
     return touched.ravel()
 
 
-def redraws(
-    tokenizer: "Tokenizer", sources: Sequence[Image.Image], regions: Sequence[Region]
-) -> "list[Redraw]":
-    """The images as their tokens, with the cells of each one's region to be drawn anew.
+def cells_under(mask: Image.Image, grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Which cells (rows x columns,) a mask (mode L, white where the image may change) reaches into.
 
-    ValueError as `cells_in`, and for a tokenizer that does not place its codes.
+    Less than a five-hundredth of a cell does not count.
+    """
+    rows, columns = grid
+    return np.asarray(mask.resize((columns, rows), Image.Resampling.BOX)).ravel() > 0
+
+
+def redraws(
+    tokenizer: "Tokenizer", sources: Sequence[Image.Image], anew: Sequence[npt.NDArray[np.bool_]]
+) -> "list[Redraw]":
+    """The images as their tokens, with the cells that are to be drawn `anew`, (rows x columns,) of each.
+
+    ValueError for a tokenizer that does not place its codes.
     """
     from pictish.lm.sampler import Redraw
 
-    anew = [
-        cells_in(region, (source.height, source.width), tokenizer.grid)
-        for source, region in zip(sources, regions, strict=True)
-    ]
-    tokens = tokenizer.tokenize(list(sources))
     found = []
-    for one, own in zip(tokens, anew, strict=True):
+    for one, own in zip(tokenizer.tokenize(list(sources)), anew, strict=True):
         if one.cells is None:
             raise ValueError("a region needs a tokenizer that places codes on cells")
         found.append(Redraw(one.ids, one.cells, own))

@@ -13,7 +13,7 @@ from pictish.lm.captions import CAPTIONS, read_captions
 from pictish.lm.config import ImageGenerationConfig
 from pictish.pipelines.language import Language, Precision, Said
 from pictish.pipelines.reconstruct import DEFAULT_SIZE, Reconstructor
-from pictish.pipelines.region import Region, redraws
+from pictish.pipelines.region import Region, cells_in, redraws
 from pictish.pipelines.settings import GenerationConfig, settle_codes
 from pictish.training.isolation import loading
 
@@ -147,7 +147,12 @@ class TextToImage:
         redraw = None
         if regions is not None:
             sources = [next(one for one in said if isinstance(one, Image.Image)) for said in prompts]
-            redraw = redraws(self.language.tokenizer, sources, regions)
+            tokenizer = self.language.tokenizer
+            anew = [
+                cells_in(region, (source.height, source.width), tokenizer.grid)
+                for source, region in zip(sources, regions, strict=True)
+            ]
+            redraw = redraws(tokenizer, sources, anew)
         drawn = self._draw(self._prompts(prompts), generators, settled, progress, redraw=redraw)
         return self._images_of(drawn, shapes)
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.responses import PlainTextResponse, Response
 
 from pictish import __version__
@@ -52,7 +53,9 @@ def create_app(
             engine.stop(config.stop_timeout)
             serving.uploads.stop()
 
-    app = FastAPI(title="pictish", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPIOffline(
+        redoc_url=None, title="pictish", version=__version__, description=DESCRIPTION, lifespan=lifespan
+    )
     app.state.serving = serving
     app.add_middleware(Guard, config=config, metrics=metrics)
     install_handlers(app)

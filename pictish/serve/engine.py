@@ -136,7 +136,7 @@ class Engine:
     def _turn(self, writer: Writer, renderer: Renderer) -> int:
         """One step of everything; how many images were finished."""
         self._admit(writer)
-        if writer.writing:
+        if writer.busy:
             self.steps += 1
             for written in writer.step():
                 renderer.add(written)
@@ -147,7 +147,7 @@ class Engine:
         return 0
 
     def _admit(self, writer: Writer) -> None:
-        """Begin jobs in the order they came while there is room; of those that only compute, one a turn."""
+        """Begin jobs in the order they came while there is room; of those done at once, one a turn."""
         while len(writer.writing) < self.config.max_batch:
             with self._changed:
                 if not self._waiting:
@@ -160,6 +160,7 @@ class Engine:
                 if isinstance(job.work, Compute):
                     job.finish(job.work.function())
                     return
-                writer.begin(job)
+                if not writer.begin(job):
+                    return
             except Exception as error:
                 job.fail(error)

@@ -50,7 +50,10 @@ class Uploads:
                 f"{param}: {mask.width} x {mask.height} pixels, the image has {like.width} x {like.height}",
                 param,
             )
-        return mask.getchannel("A").point([255 - level for level in range(256)])
+        changes = mask.getchannel("A").point([255 - level for level in range(256)])
+        if changes.getbbox() is None:
+            raise invalid(f"{param}: opaque everywhere; transparent pixels mark what may change", param)
+        return changes
 
     async def data_url(self, url: str, param: str) -> Image.Image:
         """The image in a data URL; no other address is opened."""

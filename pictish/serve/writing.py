@@ -1,4 +1,7 @@
-"""The language model's part of the engine: ids of images and texts, one step for all of them."""
+"""The language model's part of the engine: ids of images and texts, one step for all of them.
+
+A masked language model has no steps that requests could share exactly: what it writes is written whole.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,15 +11,18 @@ import torch
 from PIL import Image
 
 from pictish.data.tokens import TokenizedImage
-from pictish.lm.autoregressive import UNGUIDED, Prompt
+from pictish.lm.autoregressive import UNGUIDED, Progress, Prompt
 from pictish.lm.continuous import ContinuousBatch, Member
 from pictish.lm.grammar import GenerationConstraints, TextSegment
+from pictish.lm.sampler import PictureRequest, sampler_of
 from pictish.lm.sampling import Sampling
 from pictish.lm.text import decode_text
 from pictish.lm.vocabulary import text_ids
 from pictish.pipelines.describe import MOST, Describe, describe_prompt
 from pictish.pipelines.language import Said
-from pictish.pipelines.settings import Drawing
+from pictish.pipelines.progress import Cancelled
+from pictish.pipelines.region import cells_under, redraws
+from pictish.pipelines.settings import Drawing, GenerationConfig
 from pictish.serve.jobs import Draw, Job, Piece, Preview, Started, Text, Write
 
 if TYPE_CHECKING:
@@ -36,10 +42,8 @@ class _LanguageBatch:
         self.language = self.drawer.language
         self.describe = Describe(self.language)
         model = self.language.model
-        if model.masked is not None:
-            name = adaptor or pipeline.model
-            raise ValueError(f"{name}: its language model is masked; only autoregressive ones fit")
-        self.sequences = ContinuousBatch(model.language, model.vocabulary)
+        self.masked = model.masked is not None
+        self.sequences = ContinuousBatch(model.language, model.vocabulary)  # stays empty if masked
         self._prompt: tuple[tuple[Said, ...], Prompt] | None = None
 
     def prompt_of(self, said: tuple[Said, ...]) -> Prompt:
@@ -76,24 +80,35 @@ class Writer:
         self.pipeline = pipeline
         self.batches = {name: _LanguageBatch(pipeline, name) for name in (None, *pipeline.adaptors)}
         self.writing: list[_Writing] = []
+        self.written: list[Written] = []  # images that were written whole
 
-    def begin(self, job: Job) -> None:
-        """Read the prompt of a job; ValueError for what the model cannot do."""
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self.writing or self.written)
+
+    def begin(self, job: Job) -> bool:
+        """Read the prompt of a job; whether steps are to follow, or all of it was written at once.
+
+        ValueError for what the model cannot do.
+        """
         assert isinstance(job.work, Draw | Write), job.work
         batch = self.batches[job.work.adaptor]
         match job.work:
             case Draw() as work:
-                member = self._begin_drawing(batch, work)
+                member = self._begin_drawing(batch, job, work)
             case Write() as work:
-                found = self._begin_text(batch, job, work)
-                if found is None:
-                    return
-                member = found
+                member = self._begin_text(batch, job, work)
+        if member is None:
+            return False
         self.writing.append(_Writing(job, batch, member))
         job.send(Started())
+        return True
 
     def step(self) -> Iterator[Written]:
         """One id for everything; images that are complete."""
+        while self.written:
+            yield self.written.pop(0)
         for one in list(self.writing):
             if one.job.cancelled:
                 self._drop(one)
@@ -123,13 +138,17 @@ class Writer:
 
     # ---- images
 
-    def _begin_drawing(self, batch: _LanguageBatch, work: Draw) -> Member:
+    def _begin_drawing(self, batch: _LanguageBatch, job: Job, work: Draw) -> Member | None:
+        """None where the model is masked, and the image written."""
         reconstructor = self.pipeline.reconstructor(preview=work.config.num_inference_steps == 0)
         reconstructor.settled(work.config.drawing, generated=True)  # refused before anything is written
         if work.previews:
             self.pipeline.reconstructor(preview=True)
         pictures = any(isinstance(one, Image.Image) for one in work.said)
         settled = batch.drawer.checked(work.config, pictures=pictures)
+        if batch.masked:
+            self._draw_whole(batch, job, work, settled)
+            return None
         return batch.sequences.add(
             batch.prompt_of(work.said),
             batch.drawer.constraints(settled),
@@ -137,6 +156,30 @@ class Writer:
             guidance=settled.guidance(batch.language.model.defaults),
             generator=torch.Generator().manual_seed(work.seed),
         )
+
+    def _draw_whole(self, batch: _LanguageBatch, job: Job, work: Draw, settled: GenerationConfig) -> None:
+        """All cells of an image; of an edit with a mask, those that the mask reaches into."""
+        model, tokenizer = batch.language.model, batch.language.tokenizer
+        prompt, redraw = batch.prompt_of(work.said), None
+        if work.mask is not None:
+            assert work.source is not None
+            redraw = redraws(tokenizer, [work.source], [cells_under(work.mask, tokenizer.grid)])
+        request = PictureRequest(
+            batch.drawer.constraints(settled),
+            settled.sampling,
+            settled.guidance(model.defaults),
+            tokenizer.grid,
+        )
+        generator = torch.Generator().manual_seed(work.seed)
+        try:
+            segments = sampler_of(model).pictures(
+                [prompt], request, [generator], redraw=redraw, progress=_while_awaited(job)
+            )
+        except Cancelled:
+            return
+        job.send(Started())
+        tokens = batch.drawer.image_of(segments, work.shape)
+        self.written.append(Written(job, tokens, len(prompt.full)))
 
     def _preview(self, one: _Writing, work: Draw) -> None:
         """Send what is drawn so far, each time another part of the image is done."""
@@ -155,13 +198,23 @@ class Writer:
     # ---- texts
 
     def _begin_text(self, batch: _LanguageBatch, job: Job, work: Write) -> Member | None:
-        """None where the model's own way is a search with beams, which is done at once."""
+        """None where the text is written at once: by a masked model, or by a search with beams."""
         model = batch.language.model
         defaults = model.defaults
         own_way = defaults.caption if work.question is None else defaults.answer
         prompt = describe_prompt(batch.language, work.image, work.question, defaults.continuous)
-        if own_way is not None and work.sampling is None:
-            (text,) = batch.describe.batch([work.image], [work.question], max_new_tokens=work.max_new_tokens)
+        if batch.masked or (own_way is not None and work.sampling is None):
+            try:
+                (text,) = batch.describe.batch(
+                    [work.image],
+                    [work.question],
+                    max_new_tokens=work.max_new_tokens,
+                    sampling=work.sampling,
+                    generators=[torch.Generator().manual_seed(work.seed)],
+                    progress=_while_awaited(job),
+                )
+            except Cancelled:
+                return None
             job.send(Started())
             job.send(Piece(text))
             job.finish(Text(text, len(prompt.full), len(text_ids(model.text_tokenizer, text))))
@@ -185,3 +238,13 @@ class Writer:
         if ended:
             new = decoding.constraints.max_new_tokens - decoding.left
             one.job.finish(Text(text, one.member.prompt_tokens, new, cut=not decoding.ended))
+
+
+def _while_awaited(job: Job) -> Progress:
+    """A callback of a long computation, which raises `Cancelled` when nobody waits for its result."""
+
+    def check(done: int, of: int) -> None:
+        if job.cancelled:
+            raise Cancelled("nobody waits for this")
+
+    return check

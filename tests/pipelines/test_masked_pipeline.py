@@ -2,42 +2,19 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from pictish import Pipeline
 from pictish.cli import main
 from pictish.data.provenance import read_origin
-from pictish.decoder.config import PreviewConfig
-from pictish.decoder.preview import build_preview, save_preview
-from pictish.lm.config import DefaultsConfig, FillingConfig, MaskedDefaults, MaskedForm
-from pictish.lm.model import UnifiedModel
-from pictish.lm.vocabulary import widen
-from pictish.pipelines.lm_training import image_tokens_of
-from pictish.pipelines.region import Region, cells_in, parse_region
-from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
-from tests.lm.tiny import tiny_model, tiny_tokenizer
-from tests.tokenizer.conftest import tiny_network
+from pictish.pipelines.region import Region, cells_in, cells_under, parse_region
+from tests.whole import save_masked_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("masked") / "model"
-    save_tokenizer(folder / "tokenizer", tiny_network())
-    tokenizer = Tokenizer.from_folder(folder)
-    text = tiny_tokenizer()
-    language = tiny_model("llama", len(text), dtype=torch.float32)
-    language.config.max_position_embeddings = 512
-    tokens = image_tokens_of(tokenizer)
-    generator = torch.Generator().manual_seed(0)
-    widen(language, text, tokenizer.codebook_size, cells=tokens.cells, dense=True, generator=generator)
-    defaults = DefaultsConfig(masked=MaskedDefaults(pictures=FillingConfig(steps=3)))
-    model = UnifiedModel(language, text, tokens, None, defaults, MaskedForm())
-    model.save(folder / "lm", dtype=torch.float32)
-    settings = PreviewConfig(width=16, blocks=1, smallest=8)
-    head = build_preview(settings, tokenizer)
-    torch.nn.init.normal_(head.leave[0].weight, std=0.05)
-    save_preview(folder / "decoder", head, settings, tokenizer.fingerprint)
+    save_masked_model(folder)
     return folder
 
 
@@ -87,3 +64,10 @@ def test_cells_that_a_region_touches():
     for text in ("1,2,3", "a,b,c,d", "", "1,2,3,4,5"):
         with pytest.raises(ValueError, match="four whole numbers X,Y,WIDTH,HEIGHT would fit"):
             parse_region(text)
+
+
+def test_cells_that_a_mask_reaches_into():
+    mask = Image.new("L", (90, 60))
+    mask.paste(255, (22, 14, 24, 16))
+    assert cells_under(mask, (4, 4)).nonzero()[0].tolist() == [0, 1, 4, 5]
+    assert cells_under(Image.new("L", (3, 2), 255), (4, 4)).all()

@@ -1,6 +1,8 @@
-"""A real server on a free port, in this process: uvicorn in a thread around the app."""
+"""A real server on a free port, in this process: uvicorn in a thread around the app. Parts of requests."""
 
+import base64
 import contextlib
+import io
 import socket
 import threading
 import time
@@ -9,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from PIL import Image
 
+from pictish.data.images import png_bytes
 from pictish.pipelines.pipeline import Pipeline
 from pictish.serve.app import create_app
 from pictish.serve.config import ServeConfig
@@ -48,3 +52,26 @@ def wait_for(condition: Any, seconds: float = 120.0) -> None:
     while not condition():
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.01)
+
+
+def image_in(text: str) -> Image.Image:
+    """The image of an answer."""
+    return Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
+
+
+def photo(size: tuple[int, int] = (40, 30), colour: str = "red") -> Image.Image:
+    """Half blue."""
+    image = Image.new("RGB", size, colour)
+    image.paste("blue", (0, 0, size[0] // 2, size[1] // 2))
+    return image
+
+
+def data_url(image: Image.Image) -> str:
+    """An image as chat messages hold it."""
+    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
+
+
+def about(image: Image.Image, words: str | None = None) -> list[dict[str, Any]]:
+    """Messages that ask about an image; without words for a caption."""
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": data_url(image)}}]
+    return [{"role": "user", "content": parts + ([{"type": "text", "text": words}] if words else [])}]

@@ -4,18 +4,18 @@ import base64
 import concurrent.futures
 import io
 import json
+import re
 import socket
 import time
 
 import httpx
-import openai
 import pytest
 from PIL import Image
 
 from pictish.data.images import png_bytes
 from pictish.data.provenance import read_origin
 from pictish.pipelines.pipeline import Pipeline
-from tests.serve.running import running, wait_for
+from tests.serve.running import about, data_url, image_in, photo, running, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -25,33 +25,8 @@ def server(whole_model):
 
 
 @pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def pipe(whole_model):
     return Pipeline.from_pretrained(whole_model, device="cpu")
-
-
-def image_in(text: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
-
-
-def photo(size=(40, 30), colour="red") -> Image.Image:
-    image = Image.new("RGB", size, colour)
-    image.paste("blue", (0, 0, size[0] // 2, size[1] // 2))
-    return image
-
-
-def data_url(image: Image.Image) -> str:
-    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
-
-
-def about(image: Image.Image, words: str | None = None) -> list[dict]:
-    parts = [{"type": "image_url", "image_url": {"url": data_url(image)}}]
-    return [{"role": "user", "content": parts + ([{"type": "text", "text": words}] if words else [])}]
 
 
 def test_images_are_those_of_the_pipeline(client, pipe):
@@ -208,7 +183,15 @@ def test_models_and_status(server, client):
     line = 'pictish_requests_total{method="POST",route="/v1/images/generations",status="200"}'
     assert line in text
     assert "pictish_jobs_running 0.0" in text
-    assert httpx.get(f"{server.url}/docs").status_code == 200
+
+
+def test_the_documentation_comes_from_the_server_alone(server):
+    page = httpx.get(f"{server.url}/docs").text
+    loaded = re.findall(r"(?:src|href)=\"([^\"]+)\"", page)
+    assert len(loaded) >= 3
+    for path in loaded:
+        assert httpx.get(server.url + path).status_code == 200
+    assert "http" not in page
 
 
 @pytest.mark.parametrize(

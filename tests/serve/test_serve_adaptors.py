@@ -15,7 +15,7 @@ from pictish.data.provenance import read_origin
 from pictish.pipelines.pipeline import Pipeline
 from pictish.serve.app import create_app
 from pictish.serve.config import ServeConfig
-from tests.serve.running import running
+from tests.serve.running import about, running
 from tests.shards import told_picture
 from tests.whole import speaking_model, write_adaptor
 
@@ -35,23 +35,11 @@ def server(whole_model, folders):
 
 
 @pytest.fixture(scope="module")
-def client(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def pipe(whole_model, folders):
     found = Pipeline.from_pretrained(whole_model, device="cpu")
     for name, folder in folders.items():
         found.load_adaptor(folder, name)
     return found
-
-
-def about(image: Image.Image, words: str) -> list[dict]:
-    url = "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
-    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": words}]
-    return [{"role": "user", "content": parts}]
 
 
 def test_adaptors_are_listed_as_models(client):

@@ -15,6 +15,7 @@ from pictish.data.provenance import read_origin
 from pictish.ui.page import FILES, add_page
 from tests.serve.running import Running, running
 from tests.shards import told_picture
+from tests.whole import write_adaptor
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 in_browser = [
@@ -185,13 +186,35 @@ class TestInABrowser:
         assert page.locator("#kept button").count() == server.serving.pipeline.tokenizer.cells
         assert page.locator("#code-list button").count() == page.locator("#kept button:not(.dropped)").count()
 
+    def test_draw_with_an_adaptor_and_take_the_download_back_in(self, browser, whole_model, tmp_path):
+        with running(whole_model, {"red": write_adaptor(whole_model, tmp_path / "red", 1)}) as found:
+            add_page(found.app)
+            page = browser.new_page()
+            page.set_default_timeout(120_000)
+            page.goto(found.url)
+            page.select_option("#model-choice", "red")
+            draw(page, count=1)
+            with page.expect_download() as download:
+                page.click("#drawn .tile a.button")
+            path = tmp_path / "drawn.png"
+            download.value.save_as(path)
+            assert read_origin(path).adaptor == "red"
+            page.reload()
+            page.wait_for_selector("#models", state="visible")
+            assert page.input_value("#model-choice") == ""
+            page.click("#tab-edit")
+            page.set_input_files("#edit-source input", path)
+            page.wait_for_selector("#edit-source canvas")
+            assert page.input_value("#model-choice") == "red"
+            page.close()
+
     def test_by_keyboard_and_with_labels(self, page):
         page.focus("#tab-draw")
         page.keyboard.press("ArrowLeft")
         assert page.is_visible("#inside")
         page.keyboard.press("ArrowRight")
         assert page.is_visible("#draw")
-        unnamed = """() => [...document.querySelectorAll('input:not([hidden]), textarea, button')]
+        unnamed = """() => [...document.querySelectorAll('input:not([hidden]), textarea, select, button')]
             .filter((one) => !one.labels?.length && !one.textContent.trim() && !one.ariaLabel)
             .map((one) => one.outerHTML)"""
         assert page.evaluate(unnamed) == []

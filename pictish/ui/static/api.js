@@ -2,6 +2,9 @@
 
 let key = "";
 export const setKey = (text) => { key = text; };
+let model = "";  // name of an adaptor; empty for the model itself
+export const setModel = (name) => { model = name; };
+const asked = () => (model ? { model } : {});
 
 async function ask(path, body, signal) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
@@ -54,7 +57,7 @@ const PREVIEWS = 6;
 
 // Drawing: onImage(index, base64 PNG, completed event or null) for each preview and each finished image.
 export async function draw(fields, onImage, signal) {
-  const body = { ...fields, stream: true, partial_images: PREVIEWS };
+  const body = { ...asked(), ...fields, stream: true, partial_images: PREVIEWS };
   await follow(await ask("/v1/images/generations", body, signal), onImage);
 }
 
@@ -74,7 +77,7 @@ async function follow(answer, onImage) {
 
 // A conversation: onPiece(more) for each piece of the answer.
 export async function chat(messages, onPiece, signal) {
-  for await (const event of events(await ask("/v1/chat/completions", { messages, stream: true }, signal))) {
+  for await (const event of events(await ask("/v1/chat/completions", { ...asked(), messages, stream: true }, signal))) {
     const more = event.choices?.[0]?.delta?.content;
     if (more) onPiece(more);
   }

@@ -44,4 +44,8 @@ export function fill(recipe) {
   get("count").value = 1;
   get("guidance").value = recipe.guidance ?? 0;
   get("guidance").dispatchEvent(new Event("input"));
+  const choice = get("model-choice");
+  choice.value = recipe.adaptor ?? "";
+  if (choice.selectedIndex < 0) choice.value = "";  // drawn with an adaptor that is not served here
+  choice.dispatchEvent(new Event("change"));
 }

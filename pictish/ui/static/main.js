@@ -91,12 +91,19 @@ addEventListener("paste", (event) => {
 
 async function greet() {
   try {
-    get("model").textContent = (await api.models()).map((model) => model.id).join(", ");
+    const found = await api.models();
+    get("model").textContent = found[0].id;
+    get("model").hidden = found.length > 1;
+    get("models").hidden = found.length === 1;
+    get("model-choice").replaceChildren(...found.map((model) => {
+      return element("option", { value: model.parent ? model.id : "", textContent: model.id });
+    }));
   } catch (error) {
     get("model").textContent = error.message;
     get("access").open = true;
   }
 }
+get("model-choice").addEventListener("change", (event) => api.setModel(event.target.value));
 get("key").addEventListener("change", (event) => { api.setKey(event.target.value.trim()); greet(); });
 get("access-form").addEventListener("submit", (event) => event.preventDefault());
 greet();
