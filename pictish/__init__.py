@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pictish.lm.model import UnifiedModel as LanguageModel
     from pictish.pipelines.pipeline import Pipeline
     from pictish.pipelines.progress import Cancelled, Progress
+    from pictish.pipelines.recipe import save_image
     from pictish.pipelines.settings import GenerationConfig
     from pictish.tokenizer.dynamic import Tokenizer
 
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "load_image",
     "read_tokens",
+    "save_image",
     "token_dataset",
 ]
 
@@ -49,6 +51,7 @@ _PUBLIC = {  # name -> module and name in it
     "Tokenizer": ("pictish.tokenizer.dynamic", "Tokenizer"),
     "load_image": ("pictish.data.images", "load_image"),
     "read_tokens": ("pictish.data.token_folder", "read_tokens"),
+    "save_image": ("pictish.pipelines.recipe", "save_image"),
     "token_dataset": ("pictish.data.token_dataset", "token_dataset"),
 }
 

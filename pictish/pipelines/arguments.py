@@ -180,7 +180,10 @@ def seeds_of(count: int, seed: int | None, generator: "torch.Generator | None", 
         if seed is not None:
             raise ValueError("seed and generator were given; they exclude each other")
         return [int(n) for n in torch.randint(2**62, (count,), generator=generator, device=generator.device)]
-    first = 0 if seed is None else operator.index(seed)
+    try:
+        first = 0 if seed is None else operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed: {type(seed).__name__} given; a whole number would fit") from None
     if not 0 <= first <= 2**64 - 1 - step * max(0, count - 1):
         raise ValueError(f"seed: {seed} asked for; 0 to 2**64 - 1 fit, of the last image too")
     return [first + step * number for number in range(count)]

@@ -95,11 +95,11 @@ def carry_out(
     `adaptor` is the folder of the inner adaptor that requests name.
 
     The tokens in `origin` are decoded as they are where they are what is asked for. Without an `origin`,
-    generated images that are there already with the same settings are kept. ValueError for names that are
+    images that are there already with the same settings are kept. ValueError for names that are
     taken, for settings and models that do not fit, and where a given image is needed again.
     """
     first = jobs[0][1]
-    resumes = origin is None and first.command == "generate"
+    resumes = origin is None
     finished = files.finished(jobs) if resumes else {}
     files.check([name for name, _ in jobs], finished)
     stored = origin.image() if origin and len(jobs) == 1 and first.same_tokens(origin) else None
@@ -120,7 +120,8 @@ def carry_out(
         "scheduler": drawing.scheduler,
         "upscale": drawing.upscale,
     }
-    settled_facts = used | sampled | models
+    kept = {"keep": first.keep and reconstructor.keeps_pixels}
+    settled_facts = used | sampled | models | kept
     usual_size = {"size": first.size or reconstructor.usual_size(drawing)}
     for name, request in jobs:
         if name in finished:
@@ -150,9 +151,8 @@ def carry_out(
                 drawn = _draw(drawer, requests, given, config)
             for (name, request), one in zip(part, drawn, strict=True):
                 blob = base64.b64encode(one.tokens.to_bytes()).decode()
-                kept = {"keep": None if first.keep is None else one.kept}
                 size = {"size": max(one.image.size)}
-                facts = request.model_dump() | settled_facts | kept | size | {"tokens": blob}
+                facts = request.model_dump() | settled_facts | size | {"tokens": blob}
                 files.store(name, one.image, Origin(**facts))
                 if files.grid:
                     images[name] = one.image
@@ -275,7 +275,8 @@ class Files:
                 found[name] = read_origin(path)
             except ValueError:
                 raise ValueError(_taken(path)) from None
-            self.check_same(name, found[name], request.model_dump(exclude_none=True))
+            unknown = {"keep"} if request.keep else set()  # the decoder may not be able to
+            self.check_same(name, found[name], request.model_dump(exclude_none=True, exclude=unknown))
             tokens = self.out / f"{name}.tokens"
             kept = found[name].image().to_bytes()
             if self.save_tokens and tokens.exists() and tokens.read_bytes() != kept:
@@ -286,6 +287,11 @@ class Files:
         """ValueError naming the first of these settings that an image was not drawn by; no size fits any."""
         for setting, value in facts.items():
             if value != (was := getattr(origin, setting)) and not (setting == "size" and value is None):
+                if setting == "pictures":
+                    raise ValueError(
+                        f"{self.out / name}.png was generated with another input image; "
+                        "give --overwrite to replace it, or another --out"
+                    )
                 called = setting.replace("_", " ")
                 raise ValueError(
                     f"{self.out / name}.png was generated with {called} {was}, and {value} is asked for; "

@@ -52,6 +52,7 @@ class ModelParts:
         self.lm = model if lm is None else lm
         self._base: Base | None = None
         self._adapted: dict[str, Language] = {}
+        self._adaptor_folders: dict[str, Path] = {}
         self._tokenizer: Tokenizer | None = None
         self._model: UnifiedModel | None = None
         self._language: Language | None = None
@@ -173,12 +174,17 @@ class ModelParts:
         if name in self._adapted:
             raise ValueError(f"an adaptor called {name} is loaded already; unload it, or give another name")
         self._adapted[name] = language_with(self.tokenizer, self._base_of_adaptors(), chosen[1])
+        self._adaptor_folders[name] = chosen[1]
         return name
 
     def unload_adaptor(self, name: str) -> None:
         """Forget an adaptor and free its memory; ValueError when none of this name is loaded."""
         if self._adapted.pop(name, None) is None:
             raise ValueError(f"no adaptor called {name} is loaded; {', '.join(self.adaptors) or 'none is'}")
+
+    def adaptor_folder(self, name: str) -> Path:
+        """Where a loaded adaptor came from."""
+        return self._adaptor_folders[name]
 
     def language_with(self, adaptor: str | None) -> "Language":
         """Tokenizer and language model, read through a loaded adaptor or one of the model's `adaptors/`."""

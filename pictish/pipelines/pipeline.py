@@ -3,6 +3,7 @@
 It joins the parts of a model folder and calls the pipelines beside it. docs/python.md is the reference.
 """
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
@@ -34,6 +35,7 @@ from pictish.pipelines.chat import Answer, Chat, asked
 from pictish.pipelines.language import Said
 from pictish.pipelines.parts import ModelParts
 from pictish.pipelines.progress import Callback, Cancel, Run
+from pictish.pipelines.recipe import origin_of, with_origin
 from pictish.pipelines.region import Region
 from pictish.pipelines.settings import GenerationConfig, Settings, with_settings
 
@@ -110,10 +112,12 @@ class Pipeline(ModelParts):
         `aspect_ratio` is (width, height), such as (3, 2); square by default. `adaptor` is the name
         of one to read the language model through. `config` and the fields of
         `GenerationConfig` as keywords, which take precedence, leave what is None to the model.
+        `pictish.save_image` stores an image with how it was drawn.
         """
         config = with_settings(config, settings)
         prompts, seeds = prompts_of(prompt, images, num_images, seed, generator)
         shape = shape_of(aspect_ratio)
+        aspect = None if aspect_ratio is None else "{}:{}".format(*aspect_ratio)
         run = Run(len(prompts), callback, cancel)
         drawer = self.text_to_image(self._decoder(config), adaptor)
         drawer.reconstructor.settled(config.drawing, generated=True)  # refused before anything is generated
@@ -129,7 +133,9 @@ class Pipeline(ModelParts):
                 language_progress=run.steps("language_model", batch.start),
                 decoder_progress=run.steps("decoder", batch.start),
             )
-            drawn += [one.image for one in made]
+            for one, said, own in zip(made, prompts[batch], seeds[batch], strict=True):
+                origin = origin_of(self, said, own, config, one, aspect=aspect, adaptor=adaptor)
+                drawn.append(with_origin(one.image, origin))
         return drawn[0] if num_images is None and not isinstance(prompt, list | tuple) else drawn
 
     @overload
@@ -230,6 +236,7 @@ class Pipeline(ModelParts):
         run = Run(len(seeds), callback, cancel)
         drawer = self.text_to_image(self._decoder(config))
         drawer.reconstructor.settled(config.drawing, generated=True)
+        where = None if region is None else Region(*region)
         drawn: list[Image.Image] = []
         for batch in batches(len(seeds), batch_size, run):
             count = len(seeds[batch])
@@ -240,11 +247,14 @@ class Pipeline(ModelParts):
                 seeds[batch],
                 config,
                 keep_unchanged=keep_unchanged,
-                region=None if region is None else Region(*region),
+                region=where,
                 language_progress=run.steps("language_model", batch.start),
                 decoder_progress=run.steps("decoder", batch.start),
             )
-            drawn += [one.image for one in made]
+            for one, own in zip(made, seeds[batch], strict=True):
+                said = [source, instruction]
+                origin = origin_of(self, said, own, config, one, edit=True, region=where)
+                drawn.append(with_origin(one.image, origin))
         return drawn[0] if num_images is None else drawn
 
     @overload
@@ -290,6 +300,8 @@ class Pipeline(ModelParts):
         from pictish.pipelines.describe import Describe
 
         pictures = [load_image(one) for one in listed_of(image)]
+        if question is not None:
+            check_words("question", question)
         sampling = sampling_of(temperature, top_k, top_p, min_p)
         check_max_new_tokens(max_new_tokens)
         seeds = seeds_of(len(pictures), seed, generator)
@@ -442,6 +454,21 @@ class Pipeline(ModelParts):
                 progress=run.steps("decoder", batch.start),
             )
         return drawn[0] if isinstance(tokens, TokenizedImage) else drawn
+
+    @property
+    def default_config(self) -> GenerationConfig:
+        """The settings that `generate` uses where nothing else is asked for."""
+        reconstructor = self.reconstructor()
+        config = self.text_to_image(reconstructor).checked(GenerationConfig(), pictures=False)
+        pixels = reconstructor.settled(config.drawing, generated=True)
+        return dataclasses.replace(
+            config,
+            num_inference_steps=pixels.steps,
+            decoder_guidance_scale=pixels.guidance,
+            scheduler=pixels.scheduler,
+            upscale=pixels.upscale,
+            size=reconstructor.usual_size(pixels),
+        )
 
     def _decoder(self, config: GenerationConfig) -> "Reconstructor":
         return self.reconstructor(preview=config.num_inference_steps == 0)

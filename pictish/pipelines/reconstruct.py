@@ -244,17 +244,22 @@ class Reconstructor:
             self.decoder.check(settled.steps, settled.guidance, settled.scheduler)
         return settled
 
+    @property
+    def keeps_pixels(self) -> bool:
+        """Whether the decoder was trained to be shown parts of an image, which then stay."""
+        return self.decoder is not None and bool(self.decoder.model.config.condition.source)
+
     @inference
     def kept(
         self, pictures: Sequence[Image.Image], tokens: Sequence[TokenizedImage]
     ) -> "list[Source] | None":
         """What of each image is to stay in its edit, of which `tokens` are given.
 
-        That is where its own tokens and the new ones tell the same. None for a decoder that was not trained
-        to be shown parts of an image.
+        That is where its own tokens and the new ones tell the same. None unless `keeps_pixels`.
         """
-        if self.decoder is None or not self.decoder.model.config.condition.source:
+        if not self.keeps_pixels:
             return None
+        assert self.decoder is not None
         import torch
         import torch.nn.functional as F
 

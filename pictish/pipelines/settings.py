@@ -143,6 +143,11 @@ class Settings(TypedDict, total=False):
 
 def with_settings(config: GenerationConfig | None, settings: Settings) -> GenerationConfig:
     """The config with `settings` in place of its own; TypeError for one that does not exist."""
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise TypeError(f"config: {type(config).__name__} given; a GenerationConfig would fit")
+    known = [field.name for field in dataclasses.fields(GenerationConfig)]
+    if unknown := sorted(set(settings) - set(known)):
+        raise TypeError(f"{unknown[0]}: no such argument; the settings are {', '.join(known)}")
     return dataclasses.replace(config or GenerationConfig(), **settings)
 
 

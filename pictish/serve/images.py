@@ -15,12 +15,13 @@ from starlette.responses import Response
 
 from pictish.data.images import png_bytes
 from pictish.data.provenance import png_with_origin
+from pictish.pipelines.drawing import Drawn
 from pictish.pipelines.language import Said
+from pictish.pipelines.recipe import origin_of
 from pictish.pipelines.settings import LARGEST_SIZE
 from pictish.pipelines.text_to_image import shape_in
 from pictish.serve.errors import error_responses, invalid
 from pictish.serve.jobs import Draw, Picture, Preview
-from pictish.serve.recipe import origin_of
 from pictish.serve.schemas import (
     EditRequest,
     GenerationRequest,
@@ -172,7 +173,21 @@ def png_of(serving: Serving, work: Draw, picture: Picture) -> bytes:
     """A PNG that holds its settings and tokens, as files of `pictish generate` do, where they say it all."""
     if work.mask is not None:  # what it kept is not in them
         return png_bytes(picture.image)
-    return png_with_origin(picture.image, origin_of(serving, work, picture))
+    aspect = None
+    if work.shape is not None and work.source is None:
+        height, width = work.shape
+        aspect = f"{width}:{height}"
+    origin = origin_of(
+        serving.pipeline,
+        work.said,
+        work.seed,
+        work.config,
+        Drawn(picture.image, picture.tokens, picture.kept),
+        aspect=aspect,
+        edit=work.source is not None,
+        adaptor=work.adaptor,
+    )
+    return png_with_origin(picture.image, origin)
 
 
 def encoded(image: Image.Image, kind: str, quality: int | None) -> bytes:

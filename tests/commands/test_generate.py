@@ -300,6 +300,27 @@ def test_an_edit_keeps_the_shape_and_is_repeated(draw, refused, source, tmp_path
     assert "give an IMAGE and an INSTRUCTION" in refused(source, command="edit")
 
 
+def test_an_edit_is_resumed(draw, refused, source, tmp_path):
+    words = (source, "make it green", "--count", "3")
+    assert draw("whole", *words, command="edit") == 0
+    names = [f"disc-make-it-green-{seed}.png" for seed in range(3)]
+    first, *rest = (tmp_path / "whole" / name for name in names)
+    before = [path.read_bytes() for path in rest]
+    for path in rest:
+        path.unlink()
+    assert draw("whole", *words, command="edit") == 0
+    assert draw.out.startswith(f"{first}  exists already\n")
+    assert [path.read_bytes() for path in rest] == before
+    assert draw("whole", *words, "--no-keep", command="edit") == 2
+    assert "was generated with keep True, and False is asked for" in draw.err
+    told_picture("blue", "bar").save(tmp_path / "disc.png")
+    assert draw("whole", tmp_path / "disc.png", *words[1:], command="edit") == 2
+    assert "was generated with another input image" in draw.err
+    assert draw("preview", *words, "--steps", "0", command="edit") == 0
+    assert draw("preview", *words, "--steps", "0", command="edit") == 0, "the preview keeps no pixels"
+    assert draw.out.count("exists already") == 3
+
+
 def test_an_edit_that_kept_no_pixels_is_repeated_without_its_source(draw, refused, source, tmp_path):
     draw("first", source, "make it green", "--no-keep", command="edit")
     path = only(tmp_path / "first")
