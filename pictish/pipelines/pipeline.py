@@ -252,7 +252,7 @@ class Pipeline(ModelParts):
                 decoder_progress=run.steps("decoder", batch.start),
             )
             for one, own in zip(made, seeds[batch], strict=True):
-                said = [source, instruction]
+                said: list[Said] = [source, instruction]
                 origin = origin_of(self, said, own, config, one, edit=True, region=where)
                 drawn.append(with_origin(one.image, origin))
         return drawn[0] if num_images is None else drawn

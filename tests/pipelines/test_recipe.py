@@ -1,4 +1,4 @@
-"""Images of a `Pipeline` are stored with how they were drawn, as those of `pictish generate` and `edit` are."""
+"""Images of a `Pipeline` are stored with how they were drawn, as those of the commands are."""
 
 import pytest
 from PIL import Image
