@@ -174,8 +174,8 @@ def _format_of(blob: bytes) -> str:
         return known
     for signature, name in _UNREAD.items():
         if blob.startswith(signature):
-            raise _NotAPicture(f"an image of the format {name}, which is not read; known are {supported()}")
-    raise _NotAPicture(f"not an image; known are {supported()}")
+            raise _NotAPicture(f"{name}, which is not read; supported formats: {supported()}")
+    raise _NotAPicture(f"not an image; supported formats: {supported()}")
 
 
 def _decoded_file(blob: bytes, kind: str, max_pixels: int) -> tuple[Image.Image, int]:

@@ -180,7 +180,7 @@ def _pictures(path: Path, account: "_Account") -> Iterator[SamplePicture]:
                 continue
             images = image_members(sample)
             if not images:
-                account.leave_out(key, f"holds no image; known are {supported()}")
+                account.leave_out(key, f"holds no image; supported formats: {supported()}")
                 continue
             found = {f"{name}.tokens".removeprefix("."): same for name, same in images.items()}
             for used, *more in found.values():

@@ -140,7 +140,7 @@ class PictureSource:
                                 why = f"its sample has .{used} too, which is read"
                                 yield f"{path.name}/{key}.{other}", ValueError(why)
                     if not pictures:
-                        raise ValueError(f"holds no images; known are {supported()}")
+                        raise ValueError(f"holds no images; supported formats: {supported()}")
                     if shard.damage is not None:
                         raise ValueError(shard.damage)
             except (ValueError, OSError) as error:

@@ -65,7 +65,7 @@ def test_a_token_file_is_no_picture(speaking, tmp_path, capsys, words):
     file = tmp_path / "bar.tokens"
     file.write_bytes(tokens(speaking, [1, 99], codes=100))
     line = refused(capsys, *(file if word == "FILE" else word for word in words), "--model", speaking)
-    assert f"{file}: not an image; known are avif bmp" in line
+    assert f"{file}: not an image; supported formats: avif bmp" in line
 
 
 def test_an_unknown_code_is_named_and_not_drawn(speaking, tmp_path, capsys):

@@ -84,7 +84,7 @@ def test_the_default_config_draws_what_no_config_draws(pipe):
 
 
 def test_arguments_of_the_wrong_type_are_named(pipe):
-    with pytest.raises(TypeError, match=r"num_images_per_prompt: no such argument; the settings are guidance"):
+    with pytest.raises(TypeError, match=r"num_images_per_prompt: no such argument; the settings are"):
         pipe.generate("the sun", num_images_per_prompt=2)
     with pytest.raises(TypeError, match="seed: list given; a whole number would fit"):
         pipe.generate("the sun", seed=[1, 2])
