@@ -311,7 +311,7 @@ def _round_trip(
 
 @torch.no_grad()
 def calibrate(network: DynamicTokenizer, cache: PictureCache, config: TrainConfig) -> None:
-    """Set on validation images how many codes are kept, and what PSNR so many codes are expected to give.
+    """Set on validation images how many codes are kept, and what PSNR is expected from each number of codes.
 
     Altered views are easier or harder than images as they are, which is what the model will meet.
     """

@@ -64,7 +64,7 @@ class PictureSet:
 
 
 def budgets_of(cells: int) -> tuple[int, ...]:
-    """Numbers of codes to measure in a grid of so many cells: powers of two from 4, and 27, 96 and all."""
+    """Numbers of codes to measure in a grid of `cells`: powers of two from 4, and 27, 96 and all."""
     powers = (2**power for power in range(2, cells.bit_length()))
     return tuple(sorted({*(budget for budget in (*powers, 27, 96) if budget <= cells), cells}))
 
@@ -215,6 +215,6 @@ class Evaluation:
 
 
 def _thumbnails(pictures: Sequence[Prepared], bits: Sequence[float]) -> np.ndarray:
-    """Thumbnails (B, side, side, 3) uint8 of at most so many bits each."""
+    """Thumbnails (B, side, side, 3) uint8 of at most `bits` each."""
     pairs = zip(pictures, bits, strict=True)
     return np.stack([thumbnail(picture.original, most) for picture, most in pairs])

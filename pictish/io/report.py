@@ -52,7 +52,7 @@ class Bar:
         self._bar.reset(self._task, description=task, total=total)
 
     def advance(self, steps: int = 1) -> None:
-        """Move on by so many steps."""
+        """Advance by this many steps."""
         self._bar.advance(self._task, steps)
 
     def update(self, done: int, total: int) -> None:

@@ -20,7 +20,7 @@ class Progress(Protocol):
     """Told of the work as it is done."""
 
     def begin(self, task: str, total: int) -> None:
-        """A task of so many steps begins."""
+        """A task of this many steps begins."""
 
     def advance(self, steps: int) -> None:
         """So many of them are done."""

@@ -72,7 +72,7 @@ class Engine:
         return len(self._running)
 
     def check_room(self, jobs: int) -> None:
-        """ApiError 429 when so many more jobs do not fit the queue, 503 when the engine has stopped."""
+        """ApiError 429 when the queue has no room for these jobs, 503 when the engine has stopped."""
         if self._stopping or (self._ready.is_set() and not self._thread.is_alive()):
             raise ApiError(503, "the server is stopping", code="stopping", headers={"Retry-After": "5"})
         if len(self._waiting) + jobs > self.config.queue_length:

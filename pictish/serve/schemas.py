@@ -267,7 +267,7 @@ class TokenizeRequest(Body):
 
     image: str = Field(description="The image as a data URL.")
     model: str | None = None
-    budget: int | None = Field(None, ge=1, description="Exactly so many tokens.")
+    budget: int | None = Field(None, ge=1, description="Exact number of tokens.")
     threshold: float | None = Field(None, gt=0, lt=1, description="Patches scored above this.")
     quality: float | None = Field(None, gt=0, lt=100, description="As few as reach this PSNR in dB.")
     seed: Seed | None = Field(None, description="Sample the patches by their scores.")

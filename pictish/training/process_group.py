@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The `index`-th of so many `processes`; every method is called by all of them, in the same order."""
+    """Process `index` of `processes`; every method is called by all of them, in the same order."""
 
     index: int = 0
     processes: int = 1

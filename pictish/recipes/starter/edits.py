@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pictish.recipes.starter.attribute_edits import changed, instruction
 from pictish.recipes.starter.phrases import AVATAR, COLOURS, Picture, choose, listed, rank, style_name
 
-# At most so many edits of a kind with one thing to be changed, so that no kind swamps the rest.
+# The most edits of a kind with one thing to be changed, so that no kind swamps the rest.
 CAPS = {
     "style": 8,
     "skin tone": 14,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pictish.recipes.starter.edits import Change, changes
 from pictish.recipes.starter.phrases import AVATAR, Picture, choose, rank
 
-# At most so many of a kind with one thing to be changed.
+# The most of a kind with one thing to be changed.
 CAPS = {"style": 4, "colour": 2, "background": 2}
 _CAP = 4  # of other kinds
 _STYLE = (

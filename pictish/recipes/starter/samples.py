@@ -349,7 +349,7 @@ def _title(stem: str, authors: frozenset[str]) -> str:
 
 
 def shards_of(candidates: tuple[Candidate, ...], samples_per_shard: int) -> dict[str, tuple[Candidate, ...]]:
-    """Cut one set's images into shards: `split/set-000000.tar` and its images, so many at most."""
+    """Cut one set's images into shards: `split/set-000000.tar` and up to `samples_per_shard` images."""
     by_split = defaultdict(list)
     for candidate in candidates:
         by_split[candidate.split].append(candidate)
