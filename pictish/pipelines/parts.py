@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
 from pictish.io.hub import is_repo
-from pictish.io.model_folder import locate_model, read_config, resolve_model
+from pictish.io.model_folder import fingerprint, locate_model, read_config, resolve_model
 from pictish.lm.captions import CAPTIONS
 from pictish.pipelines.language import Precision
 from pictish.training.isolation import loading
@@ -53,6 +53,7 @@ class ModelParts:
         self._base: Base | None = None
         self._adapted: dict[str, Language] = {}
         self._adaptor_folders: dict[str, Path] = {}
+        self._fingerprints: dict[Path, str] = {}
         self._tokenizer: Tokenizer | None = None
         self._model: UnifiedModel | None = None
         self._language: Language | None = None
@@ -182,9 +183,19 @@ class ModelParts:
         if self._adapted.pop(name, None) is None:
             raise ValueError(f"no adaptor called {name} is loaded; {', '.join(self.adaptors) or 'none is'}")
 
-    def adaptor_folder(self, name: str) -> Path:
-        """Where a loaded adaptor came from."""
-        return self._adaptor_folders[name]
+    @property
+    def language_fingerprint(self) -> str:
+        """That of the language model's folder; read once, since a folder that is loaded does not change."""
+        return self._fingerprint_of(locate_model(self.lm, "lm"))
+
+    def adaptor_fingerprint(self, name: str) -> str:
+        """That of the folder that a loaded adaptor came from."""
+        return self._fingerprint_of(self._adaptor_folders[name])
+
+    def _fingerprint_of(self, folder: Path) -> str:
+        if folder not in self._fingerprints:
+            self._fingerprints[folder] = fingerprint(folder)
+        return self._fingerprints[folder]
 
     def language_with(self, adaptor: str | None) -> "Language":
         """Tokenizer and language model, read through a loaded adaptor or one of the model's `adaptors/`."""

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ from PIL import Image
 from pictish import __version__
 from pictish.data.provenance import Origin, digest_of, png_with_origin
 from pictish.io.files import write_atomic
-from pictish.io.model_folder import fingerprint, locate_model
 from pictish.pipelines.drawing import Drawn
 from pictish.pipelines.language import Said
 from pictish.pipelines.region import Region
@@ -66,10 +64,10 @@ def origin_of(
         upscale=drawing.upscale,
         size=max(drawn.image.size),
         adaptor=adaptor,
-        adaptor_weights=None if adaptor is None else _fingerprint(pipeline.adaptor_folder(adaptor)),
+        adaptor_weights=None if adaptor is None else pipeline.adaptor_fingerprint(adaptor),
         pictish=__version__,
         tokenizer=pipeline.tokenizer.fingerprint,
-        lm=_fingerprint(locate_model(pipeline.lm, "lm")),
+        lm=pipeline.language_fingerprint,
         decoder=reconstructor.fingerprint,
         upscaler=reconstructor.upscaler_of(drawing),
         tokens=base64.b64encode(drawn.tokens.to_bytes()).decode(),
@@ -100,6 +98,3 @@ def save_image(image: Image.Image, path: str | Path) -> None:
 
 def _pixels(image: Image.Image) -> bytes:
     return hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).digest()
-
-
-_fingerprint = cache(fingerprint)  # of a folder that is loaded, and so does not change
