@@ -300,8 +300,8 @@ class Pipeline(ModelParts):
         from pictish.pipelines.describe import Describe
 
         pictures = [load_image(one) for one in listed_of(image)]
-        if question is not None:
-            check_words("question", question)
+        if not isinstance(question, str | None):
+            raise TypeError(f"question: {type(question).__name__} given; one str for all images would fit")
         sampling = sampling_of(temperature, top_k, top_p, min_p)
         check_max_new_tokens(max_new_tokens)
         seeds = seeds_of(len(pictures), seed, generator)

@@ -90,5 +90,5 @@ def test_arguments_of_the_wrong_type_are_named(pipe):
         pipe.generate("the sun", seed=[1, 2])
     with pytest.raises(TypeError, match="config: dict given; a GenerationConfig would fit"):
         pipe.generate("the sun", config={"size": 48})
-    with pytest.raises(ValueError, match="question: empty, or not a str"):
+    with pytest.raises(TypeError, match="question: list given; one str for all images would fit"):
         pipe.describe([Image.new("RGB", (8, 8))], ["what is it?"])
