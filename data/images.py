@@ -174,7 +174,7 @@ def _format_of(blob: bytes) -> str:
         return known
     for signature, name in _UNREAD.items():
         if blob.startswith(signature):
-            raise _NotAPicture(f"{name}, which is not read; supported formats: {supported()}")
+            raise _NotAPicture(f"{name} is not supported; supported formats: {supported()}")
     raise _NotAPicture(f"not an image; supported formats: {supported()}")
 
 

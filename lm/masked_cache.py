@@ -5,9 +5,8 @@ each cache trades exactness for speed, and each has a setting at which it comput
 
     prefix    keys and values of what stands before the block are kept        refresh 1
     dual      and of what stands behind it                                    refresh 1
-    interval  prompt and answer are computed at intervals of a number of          prompt and answer 1
-              forwards; between them only the share of the answer whose
-              values changed most
+    interval  prompt and answer are computed at intervals; between them only      prompt and answer 1
+              the share of the answer whose values changed most
 
 prefix and dual are Fast-dLLM's (arXiv 2505.22618), with a whole forward at the beginning of each block and
 after `refresh` others. interval is dLLM-Cache's (arXiv 2506.06295), whose kept parts are the outputs of each

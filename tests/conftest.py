@@ -61,6 +61,16 @@ def whole_model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def masked_model(tmp_path_factory) -> Path:
+    """A model folder with tokenizer/, a masked lm/ and decoder/, of tiny width and random weights."""
+    from tests.whole import save_masked_model
+
+    folder = tmp_path_factory.mktemp("masked") / "model"
+    save_masked_model(folder)
+    return folder
+
+
 def save_tiny_models(folder: Path, seed: int) -> None:
     """Write folder/tokenizer and folder/decoder; another seed makes another tokenizer."""
     import torch

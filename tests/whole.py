@@ -35,10 +35,7 @@ def save_whole_model(folder: Path) -> None:
     speaking_model(tokenizer).save(folder / "lm", dtype=torch.float32)
     settings = config(condition={"channels": 2, "width": 16, "source": True})
     save_diffusion(folder / "decoder", decoder_of(tokenizer, settings), tokenizer.fingerprint)
-    plain = PreviewConfig(width=16, blocks=1, smallest=8)
-    head = build_preview(plain, tokenizer)
-    torch.nn.init.normal_(head.leave[0].weight, std=0.05)
-    save_preview(folder / "preview", head, plain, tokenizer.fingerprint)
+    save_feed_forward(folder / "preview", tokenizer)
 
 
 def save_masked_model(folder: Path) -> None:
@@ -54,10 +51,15 @@ def save_masked_model(folder: Path) -> None:
     defaults = DefaultsConfig(masked=MaskedDefaults(pictures=FillingConfig(steps=3)))
     model = UnifiedModel(language, text, tokens, None, defaults, MaskedForm())
     model.save(folder / "lm", dtype=torch.float32)
+    save_feed_forward(folder / "decoder", tokenizer)
+
+
+def save_feed_forward(folder: Path, tokenizer: Tokenizer) -> None:
+    """A feed-forward decoder whose images differ."""
     settings = PreviewConfig(width=16, blocks=1, smallest=8)
     head = build_preview(settings, tokenizer)
     torch.nn.init.normal_(head.leave[0].weight, std=0.05)
-    save_preview(folder / "decoder", head, settings, tokenizer.fingerprint)
+    save_preview(folder, head, settings, tokenizer.fingerprint)
 
 
 def write_adaptor(model: Path, folder: Path, seed: int) -> Path:

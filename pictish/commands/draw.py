@@ -101,7 +101,7 @@ def _is_default(ctx: typer.Context, name: str) -> bool:
 
 def config_of(request: "Request") -> "GenerationConfig":
     """How a request asks for its image to be drawn; ValueError names the option that is out of range."""
-    from pictish.pipelines.image_requests import CONFIG
+    from pictish.pipelines.recipe import CONFIG
     from pictish.pipelines.settings import GenerationConfig
 
     try:

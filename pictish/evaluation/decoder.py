@@ -118,7 +118,7 @@ class DecoderEvaluation:
     ) -> Coded:
         """Tokenize every image; broken ones are listed and skipped. ValueError when none is left.
 
-        `advance` is told how many more are done.
+        `advance` receives how many more are done.
         """
         tokenizer = self.reconstructor.tokenizer
         names: list[str] = []
@@ -167,7 +167,7 @@ class DecoderEvaluation:
     ) -> dict[Name, Measured]:
         """Draw a set in every way and compare it with its originals.
 
-        `advance` is told how many more images were drawn, of len(coded.names) times len(ways).
+        `advance` receives how many more images were drawn, of len(coded.names) times len(ways).
         """
         real: list[np.ndarray] = []
         values: dict[Name, list[np.ndarray]] = {name: [] for name in ways}

@@ -89,7 +89,7 @@ class Evaluation:
     ) -> PictureSet:
         """Measure every image; broken ones are listed and skipped. ValueError when none is left.
 
-        `advance` is told how many more were measured.
+        `advance` receives how many more were measured.
         """
         result = PictureSet(name, self._points())
         for batch in in_batches(name, pictures, result.broken, self.prepare):

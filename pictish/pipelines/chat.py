@@ -47,7 +47,7 @@ class Chat:
         generators: "Sequence[torch.Generator] | None" = None,
         progress: "Progress | None" = None,
     ) -> list[Answer]:
-        """One answer a dialogue; what is left away is the model's own choice. ValueError as `messages_of`."""
+        """One answer a dialogue; what is None is left to the model. ValueError as `messages_of`."""
         from pictish.lm.sampler import sampler_of
         from pictish.lm.sampling import Sampling
         from pictish.lm.text import decode_text

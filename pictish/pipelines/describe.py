@@ -53,13 +53,15 @@ class Describe:
         generators: "Sequence[torch.Generator] | None" = None,
         progress: "Progress | None" = None,
         languages: Sequence[Language] | None = None,
+        prompts: "Sequence[Prompt] | None" = None,
     ) -> list[str]:
         """One text an image, of at most `max_new_tokens` tokens; images enter as codes or as features.
 
         `languages` has for each image what answers about it, such as one base read through different
-        adaptors; rows of all of them are decoded together where they read the same vocabulary.
+        adaptors; rows of all of them are decoded together where they read the same vocabulary. `prompts`
+        are those of `describe_prompt`, where they have been read already.
 
-        What is left away is the model's own choice. A model that searches with beams, as LaVIT does, may end
+        Arguments that are None are left to the model. One that searches with beams, as LaVIT does, may end
         with an empty text; with `sampling` it draws instead. With `lemmas` answers have words in their basic
         form, as LaVIT's evaluation compares them, for which spaCy is needed. `progress` is called after
         each id. Raises ValueError for an empty question, and where the model was not made for continuous
@@ -71,7 +73,7 @@ class Describe:
             one.caption if question is None else one.answer
             for one, question in zip(settings, questions, strict=True)
         ]
-        prompts = [
+        prompts = prompts or [
             describe_prompt(language, image, question, one.continuous if continuous is None else continuous)
             for language, image, question, one in zip(chosen, images, questions, settings, strict=True)
         ]

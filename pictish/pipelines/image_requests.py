@@ -14,7 +14,6 @@ from typing import Any
 
 from PIL import Image
 
-from pictish import __version__
 from pictish.data.images import load_image, png_bytes
 from pictish.data.provenance import Origin, Request, png_with_origin, read_origin
 from pictish.data.words import is_mark
@@ -24,27 +23,12 @@ from pictish.io.model_folder import fingerprint, locate_model
 from pictish.pipelines.adaptors import base_of, language_with
 from pictish.pipelines.drawing import Drawn, edit, generate, render
 from pictish.pipelines.language import Said
+from pictish.pipelines.recipe import pixel_facts, sampling_facts
 from pictish.pipelines.reconstruct import Reconstructor
 from pictish.pipelines.region import parse_region
-from pictish.pipelines.settings import Drawing, GenerationConfig
+from pictish.pipelines.settings import GenerationConfig
 from pictish.pipelines.text_to_image import TextToImage, shape_in
 
-CONFIG = {  # setting of `GenerationConfig`: the same in a `Request`, and the option
-    "guidance_scale": "guidance",
-    "image_guidance_scale": "image_guidance",
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "min_codes": "min_tokens",
-    "max_codes": "max_tokens",
-    "num_inference_steps": "steps",
-    "decoder_guidance_scale": "pixel_guidance",
-    "scheduler": "scheduler",
-    "upscale": "upscale",
-    "size": "size",
-}
-SAMPLED = ("guidance_scale", "image_guidance_scale", "temperature", "top_k", "top_p", "min_p")
 LONGEST = 80  # bytes of a file name that a prompt gives
 
 
@@ -110,16 +94,14 @@ def carry_out(
     sampled: dict[str, Any] = {}
     if drawer is not None:
         settled = drawer.settled(config, pictures=bool(first.pictures))
-        sampled = {CONFIG[name]: getattr(settled, name) for name in SAMPLED}
-    models = _models(model, reconstructor, drawing, adaptor)
-    if origin:
-        _check_models(models, origin, first)
-    used = {
-        "steps": drawing.steps,
-        "pixel_guidance": drawing.guidance,
-        "scheduler": drawing.scheduler,
-        "upscale": drawing.upscale,
+        sampled = sampling_facts(settled)
+    models = {
+        "lm": fingerprint(locate_model(model, "lm")),
+        "adaptor_weights": None if adaptor is None else fingerprint(adaptor),
     }
+    used = pixel_facts(reconstructor, drawing)
+    if origin:
+        _check_models(used | models, origin, first)
     kept = {"keep": first.keep and reconstructor.keeps_pixels}
     settled_facts = used | sampled | models | kept
     usual_size = {"size": first.size or reconstructor.usual_size(drawing)}
@@ -217,21 +199,7 @@ def shape_of(aspect: str | None) -> tuple[int, int] | None:
     return None if aspect is None else shape_in(*map(int, aspect.split(":")))
 
 
-def _models(
-    model: str, reconstructor: Reconstructor, drawing: Drawing, adaptor: Path | None
-) -> dict[str, str | None]:
-    """What the origin says of the program and the model."""
-    return {
-        "pictish": __version__,
-        "tokenizer": reconstructor.tokenizer.fingerprint,
-        "lm": fingerprint(locate_model(model, "lm")),
-        "adaptor_weights": None if adaptor is None else fingerprint(adaptor),
-        "decoder": reconstructor.fingerprint,
-        "upscaler": reconstructor.upscaler_of(drawing),
-    }
-
-
-def _check_models(models: dict[str, str | None], origin: Origin, request: Request) -> None:
+def _check_models(models: Mapping[str, Any], origin: Origin, request: Request) -> None:
     """ValueError naming the part in which this model is not the one that drew `origin`."""
     parts = ["tokenizer", "lm", "adaptor_weights"]
     same = decoder_of(request.steps, request.lowres) == decoder_of(origin.steps, origin.lowres)
@@ -287,14 +255,11 @@ class Files:
         """ValueError naming the first of these settings that an image was not drawn by; no size fits any."""
         for setting, value in facts.items():
             if value != (was := getattr(origin, setting)) and not (setting == "size" and value is None):
-                if setting == "pictures":
-                    raise ValueError(
-                        f"{self.out / name}.png was generated with another input image; "
-                        "give --overwrite to replace it, or another --out"
-                    )
-                called = setting.replace("_", " ")
+                what = f"{setting.replace('_', ' ')} {was}, and {value} is asked for"
+                if setting == "pictures":  # digests, which tell nobody anything
+                    what = "another input image"
                 raise ValueError(
-                    f"{self.out / name}.png was generated with {called} {was}, and {value} is asked for; "
+                    f"{self.out / name}.png was generated with {what}; "
                     "give --overwrite to replace it, or another --out"
                 )
 

@@ -23,7 +23,7 @@ class Progress(Protocol):
         """A task of this many steps begins."""
 
     def advance(self, steps: int) -> None:
-        """So many of them are done."""
+        """This many more of them are done."""
 
 
 class Refused(ValueError):

@@ -187,10 +187,10 @@ class OfficialTextToImage(TextToImage):
             room = min(len(prompt.full) - 1, most) if holds_images(said) else settled.max_codes
             mine = self.settled(config, pictures=holds_images(said))
             mine = replace(mine, min_codes=min(settled.min_codes, room), max_codes=room)
-            drawn += self._draw([prompt], own, mine, progress)
+            drawn += self.draw([prompt], own, mine, progress)
         return self._images_of(drawn, shapes)
 
-    def _draw(
+    def draw(
         self,
         prompts: Sequence[Prompt],
         generators: Generators,
@@ -202,7 +202,7 @@ class OfficialTextToImage(TextToImage):
         if isinstance(generators, torch.Generator):
             draw_ids = together(settled.sampling, generators, len(prompts))
             generators = [generators] * len(prompts)
-        return super()._draw(prompts, generators, settled, progress, draw_ids, redraw)
+        return super().draw(prompts, generators, settled, progress, draw_ids, redraw)
 
 
 class WithoutMarkers(Language):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 from PIL import Image
 
 from pictish.data.images import MAX_PIXELS, Picture, load_image
+from pictish.data.provenance import digest_of
 from pictish.data.tokens import TokenizedImage
 from pictish.pipelines import drawing
 from pictish.pipelines.arguments import (
@@ -117,6 +118,7 @@ class Pipeline(ModelParts):
         config = with_settings(config, settings)
         prompts, seeds = prompts_of(prompt, images, num_images, seed, generator)
         shape = shape_of(aspect_ratio)
+        given = tuple(digest_of(one) for one in prompts[0] if not isinstance(one, str)) if prompts else ()
         aspect = None if aspect_ratio is None else "{}:{}".format(*aspect_ratio)
         run = Run(len(prompts), callback, cancel)
         drawer = self.text_to_image(self._decoder(config), adaptor)
@@ -134,7 +136,8 @@ class Pipeline(ModelParts):
                 decoder_progress=run.steps("decoder", batch.start),
             )
             for one, said, own in zip(made, prompts[batch], seeds[batch], strict=True):
-                origin = origin_of(self, said, own, config, one, aspect=aspect, adaptor=adaptor)
+                words = said[-1] if isinstance(said[-1], str) else None
+                origin = origin_of(self, words, given, own, config, one, aspect=aspect, adaptor=adaptor)
                 drawn.append(with_origin(one.image, origin))
         return drawn[0] if num_images is None and not isinstance(prompt, list | tuple) else drawn
 
@@ -237,6 +240,7 @@ class Pipeline(ModelParts):
         drawer = self.text_to_image(self._decoder(config))
         drawer.reconstructor.settled(config.drawing, generated=True)
         where = None if region is None else Region(*region)
+        given = (digest_of(source),)
         drawn: list[Image.Image] = []
         for batch in batches(len(seeds), batch_size, run):
             count = len(seeds[batch])
@@ -252,8 +256,7 @@ class Pipeline(ModelParts):
                 decoder_progress=run.steps("decoder", batch.start),
             )
             for one, own in zip(made, seeds[batch], strict=True):
-                said: list[Said] = [source, instruction]
-                origin = origin_of(self, said, own, config, one, edit=True, region=where)
+                origin = origin_of(self, instruction, given, own, config, one, edit=True, region=where)
                 drawn.append(with_origin(one.image, origin))
         return drawn[0] if num_images is None else drawn
 

@@ -14,7 +14,7 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback is told after each step of a batch."""
+    """What a callback receives after each step of a batch."""
 
     stage: Stage
     step: int

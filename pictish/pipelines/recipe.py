@@ -2,29 +2,64 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from pictish import __version__
-from pictish.data.provenance import Origin, digest_of, png_with_origin
+from pictish.data.provenance import Origin, png_with_origin
 from pictish.io.files import write_atomic
 from pictish.pipelines.drawing import Drawn
-from pictish.pipelines.language import Said
 from pictish.pipelines.region import Region
-from pictish.pipelines.settings import GenerationConfig
+from pictish.pipelines.settings import Drawing, GenerationConfig
 
 if TYPE_CHECKING:
     from pictish.pipelines.parts import ModelParts
+    from pictish.pipelines.reconstruct import Reconstructor
 
+CONFIG = {  # setting of `GenerationConfig`: the same in a `Request`, and the option
+    "guidance_scale": "guidance",
+    "image_guidance_scale": "image_guidance",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "min_codes": "min_tokens",
+    "max_codes": "max_tokens",
+    "num_inference_steps": "steps",
+    "decoder_guidance_scale": "pixel_guidance",
+    "scheduler": "scheduler",
+    "upscale": "upscale",
+    "size": "size",
+}
+SAMPLED = ("guidance_scale", "image_guidance_scale", "temperature", "top_k", "top_p", "min_p")
 INFO = "pictish"  # key of `Image.info`
+
+
+def sampling_facts(settled: GenerationConfig) -> dict[str, Any]:
+    """What an `Origin` says of how tokens were sampled."""
+    return {CONFIG[name]: getattr(settled, name) for name in SAMPLED}
+
+
+def pixel_facts(reconstructor: "Reconstructor", drawing: Drawing) -> dict[str, Any]:
+    """What an `Origin` says of how tokens became pixels, by a drawing that is `settled`, and by what."""
+    return {
+        "steps": drawing.steps,
+        "pixel_guidance": drawing.guidance,
+        "scheduler": drawing.scheduler,
+        "upscale": drawing.upscale,
+        "pictish": __version__,
+        "tokenizer": reconstructor.tokenizer.fingerprint,
+        "decoder": reconstructor.fingerprint,
+        "upscaler": reconstructor.upscaler_of(drawing),
+    }
 
 
 def origin_of(
     pipeline: "ModelParts",
-    said: Sequence[Said],
+    prompt: str | None,
+    pictures: tuple[str, ...],
     seed: int,
     config: GenerationConfig,
     drawn: Drawn,
@@ -34,43 +69,32 @@ def origin_of(
     region: Region | None = None,
     adaptor: str | None = None,
 ) -> Origin:
-    """The recipe of an image, with the settings as they were used; `aspect` is width:height."""
+    """The recipe of an image, with the settings as they were used.
+
+    `pictures` are the digests of the images in its prompt, `aspect` is width:height.
+    """
     reconstructor = pipeline.reconstructor(preview=config.num_inference_steps == 0)
-    images = [one for one in said if isinstance(one, Image.Image)]
-    words = [one for one in said if isinstance(one, str)]
-    settled = pipeline.text_to_image(adaptor=adaptor).settled(config, pictures=bool(images))
+    settled = pipeline.text_to_image(adaptor=adaptor).settled(config, pictures=bool(pictures))
     drawing = reconstructor.settled(config.drawing, generated=True)
     return Origin(
         command="edit" if edit else "generate",
-        prompt=words[0] if words else None,
-        pictures=tuple(map(digest_of, images)),
+        prompt=prompt,
+        pictures=pictures,
         seed=seed,
-        guidance=settled.guidance_scale,
-        image_guidance=settled.image_guidance_scale,
-        temperature=settled.temperature,
-        top_k=settled.top_k,
-        top_p=settled.top_p,
-        min_p=settled.min_p,
         min_tokens=config.min_codes,
         max_tokens=config.max_codes,
         aspect=aspect,
-        steps=drawing.steps,
-        pixel_guidance=drawing.guidance,
-        scheduler=drawing.scheduler,
         keep=drawn.kept if edit else None,
         region=None if region is None else ",".join(map(str, region)),
         precision=pipeline.precision,
         quantize=pipeline.quantize,
-        upscale=drawing.upscale,
         size=max(drawn.image.size),
         adaptor=adaptor,
         adaptor_weights=None if adaptor is None else pipeline.adaptor_fingerprint(adaptor),
-        pictish=__version__,
-        tokenizer=pipeline.tokenizer.fingerprint,
         lm=pipeline.language_fingerprint,
-        decoder=reconstructor.fingerprint,
-        upscaler=reconstructor.upscaler_of(drawing),
         tokens=base64.b64encode(drawn.tokens.to_bytes()).decode(),
+        **sampling_facts(settled),
+        **pixel_facts(reconstructor, drawing),
     )
 
 

@@ -153,7 +153,7 @@ class TextToImage:
                 for source, region in zip(sources, regions, strict=True)
             ]
             redraw = redraws(tokenizer, sources, anew)
-        drawn = self._draw(self._prompts(prompts), generators, settled, progress, redraw=redraw)
+        drawn = self.draw(self._prompts(prompts), generators, settled, progress, redraw=redraw)
         return self._images_of(drawn, shapes)
 
     def _images_of(
@@ -182,7 +182,7 @@ class TextToImage:
             codebook_size=tokenizer.codebook_size,
         )
 
-    def _draw(
+    def draw(
         self,
         prompts: "Sequence[Prompt]",
         generators: "Sequence[torch.Generator]",
@@ -191,6 +191,7 @@ class TextToImage:
         draw_ids: "DrawIds | None" = None,
         redraw: "Sequence[Redraw] | None" = None,
     ) -> "list[list[Segment]]":
+        """What is written behind prompts that have been read, by a config that is `checked`."""
         from pictish.lm.sampler import PictureRequest, sampler_of
 
         model = self.language.model

@@ -14,7 +14,7 @@ from PIL import Image
 from starlette.responses import Response
 
 from pictish.data.images import png_bytes
-from pictish.data.provenance import png_with_origin
+from pictish.data.provenance import digest_of, png_with_origin
 from pictish.pipelines.drawing import Drawn
 from pictish.pipelines.language import Said
 from pictish.pipelines.recipe import origin_of
@@ -179,7 +179,8 @@ def png_of(serving: Serving, work: Draw, picture: Picture) -> bytes:
         aspect = f"{width}:{height}"
     origin = origin_of(
         serving.pipeline,
-        work.said,
+        next((one for one in work.said if isinstance(one, str)), None),
+        tuple(digest_of(one) for one in work.said if not isinstance(one, str)),
         work.seed,
         work.config,
         Drawn(picture.image, picture.tokens, picture.kept),

@@ -1,7 +1,7 @@
 """What the engine is asked to do, and the thread-safe link from its thread to a request's event loop."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ from PIL import Image
 
 from pictish.data.tokens import TokenizedImage
 from pictish.pipelines.language import Said
+from pictish.pipelines.progress import Cancelled
 from pictish.pipelines.settings import GenerationConfig
 
 if TYPE_CHECKING:
@@ -131,3 +132,13 @@ class Job:
     def fail(self, error: Exception) -> None:
         """The end without one."""
         self.finish(Failed(error))
+
+
+def while_awaited(jobs: Sequence[Job]) -> Callable[[int, int], None]:
+    """A callback of a long computation, which raises `Cancelled` when nobody waits for any of these."""
+
+    def check(done: int, of: int) -> None:
+        if all(job.cancelled for job in jobs):
+            raise Cancelled("nobody waits for this")
+
+    return check

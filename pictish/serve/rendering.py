@@ -7,7 +7,7 @@ from PIL import Image
 
 from pictish.pipelines.drawing import render
 from pictish.pipelines.progress import Cancelled
-from pictish.serve.jobs import Draw, Picture
+from pictish.serve.jobs import Draw, Picture, while_awaited
 from pictish.serve.writing import Written
 
 if TYPE_CHECKING:
@@ -46,11 +46,6 @@ class Renderer:
         self.waiting = [each for each in self.waiting if each[1] not in group]
         works = [_work(written) for written in group]
         begun = time.monotonic()
-
-        def check(step: int, steps: int) -> None:
-            if all(written.job.cancelled for written in group):
-                raise Cancelled("nobody waits for these images")
-
         try:
             drawn = render(
                 self._reconstructor(group[0]),
@@ -58,7 +53,7 @@ class Renderer:
                 [work.seed for work in works],
                 works[0].config,
                 sources=None if works[0].source is None else [_source(work) for work in works],
-                progress=check,
+                progress=while_awaited([written.job for written in group]),
             )
         except Cancelled:
             return 0

@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 
 from pictish.data.tokens import TokenizedImage
-from pictish.lm.autoregressive import UNGUIDED, Progress, Prompt
+from pictish.lm.autoregressive import UNGUIDED, Prompt
 from pictish.lm.continuous import ContinuousBatch, Member
 from pictish.lm.grammar import GenerationConstraints, TextSegment
-from pictish.lm.sampler import PictureRequest, sampler_of
 from pictish.lm.sampling import Sampling
 from pictish.lm.text import decode_text
 from pictish.lm.vocabulary import text_ids
@@ -23,7 +22,7 @@ from pictish.pipelines.language import Said
 from pictish.pipelines.progress import Cancelled
 from pictish.pipelines.region import cells_under, redraws
 from pictish.pipelines.settings import Drawing, GenerationConfig
-from pictish.serve.jobs import Draw, Job, Piece, Preview, Started, Text, Write
+from pictish.serve.jobs import Draw, Job, Piece, Preview, Started, Text, Write, while_awaited
 
 if TYPE_CHECKING:
     from pictish.pipelines.pipeline import Pipeline
@@ -107,8 +106,8 @@ class Writer:
 
     def step(self) -> Iterator[Written]:
         """One id for everything; images that are complete."""
-        while self.written:
-            yield self.written.pop(0)
+        whole, self.written = self.written, []
+        yield from whole
         for one in list(self.writing):
             if one.job.cancelled:
                 self._drop(one)
@@ -159,21 +158,14 @@ class Writer:
 
     def _draw_whole(self, batch: _LanguageBatch, job: Job, work: Draw, settled: GenerationConfig) -> None:
         """All cells of an image; of an edit with a mask, those that the mask reaches into."""
-        model, tokenizer = batch.language.model, batch.language.tokenizer
-        prompt, redraw = batch.prompt_of(work.said), None
+        prompt, tokenizer, redraw = batch.prompt_of(work.said), batch.language.tokenizer, None
         if work.mask is not None:
             assert work.source is not None
             redraw = redraws(tokenizer, [work.source], [cells_under(work.mask, tokenizer.grid)])
-        request = PictureRequest(
-            batch.drawer.constraints(settled),
-            settled.sampling,
-            settled.guidance(model.defaults),
-            tokenizer.grid,
-        )
         generator = torch.Generator().manual_seed(work.seed)
         try:
-            segments = sampler_of(model).pictures(
-                [prompt], request, [generator], redraw=redraw, progress=_while_awaited(job)
+            (segments,) = batch.drawer.draw(
+                [prompt], [generator], settled, while_awaited([job]), redraw=redraw
             )
         except Cancelled:
             return
@@ -211,7 +203,8 @@ class Writer:
                     max_new_tokens=work.max_new_tokens,
                     sampling=work.sampling,
                     generators=[torch.Generator().manual_seed(work.seed)],
-                    progress=_while_awaited(job),
+                    progress=while_awaited([job]),
+                    prompts=[prompt],
                 )
             except Cancelled:
                 return None
@@ -238,13 +231,3 @@ class Writer:
         if ended:
             new = decoding.constraints.max_new_tokens - decoding.left
             one.job.finish(Text(text, one.member.prompt_tokens, new, cut=not decoding.ended))
-
-
-def _while_awaited(job: Job) -> Progress:
-    """A callback of a long computation, which raises `Cancelled` when nobody waits for its result."""
-
-    def check(done: int, of: int) -> None:
-        if job.cancelled:
-            raise Cancelled("nobody waits for this")
-
-    return check

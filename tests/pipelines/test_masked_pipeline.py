@@ -8,14 +8,6 @@ from pictish import Pipeline
 from pictish.cli import main
 from pictish.data.provenance import read_origin
 from pictish.pipelines.region import Region, cells_in, cells_under, parse_region
-from tests.whole import save_masked_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("masked") / "model"
-    save_masked_model(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +15,8 @@ def source():
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8))
 
 
-def test_it_generates_describes_and_edits_with_no_option(folder, source):
-    pipe = Pipeline.from_pretrained(folder, device="cpu")
+def test_it_generates_describes_and_edits_with_no_option(masked_model, source):
+    pipe = Pipeline.from_pretrained(masked_model, device="cpu")
     first, again = (pipe.generate_tokens("a red apple", seed=3) for _ in range(2))
     assert first.to_bytes() == again.to_bytes()
     assert first.cells is not None
@@ -34,12 +26,12 @@ def test_it_generates_describes_and_edits_with_no_option(folder, source):
     assert isinstance(pipe.describe(source, "what is it?", max_new_tokens=6), str)
 
 
-def test_a_region_changes_and_nothing_else(folder, source, tmp_path, monkeypatch):
-    pipe = Pipeline.from_pretrained(folder, device="cpu")
+def test_a_region_changes_and_nothing_else(masked_model, source, tmp_path, monkeypatch):
+    pipe = Pipeline.from_pretrained(masked_model, device="cpu")
     assert pipe.edit(source, "a car", region=(0, 0, 45, 60), size=48).size == (48, 32)
     source.save(tmp_path / "source.png")
     monkeypatch.chdir(tmp_path)
-    asked = ["edit", "source.png", "a car", "--region", "30,20,30,20", "--model", str(folder)]
+    asked = ["edit", "source.png", "a car", "--region", "30,20,30,20", "--model", str(masked_model)]
     assert main([*asked, "--device", "cpu", "--quiet"]) == 0
     origin = read_origin(tmp_path / "edited" / "source-a-car-0.png")
     assert origin.region == "30,20,30,20"

@@ -9,25 +9,17 @@ from PIL import Image
 from pictish.data.images import png_bytes
 from pictish.pipelines.pipeline import Pipeline
 from tests.serve.running import about, image_in, photo, running
-from tests.whole import save_masked_model
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("masked") / "model"
-    save_masked_model(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(folder):
-    with running(folder) as found:
+def server(masked_model):
+    with running(masked_model) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def pipe(folder):
-    return Pipeline.from_pretrained(folder, device="cpu")
+def pipe(masked_model):
+    return Pipeline.from_pretrained(masked_model, device="cpu")
 
 
 def test_images_and_answers_are_those_of_the_pipeline(client, pipe):

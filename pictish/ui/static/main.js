@@ -98,8 +98,10 @@ async function greet() {
     get("model-choice").replaceChildren(...found.map((model) => {
       return element("option", { value: model.parent ? model.id : "", textContent: model.id });
     }));
+    api.setModel(get("model-choice").value);
   } catch (error) {
     get("model").textContent = error.message;
+    get("model").hidden = false;
     get("access").open = true;
   }
 }
