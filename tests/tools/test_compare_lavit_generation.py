@@ -53,13 +53,13 @@ def recorded(most: int) -> dict:
 
 def test_the_room_is_that_of_the_prompt_or_of_a_picture(language, picture, monkeypatch):
     limits = []
-    original = TextToImage._draw
+    original = TextToImage.draw
 
     def noted(self, prompts, generators, settled, *rest):
         limits.append((settled.min_codes, settled.max_codes))
         return original(self, prompts, generators, settled, *rest)
 
-    monkeypatch.setattr(TextToImage, "_draw", noted)
+    monkeypatch.setattr(TextToImage, "draw", noted)
     drawer = OfficialTextToImage(language)
     short = length_of(language, [picture, SHORT])
     assert short < CELLS < length_of(language, [picture, LONG])
