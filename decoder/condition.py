@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from pictish.decoder.config import ConditionConfig
+from pictish.decoder.config import ConditionConfig, HeadsConfig
+from pictish.tokenizer.dynamic import Tokenizer
 from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 
 
@@ -29,6 +30,24 @@ class Conditioning(NamedTuple):
         features = None if self.features is None else change(self.features)
         pixels = None if self.pixels is None else change(self.pixels)
         return Conditioning(features, change(self.codes), change(self.real), pixels)
+
+
+def conditioning_on(features: Tensor, tokenizer: Tokenizer) -> Conditioning:
+    """Conditions of features (B, N, F) alone, with no codes behind them: `check_reads_features` says when."""
+    count, cells, _ = features.shape
+    codes = features.new_zeros(count, cells, tokenizer.network.quantizer.dim)
+    real = torch.zeros(count, cells, dtype=torch.bool, device=features.device)
+    return Conditioning(features, codes, real, tokenizer.pixels_in(features))
+
+
+def check_reads_features(condition: ConditionConfig | HeadsConfig) -> None:
+    """ValueError for a decoder that reads codes, and not the tokenizer's features alone."""
+    own = isinstance(condition, HeadsConfig) and condition.trunk is not None
+    if own or "codes" in condition.sequence:
+        raise ValueError(
+            "decoder: it reads codes; one that reads the tokenizer's features alone (condition.sequence: "
+            "[features] or []) would fit"
+        )
 
 
 class EncodedConditions(NamedTuple):

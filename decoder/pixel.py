@@ -87,18 +87,44 @@ class Decoder:
         The model's own settings are `model.config.sampling` and `redraw`; a `Reconstructor` chooses. Raises
         ValueError for another tokenizer's tokens and for settings the model cannot take.
         """
+        assert len(generators) == len(tokens), (len(generators), len(tokens))
+        return self.draw(
+            self.conditioning(tokens),
+            generators,
+            steps=steps,
+            guidance=guidance,
+            scheduler=scheduler,
+            size=size,
+            sources=sources,
+            strength=strength,
+            progress=progress,
+        )
+
+    @inference
+    def draw(
+        self,
+        conditioning: Conditioning,
+        generators: Sequence[torch.Generator],
+        *,
+        steps: int,
+        guidance: float,
+        scheduler: str | None,
+        size: tuple[int, int] | None = None,
+        sources: Sequence[Source] | None = None,
+        strength: float = 1.0,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """The same from conditions, however they came about."""
         height, width = size or (self.side, self.side)
         self.check(steps, guidance, scheduler)
         self._check((height, width), sources, strength)
         if strength < 1:
             check_scheduler(scheduler, self.model.config.noise, steps, strength)
-        assert len(generators) == len(tokens), (len(generators), len(tokens))
-        conditioning = self.conditioning(tokens)
-        group = self.model.config.micro_batch
+        count, group = len(generators), self.model.config.micro_batch
         pictures = []
-        groups = range(0, len(tokens), group)
+        groups = range(0, count, group)
         for number, start in enumerate(groups):
-            chosen = list(range(start, min(start + group, len(tokens))))
+            chosen = list(range(start, min(start + group, count)))
             padded = chosen + [start] * (group - len(chosen))  # blanks repeat the first
             shape = (self.model.channels, *(n * self.model.sample_size // self.side for n in (height, width)))
             noise = [torch.randn(shape, generator=generators[index]) for index in chosen]

@@ -95,7 +95,7 @@ def train(
             generator = seeded(config.seed, step)
             pictures = training.batch(step, config.batch_size, config.seed, process_group)
             draw = partial(_draw, config=config, generator=generator, process_group=process_group)
-            batch = _batch(tokenizer, pictures, sides[1], draw)
+            batch = batch_of(tokenizer, pictures, sides[1], draw)
             rate = warmup_cosine(step, peak=config.learning_rate, warmup=config.warmup, total=config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -224,10 +224,10 @@ def _losses(
 
 def _in_order(tokenizer: Tokenizer, cache: PictureCache, side: int, size: int) -> Iterator[Batch]:
     for pictures in cache.in_order(size):
-        yield _batch(tokenizer, pictures, side, choose)
+        yield batch_of(tokenizer, pictures, side, choose)
 
 
-def _batch(tokenizer: Tokenizer, pictures: Tensor, side: int, draw: Callable[[Tensor], Tensor]) -> Batch:
+def batch_of(tokenizer: Tokenizer, pictures: Tensor, side: int, draw: Callable[[Tensor], Tensor]) -> Batch:
     """What the codes say of uint8 images (B, S, S, 3), and the images at `side` pixels."""
     pictures = pictures.to(tokenizer.device)
     there = tokenizer.network.round_trip(resized(pictures, tokenizer.image_size), draw=draw)

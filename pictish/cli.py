@@ -34,6 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train tokenizer": ("pictish.commands.train:tokenizer", "Train a tokenizer."),
     "train lm": ("pictish.commands.train:lm", "Train a language model on text and image tokens."),
     "train decoder": ("pictish.commands.train:decoder", "Train a decoder that turns tokens into pixels."),
+    "train output-projector": (
+        "pictish.commands.train:output_projector",
+        "Train an output projector: a frozen language model draws without codes.",
+    ),
     "train model": (
         "pictish.commands.train_model:run",
         "Train all parts of a model on your own images.",

@@ -1,21 +1,15 @@
 """Every YAML that ships loads and fits the settings of its part."""
 
-import importlib
-
 import pytest
 
+from pictish.commands.config import class_of
 from pictish.configs import load, parse, shipped_names
 from tests.tree import ROOT
 
 
-def config_class(raw):
-    """The class that `part:` names: pictish.tokenizer.config.TrainConfig for `part: tokenizer`."""
-    return importlib.import_module(f"pictish.{raw['part']}.config").TrainConfig
-
-
 @pytest.mark.parametrize("name", shipped_names())
 def test_shipped_config_fits_its_part(name):
-    parse(config_class(load(name)), load(name), f"configs/{name}.yaml")
+    parse(class_of(load(name), name), load(name), f"configs/{name}.yaml")
 
 
 @pytest.mark.parametrize("name", shipped_names())

@@ -40,7 +40,7 @@ class PictureCache:
     """
 
     def __init__(self, folder: Path, samples: Sequence[str]):
-        self._samples = samples
+        self.samples = samples
         self.digest = folder.name.removeprefix(_NAME)
         self.pictures = np.load(folder / "pictures.npy", mmap_mode="r")
 
@@ -58,8 +58,8 @@ class PictureCache:
         self, step: int, size: int, seed: int, process_group: ProcessGroup = SINGLE_PROCESS
     ) -> list[str]:
         """Names of the samples of `batch`."""
-        views = len(self) // len(self._samples)
-        return [self._samples[row // views] for row in self._rows(step, size, seed)[process_group.rows(size)]]
+        views = len(self) // len(self.samples)
+        return [self.samples[row // views] for row in self._rows(step, size, seed)[process_group.rows(size)]]
 
     def _rows(self, step: int, size: int, seed: int) -> np.ndarray:
         places = np.arange(step * size, (step + 1) * size)

@@ -19,6 +19,7 @@ from pictish.configs.loader import SHIPPED
 from pictish.decoder.config import TrainConfig as DecoderTraining
 from pictish.io.files import write_atomic
 from pictish.lm.config import TrainConfig as LanguageTraining
+from pictish.pipelines.continuous.config import TrainConfig as ProjectorTraining
 from pictish.recipes.own.config import OwnConfig
 from pictish.tokenizer.config import TrainConfig as TokenizerTraining
 
@@ -27,6 +28,7 @@ ROOTS: dict[str, tuple[str, type[BaseModel]]] = {
     "tokenizer": ("`pictish train tokenizer`", TokenizerTraining),
     "decoder": ("`pictish train decoder`", DecoderTraining),
     "lm": ("`pictish train lm`", LanguageTraining),
+    "output-projector": ("`pictish train output-projector`", ProjectorTraining),
     "model": ("`train.yaml` of `pictish train model`", OwnConfig),
 }
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}

@@ -26,11 +26,11 @@ def show(
         print("\n".join(shipped_names()))
         return
     raw = load(name, overrides or [])
-    config = parse(_class_of(raw, name), raw, name)
+    config = parse(class_of(raw, name), raw, name)
     print(to_yaml(config) if bare else commented_yaml(config), end="")
 
 
-def _class_of(raw, name: str):
+def class_of(raw, name: str):
     """The settings class that `part` names."""
     match raw.get("part"):
         case "tokenizer":
@@ -45,8 +45,14 @@ def _class_of(raw, name: str):
             from pictish.lm.config import TrainConfig as Language
 
             return Language
+        case "output-projector":
+            from pictish.pipelines.continuous.config import TrainConfig as OutputProjector
+
+            return OutputProjector
         case "model":
             from pictish.recipes.own.config import OwnConfig
 
             return OwnConfig
-    raise ValueError(f"{name}: part {raw.get('part')!r} asked for; tokenizer, decoder, lm or model fit")
+    raise ValueError(
+        f"{name}: part {raw.get('part')!r} asked for; tokenizer, decoder, lm, output-projector or model fits"
+    )

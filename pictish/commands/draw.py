@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from pictish.data.provenance import Origin, Request
+    from pictish.pipelines.image_requests import Files
     from pictish.pipelines.settings import GenerationConfig
 
 LARGEST_COUNT = 100_000  # images of a prompt
@@ -65,7 +66,7 @@ def asked(
     }
     pictures = tuple(map(digest_of, given))
     if origin is not None:
-        left = {name for name in options if _is_default(ctx, name)}
+        left = {name for name in options if is_default(ctx, name)}
         options |= {name: getattr(origin, name) for name in left}
         if decoder_of(options["steps"], options["lowres"]) != decoder_of(origin.steps, origin.lowres):
             # the other decoder has settings of its own
@@ -93,7 +94,7 @@ def with_seeds(request: "Request", count: int) -> "list[Request]":
     return [request.model_copy(update={"seed": request.seed + number}) for number in range(count)]
 
 
-def _is_default(ctx: typer.Context, name: str) -> bool:
+def is_default(ctx: typer.Context, name: str) -> bool:
     """Whether the user left an option away."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "DEFAULT"
@@ -111,6 +112,13 @@ def config_of(request: "Request") -> "GenerationConfig":
         raise ValueError(f"--{CONFIG[name].replace('_', '-')}{colon}{rest}") from None
 
 
+def files_of(ctx: typer.Context) -> "Files":
+    """What the options of `ctx` ask to be written, and where."""
+    from pictish.pipelines.image_requests import Files
+
+    return Files(**{field.name: ctx.params[field.name] for field in fields(Files)})
+
+
 def carry_out(
     ctx: typer.Context,
     jobs: "Sequence[tuple[str, Request]]",
@@ -120,8 +128,7 @@ def carry_out(
     """Generate what the options of `ctx` ask for; see `pictish.pipelines.image_requests`."""
     from pictish.pipelines import image_requests
 
-    names = [field.name for field in fields(image_requests.Files)]
-    files = image_requests.Files(**{name: ctx.params[name] for name in names})
+    files = files_of(ctx)
     run = {name: ctx.params[name] for name in ("model", "device", "batch_size")}
     adaptor = _adaptor(ctx, jobs[0][1])
     image_requests.carry_out(jobs, given, origin, config_of(jobs[0][1]), files, adaptor=adaptor, **run)

@@ -1,12 +1,16 @@
 """`pictish generate`: images from text, or from text and images."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pictish.commands import draw, options
 from pictish.io.model_folder import Part
+
+if TYPE_CHECKING:
+    from pictish.data.provenance import Request
 
 
 def run(
@@ -43,6 +47,13 @@ def run(
     ] = None,
     adaptor: options.Adaptor = None,
     adaptor_folder: options.AdaptorFolders = None,
+    output_projector: Annotated[
+        Path | None,
+        options.files(
+            metavar="DIR",
+            help="Output projector to draw through instead of codes; the image then stores no recipe.",
+        ),
+    ] = None,
     overwrite: options.Overwrite = False,
     style: Annotated[
         str | None,
@@ -106,6 +117,9 @@ def run(
         for name, request in zip(names, requests, strict=True)
         for each in draw.with_seeds(request, count)
     ]
+    if output_projector is not None:
+        _without_codes(ctx, jobs, output_projector)
+        return
     others: dict[Part, Path | None] = {"lm": lm, "decoder": decoder}
     chosen = {name: folder for name, folder in others.items() if folder is not None}
     if not chosen:
@@ -116,6 +130,75 @@ def run(
     with with_parts(model, chosen) as together:
         ctx.params["model"] = str(together)
         draw.carry_out(ctx, jobs, given, origin)
+
+
+OF_CODES = (
+    "image",
+    "like",
+    "save_tokens",
+    "adaptor",
+    "adaptor_folder",
+    "aspect",
+    "guidance",
+    "image_guidance",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "min_tokens",
+    "max_tokens",
+    "quantize",
+    "official_quirks",
+    "lowres",
+)
+"""Options that say how codes are written and from what."""
+
+
+def _without_codes(ctx: typer.Context, jobs: "Sequence[tuple[str, Request]]", projector: Path) -> None:
+    """Draw through an output projector; ValueError for options that are about codes."""
+    from contextlib import nullcontext
+
+    from pictish.data.images import png_bytes
+    from pictish.io.files import write_atomic
+    from pictish.io.interrupt import in_units, stop_here
+    from pictish.pipelines.assemble import with_parts
+    from pictish.pipelines.continuous.generate import ContinuousGenerator
+    from pictish.training.runtime import resolve_device
+
+    given = ctx.params
+    for name in OF_CODES:
+        if not draw.is_default(ctx, name):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option}: is about codes, and --output-projector writes none; omit it")
+    files = draw.files_of(ctx)
+    files.check([name for name, _ in jobs])
+    config = draw.config_of(jobs[0][1])
+    decoder = given["decoder"]
+    with (
+        with_parts(given["model"], {"decoder": decoder}) if decoder else nullcontext(given["model"]) as model
+    ):
+        generator = ContinuousGenerator.from_folder(
+            projector,
+            model,
+            given["lm"],
+            resolve_device(given["device"]),
+            steps=config.num_inference_steps,
+            precision=jobs[0][1].precision,
+        )
+    drawn = []
+    with in_units("batch"):
+        for start in range(0, len(jobs), given["batch_size"]):
+            stop_here(f"interrupted; {start} of {len(jobs)} images are in {files.out}")
+            part = jobs[start : start + given["batch_size"]]
+            words = [request.words or "" for _, request in part]
+            made = generator(words, [request.seed for _, request in part], config)
+            for (name, request), image in zip(part, made, strict=True):
+                write_atomic(files.out / f"{name}.png", png_bytes(image))
+                if not files.quiet:
+                    print(f"{files.out / name}.png  seed {request.seed}")
+            drawn += made if files.grid else []
+    if files.grid:
+        files.store_grid(drawn)
 
 
 def _prompts_in(file: Path) -> list[str]:

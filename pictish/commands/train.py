@@ -140,6 +140,30 @@ def decoder(
         _with_progress(lambda progress: train(settings, run, device, progress, **parts), quiet)
 
 
+def output_projector(
+    config: ConfigName,
+    overrides: Overrides = None,
+    run: Run = Path("runs/output-projector"),
+    device: Device = "auto",
+    anomaly_skip: AnomalySkip = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train an output projector, through which a frozen language model draws without writing codes.
+
+    An interrupted run resumes from its last checkpoint.
+    """
+    from pictish.configs import load, parse
+    from pictish.pipelines.continuous.config import TrainConfig
+    from pictish.pipelines.continuous.train import train
+    from pictish.pipelines.run_folder import run_folder
+
+    settings = parse(TrainConfig, load(config, overrides or []), config)
+    with run_folder(run, settings, quiet):
+        _with_progress(
+            lambda progress: train(settings, run, device, progress, anomaly_skip=anomaly_skip), quiet
+        )
+
+
 def base_overrides(base: Path | None, lora: int | None, key: str) -> list[str]:
     """Overrides of the base of a language model, which `key` is, for --base; ValueError for no model."""
     import json

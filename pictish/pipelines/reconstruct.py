@@ -157,8 +157,6 @@ class Reconstructor:
 
         `drawing` is one that `settled` gave.
         """
-        import torch
-
         drawn: list[npt.NDArray[np.uint8]]
         if self.decoder is None:
             assert self.preview is not None
@@ -183,10 +181,57 @@ class Reconstructor:
                 )
                 for place, picture in zip(mine, decoded.numpy(), strict=True):
                     drawn[place] = picture
-        if (factor := self.factor(drawing)) > 1:
-            assert self.upscaler is not None
-            drawn = [each.numpy() for each in self.upscaler.enlarge(map(torch.from_numpy, drawn), factor)]
-        return drawn
+        return self._upscaled(drawn, drawing)
+
+    @inference
+    def from_features(
+        self,
+        features: "torch.Tensor",
+        size: int | None = None,
+        *,
+        generators: "Sequence[torch.Generator]",
+        drawing: Drawing | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Image.Image]:
+        """Square RGB images, `size` pixels each side, of features (B, N, F) that no codes gave.
+
+        The diffusion decoder reads them, or without one the tokenizer's own pixels are taken. Other arguments
+        and errors are those of `__call__` for generated images.
+        """
+        from pictish.decoder.condition import conditioning_on
+
+        settled = self.settled(drawing or Drawing(), generated=True)
+        conditioning = conditioning_on(features, self.tokenizer)
+        if self.decoder is None:
+            assert conditioning.pixels is not None, "a tokenizer without pixels has a decoder"
+            rgb = (conditioning.pixels.clamp(0, 1) * 255).round().byte().movedim(1, -1).cpu()
+        else:
+            assert settled.steps is not None
+            assert settled.guidance is not None
+            device = self.decoder.device
+            rgb = self.decoder.draw(
+                conditioning.each(lambda tensor: tensor.to(device)),
+                generators,
+                steps=settled.steps,
+                guidance=settled.guidance,
+                scheduler=settled.scheduler,
+                progress=progress,
+            )
+        drawn = self._upscaled(list(rgb.numpy()), settled)
+        side = size or self.usual_size(settled)
+        sides = [side or len(picture) for picture in drawn]
+        return [
+            Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC)
+            for picture, side in zip(drawn, sides, strict=True)
+        ]
+
+    def _upscaled(self, drawn: list[npt.NDArray[np.uint8]], drawing: Drawing) -> list[npt.NDArray[np.uint8]]:
+        import torch
+
+        if (factor := self.factor(drawing)) == 1:
+            return drawn
+        assert self.upscaler is not None
+        return [each.numpy() for each in self.upscaler.enlarge(map(torch.from_numpy, drawn), factor)]
 
     def usual_size(self, drawing: Drawing) -> int | None:
         """Pixels of an image's longer side where none are asked for; None: as it is drawn.

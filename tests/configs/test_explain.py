@@ -3,17 +3,17 @@
 import pytest
 import yaml
 
+from pictish.commands.config import class_of
 from pictish.configs import load, parse
 from pictish.configs.explain import commented_yaml
 from pictish.io.plain_yaml import parse_yaml
-from tests.test_configs import config_class
 
 NAMES = ["starter/tokenizer", "starter/decoder", "starter/lm", "tiny/lm", "base/tokenizer"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_reads_back_and_explains(name):
-    cls = config_class(load(name))
+    cls = class_of(load(name), name)
     config = parse(cls, load(name), name)
     text = commented_yaml(config, "one line\n\nanother")
     assert parse(cls, parse_yaml(text), name) == config

@@ -1,0 +1,1 @@
+"""Images without codes: an output projector between a frozen language model and a generator."""
