@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from pictish.lm.sampling import Sampling
 
 
+Seed: TypeAlias = int | Sequence[int] | None  # of the first image, or one for each
+
+
 class RunOptions(TypedDict, total=False):
     """Keyword arguments of every method."""
 
-    seed: int | None
+    seed: Seed
     generator: "torch.Generator | None"
     batch_size: int
     callback: Callback | None
@@ -101,7 +104,7 @@ def prompts_of(
     prompt: str | list[str] | tuple[str, ...] | None,
     images: Sequence[Picture],
     num_images: int | None,
-    seed: int | None,
+    seed: Seed,
     generator: "torch.Generator | None",
 ) -> tuple[list[list[Said]], list[int]]:
     """Images and words of the prompt of each image, and its seed."""
@@ -114,7 +117,7 @@ def prompts_of(
         if one is not None or not shown:
             check_words("prompt", one)
     said = [[*shown, *([] if one is None else [one])] for one in prompts for _ in range(count)]
-    if generator is not None:
+    if generator is not None or isinstance(seed, Sequence):
         return said, seeds_of(len(said), seed, generator)
     return said, [one for _ in prompts for one in seeds_of(count, seed, None)]
 
@@ -146,7 +149,7 @@ def tokens_asked_for(
     budget: int | None,
     threshold: float | None,
     quality: float | None,
-    seed: int | None,
+    seed: Seed,
     generator: "torch.Generator | None",
     cells: int,
 ) -> HowMany:
@@ -172,21 +175,47 @@ def batches(count: int, batch_size: int, run: Run) -> Iterator[slice]:
         yield slice(start, min(start + batch_size, count))
 
 
-def seeds_of(count: int, seed: int | None, generator: "torch.Generator | None", step: int = 1) -> list[int]:
-    """A seed an image: `seed`, 0 by default, counted up by `step`, or drawn from the generator."""
+def seeds_of(count: int, seed: Seed, generator: "torch.Generator | None", step: int = 1) -> list[int]:
+    """A seed an image: those given, or `seed`, 0 by default, counted up by `step`, or from the generator."""
     import torch
 
     if generator is not None:
         if seed is not None:
             raise ValueError("seed and generator were given; they exclude each other")
         return [int(n) for n in torch.randint(2**62, (count,), generator=generator, device=generator.device)]
+    if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
+        if len(seed) != count:
+            raise ValueError(f"seed: {len(seed)} given for {count} images; one for each would fit")
+        return [_seed(one) for one in seed]
+    first = _seed(0 if seed is None else seed, step * max(0, count - 1))
+    return [first + step * number for number in range(count)]
+
+
+def _seed(seed: object, more: int = 0) -> int:
+    """A seed after which `more` others fit."""
     try:
-        first = 0 if seed is None else operator.index(seed)
+        found = operator.index(seed)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"seed: {type(seed).__name__} given; a whole number would fit") from None
-    if not 0 <= first <= 2**64 - 1 - step * max(0, count - 1):
-        raise ValueError(f"seed: {seed} asked for; 0 to 2**64 - 1 fit, of the last image too")
-    return [first + step * number for number in range(count)]
+    if not 0 <= found < 2**64 - more:
+        raise ValueError(f"seed: {found} asked for; 0 to 2**64 - 1 fit, of the last image too")
+    return found
+
+
+def questions_of(
+    image: Any, question: str | Sequence[str | None] | None
+) -> tuple[list[Any], list[str | None]]:
+    """Images and the question about each: one question about all, several about one, or one for each."""
+    images = listed_of(image)
+    if isinstance(question, str | None):
+        return images, [question] * len(images)
+    if not isinstance(question, list | tuple) or not all(isinstance(one, str | None) for one in question):
+        raise TypeError(f"question: {type(question).__name__} given; a str, or a list of them, would fit")
+    if not isinstance(image, list | tuple):
+        images = images * len(question)
+    if len(images) != len(question):
+        raise ValueError(f"question: {len(question)} given for {len(images)} images; one for each would fit")
+    return images, list(question)
 
 
 def listed_of(images: Any) -> list[Any]:

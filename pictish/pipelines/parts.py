@@ -59,6 +59,17 @@ class ModelParts:
         self._language: Language | None = None
         self._reconstructors: dict[bool, Reconstructor] = {}
 
+    def __repr__(self) -> str:
+        parts = {
+            "tokenizer": self._tokenizer,
+            "language_model": self._model,
+            "decoder": self._reconstructors,
+        }
+        loaded = ", ".join(name for name, part in parts.items() if part) or "nothing"
+        return (
+            f"{type(self).__name__}({str(self.model)!r}, {self.device}, {self.precision}; loaded: {loaded})"
+        )
+
     @classmethod
     def from_pretrained(
         cls,

@@ -19,6 +19,7 @@ from pictish.pipelines.arguments import (
     DrawOptions,
     EditOptions,
     GenerateOptions,
+    Seed,
     TokenizeOptions,
     batches,
     check_max_new_tokens,
@@ -27,6 +28,7 @@ from pictish.pipelines.arguments import (
     listed_of,
     named,
     prompts_of,
+    questions_of,
     sampling_of,
     seeds_of,
     shape_of,
@@ -58,10 +60,11 @@ class Pipeline(ModelParts):
     file, a PIL image of any mode or a uint8 array (height, width[, 3 or 4]); transparent pixels are on white.
     Images returned are RGB. A list in gives a list out.
 
-    Shared arguments: `seed` (default 0) makes a call reproducible on the same machine; a `torch.Generator` as
-    `generator` draws the seeds of the images instead, so that calls in a row differ. `batch_size` images are
-    computed at a time. `callback` gets a `Progress` after each step, and `cancel` (a `threading.Event`, or a
-    function that returns True) is asked between steps: the call then raises `Cancelled`.
+    Shared arguments: `seed` (default 0) makes a call reproducible on the same machine; a list has a seed for
+    each image. A `torch.Generator` as `generator` draws the seeds instead, so that calls in a row differ.
+    `batch_size` images are computed at a time. `callback` gets a `Progress` after each step, and `cancel` (a
+    `threading.Event`, or a function that returns True) is asked between steps: the call then raises
+    `Cancelled`.
 
     ValueError, in one line, is raised for arguments out of range, images that cannot be decoded and model
     folders that are damaged or lack a part; OSError for files that cannot be read.
@@ -98,7 +101,7 @@ class Pipeline(ModelParts):
         images: Sequence[Picture] = (),
         aspect_ratio: tuple[int, int] | None = None,
         adaptor: str | None = None,
-        seed: int | None = None,
+        seed: Seed = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 8,
         config: GenerationConfig | None = None,
@@ -168,7 +171,7 @@ class Pipeline(ModelParts):
         images: Sequence[Picture] = (),
         aspect_ratio: tuple[int, int] | None = None,
         adaptor: str | None = None,
-        seed: int | None = None,
+        seed: Seed = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 8,
         config: GenerationConfig | None = None,
@@ -217,7 +220,7 @@ class Pipeline(ModelParts):
         num_images: int | None = None,
         keep_unchanged: bool = True,
         region: tuple[int, int, int, int] | None = None,
-        seed: int | None = None,
+        seed: Seed = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 8,
         config: GenerationConfig | None = None,
@@ -264,8 +267,13 @@ class Pipeline(ModelParts):
     def describe(
         self,
         image: list[AnyPicture] | tuple[AnyPicture, ...],
-        question: str | None = None,
+        question: str | Sequence[str | None] | None = None,
         **options: Unpack[DescribeOptions],
+    ) -> list[str]: ...
+
+    @overload
+    def describe(
+        self, image: Picture, question: list[str] | tuple[str, ...], **options: Unpack[DescribeOptions]
     ) -> list[str]: ...
 
     @overload
@@ -276,7 +284,7 @@ class Pipeline(ModelParts):
     def describe(
         self,
         image: Picture | list[AnyPicture] | tuple[AnyPicture, ...],
-        question: str | None = None,
+        question: str | Sequence[str | None] | None = None,
         *,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
@@ -286,7 +294,7 @@ class Pipeline(ModelParts):
         features: bool | None = None,
         lemmas: bool = False,
         adaptor: str | Sequence[str | None] | None = None,
-        seed: int | None = None,
+        seed: Seed = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 8,
         callback: Callback | None = None,
@@ -294,6 +302,7 @@ class Pipeline(ModelParts):
     ) -> str | list[str]:
         """A caption of an image, or the answer to a question about it; for a list of images a list of texts.
 
+        A list of questions has one for each image, or several for a single image, and gives a list as well.
         Without sampling settings the model's own way is taken, greedy or beam search; with one of
         `temperature`, `top_k`, `top_p` and `min_p` the text is sampled, at temperature 1 by default.
         `features` selects whether images enter as continuous features or as codes, `lemmas` reduces nouns and
@@ -302,9 +311,10 @@ class Pipeline(ModelParts):
         """
         from pictish.pipelines.describe import Describe
 
-        pictures = [load_image(one) for one in listed_of(image)]
-        if not isinstance(question, str | None):
-            raise TypeError(f"question: {type(question).__name__} given; one str for all images would fit")
+        images, questions = questions_of(image, question)
+        loaded = {id(one): load_image(one) for one in images}  # one that comes several times is read once
+        pictures = [loaded[id(one)] for one in images]
+        alone = not isinstance(image, list | tuple) and isinstance(question, str | None)
         sampling = sampling_of(temperature, top_k, top_p, min_p)
         check_max_new_tokens(max_new_tokens)
         seeds = seeds_of(len(pictures), seed, generator)
@@ -315,16 +325,16 @@ class Pipeline(ModelParts):
                 raise ValueError(
                     "codes, lemmas, adaptor: this model sees through a vision tower, and answers as it is"
                 )
-            dialogues = [asked(one, question) for one in pictures]
+            dialogues = [asked(*one) for one in zip(pictures, questions, strict=True)]
             own = {"max_new_tokens": max_new_tokens, "sampling": sampling}
             answers = self._answers(dialogues, seeds, batch_size, run, **own)
             written = [answer.text for answer in answers]
-            return written if isinstance(image, list | tuple) else written[0]
+            return written[0] if alone else written
         languages = self.languages_for(adaptor, len(pictures))
         for batch in batches(len(pictures), batch_size, run):
             written += Describe(languages[batch][0]).batch(
                 pictures[batch],
-                [question] * len(pictures[batch]),
+                questions[batch],
                 languages=languages[batch],
                 continuous=features,
                 max_new_tokens=max_new_tokens,
@@ -333,7 +343,7 @@ class Pipeline(ModelParts):
                 generators=None if sampling is None else drawing.generators(seeds[batch]),
                 progress=run.steps("language_model", batch.start),
             )
-        return written if isinstance(image, list | tuple) else written[0]
+        return written[0] if alone else written
 
     def chat(
         self,
@@ -344,7 +354,7 @@ class Pipeline(ModelParts):
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
-        seed: int | None = None,
+        seed: Seed = None,
         generator: "torch.Generator | None" = None,
         callback: Callback | None = None,
         cancel: Cancel | None = None,
@@ -389,7 +399,7 @@ class Pipeline(ModelParts):
         budget: int | None = None,
         threshold: float | None = None,
         quality: float | None = None,
-        seed: int | None = None,
+        seed: Seed = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 32,
         max_pixels: int = MAX_PIXELS,
@@ -427,7 +437,7 @@ class Pipeline(ModelParts):
         self,
         tokens: TokenizedImage | Sequence[TokenizedImage],
         *,
-        seed: int | None = None,
+        seed: Seed = None,
         generator: "torch.Generator | None" = None,
         batch_size: int = 32,
         config: GenerationConfig | None = None,

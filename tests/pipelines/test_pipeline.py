@@ -161,6 +161,23 @@ def test_a_generator_gives_other_pictures_each_time_and_the_global_one_is_left_a
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_list_of_seeds_or_questions_gives_what_each_gives_alone(pipe, pictures):
+    small = {"num_inference_steps": 0, "size": 16}
+    several = pipe.generate("a red apple", num_images=3, seed=[7, 2, 7], **small)
+    alone = [pipe.generate("a red apple", seed=seed, **small) for seed in (7, 2)]
+    assert [one.tobytes() for one in several] == [alone[n].tobytes() for n in (0, 1, 0)]
+    prompts = pipe.generate_tokens(["a red apple", "the sun"], seed=(5, 6))
+    assert prompts[1].to_bytes() == pipe.generate_tokens("the sun", seed=6).to_bytes()
+    one, other = pictures / "disc.png", pictures / "bar.png"
+    asked = ["what is it?", "which colour?"]
+    answers = [pipe.describe(one, question, max_new_tokens=4) for question in asked]
+    assert pipe.describe(one, asked, max_new_tokens=4) == answers
+    assert pipe.describe([one, other], [asked[0], None], max_new_tokens=4) == [
+        answers[0],
+        pipe.describe(other, max_new_tokens=4),
+    ]
+
+
 def test_parts_are_loaded_when_they_are_needed_and_once(whole_model, pictures, monkeypatch):
     loaded = []
     for part in (UnifiedModel, Reconstructor):
@@ -172,8 +189,10 @@ def test_parts_are_loaded_when_they_are_needed_and_once(whole_model, pictures, m
 
         monkeypatch.setattr(part, "from_folder", counted)
     pipe = pictish.Pipeline.from_pretrained(str(whole_model), device="cpu")
+    assert repr(pipe) == f"Pipeline({str(whole_model)!r}, cpu, float32; loaded: nothing)"
     tokens = pipe.tokenize(pictures / "disc.png")
     assert loaded == []
+    assert repr(pipe).endswith("loaded: tokenizer)")
     threads = [
         threading.Thread(target=pipe.detokenize, args=(tokens,), kwargs={"size": 16}) for _ in range(2)
     ]
@@ -234,6 +253,9 @@ def test_a_call_is_cancelled_between_two_steps(pipe, stage):
         (lambda pipe, path: pipe.generate("a", seed=-1), "seed: -1 asked for"),
         (lambda pipe, path: pipe.generate("a", num_images=2, seed=2**64 - 1), "seed: 18446744073709551615"),
         (lambda pipe, path: pipe.generate("a", seed=1, generator=torch.Generator()), "seed and generator"),
+        (lambda pipe, path: pipe.generate("a", seed=[1, 2]), "seed: 2 given for 1 images"),
+        (lambda pipe, path: pipe.generate("a", num_images=2, seed=[1, 2**64]), "seed: 18446744073709551616"),
+        (lambda pipe, path: pipe.describe([path], ["a", "b"]), "question: 2 given for 1 images"),
         (lambda pipe, path: pipe.generate("a", images=path), "images: one image was given"),
         (lambda pipe, path: pipe.generate("a", aspect_ratio=(0, 2)), "aspect_ratio: .0, 2. asked for"),
         (lambda pipe, path: pipe.generate("a", top_p=2), "top_p: 2 asked for"),
