@@ -1,6 +1,6 @@
 """Size, speed and agreement of a language model as float32, bfloat16 and quantized.
 
-    python -m tools.bench_quantize [--model MODEL] [--images FOLDER] [--count N]
+    python -m tools.bench_quantize [--model MODEL] [--pictures FOLDER] [--count N]
 
 Agreement is the share of ids (text and codes) that are the likeliest ones of float32 as well, given the same
 ids before them: of a drawing and a caption of each image. Printed as a table in Markdown.
@@ -70,8 +70,6 @@ def main() -> int:
     print("| weights | MB | ids a second | ids as float32 |\n|---|---|---|---|")
     truth: list[Tensor] = []
     for way in WAYS:
-        if way == "int4" and settings.device == "cpu":
-            continue
         model = load(settings.model, way, settings.device)
         found, speed = likeliest(model, documents(model, tokenizer, paths), settings.device)
         truth = truth or found

@@ -86,7 +86,7 @@ Bits = Annotated[
     Literal["int8", "int4"] | None,
     runtime(
         "--quantize",
-        help="Quantize the weights of the language model (needs pictish[quantize]); int4 needs a GPU.",
+        help="Quantize the weights of the language model (needs pictish[quantize]); int4 is slow on a CPU.",
     ),
 ]
 LowRes = Annotated[bool, advanced("--lowres", help="Use the model's low-resolution decoder.")]

@@ -87,7 +87,7 @@ class ModelParts:
         `device` is "auto" (CUDA where there is a GPU), "cpu", "cuda" or "cuda:N". `dtype`, float32 or
         bfloat16, is that of the language model, the denoiser and, on a GPU, the upscaler. `lm` is the folder
         of another language model than the model's own: one of pictish, or, for use with adaptors alone, any
-        causal language model of transformers. With `quantize`, "int8" or on a GPU "int4", the weights of the
+        causal language model of transformers. With `quantize`, "int8" or "int4", the weights of the
         language model, but not of adaptors, are quantized once loaded. Nothing is loaded yet. ValueError for
         a folder without a tokenizer, a repository that does not exist, a device that is not there and other
         types; OSError where the hub fails.
