@@ -125,7 +125,7 @@ class Source:
 def weight_files(source: Source, folder: str, needed_by: str) -> dict[str, list[str] | None] | None:
     """Files of weights in `folder` ("": the checkpoint's own) and the names that the index says each holds.
 
-    None as names: there is no index. None: nothing can be told, which is noted.
+    None as names: there is no index. None: nothing is known, which is noted.
     """
     kinds = ("model.safetensors", "pytorch_model.bin")
     within = source.folder / folder if folder else source.folder
@@ -165,7 +165,7 @@ def _by(shape: Shape) -> str:
 
 
 def digest(source: Source, parts: Iterable[Part], settings: Mapping[str, object]) -> str:
-    """Of the files' names, sizes and times and of what is made of them: an interrupted import goes on when it
+    """Of the files' names, sizes and times and of what is made of them: an interrupted import resumes when it
     is the same."""
     files = {}
     for path in sorted({p.source for part in parts for pieces in part.weights.values() for p in pieces}):

@@ -221,7 +221,7 @@ class WorkerPool:
         for worker in self._all:
             worker.stop()
         self._threads.shutdown(wait=True, cancel_futures=True)
-        for worker in self._all:  # a thread may have started one again just before it was told to stop
+        for worker in self._all:  # a thread may have started one again just before it was stopped
             worker.release()
 
 

@@ -77,7 +77,9 @@ class ConditionConfig(Config):
     @model_validator(mode="after")
     def _tells_something(self) -> "ConditionConfig":
         if not (self.channels or self.sequence):
-            raise ValueError("condition: no channels and no sequence, so codes would not be told; set one")
+            raise ValueError(
+                "condition: no channels and no sequence, so nothing would be conditioned on codes; set one"
+            )
         return self
 
 

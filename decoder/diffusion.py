@@ -74,7 +74,7 @@ class DiffusionDecoder(nn.Module):
         source: tuple[Tensor, Tensor] | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        """Prediction (B, C, H, W) for `noisy` maps at `times` (B,); where `drop` (B,) codes are not told.
+        """Prediction (B, C, H, W) for `noisy` maps at `times` (B,); unconditional where `drop` (B,).
 
         `prior` is what `self.prior` gives; `lengths` as for the denoiser.
         """

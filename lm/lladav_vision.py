@@ -200,7 +200,7 @@ def _tower_config(
     heads = told.get("num_attention_heads") or raw.get("mm_vision_heads") or HEADS.get(width)
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise ValueError(
-            f"how many heads its tower of width {width} has is not told; a config.json of the tower would, "
+            f"how many heads its tower of width {width} has is unknown; a config.json of the tower would, "
             "in the folder given as --vision-tower"
         )
     settings = {

@@ -36,7 +36,7 @@ class Packed:
     """
 
     ids: Tensor
-    targets: Tensor  # the id that is to be told at this place, else IGNORED; `pack` gives each its own
+    targets: Tensor  # the id that is to be predicted at this place, else IGNORED; `pack` gives each its own
     documents: Tensor  # 1, 2, ... in each row; 0 is padding
     positions: Tensor  # from 0 in each document
     tasks: Tensor  # index into TASKS of each token's document

@@ -323,7 +323,7 @@ def drawing(text: str, picture: Codes, drop: "Drop | None" = None) -> list[Part]
 
 
 def edit(source: Codes, instruction: str, target: Codes, drop: "Drop | None" = None) -> list[Part]:
-    """Parts of a document that changes an image as told."""
+    """Parts of a document that changes an image as instructed."""
     parts: list[Part] = []
     if drop is None or not drop.image:
         parts.append(source)

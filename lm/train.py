@@ -367,12 +367,12 @@ class _Begun:
         inputs = dict(state.get("inputs", {}))
         check_inputs(latest, inputs, now)
         load_weights(model, tensors)
-        logger.info("going on from %s", latest.name)
+        logger.info("resuming from %s", latest.name)
         places = tuple(state["places"])
         return cls(int(state["step"]), tensors, places, state["skipped"], state.get("watch"), inputs)
 
     def places_of(self, lanes: int) -> Sequence[Position]:
-        """Where each lane of the stream goes on."""
+        """Where each lane of the stream resumes."""
         if len(self.places) != lanes:
             raise ValueError(f"the run has data.lanes {len(self.places)}; resume with as many, not {lanes}")
         return self.places
@@ -435,7 +435,7 @@ def _streams(
     places: Sequence[Position] | None,
     run: Path,
 ) -> dict[int, Mixture]:
-    """This process's lanes of stage `number`, each where it goes on."""
+    """This process's lanes of stage `number`, each from where it was."""
     lanes, rank, world = config.data.lanes, accelerate.process_index, accelerate.num_processes
     if lanes % world:
         raise ValueError(f"{world} processes cannot divide data.lanes {lanes}; give a multiple of {world}")

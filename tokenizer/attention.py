@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 LEAK = 1e-6  # what LaVIT adds to the sum of a row's weights, spread over all keys
-_LOGITS = 1 << 18  # of so many numbers at a time
+_LOGITS = 1 << 18  # at most this many numbers at a time
 
 
 class Attention(nn.Module):
@@ -56,7 +56,7 @@ def leaky_attention(q: Tensor, k: Tensor, v: Tensor, centre: Tensor, allowed: Te
     logit is masked the leak is large, and where nothing is allowed the values' mean comes out. In float32.
 
     A few heads of one image at a time, so that logits stay in the cache: on a CPU that is faster than the
-    fused kernel, which must be told the maximum over masked keys and so needs all logits beforehand.
+    fused kernel, which needs the maximum over masked keys and so needs all logits beforehand.
 
     q (B, H, Q, d), k (B, H, N, d), of the first A keys v (B, H, A, d) and allowed (B, 1, Q or 1, A) bool, the
     mean of the values of all keys centre (B, H, 1, d); returns (B, H, Q, d).

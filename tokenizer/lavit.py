@@ -51,7 +51,7 @@ class Heads:
 def find_heads(folder: Path, width: int) -> Heads | None:
     """Heads of a checkpoint: 16 at the official width, else those in the `dims` of a config.json.
 
-    It is looked for in the checkpoint's folder and beside it, where test checkpoints have it. None: not told.
+    It is looked for in the checkpoint's folder and beside it, where test checkpoints have it. None: unknown.
     """
     if width == OFFICIAL_WIDTH:
         return Heads()

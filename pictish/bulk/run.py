@@ -150,7 +150,7 @@ def run(plan: Plan, quiet: bool) -> int:
 def _todo(
     folder: BulkFolder, own: Sequence[Stored], plan: Plan, report: Report, result: Result
 ) -> list[Stored]:
-    """The shards yet to be made; the finished ones are counted, and what is wrong with them told."""
+    """The shards yet to be made; the finished ones are counted, and what is wrong with them reported."""
 
     def look(source: Stored) -> ShardStats | ValueError | None:
         try:

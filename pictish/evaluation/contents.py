@@ -70,7 +70,10 @@ def _read_tokens(shards: Sequence[Path], others: Sequence[Path]) -> Iterator[Tok
         except (ValueError, OSError) as error:
             yield Broken(file.name, one_line(error))
     for path in shards:
-        with contextlib.suppress(ValueError, OSError), open_shard(path) as shard:  # told by inspect_shards
+        with (
+            contextlib.suppress(ValueError, OSError),
+            open_shard(path) as shard,
+        ):  # reported by inspect_shards
             tokens = {key: [s for s in one if s.endswith("tokens")] for key, one in shard.samples.items()}
             for key, names in tokens.items() if any(tokens.values()) else []:
                 if not names:

@@ -36,7 +36,7 @@ def four_panels(panels: Panels) -> Image.Image:
     """The image, its kept patches with scores in per cent, their codes, the reconstruction, a caption."""
     wanted = 36 * max(panels.grid) * max(panels.picture.size) / min(panels.picture.size)
     fitting = _fit(panels.picture.size, min(max(PANEL[0], round(wanted)), PANEL[1]))
-    # A strip of an image is widened until its cells can be told apart.
+    # A strip of an image is widened until its cells are distinct.
     box = (max(fitting[0], 5 * panels.grid[1]), max(fitting[1], 5 * panels.grid[0]))
     plain = panels.picture.resize(box, Image.Resampling.LANCZOS)
     back = panels.reconstruction.resize(box, Image.Resampling.BICUBIC)

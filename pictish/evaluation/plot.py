@@ -127,7 +127,7 @@ def _panel(axis: Any, measured: dict[str, Any], metric: str) -> None:
             linestyle="none",
             label=label,
             zorder=3,
-            # All lie at one token count: the baselines stand aside, so that the bars can be told apart.
+            # All lie at one token count: the baselines stand aside, so that the bars stay distinct.
             transform=offset_copy(axis.transData, fig=axis.figure, x=aside, units="points"),
         )
     # what stands aside does not count for the limits that matplotlib finds

@@ -225,7 +225,7 @@ def find_upscaler(name_or_path: str | Path) -> Path | None:
 def refuse_foreign_code(folder: Path) -> None:
     """ValueError where a transformers or diffusers folder would have them run other code, or read elsewhere.
 
-    Both are told never to trust remote code; this is about what they do without asking.
+    Both run with trust_remote_code=False; this is about what they do regardless of it.
     """
     if (folder / "adapter_config.json").exists():
         raise ValueError("adapters are not read; merge them into the weights")

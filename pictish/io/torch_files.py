@@ -54,7 +54,7 @@ def _open_safetensors(path: Path) -> Any:
 def _open_pickle(path: Path) -> Any:
     import torch
 
-    with path.open("rb") as file:  # what cannot be opened at all is told as such
+    with path.open("rb") as file:  # a file that cannot be opened is an OSError
         starts_as_zip = file.read(2) == b"PK"
     mapped = starts_as_zip and zipfile.is_zipfile(path)  # before PyTorch 1.6 they were bare pickles
     try:

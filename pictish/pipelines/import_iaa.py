@@ -46,7 +46,7 @@ def import_iaa(
     """Write `out`; returns the bytes of the tensors of each folder in it.
 
     `heads` of the CLIP tower and insertion `points` are in no file; by default those of the released models.
-    `system` is the message before every dialogue. Interrupted, it goes on when called again. `Refused` for
+    `system` is the message before every dialogue. Interrupted, it resumes when called again. `Refused` for
     files that are missing, damaged or other than they should be; ValueError for `out` that exists.
     """
     if not folder.is_dir():
@@ -142,9 +142,9 @@ def _tensors(source: Source) -> Tensors | None:
             if name in found:
                 source.wrong.append(f"{source.folder / file}: {name} is also in {found[name][0]}")
             found[name] = file, meta
-    strays = [name for name, file in listed.items() if name in found and found[name][0] != file]
-    if strays:
-        source.wrong.append(f"{source.folder / str(index)}: {strays[0]} does not lie where it says")
+    misplaced = [name for name, file in listed.items() if name in found and found[name][0] != file]
+    if misplaced:
+        source.wrong.append(f"{source.folder / str(index)}: {misplaced[0]} does not lie where it says")
     return found if whole else None
 
 

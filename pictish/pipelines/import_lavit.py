@@ -65,7 +65,7 @@ def import_lavit(
 ) -> Imported:
     """Write the model folder `out` with these parts of the checkpoint `folder`, and always its tokenizer.
 
-    On `pictures` the two modes of the merger are compared. Interrupted, it goes on when called again. Raises
+    On `pictures` the two modes of the merger are compared. Interrupted, it resumes when called again. Raises
     `Refused` for files that are missing, damaged or other than they should be, and ValueError for `out` that
     exists, too little space, and a folder that is no LaVIT checkpoint.
     """
@@ -104,7 +104,7 @@ def _plan(
     from pictish.tokenizer.lavit import OVERRIDE, find_heads, plan_tokenizer, plan_understanding
 
     found = plan_tokenizer(source, heads, mode)
-    if found is None:  # the others cannot be planned, but what they lack can be told
+    if found is None:  # the others cannot be planned, but what they lack can be listed
         for name in parts:
             for file in _FIRST.get(name, ()):
                 if not (source.folder / file).exists():

@@ -17,7 +17,7 @@ CARD = "README.md"
 
 
 class Progress(Protocol):
-    """Told of the work as it is done."""
+    """Is notified of the work as it is done."""
 
     def begin(self, task: str, total: int) -> None:
         """A task of this many steps begins."""
@@ -53,7 +53,7 @@ def staged(
     """Write the planned parts beside `out`; inside the block, that folder and the first part's fingerprint.
 
     `name_of` gives that fingerprint, which later parts are finished with. When the block ends well, the
-    folder becomes `out`. Interrupted, it goes on when called again with the same files and `settings`.
+    folder becomes `out`. Interrupted, it resumes when called again with the same files and `settings`.
     ValueError for too little space.
     """
     staging = temp_path(out)

@@ -23,7 +23,7 @@ LARGEST_COUNT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Drawing:
-    """How codes become pixels; what is left away is the decoder's own choice."""
+    """How codes become pixels; what is None is the decoder's own choice."""
 
     steps: int | None = None
     """Of the diffusion decoder; 0 is the preview."""

@@ -112,7 +112,7 @@ class Engine:
             begun = time.monotonic()
             try:
                 done = self._turn(writer, renderer)
-            except Exception as error:  # a bug, or no memory: whoever is concerned is told, and work goes on
+            except Exception as error:  # a bug, or no memory: the affected requests fail, and work continues
                 logger.exception("a step failed")
                 for job in self._running:
                     job.fail(error)

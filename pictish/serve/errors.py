@@ -33,7 +33,7 @@ error_responses: dict[int | str, dict[str, Any]] = {
 
 
 class ApiError(Exception):
-    """What is wrong with a request, or with the server, as its client is told."""
+    """What is wrong with a request, or with the server, as its client sees it."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """Any exception as a client is told: a ValueError is the fault of the request, others are bugs."""
+    """Any exception as a client sees it: a ValueError is the fault of the request, others are bugs."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ValueError):  # one line by the rules of this library; `name: what came; what fits`

@@ -21,7 +21,7 @@ def serve(
     adaptors: Mapping[str, Path] | None = None,
 ) -> None:
     """Serve until a signal, then finish what runs; `extend` adds to the app. OSError for a taken port."""
-    pipeline.text_to_image(pipeline.reconstructor())  # a model that cannot be loaded is told before all else
+    pipeline.text_to_image(pipeline.reconstructor())  # a model that cannot be loaded is reported first
     app = create_app(pipeline, config, adaptors)
     if extend is not None:
         extend(app)

@@ -100,7 +100,7 @@ def check_environment(
             f"ACCELERATE_MIXED_PRECISION={asked}, and mixed_precision of the config is {mixed_precision}; "
             f"set mixed_precision={asked} there or unset it"
         )
-    if asked == "no" and resolved != "no":  # the launcher says so unless it is told otherwise
+    if asked == "no" and resolved != "no":  # the launcher's default
         logger.info("ACCELERATE_MIXED_PRECISION=no gives way to %s, as the config has it", resolved)
 
 

@@ -140,7 +140,7 @@ def restore(
     if guard is not None:
         guard.load(state.get("watch"))
     load_optimizer_tensors(optimizer, names, tensors)
-    logger.info("going on from %s", latest.name)
+    logger.info("resuming from %s", latest.name)
     return int(state["step"])
 
 

@@ -381,7 +381,7 @@ _FIXED: Mapping[str, Options] = {
     "miniavs": {"mouth": ["default"], "body": ["tShirt"], "blushesProbability": 0},
     "big-smile": {"scale": 90, "translateY": 3},
 }
-_OFTEN_NONE = 2  # an attribute that may be missing is missing so many times as often as it has one value
+_OFTEN_NONE = 2  # an attribute that may be missing is missing this many times as often as it has one value
 # Hair that hides the colour of hair, or has none.
 COLOURLESS = frozenset({"bald", "orange cap", "red beanie"})
 

@@ -1,7 +1,7 @@
 """Build the starter data: list the images, draw those whose shard is missing, write down what there is.
 
 `OUT/<split>/<set>-000000.tar` holds the images, `OUT/manifest.json` the sha256 of every finished shard; it
-is rewritten after each, so that a killed run goes on where it stopped.
+is rewritten after each, so that a killed run resumes where it stopped.
 """
 
 import contextlib
@@ -106,7 +106,7 @@ def build(
             _write_manifest(out, settings, listings, done, complete=False)
         with _renderers(workers) as draw, in_units("shard"):
             for shard, members in plan.items():
-                stop_here("interrupted; finished shards are kept, and the same command goes on from there")
+                stop_here("interrupted; finished shards are kept, and the same command resumes there")
                 if shard not in done:
                     done[shard] = _write_shard(out / shard, members, lambda tasks: draw(drawn(tasks)))
                     _write_manifest(out, settings, listings, done, complete=False)

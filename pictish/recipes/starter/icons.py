@@ -106,7 +106,7 @@ def paint(icon: Svg, look: Look) -> Markup:
 
 
 def _pair(icon: str, number: str) -> tuple[str, str]:
-    """A colour and a background that can be told apart; a third of the images have none."""
+    """A colour and a background that differ enough; a third of the images have none."""
     colour = choose(tuple(SHADES), icon, number, "colour")
     grounds = [name for name in SHADES if name != colour and _contrast(colour, name)]
     if _contrast(colour, ""):

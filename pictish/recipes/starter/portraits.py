@@ -115,7 +115,7 @@ def sayings(attributes: Attributes, key: str, count: int) -> list[str]:
 
 
 def _some(attributes: Attributes, key: str, number: int, mentioned: int) -> Sequence[str]:
-    """Names of so many attributes, those of which people speak first more often."""
+    """Names of that many attributes, those of which people speak first more often."""
     named = [name for name in attributes if name != "clothes"]
     if "hair" in attributes:
         named = [name for name in named if name != "hair colour"]

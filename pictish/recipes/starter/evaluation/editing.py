@@ -122,7 +122,7 @@ class EditingEvaluation:
         return found
 
     def draw(self, way: str, edits: Sequence[Change], advance: Advance) -> Shown:
-        """One of `WAYS` for every edit; `advance` is told how many more are done."""
+        """One of `WAYS` for every edit; `advance` is called with how many more are done."""
         pictures: list[Image.Image] = []
         for start in range(0, len(edits), BATCH):
             batch = edits[start : start + BATCH]

@@ -98,7 +98,7 @@ class GenerationEvaluation:
     def draw(
         self, way: str, asked: Sequence[Asked], advance: Advance, text_scale: float | None = None
     ) -> Shown:
-        """One of `WAYS` for every prompt; `advance` is told how many more are done."""
+        """One of `WAYS` for every prompt; `advance` is called with how many more are done."""
         pictures: list[Image.Image] = []
         for start in range(0, len(asked), BATCH):
             batch = asked[start : start + BATCH]

@@ -91,7 +91,7 @@ class Judge:
         """A judge of the starter data in a folder; ValueError when that holds none.
 
         Embeddings are read from the file `cache` where that is of the same data and settings, else computed
-        (minutes; `advance` is told how many more are done) and written there.
+        (minutes; `advance` is called with how many more are done) and written there.
         """
         features = network_features(device)
         return cls(features, read_references(data, features, cache, advance))

@@ -142,7 +142,7 @@ def describe_all(
 ) -> list[Described]:
     """Have each image captioned and each of its questions answered, `BATCH` at a time.
 
-    `advance` is told how many more texts there are, of a caption an image and an answer a turn.
+    `advance` is called with how many more texts there are, of a caption an image and an answer a turn.
     """
     asked: list[tuple[Picture, Turn | None]] = [(picture, None) for picture in pictures]
     # captions are long and answers short: apart, no batch waits for one long text
