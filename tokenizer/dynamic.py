@@ -40,7 +40,7 @@ from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.merger import Merger, kept_rows
 from pictish.tokenizer.network import DynamicTokenizer
 from pictish.tokenizer.parallel import SideBySide, buckets, filled_groups
-from pictish.tokenizer.selector import ErrorSelector, choose
+from pictish.tokenizer.selector import ErrorSelector, choose, with_all_terms
 from pictish.training.isolation import inference, loading
 
 UNDERSTANDING = "understanding"  # the folder beside the tokenizer's, and its part
@@ -119,7 +119,7 @@ class Tokenizer:
             )
         # a head of training only, which tokenizers from before codes had cells still hold
         tensors = {name: tensor for name, tensor in stored.tensors.items() if not name.startswith("alone.")}
-        load_strictly(network, tensors, source)
+        load_strictly(network, with_all_terms(tensors), source)
         tokenizer = cls(network, stored.fingerprint, device)
         beside = path.parent / UNDERSTANDING
         tokenizer._understanding = beside if (beside / CONFIG).is_file() else None

@@ -6,7 +6,7 @@ that the same image gets other tokens each time. Here a draw must be asked for, 
 Legend: B images, N cells, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,7 +79,7 @@ class ErrorSelector(PatchScores):
 
     def __init__(self, width: int):
         super().__init__(width, outputs=2)
-        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))  # of `predicted_psnr`: slope, intercept
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0, 0.0, 0.0]))  # of `psnr_terms`
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (B, N) of keeping each patch of `hidden` (B, N, D)."""
@@ -119,12 +119,29 @@ class ErrorSelector(PatchScores):
         order = self.scores(self.errors(hidden)).argsort(dim=1, descending=True, stable=True)
         gains = torch.gather((dropped - kept).clamp_min(0), 1, order).cumsum(dim=1)
         mse = (dropped.sum(dim=1, keepdim=True) - gains).clamp_min(1e-8) / hidden.shape[1]
-        return self.calibration[0] * -10 * mse.log10() + self.calibration[1]
+        return (psnr_terms(-10 * mse.log10()) @ self.calibration).cummax(dim=1).values
 
     def reaching(self, hidden: Tensor, quality: float) -> Tensor:
         """Which patches (B, N) of `hidden` (B, N, D) are kept to be expected to reach `quality` dB, bool."""
         number = (self.predicted_psnr(hidden) < quality).sum(dim=1, keepdim=True) + 1  # (B, 1)
         return rank(self(hidden)) < number
+
+
+def psnr_terms(psnr: Tensor) -> Tensor:
+    """What an expected PSNR is a weighted sum of, (B, N, 4), from what 1 to N codes add up to, (B, N).
+
+    That itself, one, and the doublings from this many codes to all, once and squared: errors are predicted
+    as if the usual number of neighbours were kept, and where few are, each code is worth less.
+    """
+    numbers = torch.arange(1, psnr.shape[1] + 1, device=psnr.device) / psnr.shape[1]
+    doublings = numbers.log2().expand_as(psnr)
+    return torch.stack([psnr, torch.ones_like(psnr), doublings, doublings.square()], dim=-1)
+
+
+def with_all_terms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a tokenizer whose calibration may be an earlier one, of the first two terms."""
+    name = "selector.calibration"
+    return {n: F.pad(t, (0, 4 - len(t))) if n == name else t for n, t in tensors.items()}
 
 
 class Selector(PatchScores):

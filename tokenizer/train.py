@@ -25,7 +25,7 @@ from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from pictish.tokenizer.encoder import Encoder
 from pictish.tokenizer.losses import Teacher
 from pictish.tokenizer.network import DynamicTokenizer, RoundTrip
-from pictish.tokenizer.selector import ErrorSelector, choose
+from pictish.tokenizer.selector import ErrorSelector, choose, psnr_terms
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.isolation import training
 from pictish.training.loss_guard import LossGuard
@@ -320,18 +320,28 @@ def calibrate(network: DynamicTokenizer, cache: PictureCache, config: TrainConfi
     side = config.model.encoder.image_size
     batches = [pictures.to(device) for pictures in cache.in_order(config.batch_size)]
     network.set_level((resized(pictures, side) for pictures in batches), config.model.selector.rate)
-    selector.calibration.copy_(torch.tensor([1.0, 0.0]))
-    predicted, reached = [], []
+    selector.calibration.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    terms, reached = [], []
     for pictures in batches:
-        expected = selector.predicted_psnr(network.embed(resized(pictures, side)))  # (B, N)
-        for budget in sorted({max(1, expected.shape[1] // part) for part in (16, 8, 4, 3, 2)}):
+        summed = selector.predicted_psnr(network.embed(resized(pictures, side)))  # (B, N)
+        for budget in sorted({max(1, summed.shape[1] // part) for part in (64, 32, 16, 8, 4, 3, 2, 1)}):
             _, errors = _round_trip(network, pictures, draw=partial(choose, budget=budget))
-            predicted.append(expected[:, budget - 1])
+            terms.append(psnr_terms(summed)[:, budget - 1])
             reached.append(errors.log10() * -10)
-    x, y = torch.cat(predicted), torch.cat(reached)
-    slope = ((x - x.mean()) * (y - y.mean())).mean() / x.var(correction=0).clamp_min(1e-6)
-    slope = slope.clamp_min(0.1)  # a prediction that says nothing must not turn round
-    selector.calibration.copy_(torch.stack([slope, y.mean() - slope * x.mean()]))
+    selector.calibration.copy_(least_squares(torch.cat(terms), torch.cat(reached)))
+
+
+def least_squares(terms: Tensor, reached: Tensor) -> Tensor:
+    """Weights (4,) of `psnr_terms` (M, 4) for the PSNR (M,) that was reached.
+
+    That of the first is at least 0.1: a prediction that says nothing must not turn round.
+    """
+    x, y = terms.double().cpu(), reached.double().cpu()
+    found = torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
+    if found[0] < 0.1:
+        rest = torch.linalg.lstsq(x[:, 1:], (y - 0.1 * x[:, 0])[:, None]).solution[:, 0]
+        found = torch.cat([found.new_tensor([0.1]), rest])
+    return found.to(terms)
 
 
 def with_flat(

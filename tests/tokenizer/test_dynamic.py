@@ -175,12 +175,17 @@ def test_foreign_tokens_are_refused(tokenizer, pixels):
 
 def test_saved_and_loaded_again(tmp_path, pixels):
     network = tiny_network()
-    network.selector.calibration.copy_(torch.tensor([0.7, 4.0]))
+    network.selector.calibration.copy_(torch.tensor([0.7, 4.0, 0.5, -0.1]))
     save_tokenizer(tmp_path / "model", network, half=False)
     loaded = Tokenizer.from_folder(tmp_path / "model")
     assert run(loaded, pixels) == run(Tokenizer(network, loaded.fingerprint), pixels)
-    assert loaded.network.selector.calibration.tolist() == pytest.approx([0.7, 4.0])
+    assert loaded.network.selector.calibration.tolist() == pytest.approx([0.7, 4.0, 0.5, -0.1])
     assert loaded.fingerprint == read_model_folder(tmp_path / "model").fingerprint
+    stored = read_model_folder(tmp_path / "model")
+    earlier = stored.tensors | {"selector.calibration": torch.tensor([0.7, 4.0])}
+    write_model_folder(tmp_path / "earlier", stored.config, earlier)
+    again = Tokenizer.from_folder(tmp_path / "earlier").network.selector
+    assert again.calibration.tolist() == pytest.approx([0.7, 4.0, 0.0, 0.0])
     save_tokenizer(tmp_path / "half", network)
     tensors = read_model_folder(tmp_path / "half").tensors
     assert tensors["encoder.embed.weight"].dtype == torch.float16

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pictish.tokenizer.selector import ErrorSelector, Selector, choose, draw_keep, rank
+from pictish.tokenizer.selector import ErrorSelector, Selector, choose, draw_keep, psnr_terms, rank
+from pictish.tokenizer.train import least_squares
 from pictish.training.process_group import SINGLE_PROCESS
 from tests.tokenizer.conftest import random_pixels, tiny_network
 
@@ -184,14 +185,37 @@ def test_predicted_psnr_rises_with_every_code_and_with_what_it_gains(trained):
     with torch.no_grad():
         expected = selector.predicted_psnr(hidden)
         kept = selector.errors(hidden)[..., 1].square().mean(dim=1)
-        selector.calibration.copy_(torch.tensor([0.5, 3.0]))
+        selector.calibration.copy_(torch.tensor([0.5, 3.0, 0.0, 0.0]))
         halved = selector.predicted_psnr(hidden)
-        selector.calibration.copy_(torch.tensor([1.0, 0.0]))
+        selector.calibration.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
     assert expected.shape == (8, 16)
     assert (expected.diff(dim=1) >= 0).all()
     assert torch.allclose(halved, 0.5 * expected + 3.0, atol=1e-4)
     # with every cell kept it is the PSNR of the predicted errors of kept cells, as far as keeping helps
     assert (expected[:, -1] >= -10 * kept.log10() - 1e-3).all()
+
+
+def test_calibration_finds_what_each_number_of_codes_is_worth():
+    """Errors are predicted as if neighbours were kept: few codes reach less than their gains add up to."""
+    generator = torch.Generator().manual_seed(0)
+    summed = 12 + torch.rand(20, 16, generator=generator).cumsum(dim=1)
+    wanted = torch.tensor([1.2, -3.0, 1.5, 0.1])
+    terms = psnr_terms(summed)
+    assert terms[0, -1].tolist() == [float(summed[0, -1]), 1.0, 0.0, 0.0]
+    found = least_squares(terms.flatten(0, 1), (terms @ wanted).flatten())
+    assert torch.allclose(found, wanted, atol=1e-3)
+    upside_down = least_squares(terms.flatten(0, 1), -summed.flatten())
+    assert float(upside_down[0]) == pytest.approx(0.1)
+
+
+def test_predicted_psnr_never_falls_whatever_its_calibration(trained):
+    selector, toy = trained
+    hidden, _ = toy.batch(8)
+    with torch.no_grad():
+        selector.calibration.copy_(torch.tensor([1.0, 0.0, -2.0, 0.3]))
+        expected = selector.predicted_psnr(hidden)
+        selector.calibration.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    assert (expected.diff(dim=1) >= 0).all()
 
 
 def test_a_picture_without_detail_reaches_a_quality_with_one_code(trained):
