@@ -303,6 +303,12 @@ class Autoregressive(Config):
         le=1,
         description="share of documents whose codes are all read wrong: words, source image, cells are left",
     )
+    corrupt_foreign: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of images whose wrong codes are those of another image; of the rest, any codes",
+    )
     neighbors: NeighborsConfig | None = Field(None, description="soft targets; none: one-hot ones")
     alignment: float = Field(
         0.0, ge=0, description="weight of the heads that find code vectors in the model's states; 0: no heads"

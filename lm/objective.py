@@ -88,8 +88,9 @@ def corrupt(
     most: float,
     anneal: float = 0.0,
     everything: float = 0.0,
+    foreign: float = 0.0,
 ) -> Packed:
-    """Exchange codes that are being learned for any others, as they are read; what is learned stays.
+    """Exchange codes that are being learned for others, as they are read; what is learned stays.
 
     The share is drawn for each document from 0 to `most`, which falls linearly to 0 while `done`, the share
     of training that is over, rises to `anneal`; with an `anneal` of 0 it stays. Only codes are exchanged, and
@@ -97,6 +98,10 @@ def corrupt(
     own first mistake; this one must look at the words again at each code (random flips in
     training: arXiv 2412.04431). Of the share `everything` of documents, all codes are exchanged: what is left
     to learn from are the words, the image that an edit changes, and the cells.
+
+    Of the share `foreign` of images, the codes read in exchange are those of another image of the step, in
+    their order; of the rest, any codes. A model recognises any codes as noise, and one that draws goes wrong
+    by following another image that it knows.
     """
     most *= max(0.0, 1 - done / anneal) if anneal else 1.0
     length = packed.documents.shape[1]
@@ -106,8 +111,35 @@ def corrupt(
     learned = packed.targets.roll(1, dims=1) != IGNORED
     chosen = torch.rand(packed.ids.shape, generator=generator) < shares.gather(1, packed.documents)
     others = torch.randint(vocabulary.codes, packed.ids.shape, generator=generator)
-    wrong = chosen & learned & vocabulary.is_code(packed.ids)
+    exchangeable = learned & vocabulary.is_code(packed.ids)
+    wrong = chosen & exchangeable
+    if foreign:
+        theirs = _codes_of_others(packed, exchangeable, vocabulary, generator)
+        whose = torch.rand(shares.shape, generator=generator) < foreign
+        if theirs is not None:
+            others = torch.where(whose.gather(1, packed.documents), theirs, others)
     return replace(packed, ids=torch.where(wrong, vocabulary.ids_of(others), packed.ids))
+
+
+def _codes_of_others(
+    packed: Packed, exchangeable: Tensor, vocabulary: Vocabulary, generator: torch.Generator
+) -> Tensor | None:
+    """For each document's codes those of another, from its start and again if it has fewer: (B, L).
+
+    `exchangeable` (B, L) says where codes are. None where there are no two documents.
+    """
+    rows = exchangeable.nonzero()[:, 0]
+    document = packed.documents[exchangeable] + rows * (packed.documents.shape[1] + 1)
+    lengths = document.unique_consecutive(return_counts=True)[1].tolist()
+    if len(lengths) < 2:
+        return None
+    images = vocabulary.codes_of(packed.ids[exchangeable]).split(lengths)
+    shift = 1 + int(torch.randint(len(images) - 1, (), generator=generator))
+    theirs = [
+        other[torch.arange(length) % len(other)]
+        for length, other in zip(lengths, images[shift:] + images[:shift], strict=True)
+    ]
+    return torch.zeros_like(packed.ids).masked_scatter(exchangeable, torch.cat(theirs))
 
 
 def shifted(packed: Packed) -> Packed:
@@ -136,6 +168,7 @@ def autoregressive(
             most=config.corrupt,
             anneal=config.corrupt_anneal,
             everything=config.corrupt_all,
+            foreign=config.corrupt_foreign,
         )
 
     neighbors = None

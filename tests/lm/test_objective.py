@@ -109,6 +109,42 @@ def test_all_codes_of_some_documents_are_read_wrong():
     assert torch.equal(seen.targets, shifted(packed).targets)
 
 
+def test_wrong_codes_can_be_those_of_another_image():
+    vocabulary = Vocabulary(text=8, codes=4096, eos=0)
+    chance = np.random.default_rng(0)
+    images = [chance.integers(0, 4096, size) for size in (5, 9, 7, 6)]
+    made = [
+        build("drawing", drawing("words", Codes(image)), vocabulary, lambda text: [1, 2], eos=0)
+        for image in images
+    ]
+    packed = pack([made[:2], made[2:]], 40)  # two documents a row
+    every = autoregressive(Autoregressive(corrupt_all=1, corrupt_foreign=1), vocabulary)
+    seen = every.prepare(packed, torch.Generator().manual_seed(1), 0.0)
+    learned = (packed.targets != IGNORED) & vocabulary.is_code(packed.ids)
+    read = vocabulary.codes_of(seen.ids[learned]).split([len(image) for image in images])
+    partners = []
+    for own, codes in enumerate(read):
+        fits = [
+            other for other, image in enumerate(images) if np.array_equal(codes, np.resize(image, len(codes)))
+        ]
+        assert len(fits) == 1
+        assert fits[0] != own
+        partners += fits
+    assert sorted(partners) == [0, 1, 2, 3], "each image is read once"
+    assert torch.equal(seen.targets, shifted(packed).targets)
+    assert torch.equal(seen.ids[~learned], packed.ids[~learned])
+    half = autoregressive(Autoregressive(corrupt_all=1, corrupt_foreign=0.5), vocabulary)
+    many = drawings(vocabulary, 100, 40)
+    found = half.prepare(many, torch.Generator().manual_seed(1), 0.0)
+    learned = (many.targets != IGNORED) & vocabulary.is_code(many.ids)
+    known = [set(row[at].tolist()) for row, at in zip(many.ids, learned, strict=True)]
+    share = np.mean([set(row[at].tolist()) in known for row, at in zip(found.ids, learned, strict=True)])
+    assert share == pytest.approx(0.5, abs=0.15)
+    alone = pack([made[:1]], 40)
+    wrong = every.prepare(alone, torch.Generator().manual_seed(1), 0.0)
+    assert (wrong.ids != alone.ids).sum() >= 4, "without another image any codes are read"
+
+
 def test_validation_reads_what_is_true():
     vocabulary = Vocabulary(text=8, codes=64, eos=0)
     packed = drawings(vocabulary, 2, 10)
