@@ -58,8 +58,14 @@ class PictureCache:
         self, step: int, size: int, seed: int, process_group: ProcessGroup = SINGLE_PROCESS
     ) -> list[str]:
         """Names of the samples of `batch`."""
+        return [self.samples[number] for number in self.numbers(step, size, seed, process_group)]
+
+    def numbers(
+        self, step: int, size: int, seed: int, process_group: ProcessGroup = SINGLE_PROCESS
+    ) -> list[int]:
+        """Places in `samples` of those of `batch`."""
         views = len(self) // len(self.samples)
-        return [self.samples[row // views] for row in self._rows(step, size, seed)[process_group.rows(size)]]
+        return [int(row) // views for row in self._rows(step, size, seed)[process_group.rows(size)]]
 
     def _rows(self, step: int, size: int, seed: int) -> np.ndarray:
         places = np.arange(step * size, (step + 1) * size)

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from pictish.data.images import png_bytes
-from pictish.data.samples import DamagedSample, Pair, parse_sample, sample_name
+from pictish.data.members import image_members
+from pictish.data.samples import DamagedSample, Pair, parse_sample
 from pictish.data.shards import find_shards, open_shard
 from pictish.decoder.condition import check_reads_features, conditioning_on
 from pictish.decoder.config import ObjectiveConfig
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 VALIDATION_SEED = 7  # of noise and times, the same at each validation
 SHOWN = 8  # images of a sheet
 
-Captions = Mapping[str, tuple[str, ...]]  # by the name of the sample
+Captions = Sequence[tuple[str, ...]]  # of each sample of a cache, one or more
 
 
 @training
@@ -114,9 +115,10 @@ def train(
         for step in range(first, config.steps):
             generator = seeded(config.seed, step)
             at = step, config.batch_size, config.seed, process_group
-            pictures, samples = images.batch(*at), images.names(*at)
-            chance = process_group.drawn(torch.rand, (len(samples),), generator)
-            said = [_one_of(captions[name], float(n)) for name, n in zip(samples, chance, strict=True)]
+            pictures = images.batch(*at)
+            chance = process_group.drawn(torch.rand, (len(pictures),), generator).tolist()
+            choices = [captions[number] for number in images.numbers(*at)]
+            said = [listed[int(n * len(listed))] for listed, n in zip(choices, chance, strict=True)]
             batch = batch_of(tokenizer, pictures, side, choose)
             rate = warmup_cosine(step, peak=config.learning_rate, warmup=config.warmup, total=config.steps)
             for group in optimizer.param_groups:
@@ -128,9 +130,8 @@ def train(
             norm = plain(accelerate.clip_grad_norm_(projector.parameters(), config.clip_norm))
             done = step + 1
             loss = losses["loss"] * len(pictures)
-            good, stop = guard.check(
-                done, loss, len(pictures), {"gradient_norm": norm}, asked(), partial(list, samples)
-            )
+            found = loss, len(pictures), {"gradient_norm": norm}
+            good, stop = guard.check(done, *found, asked(), partial(images.names, *at))
             if good:
                 optimizer.step()
                 for name, value in losses.items():
@@ -170,41 +171,45 @@ def train(
 
 
 def captions_of(shards: Sequence[str], cache: PictureCache, caption_key: str | None = None) -> Captions:
-    """The captions of a cache's samples, by their names; an image without any is drawn from an empty prompt.
+    """The captions of a cache's samples, in their order; an image without any has an empty prompt.
 
     How many these are is logged. ValueError where no image has a caption.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    found: list[tuple[str, ...]] = []
     for path in find_shards(matching(shards)):
         with open_shard(path) as shard:
             for key in shard.samples:
-                try:
-                    pair = parse_sample(path.name, key, shard.read(key), caption_key=caption_key)
-                except DamagedSample:  # without captions, or without an image, which is then not in the cache
-                    continue
-                if isinstance(pair, Pair):
-                    found[sample_name(path.name, key)] = pair.captions
-    without = [name for name in cache.samples if name not in found]
-    if len(without) == len(cache.samples):
+                members = shard.read(key)
+                if "" in image_members(members):  # as the cache is built
+                    found.append(_captions(path.name, key, members, caption_key))
+    captions = [listed or ("",) for listed in found[: len(cache.samples)]]
+    assert len(captions) == len(cache.samples), (len(captions), len(cache.samples))
+    without = [name for name, listed in zip(cache.samples, captions, strict=True) if listed == ("",)]
+    if len(without) == len(captions):
         raise ValueError(f"no captions in {', '.join(shards)}: shards of images with captions were asked for")
     if without:
         logger.warning(
             "%d of %d images have no caption, and are drawn from an empty prompt: %s%s",
             len(without),
-            len(cache.samples),
+            len(captions),
             ", ".join(without[:10]),
             f" and {len(without) - 10} more" if len(without) > 10 else "",
         )
-    return {name: found.get(name, ("",)) for name in cache.samples}
+    return captions
+
+
+def _captions(shard: str, key: str, members: Mapping[str, bytes], caption_key: str | None) -> tuple[str, ...]:
+    """Those of a sample; none where it is no image with captions."""
+    try:
+        sample = parse_sample(shard, key, members, caption_key=caption_key)
+    except DamagedSample:
+        return ()
+    return sample.captions if isinstance(sample, Pair) else ()
 
 
 def prompt_ids(base: Base, captions: Sequence[str]) -> list[list[int]]:
     """Captions as the language model reads them."""
     return [text_ids(base.text_tokenizer, caption) for caption in captions]
-
-
-def _one_of(captions: tuple[str, ...], chance: float) -> str:
-    return captions[int(chance * len(captions))]
 
 
 def _losses(
@@ -247,8 +252,8 @@ def _validate(
     generator = torch.Generator().manual_seed(VALIDATION_SEED)
     found: dict[str, float] = {}
     for start, pictures in enumerate(cache.in_order(config.batch_size)):
-        names = cache.samples[start * config.batch_size :][: len(pictures)]
-        said = [captions[name][0] for name in names]
+        listed = captions[start * config.batch_size :][: len(pictures)]
+        said = [each[0] for each in listed]
         batch = batch_of(tokenizer, pictures, side, choose)
         for name, value in losses_of(projector, said, batch, generator=generator).items():
             key = f"validation_{name}"
@@ -268,7 +273,7 @@ def _sheet(
 ) -> bytes:
     """PNG: a row each of validation images, what their own features show, and what is drawn by captions."""
     batch = batch_of(tokenizer, next(cache.in_order(SHOWN)), side, choose)
-    said = [captions[name][0] for name in cache.samples[: len(batch.target)]]
+    said = [listed[0] for listed in captions[: len(batch.target)]]
     found = projector(base.language, prompt_ids(base, said)).float()
     rows = [batch.target, batch.plain, tokenizer.pixels_in(found)]
     if decoder is not None:

@@ -19,13 +19,16 @@ from pictish.lm.adapted import read_base
 from pictish.lm.output_projector import OutputProjector, OutputProjectorConfig
 from pictish.pipelines.continuous.config import TrainConfig
 from pictish.pipelines.continuous.generate import ContinuousGenerator
-from pictish.pipelines.continuous.train import prompt_ids, train
+from pictish.pipelines.continuous.train import captions_of, prompt_ids, train
 from pictish.pipelines.settings import GenerationConfig
+from pictish.tokenizer.cache import build_cache
 from pictish.tokenizer.dynamic import Tokenizer, save_tokenizer
 from tests.decoder.tiny import config as decoder_config
 from tests.decoder.tiny import decoder_of
 from tests.lm.tiny import ARCHITECTURES, tiny_model, tiny_tokenizer
 from tests.shards import COLOURS, SHAPES, png, told_picture
+from tests.test_several_processes import check
+from tests.test_several_processes import run as run_processes
 from tests.tokenizer.conftest import tiny_network
 from tests.whole import speaking_model
 
@@ -166,6 +169,16 @@ def test_a_stop_changes_nothing(model, data, tmp_path, stop):
     assert weights[0] == weights[1]
 
 
+def test_two_processes_learn_what_one_does(model, data, tmp_path):
+    places = [f"language_model={model}", f"tokenizer={model}", f"decoder={model}"]
+    places += [f"data.{part}=[{data}]" for part in ("train", "validation")]
+    settings = [*places, f"data.cache={tmp_path}", "objective.diffusion=0.5", "batch_size=6", "steps=4"]
+    settings += ["warmup=1", "log_every=1", "validate_every=4", "checkpoint_every=4", "sample_every=4"]
+    run_processes(1, "output-projector", tmp_path / "one", *settings)
+    run_processes(2, "output-projector", tmp_path / "two", *settings)
+    check(tmp_path / "two", tmp_path / "one")
+
+
 def test_the_diffusion_loss_reaches_the_projector(model, data, tmp_path):
     """Features alone of weight 0: what is learned then comes through the decoder."""
     changes = ["objective.features=0", "objective.diffusion=1", f"decoder={model}", "steps=60", "warmup=2"]
@@ -221,6 +234,19 @@ def test_images_without_a_caption_are_counted(model, data, tmp_path, caplog):
     none = shard(tmp_path / "none.tar", uncaptioned=len(PAIRS))
     with pytest.raises(ValueError, match=r"no captions in .*none\.tar"):
         train(experiment(model, data, f"data.train=[{none}]"), tmp_path / "other", "cpu")
+
+
+def test_shards_of_one_name_keep_their_own_captions(tmp_path):
+    for number, (caption, picture) in enumerate(PAIRS[:2]):
+        (tmp_path / str(number)).mkdir()
+        with ShardFile(tmp_path / str(number) / "a.tar") as file:
+            file.write("0", {"png": png(picture), "txt": caption.encode()})
+    shards = [str(tmp_path / str(number) / "a.tar") for number in range(2)]
+    cache = build_cache(
+        tmp_path, shards, 32, views=2, limit=None, workers=0, seed=0, report=lambda done, count: None
+    )
+    assert captions_of(shards, cache) == [(caption,) for caption, _ in PAIRS[:2]]
+    assert sorted(cache.numbers(0, 4, seed=0)) == [0, 0, 1, 1]
 
 
 def test_what_does_not_fit_is_refused(model, data, trained, tmp_path):
