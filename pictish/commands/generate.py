@@ -169,7 +169,9 @@ def _without_codes(ctx: typer.Context, jobs: "Sequence[tuple[str, Request]]", pr
     for name in OF_CODES:
         if not draw.is_default(ctx, name):
             option = name.replace("_", "-")
-            raise ValueError(f"--{option}: is about codes, and --output-projector writes none; omit it")
+            raise ValueError(
+                f"--{option}: applies to codes, which --output-projector does not write; omit it"
+            )
     files = draw.files_of(ctx)
     files.check([name for name, _ in jobs])
     config = draw.config_of(jobs[0][1])

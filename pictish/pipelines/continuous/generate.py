@@ -76,7 +76,7 @@ class ContinuousGenerator:
         asked = [name for name in OF_CODES if getattr(config, name) is not None]
         if asked:
             raise ValueError(
-                f"{asked[0]}: is about writing codes, and an output projector writes none; omit it"
+                f"{asked[0]}: applies to codes, which an output projector does not write; omit it"
             )
         return self.reconstructor.from_features(
             self.features([prompt.strip() for prompt in prompts]),

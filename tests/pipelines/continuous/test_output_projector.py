@@ -203,7 +203,9 @@ def test_from_the_command_line(model, data, trained, tmp_path, capsys):
     assert main(draw) == 2
     assert "already exists; give --overwrite" in capsys.readouterr().err
     assert main([*draw, "--overwrite", "--temperature", "0.5"]) == 2
-    assert "--temperature: is about codes, and --output-projector writes none" in capsys.readouterr().err
+    assert (
+        "--temperature: applies to codes, which --output-projector does not write" in capsys.readouterr().err
+    )
 
 
 def test_a_language_model_without_codes_draws_too(model, data, tmp_path):
@@ -269,5 +271,5 @@ def test_what_does_not_fit_is_refused(model, data, trained, tmp_path):
     generator = ContinuousGenerator.from_folder(trained / "model", model, steps=0)
     with pytest.raises(ValueError, match="an empty prompt"):
         generator(["  "], [0])
-    with pytest.raises(ValueError, match="temperature: is about writing codes"):
+    with pytest.raises(ValueError, match="temperature: applies to codes"):
         generator(["a red disc"], [0], GenerationConfig(temperature=0.5))
