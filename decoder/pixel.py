@@ -214,9 +214,8 @@ def sample(
         known = model.encode(source[0], prior)
         shown = (known * source[1], source[1])
     branches = 1 if guidance == 1 else 2
-    drop = (
-        torch.arange(branches, device=noise.device).repeat_interleave(len(noise)).bool()
-    )  # conditioned, then not
+    # conditioned, then not
+    drop = torch.arange(branches, device=noise.device).repeat_interleave(len(noise)).bool()
     repeated = conditioning.each(lambda tensor: torch.cat([tensor] * branches))
     conditions = model.condition(repeated, drop, (noise.shape[-2], noise.shape[-1]))
     start = shown[0] if shown and prior is not None else known  # no residual: what the new codes tell

@@ -25,7 +25,7 @@ CACHES = {"none": MaskedCache(), "dual": MaskedCache(kind="dual"), "interval": M
 
 
 def with_steps(model: UnifiedModel, steps: int, cache: MaskedCache) -> None:
-    """Have a masked model draw in so many steps."""
+    """Have a masked model draw in this number of steps."""
     masked = model.defaults.filling
     pictures = masked.pictures.model_copy(update={"steps": steps, "cache": cache})
     masked = masked.model_copy(update={"pictures": pictures})

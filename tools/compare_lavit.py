@@ -38,7 +38,7 @@ class Row:
     name: str
     right: bool
     difference: float | None = None  # the largest
-    equal: str = ""  # of codes: so many of how many
+    equal: str = ""  # of codes: how many are equal, of how many
     note: str = ""
 
 

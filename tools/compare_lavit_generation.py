@@ -239,7 +239,7 @@ def _sample(
 
 
 def _swapped(both: Tensor) -> Tensor:
-    """Ours are told codes first, then not; theirs the other way round."""
+    """Ours come conditioned first, then unconditional; theirs the other way round."""
     return torch.cat(both.chunk(2)[::-1])
 
 

@@ -178,7 +178,7 @@ def page(sections: dict[str, list[Shot]]) -> str:
 
 
 def inside(path: Path, longest: int) -> str:
-    """An image of at most so many pixels as the URL of itself."""
+    """A data URL of an image, at most this many pixels."""
     picture = load_image(path)
     picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     blob = io.BytesIO()

@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CORPUS = ROOT / "tests" / "corpus"
-MEASURED = 50  # of so many inputs the memory of one is measured, which is slow
+MEASURED = 50  # the memory of one in this many inputs is measured, which is slow
 PORTION = 500  # inputs between two lines of the result
 
 

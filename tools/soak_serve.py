@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--pid", type=int, help="its process")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--bodies", type=int, default=10**9, help="stop after so many odd bodies")
+    parser.add_argument("--bodies", type=int, default=10**9, help="stop after this many hostile bodies")
     parser.add_argument("--only", choices=KINDS, help="one kind of request")
     parser.add_argument("--steps", type=int, help="of the decoder; 0 is the preview")
     parser.add_argument("--seed", type=int, default=0)

@@ -139,19 +139,11 @@ OF_CODES = (
     "adaptor",
     "adaptor_folder",
     "aspect",
-    "guidance",
-    "image_guidance",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "min_tokens",
-    "max_tokens",
     "quantize",
     "official_quirks",
     "lowres",
 )
-"""Options that say how codes are written and from what."""
+"""Options that are about codes, beside those of sampling."""
 
 
 def _without_codes(ctx: typer.Context, jobs: "Sequence[tuple[str, Request]]", projector: Path) -> None:
@@ -162,11 +154,12 @@ def _without_codes(ctx: typer.Context, jobs: "Sequence[tuple[str, Request]]", pr
     from pictish.io.files import write_atomic
     from pictish.io.interrupt import in_units, stop_here
     from pictish.pipelines.assemble import with_parts
-    from pictish.pipelines.continuous.generate import ContinuousGenerator
+    from pictish.pipelines.continuous import generate
+    from pictish.pipelines.recipe import CONFIG
     from pictish.training.runtime import resolve_device
 
     given = ctx.params
-    for name in OF_CODES:
+    for name in (*OF_CODES, *(CONFIG[setting] for setting in generate.OF_CODES)):
         if not draw.is_default(ctx, name):
             option = name.replace("_", "-")
             raise ValueError(
@@ -179,7 +172,7 @@ def _without_codes(ctx: typer.Context, jobs: "Sequence[tuple[str, Request]]", pr
     with (
         with_parts(given["model"], {"decoder": decoder}) if decoder else nullcontext(given["model"]) as model
     ):
-        generator = ContinuousGenerator.from_folder(
+        generator = generate.ContinuousGenerator.from_folder(
             projector,
             model,
             given["lm"],

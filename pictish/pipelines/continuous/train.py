@@ -99,7 +99,7 @@ def train(
         "language_model": base.fingerprint,
         "tokenizer": tokenizer.fingerprint,
     }
-    if config.decoder is not None and decoder is not None:
+    if config.decoder is not None:
         inputs["decoder"] = fingerprint(_decoder_folder(config.decoder))
     with accelerate.main_process_first():  # it clears up after a killed save
         first = restore(run, projector, optimizer, names, guard=guard, inputs=inputs)

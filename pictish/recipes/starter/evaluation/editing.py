@@ -66,7 +66,7 @@ class Mixed:
 
 
 class EditingEvaluation:
-    """Measures a model with a judge; what `drawing` leaves away is the decoder's own choice."""
+    """Measures a model with a judge; what `drawing` leaves None is the decoder's default."""
 
     def __init__(self, drawer: "TextToImage", judge: Judge, drawing: "Drawing", *, seed: int) -> None:
         self.drawer, self.judge, self.drawing, self.seed = drawer, judge, drawing, seed

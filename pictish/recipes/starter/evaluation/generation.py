@@ -53,7 +53,7 @@ class Asked:
 
 
 class GenerationEvaluation:
-    """Measures a text-to-image model with a judge; what `drawing` leaves away is the decoder's own choice."""
+    """Measures a text-to-image model with a judge; what `drawing` leaves None is the decoder's default."""
 
     def __init__(self, drawer: "TextToImage", judge: Judge, drawing: "Drawing", *, seed: int) -> None:
         self.drawer, self.judge, self.drawing, self.seed = drawer, judge, drawing, seed
