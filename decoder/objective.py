@@ -3,6 +3,7 @@
 Legend: B images, N cells, F feature channels, C code dimension, S side in pixels.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -125,33 +126,43 @@ def _perceptual(encoder: Encoder, pictures: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def grid_of_pictures(network: nn.Module, batch: Batch) -> bytes:
-    """PNG: a column each of originals, the pixels among the predicted features, and what is drawn."""
-    columns = [batch.target]
+    """PNG: a row each of originals, the pixels among the predicted features, and what is drawn."""
+    rows = [batch.target]
     if batch.plain is not None:
-        columns.append(F.interpolate(batch.plain, size=batch.target.shape[-2:], mode="nearest"))
+        rows.append(batch.plain)
     network.eval()
     if isinstance(network, DiffusionDecoder):
-        generators = [torch.Generator().manual_seed(number) for number in range(len(batch.target))]
-        size = (network.channels, network.sample_size, network.sample_size)
-        noise = torch.stack([torch.randn(size, generator=generator) for generator in generators])
-        drawing = network.config.sampling
-        for guidance in sorted({1.0, drawing.guidance}):
-            columns.append(
-                sample(
-                    network,
-                    batch.conditioning,
-                    noise.to(batch.target.device),
-                    generators,
-                    steps=drawing.steps,
-                    guidance=guidance,
-                    scheduler=drawing.scheduler,
-                )
-            )
+        for guidance in sorted({1.0, network.config.sampling.guidance}):
+            rows.append(samples_of(network, batch.conditioning, guidance))
     elif batch.plain is not None:
-        columns.append(network(batch.features, batch.plain))
+        rows.append(network(batch.features, batch.plain))
     network.train()
-    rgb = torch.stack(columns, dim=1).clamp(0, 1).cpu()  # (B, columns, 3, S, S)
-    pixels = rearrange((rgb * 255).round().to(torch.uint8), "b k c h w -> (k h) (b w) c")
+    return sheet_of(rows)
+
+
+def samples_of(network: DiffusionDecoder, conditioning: Conditioning, guidance: float) -> Tensor:
+    """Images (B, 3, S, S) in [0, 1], the first from seed 0, the second from seed 1 and so on."""
+    count, device = len(conditioning.codes), conditioning.codes.device
+    generators = [torch.Generator().manual_seed(number) for number in range(count)]
+    size = (network.channels, network.sample_size, network.sample_size)
+    noise = torch.stack([torch.randn(size, generator=generator) for generator in generators])
+    usual = network.config.sampling
+    return sample(
+        network,
+        conditioning,
+        noise.to(device),
+        generators,
+        steps=usual.steps,
+        guidance=guidance,
+        scheduler=usual.scheduler,
+    )
+
+
+def sheet_of(rows: Sequence[Tensor]) -> bytes:
+    """PNG of rows of images (B, 3, s, s) in [0, 1], one below the other, at the size of the first row."""
+    size = rows[0].shape[-2:]
+    rgb = torch.stack([F.interpolate(row, size=size, mode="nearest") for row in rows])  # (rows, B, 3, S, S)
+    pixels = rearrange((rgb.clamp(0, 1).cpu() * 255).round().to(torch.uint8), "k b c h w -> (k h) (b w) c")
     return png_bytes(Image.fromarray(pixels.numpy()))
 
 

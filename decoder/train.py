@@ -5,7 +5,6 @@ It reads like tokenizer/train.py. Everything random is a function of the seed an
 Legend: B images, N cells, F feature channels, S side in pixels.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from pictish.training.average import Average
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.isolation import training
 from pictish.training.loss_guard import LossGuard
-from pictish.training.metrics import MetricsLog
+from pictish.training.metrics import MetricsLog, Window
 from pictish.training.optimizer import adamw, muon
 from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 from pictish.training.resume import fingerprint_of
@@ -86,8 +85,7 @@ def train(
         first = restore(run, network, optimizer, names, average, guard, inputs)
     model, optimizer = prepare(accelerate, network, optimizer)
     losses_of = partial(_losses, config=config, network=network, encoder=encoder)
-    window: dict[str, list[Tensor]] = {}
-    since = time.monotonic()
+    window = Window()
     network.train()  # diffusers gives a loaded network in evaluation mode
     stretch = in_units(f"stretch of {config.log_every} steps")
     with MetricsLog(run, first, config.tensorboard, config.wandb, main=main) as metrics, stretch:
@@ -111,15 +109,11 @@ def train(
             if good:
                 optimizer.step()
                 average.update()
-                for name, value in losses.items():
-                    window.setdefault(name, []).append(value.detach())
+                window.add(losses)
             optimizer.zero_grad(set_to_none=True)
-            if window and (done % config.log_every == 0 or done == config.steps):
-                speed = len(window["loss"]) * config.batch_size / (time.monotonic() - since)
-                own = {name: torch.stack(values).double().mean() for name, values in window.items()}
-                means = {name: accelerate.reduce(value, "mean").item() for name, value in own.items()}
-                metrics.write(done, learning_rate=rate, pictures_per_second=speed, **guard.numbers(), **means)
-                window, since = {}, time.monotonic()
+            if window.steps and (done % config.log_every == 0 or done == config.steps):
+                numbers = {**guard.numbers(), **window.numbers(accelerate, config.batch_size)}
+                metrics.write(done, learning_rate=rate, **numbers)
             if done % config.validate_every == 0 or done == config.steps:
                 batches = _in_order(tokenizer, validation, sides[1], config.batch_size)
                 with average.applied():

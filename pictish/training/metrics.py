@@ -3,12 +3,20 @@
 import io
 import json
 import secrets
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+import torch
+from torch import Tensor
 
 from pictish.io.files import sync, write_atomic
 from pictish.io.plain_yaml import read_yaml
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class MetricsLog:
@@ -63,6 +71,32 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Window:
+    """Mean losses over the steps since the last line of the log."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._losses: dict[str, list[Tensor]] = {}
+        self.steps = 0
+        self._since = time.monotonic()
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Take in one step's losses, scalars by name; a step may lack some of them."""
+        self.steps += 1
+        for name, value in losses.items():
+            self._losses.setdefault(name, []).append(value.detach())
+
+    def numbers(self, accelerate: "Accelerator", batch_size: int) -> dict[str, float]:
+        """Means over all processes, whose batches together are `batch_size` images; then start afresh."""
+        result = {"pictures_per_second": self.steps * batch_size / (time.monotonic() - self._since)}
+        own = {name: torch.stack(values).double().mean() for name, values in self._losses.items()}
+        result |= {name: accelerate.reduce(mean, "mean").item() for name, mean in own.items()}
+        self._clear()
+        return result
 
 
 def _truncate(path: Path, resume_step: int) -> None:

@@ -6,26 +6,21 @@ Legend: B images, N cells, F feature channels, S side in pixels.
 """
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
-from pictish.data.images import png_bytes
 from pictish.data.members import image_members
 from pictish.data.samples import DamagedSample, Pair, parse_sample
 from pictish.data.shards import find_shards, open_shard
 from pictish.decoder.condition import check_reads_features, conditioning_on
 from pictish.decoder.config import ObjectiveConfig
 from pictish.decoder.diffusion import DiffusionDecoder, load_diffusion
-from pictish.decoder.objective import Batch, diffusion_losses
-from pictish.decoder.pixel import sample
+from pictish.decoder.objective import Batch, diffusion_losses, samples_of, sheet_of
 from pictish.decoder.train import batch_of
 from pictish.io.files import matching, write_atomic
 from pictish.io.interrupt import Stopped, asked, in_units
@@ -40,7 +35,7 @@ from pictish.tokenizer.selector import choose
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.isolation import training
 from pictish.training.loss_guard import LossGuard
-from pictish.training.metrics import MetricsLog
+from pictish.training.metrics import MetricsLog, Window
 from pictish.training.optimizer import adamw
 from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 from pictish.training.runtime import accelerator, keep_freed_memory, seeded
@@ -105,8 +100,7 @@ def train(
         first = restore(run, projector, optimizer, names, guard=guard, inputs=inputs)
     model, optimizer = prepare(accelerate, projector, optimizer)
     losses_of = partial(_losses, base=base, tokenizer=tokenizer, decoder=decoder, config=config)
-    window: dict[str, list[Tensor]] = {}
-    since = time.monotonic()
+    window = Window()
     stretch = in_units(f"stretch of {config.log_every} steps")
     with (
         MetricsLog(run, first, config.tensorboard, config.wandb, main=accelerate.is_main_process) as metrics,
@@ -134,15 +128,11 @@ def train(
             good, stop = guard.check(done, *found, asked(), partial(images.names, *at))
             if good:
                 optimizer.step()
-                for name, value in losses.items():
-                    window.setdefault(name, []).append(value.detach())
+                window.add(losses)
             optimizer.zero_grad(set_to_none=True)
-            if window and (done % config.log_every == 0 or done == config.steps):
-                speed = len(window["loss"]) * config.batch_size / (time.monotonic() - since)
-                own = {name: torch.stack(values).double().mean() for name, values in window.items()}
-                means = {name: accelerate.reduce(value, "mean").item() for name, value in own.items()}
-                metrics.write(done, learning_rate=rate, pictures_per_second=speed, **guard.numbers(), **means)
-                window, since = {}, time.monotonic()
+            if window.steps and (done % config.log_every == 0 or done == config.steps):
+                numbers = {**guard.numbers(), **window.numbers(accelerate, config.batch_size)}
+                metrics.write(done, learning_rate=rate, **numbers)
             if done % config.validate_every == 0 or done == config.steps:
                 metrics.write(
                     done, **_validate(projector, losses_of, tokenizer, unseen, others, side, config)
@@ -277,25 +267,9 @@ def _sheet(
     found = projector(base.language, prompt_ids(base, said)).float()
     rows = [batch.target, batch.plain, tokenizer.pixels_in(found)]
     if decoder is not None:
-        generators = [torch.Generator().manual_seed(number) for number in range(len(said))]
-        shape = (decoder.channels, decoder.sample_size, decoder.sample_size)
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        usual = decoder.config.sampling
-        rows.append(
-            sample(
-                decoder,
-                conditioning_on(found, tokenizer),
-                noise.to(found.device),
-                generators,
-                steps=usual.steps,
-                guidance=usual.guidance,
-                scheduler=usual.scheduler,
-            )
-        )
-    sized = [F.interpolate(row, size=(side, side), mode="nearest") for row in rows if row is not None]
-    rgb = torch.stack(sized).clamp(0, 1).cpu()  # (rows, B, 3, S, S)
-    pixels = rearrange((rgb * 255).round().to(torch.uint8), "k b c h w -> (k h) (b w) c")
-    return png_bytes(Image.fromarray(pixels.numpy()))
+        guidance = decoder.config.sampling.guidance
+        rows.append(samples_of(decoder, conditioning_on(found, tokenizer), guidance))
+    return sheet_of([row for row in rows if row is not None])
 
 
 def _decoder(config: TrainConfig, tokenizer: Tokenizer) -> DiffusionDecoder | None:
