@@ -46,6 +46,7 @@ class Request(Config):
     top_k: int | None
     top_p: float | None
     min_p: float | None
+    best_of: int | None = 1  # as images of earlier versions were drawn
     min_tokens: int | None
     max_tokens: int | None
     adaptor: str | None = None  # name of the inner adaptor that the language model was read through

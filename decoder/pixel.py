@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Required, TypedDict, Unpack
 
 import torch
 from einops import rearrange, repeat
@@ -31,6 +32,22 @@ class Source:
 
     pixels: Tensor
     stays: Tensor
+
+
+class DrawSettings(TypedDict, total=False):
+    """How images are drawn; the model's own settings are `model.config.sampling` and `redraw`.
+
+    Images come squashed to `size`, as the tokenizer saw them. `sources` keep what stays of an image;
+    `strength` below 1 starts from them instead of from noise alone.
+    """
+
+    steps: Required[int]
+    guidance: Required[float]
+    scheduler: Required[str | None]
+    size: tuple[int, int] | None  # height, width
+    sources: Sequence[Source] | None
+    strength: float
+    progress: Progress | None
 
 
 class Decoder:
@@ -70,56 +87,29 @@ class Decoder:
         self,
         tokens: Sequence[TokenizedImage],
         generators: Sequence[torch.Generator],
-        *,
-        steps: int,
-        guidance: float,
-        scheduler: str | None,
-        size: tuple[int, int] | None = None,
-        sources: Sequence[Source] | None = None,
-        strength: float = 1.0,
-        progress: Progress | None = None,
+        **settings: Unpack[DrawSettings],
     ) -> Tensor:
-        """Images as uint8 (B, height, width, 3), squashed to `size` as the tokenizer saw them.
+        """Images as uint8 (B, height, width, 3).
 
         Each image's noise comes from its own generator (on the CPU) and its shapes are fixed: same codes,
-        seed and device, same pixels, whatever else is in the batch. `sources` keep what stays of an image;
-        `strength` below 1 starts from them instead of from noise alone.
-        The model's own settings are `model.config.sampling` and `redraw`; a `Reconstructor` chooses. Raises
-        ValueError for another tokenizer's tokens and for settings the model cannot take.
+        seed and device, same pixels, whatever else is in the batch. Raises ValueError for another tokenizer's
+        tokens and for settings the model cannot take.
         """
         assert len(generators) == len(tokens), (len(generators), len(tokens))
-        return self.draw(
-            self.conditioning(tokens),
-            generators,
-            steps=steps,
-            guidance=guidance,
-            scheduler=scheduler,
-            size=size,
-            sources=sources,
-            strength=strength,
-            progress=progress,
-        )
+        self._check(settings)  # before the work of reading the tokens
+        return self.draw(self.conditioning(tokens), generators, **settings)
 
     @inference
     def draw(
         self,
         conditioning: Conditioning,
         generators: Sequence[torch.Generator],
-        *,
-        steps: int,
-        guidance: float,
-        scheduler: str | None,
-        size: tuple[int, int] | None = None,
-        sources: Sequence[Source] | None = None,
-        strength: float = 1.0,
-        progress: Progress | None = None,
+        **settings: Unpack[DrawSettings],
     ) -> Tensor:
         """The same from conditions, however they came about."""
-        height, width = size or (self.side, self.side)
-        self.check(steps, guidance, scheduler)
-        self._check((height, width), sources, strength)
-        if strength < 1:
-            check_scheduler(scheduler, self.model.config.noise, steps, strength)
+        self._check(settings)
+        height, width = settings.get("size") or (self.side, self.side)
+        sources, strength = settings.get("sources"), settings.get("strength", 1.0)
         count, group = len(generators), self.model.config.micro_batch
         pictures = []
         groups = range(0, count, group)
@@ -134,12 +124,12 @@ class Decoder:
                 conditioning.each(lambda tensor, rows=padded: tensor[rows]),  # type: ignore[misc]
                 torch.stack(noise).to(self.device),
                 [generators[index] for index in chosen] + [torch.Generator()] * (group - len(chosen)),
-                steps=steps,
-                guidance=guidance,
-                scheduler=scheduler,
+                steps=settings["steps"],
+                guidance=settings["guidance"],
+                scheduler=settings["scheduler"],
                 source=self._source([sources[index] for index in padded]) if sources else None,
                 strength=strength,
-                progress=_part(progress, number, len(groups)),
+                progress=_part(settings.get("progress"), number, len(groups)),
             )
             pictures.append(drawn[: len(chosen)])
         rgb = torch.cat(pictures) if pictures else torch.empty(0, 3, height, width)
@@ -170,11 +160,17 @@ class Decoder:
             raise ValueError(f"guidance: {guidance} asked for; 0 to 100 fit, 1 is none")
         check_scheduler(scheduler, self.model.config.noise, steps)
 
-    def _check(self, size: tuple[int, int], sources: Sequence[Source] | None, strength: float) -> None:
+    def _check(self, settings: DrawSettings) -> None:
+        steps, scheduler = settings["steps"], settings["scheduler"]
+        self.check(steps, settings["guidance"], scheduler)
+        size, sources = settings.get("size") or (self.side, self.side), settings.get("sources")
+        strength = settings.get("strength", 1.0)
         if not 0 < strength <= 1:
             raise ValueError(f"strength: {strength} asked for; above 0 to 1 fit")
         if strength < 1 and sources is None:
             raise ValueError(f"strength: {strength} asked for, but no source image to start from; omit it")
+        if strength < 1:
+            check_scheduler(scheduler, self.model.config.noise, steps, strength)
         # maps of cells beside the image need whole cells
         cell = self.side // self.tokenizer.grid[0] if self.model.config.condition.channels else 1
         unit = math.lcm(cell, self.model.denoiser.shrink * self.model.denoiser.patch)

@@ -90,6 +90,12 @@ class ImageGenerationConfig(Config):
     top_k: int | None = Field(None, gt=0)
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
+    best_of: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="candidates of a prompt of text, of which the best by its own captioning is kept",
+    )
     min_tokens: int = Field(1, gt=0)
     max_tokens: int | None = Field(None, gt=0, description="none: as many as an image may have")
     ignored_ids: tuple[int, ...] = Field(

@@ -75,6 +75,7 @@ def run(
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     min_p: options.MinP = None,
+    best_of: options.BestOf = None,
     min_tokens: options.MinTokens = None,
     max_tokens: options.MaxTokens = None,
     steps: options.Steps = None,

@@ -131,6 +131,16 @@ MinP = Annotated[
         help="Drop tokens less probable than P times the most probable one.",
     ),
 ]
+BestOf = Annotated[
+    int | None,
+    sampling(
+        metavar="N",
+        min=1,
+        max=64,
+        help="Sample N candidates per image and keep the one that the model would most likely caption "
+        "with the prompt (1 disables it).",
+    ),
+]
 MinTokens = Annotated[int | None, sampling(metavar="N", min=1, help="Minimum number of tokens per image.")]
 MaxTokens = Annotated[int | None, sampling(metavar="N", min=1, help="Maximum number of tokens per image.")]
 Like = Annotated[

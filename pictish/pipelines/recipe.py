@@ -25,6 +25,7 @@ CONFIG = {  # setting of `GenerationConfig`: the same in a `Request`, and the op
     "top_k": "top_k",
     "top_p": "top_p",
     "min_p": "min_p",
+    "best_of": "best_of",
     "min_codes": "min_tokens",
     "max_codes": "max_tokens",
     "num_inference_steps": "steps",
@@ -33,7 +34,7 @@ CONFIG = {  # setting of `GenerationConfig`: the same in a `Request`, and the op
     "upscale": "upscale",
     "size": "size",
 }
-SAMPLED = ("guidance_scale", "image_guidance_scale", "temperature", "top_k", "top_p", "min_p")
+SAMPLED = ("guidance_scale", "image_guidance_scale", "temperature", "top_k", "top_p", "min_p", "best_of")
 INFO = "pictish"  # key of `Image.info`
 
 

@@ -19,6 +19,7 @@ LARGEST_SIZE = 16_384  # pixels
 LARGEST_SCALE = 100  # of guidance
 LARGEST_TEMPERATURE = 1000
 LARGEST_COUNT = 2**31 - 1
+MOST_CANDIDATES = 64
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class GenerationConfig:
     """Nucleus sampling: smallest set of codes with total probability >= top_p; in (0, 1]."""
     min_p: float | None = None
     """Drops codes less likely than min_p times the most likely one; in [0, 1]."""
+    best_of: int | None = None
+    """Candidates drawn for a prompt of text, 1 to 64; the one kept is that which the model itself finds most
+    likely to be captioned with the prompt."""
     min_codes: int | None = None
     """Minimum number of codes of an image."""
     max_codes: int | None = None
@@ -74,6 +78,7 @@ class GenerationConfig:
         self._check("decoder_guidance_scale", 0, LARGEST_SCALE, f"0 to {LARGEST_SCALE}")
         for name in ("top_k", "min_codes", "max_codes"):
             self._check(name, 1, LARGEST_COUNT, f"1 to {LARGEST_COUNT}", whole=True)
+        self._check("best_of", 1, MOST_CANDIDATES, f"1 to {MOST_CANDIDATES}", whole=True)
         self._check("num_inference_steps", 0, 1000, "0 to 1000", whole=True)
         self._check("size", 1, LARGEST_SIZE, f"1 to {LARGEST_SIZE}", whole=True)
         if self.upscale not in (None, 1, 2, 4):
@@ -132,6 +137,7 @@ class Settings(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     min_p: float | None
+    best_of: int | None
     min_codes: int | None
     max_codes: int | None
     num_inference_steps: int | None
@@ -157,7 +163,7 @@ def settle_codes(
     """The config with the language model's defaults in place of None, where they may turn a filter off.
 
     `most` is how many codes an image of the model can have; with `pictures` in the prompts text guidance
-    may have another default.
+    may have another default, and no candidates are ranked.
     """
     among = defaults.among_pictures if pictures else None
     usual: dict[str, Any] = {
@@ -167,6 +173,7 @@ def settle_codes(
         "top_k": defaults.top_k,
         "top_p": defaults.top_p,
         "min_p": defaults.min_p,
+        "best_of": 1 if pictures else defaults.best_of,
         "min_codes": min(defaults.min_tokens, config.max_codes or most),
         "max_codes": min(defaults.max_tokens or most, most),
     }

@@ -1,6 +1,6 @@
 """Words, or words and images, to an image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +76,8 @@ class TextToImage:
         return settle_codes(config, self.usual, self.language.image_tokens.max_tokens, pictures=pictures)
 
     def checked(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
-        """As `settled`; ValueError for more codes than an image of this model has."""
+        """As `settled`; ValueError for more codes than an image of this model has, and for candidates that it
+        cannot rank."""
         settled, most = self.settled(config, pictures=pictures), self.language.image_tokens.max_tokens
         assert settled.min_codes is not None
         assert settled.max_codes is not None
@@ -85,6 +86,9 @@ class TextToImage:
                 f"{settled.min_codes} to {settled.max_codes} tokens asked for; "
                 f"an image of this model has 1 to {most}"
             )
+        if settled.best_of != 1 and (pictures or self.language.model.masked is not None):
+            what = "with images in the prompt" if pictures else "of a masked language model"
+            raise ValueError(f"best_of: {settled.best_of} asked for {what}; 1 fits")
         return settled
 
     def constraints(self, settled: GenerationConfig) -> "GenerationConstraints":
@@ -153,11 +157,32 @@ class TextToImage:
                 for source, region in zip(sources, regions, strict=True)
             ]
             redraw = redraws(tokenizer, sources, anew)
-        drawn = self.draw(self._prompts(prompts), generators, settled, progress, redraw=redraw)
-        return self._images_of(drawn, shapes)
+        count = settled.best_of
+        assert count is not None
+        if count == 1:
+            drawn = self.draw(self._prompts(prompts), generators, settled, progress, redraw=redraw)
+            return self._images_of(drawn, shapes)
+        from pictish.lm.rerank import candidate_generators
+
+        read = [prompt for prompt in self._prompts(prompts) for _ in range(count)]
+        each = [one for generator in generators for one in candidate_generators(generator, count)]
+        drawn = self.draw(read, each, settled, progress)
+        candidates = [drawn[at : at + count] for at in range(0, len(drawn), count)]
+        return self._images_of(map(self.best, candidates, prompts), shapes)
+
+    def best(self, candidates: "Sequence[Sequence[Segment]]", said: Sequence[Said]) -> "Sequence[Segment]":
+        """Of several drawings the one that `said` describes best, as the model finds; the first of equals."""
+        from pictish.lm.grammar import ImageSegment
+        from pictish.lm.rerank import caption_scores
+
+        if len(candidates) == 1:
+            return candidates[0]
+        words = [one for one in said if isinstance(one, str)]
+        images = [one for segments in candidates for one in segments if isinstance(one, ImageSegment)]
+        return candidates[int(caption_scores(self.language.model, images, words).argmax())]
 
     def _images_of(
-        self, drawn: "Sequence[Sequence[Segment]]", shapes: Sequence[tuple[int, int]] | None
+        self, drawn: "Iterable[Sequence[Segment]]", shapes: Sequence[tuple[int, int]] | None
     ) -> list[TokenizedImage]:
         return [
             self.image_of(segments, shapes[number] if shapes else None)

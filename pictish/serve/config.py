@@ -23,7 +23,9 @@ class ServeConfig(Config):
     max_new_tokens: Count = Field(256, description="text tokens of an answer")
     max_steps: int = Field(100, ge=1, le=1000, description="denoising steps")
     max_previews: int = Field(16, ge=0, description="streamed previews of an image")
-    max_batch: Count = Field(16, description="images and answers that are written at the same time")
+    max_batch: Count = Field(
+        16, description="sequences (images, their candidates, answers) that are written together"
+    )
     max_requests: Count = Field(64, description="requests that are open at the same time; more get 503")
     queue_length: Count = Field(64, description="images and answers that wait; more requests get 429")
     timeout: float = Field(120.0, gt=0, description="seconds until a request is given up with 504")

@@ -148,7 +148,7 @@ class Engine:
 
     def _admit(self, writer: Writer) -> None:
         """Begin jobs in the order they came while there is room; of those done at once, one a turn."""
-        while len(writer.writing) < self.config.max_batch:
+        while writer.sequences < self.config.max_batch:
             with self._changed:
                 if not self._waiting:
                     return

@@ -44,6 +44,9 @@ class SamplingFields(DecodingFields):
     top_k: int | None = Field(None, ge=1, le=2**31 - 1)
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
+    best_of: int | None = Field(
+        None, ge=1, le=64, description="Candidates of an image, ranked by the model's own captioning."
+    )
     min_codes: int | None = Field(None, ge=1, le=2**31 - 1)
     max_codes: int | None = Field(None, ge=1, le=2**31 - 1)
 

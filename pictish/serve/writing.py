@@ -14,6 +14,7 @@ from pictish.data.tokens import TokenizedImage
 from pictish.lm.autoregressive import UNGUIDED, Prompt
 from pictish.lm.continuous import ContinuousBatch, Member
 from pictish.lm.grammar import GenerationConstraints, TextSegment
+from pictish.lm.rerank import candidate_generators
 from pictish.lm.sampling import Sampling
 from pictish.lm.text import decode_text
 from pictish.lm.vocabulary import text_ids
@@ -54,11 +55,11 @@ class _LanguageBatch:
 
 @dataclass(eq=False)
 class _Writing:
-    """One job that is being written, and how much of it was sent: previews, or letters."""
+    """One job that is being written, and how much of it was sent: previews of the first, or letters."""
 
     job: Job
     batch: _LanguageBatch
-    member: Member
+    members: list[Member]  # one, or the candidates of an image
     sent: int = 0
     previews: int = 0
 
@@ -86,6 +87,11 @@ class Writer:
         """Whether `step` has anything to do."""
         return bool(self.writing or self.written)
 
+    @property
+    def sequences(self) -> int:
+        """How many are written at the same time."""
+        return sum(len(one.members) for one in self.writing)
+
     def begin(self, job: Job) -> bool:
         """Read the prompt of a job; whether steps are to follow, or all of it was written at once.
 
@@ -95,12 +101,12 @@ class Writer:
         batch = self.batches[job.work.adaptor]
         match job.work:
             case Draw() as work:
-                member = self._begin_drawing(batch, job, work)
+                members = self._begin_drawing(batch, job, work)
             case Write() as work:
-                member = self._begin_text(batch, job, work)
-        if member is None:
+                members = self._begin_text(batch, job, work)
+        if not members:
             return False
-        self.writing.append(_Writing(job, batch, member))
+        self.writing.append(_Writing(job, batch, members))
         job.send(Started())
         return True
 
@@ -113,7 +119,10 @@ class Writer:
                 self._drop(one)
                 continue
             try:
-                ended = one.batch.sequences.choose(one.member)
+                sequences = one.batch.sequences
+                for member in [each for each in one.members if each in sequences.members]:
+                    sequences.choose(member)
+                ended = not any(each in sequences.members for each in one.members)
                 if isinstance(one.job.work, Draw) and not ended:
                     self._preview(one, one.job.work)
                 elif isinstance(one.job.work, Write):
@@ -125,20 +134,23 @@ class Writer:
             if ended:
                 self.writing.remove(one)
                 if isinstance(one.job.work, Draw):
-                    tokens = one.batch.drawer.image_of(one.member.decoding.segments, one.job.work.shape)
-                    yield Written(one.job, tokens, one.member.prompt_tokens)
+                    work, drawer = one.job.work, one.batch.drawer
+                    best = drawer.best([each.decoding.segments for each in one.members], work.said)
+                    tokens = drawer.image_of(best, work.shape)
+                    yield Written(one.job, tokens, one.members[0].prompt_tokens)
         for batch in self.batches.values():
             batch.sequences.read()
 
     def _drop(self, one: _Writing) -> None:
         self.writing.remove(one)
-        if one.member in one.batch.sequences.members:
-            one.batch.sequences.remove(one.member)
+        for member in one.members:
+            if member in one.batch.sequences.members:
+                one.batch.sequences.remove(member)
 
     # ---- images
 
-    def _begin_drawing(self, batch: _LanguageBatch, job: Job, work: Draw) -> Member | None:
-        """None where the model is masked, and the image written."""
+    def _begin_drawing(self, batch: _LanguageBatch, job: Job, work: Draw) -> list[Member]:
+        """None of them where the model is masked, and the image written."""
         reconstructor = self.pipeline.reconstructor(preview=work.config.num_inference_steps == 0)
         reconstructor.settled(work.config.drawing, generated=True)  # refused before anything is written
         if work.previews:
@@ -147,14 +159,18 @@ class Writer:
         settled = batch.drawer.checked(work.config, pictures=pictures)
         if batch.masked:
             self._draw_whole(batch, job, work, settled)
-            return None
-        return batch.sequences.add(
-            batch.prompt_of(work.said),
-            batch.drawer.constraints(settled),
-            sampling=settled.sampling,
-            guidance=settled.guidance(batch.language.model.defaults),
-            generator=torch.Generator().manual_seed(work.seed),
-        )
+            return []
+        assert settled.best_of is not None
+        return [
+            batch.sequences.add(
+                batch.prompt_of(work.said),
+                batch.drawer.constraints(settled),
+                sampling=settled.sampling,
+                guidance=settled.guidance(batch.language.model.defaults),
+                generator=generator,
+            )
+            for generator in candidate_generators(torch.Generator().manual_seed(work.seed), settled.best_of)
+        ]
 
     def _draw_whole(self, batch: _LanguageBatch, job: Job, work: Draw, settled: GenerationConfig) -> None:
         """All cells of an image; of an edit with a mask, those that the mask reaches into."""
@@ -175,7 +191,7 @@ class Writer:
 
     def _preview(self, one: _Writing, work: Draw) -> None:
         """Send what is drawn so far, each time another part of the image is done."""
-        decoding = one.member.decoding
+        decoding = one.members[0].decoding
         due = int(decoding.progress * (work.previews + 1))
         image = decoding.partial_image
         if due <= one.sent or image is None or one.previews == work.previews:
@@ -189,8 +205,8 @@ class Writer:
 
     # ---- texts
 
-    def _begin_text(self, batch: _LanguageBatch, job: Job, work: Write) -> Member | None:
-        """None where the text is written at once: by a masked model, or by a search with beams."""
+    def _begin_text(self, batch: _LanguageBatch, job: Job, work: Write) -> list[Member]:
+        """None of them where the text is written at once: by a masked model, or by a search with beams."""
         model = batch.language.model
         defaults = model.defaults
         own_way = defaults.caption if work.question is None else defaults.answer
@@ -207,21 +223,23 @@ class Writer:
                     prompts=[prompt],
                 )
             except Cancelled:
-                return None
+                return []
             job.send(Started())
             job.send(Piece(text))
             job.finish(Text(text, len(prompt.full), len(text_ids(model.text_tokenizer, text))))
-            return None
-        return batch.sequences.add(
+            return []
+        member = batch.sequences.add(
             prompt,
             GenerationConstraints(work.max_new_tokens or MOST),
             sampling=work.sampling or GREEDY,
             guidance=UNGUIDED,
             generator=torch.Generator().manual_seed(work.seed),
         )
+        return [member]
 
     def _send_text(self, one: _Writing, ended: bool) -> None:
-        decoding = one.member.decoding
+        (member,) = one.members
+        decoding = member.decoding
         ids = [token for part in decoding.segments if isinstance(part, TextSegment) for token in part.ids]
         ids += decoding.current
         text = decode_text(one.batch.language.model.text_tokenizer, ids).strip()
@@ -230,4 +248,4 @@ class Writer:
             one.sent = len(text)
         if ended:
             new = decoding.constraints.max_new_tokens - decoding.left
-            one.job.finish(Text(text, one.member.prompt_tokens, new, cut=not decoding.ended))
+            one.job.finish(Text(text, member.prompt_tokens, new, cut=not decoding.ended))

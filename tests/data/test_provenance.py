@@ -24,6 +24,7 @@ FACTS = {
     "top_k": None,
     "top_p": 0.95,
     "min_p": None,
+    "best_of": 4,
     "min_tokens": 1,
     "max_tokens": None,
     "steps": 4,

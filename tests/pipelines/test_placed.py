@@ -11,8 +11,10 @@ from pictish.data.images import png_bytes
 from pictish.data.loader import ImageBytes
 from pictish.data.tokens import EncodedImage, TokenizedImage
 from pictish.lm.autoregressive import embed_ids
-from pictish.lm.config import DefaultsConfig
+from pictish.lm.config import DefaultsConfig, ImageGenerationConfig
+from pictish.lm.grammar import ImageSegment
 from pictish.lm.model import UnifiedModel
+from pictish.lm.rerank import candidate_generators, caption_scores
 from pictish.lm.sequence import picture_ids
 from pictish.lm.vocabulary import widen
 from pictish.pipelines.describe import Describe
@@ -65,6 +67,36 @@ def test_drawn_pictures_have_cells(language):
             assert TokenizedImage.from_bytes(tokens.to_bytes()) == tokens
     with pytest.raises(ValueError, match=f"an image of this model has 1 to {most}"):
         drawer.tokens([["a"]], seeded(1), GenerationConfig(max_codes=most + 1))
+
+
+def test_the_best_of_several_candidates_is_kept(language):
+    drawer = TextToImage(language)
+    prompts = [["a red apple"], ["two green pears", "in a bowl"]]
+    rows = [prompt for prompt in prompts for _ in range(4)]
+    each = [one for seed in seeded(2) for one in candidate_generators(seed, 4)]
+    candidates = drawer.tokens(rows, each, GenerationConfig(max_codes=6))
+    best = drawer.tokens(prompts, seeded(2), GenerationConfig(max_codes=6, best_of=4))
+    chosen = set()
+    for number, words in enumerate(prompts):
+        mine = candidates[4 * number : 4 * number + 4]
+        segments = [ImageSegment(tuple(one.ids.tolist()), tuple(one.cells.tolist())) for one in mine]
+        place = int(caption_scores(language.model, segments, words).argmax())
+        assert best[number] == mine[place]
+        chosen.add(place)
+    assert chosen != {0}, "else nothing was ranked"
+    language.model.defaults = DefaultsConfig(drawing=ImageGenerationConfig(best_of=4))
+    assert drawer.tokens(prompts, seeded(2), GenerationConfig(max_codes=6)) == best
+    plain = GenerationConfig(max_codes=6, best_of=1)
+    assert drawer.tokens(prompts, seeded(2), plain) == [candidates[0], candidates[4]]
+
+
+def test_candidates_of_prompts_with_images_are_not_ranked(language):
+    drawer, picture = TextToImage(language), told_picture("red", "disc", 60)
+    with pytest.raises(ValueError, match="best_of: 4 asked for with images in the prompt; 1 fits"):
+        drawer.tokens([[picture, "blue"]], seeded(1), GenerationConfig(best_of=4))
+    usual = drawer.tokens([[picture, "blue"]], seeded(1))
+    language.model.defaults = DefaultsConfig(drawing=ImageGenerationConfig(best_of=4))
+    assert drawer.tokens([[picture, "blue"]], seeded(1)) == usual
 
 
 def test_a_picture_in_a_prompt_says_where_its_codes_lie(language, monkeypatch):

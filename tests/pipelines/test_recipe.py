@@ -24,13 +24,16 @@ def command(folder, *words) -> bytes:
 
 def test_a_stored_image_is_the_file_of_the_command(pipe, whole_model, tmp_path):
     path = tmp_path / "apple.png"
-    asked = {"seed": 3, "aspect_ratio": (3, 2), "size": 48, "guidance_scale": 1.5, "max_codes": 9}
+    asked = {"seed": 3, "aspect_ratio": (3, 2), "size": 48, "guidance_scale": 1.5, "best_of": 3}
     pictish.save_image(pipe.generate("a red apple", **asked), path)
-    options = ["--seed", 3, "--aspect", "3:2", "--size", 48, "--guidance", 1.5, "--max-tokens", 9]
+    options = ["--seed", 3, "--aspect", "3:2", "--size", 48, "--guidance", 1.5, "--best-of", 3]
     expected = command(tmp_path / "out", "generate", "a red apple", "--model", whole_model, *options)
     assert path.read_bytes() == expected
     again = command(tmp_path / "again", "generate", "--like", path, "--model", whole_model)
     assert again == expected
+    assert read_origin(path).best_of == 3
+    one = pipe.generate("a red apple", **{**asked, "best_of": 1})
+    assert pipe.generate("a red apple", **asked).tobytes() != one.tobytes(), "another candidate is better"
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -27,7 +27,7 @@ def test_keywords_are_the_fields_and_take_precedence():
 
 def test_codes_are_drawn_as_asked_for_and_else_as_the_model_is_used_to():
     defaults = ImageGenerationConfig(
-        guidance=2, among_pictures=3, temperature=0.5, top_k=7, min_tokens=4, max_tokens=9
+        guidance=2, among_pictures=3, temperature=0.5, top_k=7, best_of=3, min_tokens=4, max_tokens=9
     )
     settled = settle_codes(GenerationConfig(size=32), defaults, 16, pictures=False)
     assert settled == GenerationConfig(
@@ -35,11 +35,13 @@ def test_codes_are_drawn_as_asked_for_and_else_as_the_model_is_used_to():
         image_guidance_scale=1.5,
         temperature=0.5,
         top_k=7,
+        best_of=3,
         min_codes=4,
         max_codes=9,
         size=32,
     )
     assert settle_codes(GenerationConfig(), defaults, 16, pictures=True).guidance_scale == 3
+    assert settle_codes(GenerationConfig(), defaults, 16, pictures=True).best_of == 1, "of text alone"
     asked = GenerationConfig(guidance_scale=0, temperature=0, top_k=1, max_codes=2)
     settled = settle_codes(asked, defaults, 16, pictures=True)
     assert (settled.guidance_scale, settled.temperature, settled.top_k) == (0, 0, 1)
@@ -77,6 +79,7 @@ def test_pixels_are_drawn_as_asked_for_and_else_as_the_decoder_is_used_to():
         ({"top_k": True}, "top_k: True"),
         ({"top_p": 0}, "top_p: 0 asked for; above 0, up to 1"),
         ({"min_p": 1.1}, "min_p: 1.1 asked for; 0 to 1"),
+        ({"best_of": 65}, "best_of: 65 asked for; 1 to 64"),
         ({"min_codes": 0}, "min_codes: 0"),
         ({"max_codes": -3}, "max_codes: -3"),
         ({"num_inference_steps": 1001}, "num_inference_steps: 1001 asked for; 0 to 1000"),

@@ -49,6 +49,17 @@ def test_settings_are_passed_on(client, pipe):
     assert len(answer.data[0].tokens["ids"]) <= 4
 
 
+def test_candidates_are_ranked_as_by_the_pipeline(client, pipe):
+    def draw(seed: int) -> bytes:
+        answer = client.images.generate(prompt="two pears", extra_body={"seed": seed, "best_of": 5})
+        return image_in(answer.data[0].b64_json).tobytes()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(draw, range(4)))
+    assert together == [pipe.generate("two pears", seed=seed, best_of=5).tobytes() for seed in range(4)]
+    assert together != [pipe.generate("two pears", seed=seed).tobytes() for seed in range(4)]
+
+
 def test_a_png_says_how_it_was_drawn(client, tmp_path):
     answer = client.images.generate(prompt="the sun", size="60x40", extra_body={"seed": 3})
     file = tmp_path / "sun.png"
