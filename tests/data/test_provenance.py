@@ -105,14 +105,15 @@ def test_an_origin_comes_back_as_it_was_and_the_picture_too(tmp_path, read):
     assert json.loads(text) == json.loads(facts())
 
 
-def test_a_picture_from_before_upscalers_was_not_upscaled(read, refused):
+def test_an_image_from_before_upscalers_and_candidates_has_neither(read, refused):
     old = json.loads(facts())
-    del old["upscale"], old["upscaler"]
+    del old["upscale"], old["upscaler"], old["best_of"]
     found = read(png(itxt(json.dumps(old).encode())))
-    assert (found.upscale, found.upscaler) == (1, None)
+    assert (found.upscale, found.upscaler, found.best_of) == (1, None, 1)
     assert read(png(itxt(facts(upscale=4, upscaler="3" * 12)))).upscaler == "3" * 12
     for changes in ({"upscale": 3}, {"upscale": None}, {"upscaler": "x"}):
         assert "upscale" in refused(png(itxt(facts(**changes))))
+    assert "best_of" in refused(png(itxt(facts(best_of=None))))
 
 
 def test_it_is_found_packed_behind_the_pixels_and_after_other_texts(read):
@@ -135,7 +136,15 @@ def test_what_decides_the_tokens():
         "upscale": 4,
     }.items():
         assert origin.same_tokens(Origin(**{**FACTS, name: value})), name
-    changes = {"prompt": "a pear", "style": None, "seed": 8, "guidance": 1, "top_k": 5, "pictures": ()}
+    changes = {
+        "prompt": "a pear",
+        "style": None,
+        "seed": 8,
+        "guidance": 1,
+        "top_k": 5,
+        "best_of": 1,
+        "pictures": (),
+    }
     for name, value in changes.items():
         assert not origin.same_tokens(Origin(**{**FACTS, name: value})), name
 
