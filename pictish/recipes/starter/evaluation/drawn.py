@@ -53,9 +53,9 @@ def config_of(drawing: "Drawing", guidance_scale: float | None = None) -> Genera
 def decoded(
     drawer: "TextToImage", images: Sequence[Image.Image], seeds: Sequence[int], drawing: "Drawing"
 ) -> list[Image.Image]:
-    """Images from their own codes."""
+    """Images from their own codes, as many as the language model was trained on."""
     reconstructor = drawer.reconstructor
-    tokens = reconstructor.tokenizer.tokenize(images)
+    tokens = reconstructor.tokenizer.tokenize(images, threshold=drawer.language.model.defaults.threshold)
     return reconstructor(tokens, SIDE, generators=generators(seeds), drawing=drawing)
 
 

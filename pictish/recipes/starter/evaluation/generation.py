@@ -178,6 +178,7 @@ class GenerationEvaluation:
         return {
             "schema": SCHEMA,
             **header(self.drawer, self.drawing, language, self.seed),
+            "best_of": self.drawer.usual.best_of,
             "judge": {
                 **settings(),
                 "sets": list(SETS),

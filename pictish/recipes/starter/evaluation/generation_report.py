@@ -32,7 +32,8 @@ strict@k: its image in the prompted style is among the k nearest images.
 true codes: the target image's own codes, rendered by the same decoder.
 real: the target image itself, excluded from the references of hit@k.
 composition: skin tone, gender and role are correct; all: the style as well.
-range: {confidence:.0%} interval; vs. codes: generated relative to true codes."""
+range: {confidence:.0%} interval; vs. codes: generated relative to true codes.
+Each generated image is the best of {best_of} by the model's own captioning."""
 
 
 def measure(
