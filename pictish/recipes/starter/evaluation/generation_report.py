@@ -32,8 +32,8 @@ strict@k: its image in the prompted style is among the k nearest images.
 true codes: the target image's own codes, rendered by the same decoder.
 real: the target image itself, excluded from the references of hit@k.
 composition: skin tone, gender and role are correct; all: the style as well.
-range: {confidence:.0%} interval; vs. codes: generated relative to true codes.
-Each generated image is the best of {best_of} by the model's own captioning."""
+range: {confidence:.0%} interval; vs. codes: generated relative to true codes."""
+RANKED = "generated: the best of {best_of} candidates by the model's own captioning."
 
 
 def measure(
@@ -84,7 +84,8 @@ def tables(numbers: dict[str, Any]) -> list[RenderableType]:
             )
         best = ", ".join(f"{scale:g} by {name}" for name, scale in curve["best"].items())
         shown += [drawn, f"best scale: {best}; default: {numbers['text_scale']:g}\n"]
-    return [*shown, NOTES.format(**numbers) + "\n"]
+    notes = [NOTES, RANKED] if numbers["best_of"] > 1 else [NOTES]
+    return [*shown, "\n".join(notes).format(**numbers) + "\n"]
 
 
 def _ways(name: str, measured: dict[str, Any], columns: Mapping[str, str]) -> Table:
