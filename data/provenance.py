@@ -46,7 +46,7 @@ class Request(Config):
     top_k: int | None
     top_p: float | None
     min_p: float | None
-    best_of: int | None = Field(1, ge=1, le=64)  # candidates
+    best_of: int | None = Field(1, ge=1)  # candidates; of an edit always 1, which needs not say so
     min_tokens: int | None
     max_tokens: int | None
     adaptor: str | None = None  # name of the inner adaptor that the language model was read through
@@ -79,7 +79,7 @@ class Origin(Request):
     """A request and what came of it: settings as they were used, the models, and the image's tokens."""
 
     format: Literal[2] = FORMAT_VERSION
-    best_of: int = Field(1, ge=1, le=64)  # this and the next are missing in images of earlier versions
+    best_of: int = Field(1, ge=1)  # this and the next are missing in images of earlier versions
     upscale: Literal[1, 2, 4] = 1
     pictish: str  # version
     tokenizer: Fingerprint

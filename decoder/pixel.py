@@ -161,6 +161,8 @@ class Decoder:
         check_scheduler(scheduler, self.model.config.noise, steps)
 
     def _check(self, settings: DrawSettings) -> None:
+        if unknown := settings.keys() - DrawSettings.__annotations__.keys():
+            raise TypeError(f"{min(unknown)}: no such argument")
         steps, scheduler = settings["steps"], settings["scheduler"]
         self.check(steps, settings["guidance"], scheduler)
         size, sources = settings.get("size") or (self.side, self.side), settings.get("sources")

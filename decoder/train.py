@@ -29,7 +29,7 @@ from pictish.training.average import Average
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.isolation import training
 from pictish.training.loss_guard import LossGuard
-from pictish.training.metrics import MetricsLog, Window
+from pictish.training.metrics import MeanLosses, MetricsLog
 from pictish.training.optimizer import adamw, muon
 from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 from pictish.training.resume import fingerprint_of
@@ -85,7 +85,7 @@ def train(
         first = restore(run, network, optimizer, names, average, guard, inputs)
     model, optimizer = prepare(accelerate, network, optimizer)
     losses_of = partial(_losses, config=config, network=network, encoder=encoder)
-    window = Window()
+    window = MeanLosses()
     network.train()  # diffusers gives a loaded network in evaluation mode
     stretch = in_units(f"stretch of {config.log_every} steps")
     with MetricsLog(run, first, config.tensorboard, config.wandb, main=main) as metrics, stretch:

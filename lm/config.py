@@ -94,7 +94,7 @@ class ImageGenerationConfig(Config):
         1,
         ge=1,
         le=64,
-        description="candidates of a prompt of text, of which the best by its own captioning is kept",
+        description="of a text prompt, the candidates drawn; that most likely captioned with it is kept",
     )
     min_tokens: int = Field(1, gt=0)
     max_tokens: int | None = Field(None, gt=0, description="none: as many as an image may have")

@@ -16,11 +16,13 @@ from torch import Tensor
 from pictish.lm.grammar import ImageSegment
 from pictish.lm.model import UnifiedModel
 from pictish.lm.objective import shifted
-from pictish.lm.packing import pack
+from pictish.lm.packing import IGNORED, pack
 from pictish.lm.preference import log_probabilities
 from pictish.lm.sequence import Codes, Text, build
 from pictish.lm.vocabulary import text_ids
 from pictish.training.isolation import inference
+
+ROWS = 8  # images that are scored at a time
 
 
 @inference
@@ -36,12 +38,18 @@ def caption_scores(model: UnifiedModel, images: Sequence[ImageSegment], words: S
         build("caption", [_codes(image), *texts], model.vocabulary, encode, model.eos) for image in images
     ]
     packed = shifted(pack([[document] for document in documents], max(map(len, documents))))
-    packed = packed.to(next(model.parameters()).device)
-    return log_probabilities(model(packed, True).logits, packed.targets).sum(dim=1)
+    device = next(model.parameters()).device
+    scores = []
+    for part in packed.split(ROWS):
+        part = part.to(device)
+        # not `at_targets`, which sets a hook: other threads may read with this model
+        logits = model(part).logits[part.targets != IGNORED]
+        scores.append(log_probabilities(logits, part.targets).sum(dim=1))
+    return torch.cat(scores)
 
 
 def candidate_generators(generator: torch.Generator, count: int) -> list[torch.Generator]:
-    """One for each of `count` candidates: the first is `generator`, the others follow from its seed."""
+    """One for each of `count` candidates: `generator`, freshly seeded, and others that its seed gives."""
     others = [np.random.SeedSequence([generator.initial_seed(), number]) for number in range(1, count)]
     seeds = [int(other.generate_state(1, np.uint64)[0]) for other in others]
     return [generator, *(torch.Generator().manual_seed(seed) for seed in seeds)]

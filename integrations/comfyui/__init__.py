@@ -101,6 +101,7 @@ class DrawPictish:
                 "width": _socket("INT", f"Width in {side}"),
                 "height": _socket("INT", f"Height in {side}"),
                 **SAMPLING,
+                "best_of": _socket("INT", "Candidates drawn for each image; the best by the model is kept."),
                 **DECODING,
             },
         }

@@ -71,6 +71,8 @@ def asked(
         if decoder_of(options["steps"], options["lowres"]) != decoder_of(origin.steps, origin.lowres):
             # the other decoder has settings of its own
             options |= dict.fromkeys(left & {"pixel_guidance", "scheduler"})
+        if pictures and not origin.pictures and "best_of" in left:
+            options["best_of"] = None  # prompts with images have no candidates
         if pictures and origin.pictures and pictures != origin.pictures:
             raise ValueError(
                 "the input image differs from the one that the --like file was made from; give the same one"

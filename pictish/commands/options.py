@@ -136,7 +136,6 @@ BestOf = Annotated[
     sampling(
         metavar="N",
         min=1,
-        max=64,
         help="Sample N candidates per image and keep the one that the model would most likely caption "
         "with the prompt (1 disables it).",
     ),

@@ -152,6 +152,8 @@ class OfficialTextToImage(TextToImage):
     many tokens are drawn as the prompt has, and as an image has, whatever `max_codes` says.
     """
 
+    ranks = False  # as the released code draws one image
+
     @classmethod
     def of(cls, drawer: TextToImage) -> "OfficialTextToImage":
         """The same model."""

@@ -52,8 +52,8 @@ class GenerationConfig:
     min_p: float | None = None
     """Drops codes less likely than min_p times the most likely one; in [0, 1]."""
     best_of: int | None = None
-    """Candidates drawn for a prompt of text, 1 to 64; the one kept is that which the model itself finds most
-    likely to be captioned with the prompt."""
+    """Candidates drawn for a text prompt, 1 to 64; the one that the model would most likely caption with the
+    prompt is kept."""
     min_codes: int | None = None
     """Minimum number of codes of an image."""
     max_codes: int | None = None
@@ -158,12 +158,17 @@ def with_settings(config: GenerationConfig | None, settings: Settings) -> Genera
 
 
 def settle_codes(
-    config: GenerationConfig, defaults: "ImageGenerationConfig", most: int, *, pictures: bool
+    config: GenerationConfig,
+    defaults: "ImageGenerationConfig",
+    most: int,
+    *,
+    pictures: bool,
+    ranks: bool = True,
 ) -> GenerationConfig:
     """The config with the language model's defaults in place of None, where they may turn a filter off.
 
     `most` is how many codes an image of the model can have; with `pictures` in the prompts text guidance
-    may have another default, and no candidates are ranked.
+    may have another default. Candidates are ranked of prompts without, by models that can (`ranks`).
     """
     among = defaults.among_pictures if pictures else None
     usual: dict[str, Any] = {
@@ -173,7 +178,7 @@ def settle_codes(
         "top_k": defaults.top_k,
         "top_p": defaults.top_p,
         "min_p": defaults.min_p,
-        "best_of": 1 if pictures else defaults.best_of,
+        "best_of": defaults.best_of if ranks and not pictures else 1,
         "min_codes": min(defaults.min_tokens, config.max_codes or most),
         "max_codes": min(defaults.max_tokens or most, most),
     }

@@ -73,7 +73,14 @@ class TextToImage:
 
     def settled(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
         """The config with the model's defaults for tokens, as `settle_codes`; `pictures`: any in prompts."""
-        return settle_codes(config, self.usual, self.language.image_tokens.max_tokens, pictures=pictures)
+        most = self.language.image_tokens.max_tokens
+        return settle_codes(config, self.usual, most, pictures=pictures, ranks=self.ranks)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the model can rank candidates: one after the other it reads codes, then their caption."""
+        model = self.language.model
+        return model.masked is None and not model.defaults.continuous
 
     def checked(self, config: GenerationConfig, *, pictures: bool) -> GenerationConfig:
         """As `settled`; ValueError for more codes than an image of this model has, and for candidates that it
@@ -86,9 +93,11 @@ class TextToImage:
                 f"{settled.min_codes} to {settled.max_codes} tokens asked for; "
                 f"an image of this model has 1 to {most}"
             )
-        if settled.best_of != 1 and (pictures or self.language.model.masked is not None):
-            what = "with images in the prompt" if pictures else "of a masked language model"
-            raise ValueError(f"best_of: {settled.best_of} asked for {what}; 1 fits")
+        if settled.best_of != 1 and (pictures or not self.ranks):
+            what = (
+                "prompts with images have no candidates" if pictures else "this model cannot rank candidates"
+            )
+            raise ValueError(f"best_of: {settled.best_of} asked for, and {what}; 1 fits")
         return settled
 
     def constraints(self, settled: GenerationConfig) -> "GenerationConstraints":
@@ -144,8 +153,10 @@ class TextToImage:
         They have cells if the tokenizer places codes. What `config` leaves open is the model's choice.
         The same batch, generator seeds and weights give the same tokens; another batch may round differently.
         With `regions`, one a prompt, the first image of each comes back with other tokens in its region
-        alone, which takes a masked language model. `progress` is called after each step of a batch. Raises
-        ValueError for an empty prompt and for one that does not fit the model's context.
+        alone, which takes a masked language model. With `best_of`, the generators of further candidates come
+        from the seeds of those given, and as many images are drawn at a time as without. `progress` is called
+        after each step of a batch. Raises ValueError for an empty prompt and for one that does not fit the
+        model's context.
         """
         settled = self.checked(config or GenerationConfig(), pictures=any(map(holds_images, prompts)))
         redraw = None
@@ -162,13 +173,31 @@ class TextToImage:
         if count == 1:
             drawn = self.draw(self._prompts(prompts), generators, settled, progress, redraw=redraw)
             return self._images_of(drawn, shapes)
+        return self._images_of(self._ranked(prompts, generators, settled, count, progress), shapes)
+
+    def _ranked(
+        self,
+        prompts: Sequence[Sequence[Said]],
+        generators: "Sequence[torch.Generator]",
+        settled: GenerationConfig,
+        count: int,
+        progress: "Progress | None",
+    ) -> "list[Sequence[Segment]]":
+        """The best of `count` drawings of each prompt."""
         from pictish.lm.rerank import candidate_generators
 
-        read = [prompt for prompt in self._prompts(prompts) for _ in range(count)]
-        each = [one for generator in generators for one in candidate_generators(generator, count)]
-        drawn = self.draw(read, each, settled, progress)
-        candidates = [drawn[at : at + count] for at in range(0, len(drawn), count)]
-        return self._images_of(map(self.best, candidates, prompts), shapes)
+        found: list[Sequence[Segment]] = []
+        group = max(1, len(prompts) // count)  # prompts, so that the batch is as large as without candidates
+        for start in range(0, len(prompts), group):
+            some = prompts[start : start + group]
+            read = [prompt for prompt in self._prompts(some) for _ in range(count)]
+            own = generators[start : start + group]
+            drawn = self.draw(
+                read, [one for each in own for one in candidate_generators(each, count)], settled, progress
+            )
+            candidates = [drawn[at : at + count] for at in range(0, len(drawn), count)]
+            found += map(self.best, candidates, some)
+        return found
 
     def best(self, candidates: "Sequence[Sequence[Segment]]", said: Sequence[Said]) -> "Sequence[Segment]":
         """Of several drawings the one that `said` describes best, as the model finds; the first of equals."""

@@ -53,6 +53,7 @@ async def complete(request: Request, body: ChatRequest, serving: Served) -> Resp
     adaptor = serving.adaptor_of(body.model)
     serving.check_most(
         n=body.n,
+        best_of=body.best_of,
         max_tokens=body.max_tokens,
         num_inference_steps=body.num_inference_steps,
     )

@@ -23,8 +23,9 @@ class ServeConfig(Config):
     max_new_tokens: Count = Field(256, description="text tokens of an answer")
     max_steps: int = Field(100, ge=1, le=1000, description="denoising steps")
     max_previews: int = Field(16, ge=0, description="streamed previews of an image")
+    max_best_of: Count = Field(8, description="candidates that a request may ask for, for each image")
     max_batch: Count = Field(
-        16, description="sequences (images, their candidates, answers) that are written together"
+        16, description="answers and images written together, each candidate counted; below it one more joins"
     )
     max_requests: Count = Field(64, description="requests that are open at the same time; more get 503")
     queue_length: Count = Field(64, description="images and answers that wait; more requests get 429")

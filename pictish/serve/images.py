@@ -82,6 +82,7 @@ def check(serving: Serving, body: GenerationRequest | EditRequest) -> str | None
     shape = body.shape()
     serving.check_most(
         n=body.n,
+        best_of=body.best_of,
         size=None if shape is None else max(shape),
         num_inference_steps=body.num_inference_steps,
         partial_images=body.partial_images,

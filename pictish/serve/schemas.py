@@ -11,7 +11,7 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pictish.data.tokens import TokenizedImage
-from pictish.pipelines.settings import GenerationConfig
+from pictish.pipelines.settings import MOST_CANDIDATES, GenerationConfig
 
 SEEDS = 2**63  # clients in other languages have signed 64-bit integers
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
@@ -45,7 +45,11 @@ class SamplingFields(DecodingFields):
     top_p: float | None = Field(None, gt=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     best_of: int | None = Field(
-        None, ge=1, le=64, description="Candidates of an image, ranked by the model's own captioning."
+        None,
+        ge=1,
+        le=MOST_CANDIDATES,
+        description="Candidates for a text prompt; that which the model would most likely caption with it is "
+        "returned. 1 disables it.",
     )
     min_codes: int | None = Field(None, ge=1, le=2**31 - 1)
     max_codes: int | None = Field(None, ge=1, le=2**31 - 1)
@@ -153,7 +157,7 @@ class TokenDetails(BaseModel):
 
 
 class ImageUsage(BaseModel):
-    """Tokens read and written."""
+    """Tokens read and written, of the images that are returned."""
 
     input_tokens: int
     output_tokens: int

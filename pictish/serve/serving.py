@@ -116,6 +116,7 @@ class Serving:
 
 LIMITS = {
     "n": "max_n",
+    "best_of": "max_best_of",
     "size": "max_size",
     "num_inference_steps": "max_steps",
     "partial_images": "max_previews",

@@ -90,7 +90,7 @@ class Writer:
     @property
     def sequences(self) -> int:
         """How many are written at the same time."""
-        return sum(len(one.members) for one in self.writing)
+        return sum(len(batch.sequences.members) for batch in self.batches.values())
 
     def begin(self, job: Job) -> bool:
         """Read the prompt of a job; whether steps are to follow, or all of it was written at once.
@@ -125,7 +125,9 @@ class Writer:
                 ended = not any(each in sequences.members for each in one.members)
                 if isinstance(one.job.work, Draw) and not ended:
                     self._preview(one, one.job.work)
-                elif isinstance(one.job.work, Write):
+                elif isinstance(one.job.work, Draw):
+                    written = self._best(one, one.job.work)
+                else:
                     self._send_text(one, ended)
             except ValueError as error:
                 self._drop(one)
@@ -134,10 +136,7 @@ class Writer:
             if ended:
                 self.writing.remove(one)
                 if isinstance(one.job.work, Draw):
-                    work, drawer = one.job.work, one.batch.drawer
-                    best = drawer.best([each.decoding.segments for each in one.members], work.said)
-                    tokens = drawer.image_of(best, work.shape)
-                    yield Written(one.job, tokens, one.members[0].prompt_tokens)
+                    yield written
         for batch in self.batches.values():
             batch.sequences.read()
 
@@ -150,7 +149,7 @@ class Writer:
     # ---- images
 
     def _begin_drawing(self, batch: _LanguageBatch, job: Job, work: Draw) -> list[Member]:
-        """None of them where the model is masked, and the image written."""
+        """One for each candidate; empty where the model is masked, and the image written."""
         reconstructor = self.pipeline.reconstructor(preview=work.config.num_inference_steps == 0)
         reconstructor.settled(work.config.drawing, generated=True)  # refused before anything is written
         if work.previews:
@@ -161,16 +160,29 @@ class Writer:
             self._draw_whole(batch, job, work, settled)
             return []
         assert settled.best_of is not None
-        return [
-            batch.sequences.add(
-                batch.prompt_of(work.said),
-                batch.drawer.constraints(settled),
-                sampling=settled.sampling,
-                guidance=settled.guidance(batch.language.model.defaults),
-                generator=generator,
-            )
-            for generator in candidate_generators(torch.Generator().manual_seed(work.seed), settled.best_of)
-        ]
+        members: list[Member] = []
+        try:
+            for generator in candidate_generators(torch.Generator().manual_seed(work.seed), settled.best_of):
+                members.append(
+                    batch.sequences.add(
+                        batch.prompt_of(work.said),
+                        batch.drawer.constraints(settled),
+                        sampling=settled.sampling,
+                        guidance=settled.guidance(batch.language.model.defaults),
+                        generator=generator,
+                    )
+                )
+        except BaseException:  # no room for more: those before are nobody's
+            for member in members:
+                batch.sequences.remove(member)
+            raise
+        return members
+
+    def _best(self, one: _Writing, work: Draw) -> Written:
+        """The image of the best candidate, all of which are whole."""
+        drawer = one.batch.drawer
+        best = drawer.best([each.decoding.segments for each in one.members], work.said)
+        return Written(one.job, drawer.image_of(best, work.shape), one.members[0].prompt_tokens)
 
     def _draw_whole(self, batch: _LanguageBatch, job: Job, work: Draw, settled: GenerationConfig) -> None:
         """All cells of an image; of an edit with a mask, those that the mask reaches into."""
@@ -190,7 +202,7 @@ class Writer:
         self.written.append(Written(job, tokens, len(prompt.full)))
 
     def _preview(self, one: _Writing, work: Draw) -> None:
-        """Send what is drawn so far, each time another part of the image is done."""
+        """Send what is drawn so far, of the first candidate, each time another part of the image is done."""
         decoding = one.members[0].decoding
         due = int(decoding.progress * (work.previews + 1))
         image = decoding.partial_image
@@ -206,7 +218,7 @@ class Writer:
     # ---- texts
 
     def _begin_text(self, batch: _LanguageBatch, job: Job, work: Write) -> list[Member]:
-        """None of them where the text is written at once: by a masked model, or by a search with beams."""
+        """Empty where the text is written at once: by a masked model, or by a search with beams."""
         model = batch.language.model
         defaults = model.defaults
         own_way = defaults.caption if work.question is None else defaults.answer

@@ -73,7 +73,7 @@ class MetricsLog:
         self.close()
 
 
-class Window:
+class MeanLosses:
     """Mean losses over the steps since the last line of the log."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Window:
         self._since = time.monotonic()
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Take in one step's losses, scalars by name; a step may lack some of them."""
+        """Take in one step's losses, scalars by name; all processes have the same, a step may lack some."""
         self.steps += 1
         for name, value in losses.items():
             self._losses.setdefault(name, []).append(value.detach())

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pictish import Pipeline
 from pictish.cli import main
 from pictish.data.provenance import read_origin
 from pictish.pipelines.region import Region, cells_in, cells_under, parse_region
+from pictish.pipelines.settings import GenerationConfig
+from pictish.pipelines.text_to_image import TextToImage
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,16 @@ def test_it_generates_describes_and_edits_with_no_option(masked_model, source):
     assert pipe.generate("a red apple", num_images=2, size=32)[0].size == (32, 32)
     assert isinstance(pipe.describe(source, max_new_tokens=6), str)
     assert isinstance(pipe.describe(source, "what is it?", max_new_tokens=6), str)
+
+
+def test_it_ranks_no_candidates(masked_model):
+    drawer = TextToImage.from_folder(masked_model)
+    with pytest.raises(ValueError, match="best_of: 2 asked for, and this model cannot rank"):
+        drawer.tokens([["a red apple"]], [torch.Generator()], GenerationConfig(best_of=2))
+    defaults = drawer.language.model.defaults
+    drawing = defaults.drawing.model_copy(update={"best_of": 2})
+    drawer.language.model.defaults = defaults.model_copy(update={"drawing": drawing})
+    assert drawer.checked(GenerationConfig(), pictures=False).best_of == 1
 
 
 def test_a_region_changes_and_nothing_else(masked_model, source, tmp_path, monkeypatch):

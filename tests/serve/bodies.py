@@ -24,7 +24,7 @@ TOKENS = {
 DRAWING = {"prompt": "a red apple", "n": 1, "size": "32x32", "seed": 1, "num_inference_steps": 0}
 PARTS = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": URL}}]
 TRUE: dict[str, dict[str, Any]] = {
-    "/v1/images/generations": {**DRAWING, "guidance_scale": 2.0, "temperature": 1.0, "stream": False},
+    "/v1/images/generations": {**DRAWING, "guidance_scale": 2.0, "best_of": 2, "stream": False},
     "/v1/images/edits": {**DRAWING, "image": PNG, "mask": PNG},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": PARTS}], "max_tokens": 3, "seed": 0},
     "/v1/tokenize": {"image": URL, "budget": 3},

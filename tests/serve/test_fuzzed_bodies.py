@@ -14,7 +14,14 @@ from schemathesis.specs.openapi.checks import (
 from tests.serve.bodies import fault_of, request
 from tests.serve.running import running
 
-LIMITS = {"max_n": 1, "max_size": 64, "max_steps": 1, "max_previews": 1, "max_body_bytes": 100_000}
+LIMITS = {
+    "max_n": 1,
+    "max_best_of": 2,
+    "max_size": 64,
+    "max_steps": 1,
+    "max_previews": 1,
+    "max_body_bytes": 100_000,
+}
 CHECKS = [
     not_a_server_error,
     status_code_conformance,

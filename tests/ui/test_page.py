@@ -100,8 +100,8 @@ class TestInABrowser:
             page.inner_text("#edit-said") == "The file says how it was drawn; the Draw tab has its settings."
         )
         page.click("#tab-draw")
-        values = [page.input_value(name) for name in ("#prompt", "#style", "#seed", "#count")]
-        assert values == ["the sun", "noto", "8", "1"]
+        values = [page.input_value(name) for name in ("#prompt", "#style", "#seed", "#count", "#best-of")]
+        assert values == ["the sun", "noto", "8", "1", "1"]
         draw(page, count=1)
         with page.expect_download() as download:
             page.click("#drawn .tile a.button")

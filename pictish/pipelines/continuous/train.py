@@ -35,7 +35,7 @@ from pictish.tokenizer.selector import choose
 from pictish.training.checkpoint import optimizer_tensors, restore, save_checkpoint
 from pictish.training.isolation import training
 from pictish.training.loss_guard import LossGuard
-from pictish.training.metrics import MetricsLog, Window
+from pictish.training.metrics import MeanLosses, MetricsLog
 from pictish.training.optimizer import adamw
 from pictish.training.process_group import SINGLE_PROCESS, ProcessGroup
 from pictish.training.runtime import accelerator, keep_freed_memory, seeded
@@ -100,7 +100,7 @@ def train(
         first = restore(run, projector, optimizer, names, guard=guard, inputs=inputs)
     model, optimizer = prepare(accelerate, projector, optimizer)
     losses_of = partial(_losses, base=base, tokenizer=tokenizer, decoder=decoder, config=config)
-    window = Window()
+    window = MeanLosses()
     stretch = in_units(f"stretch of {config.log_every} steps")
     with (
         MetricsLog(run, first, config.tensorboard, config.wandb, main=accelerate.is_main_process) as metrics,

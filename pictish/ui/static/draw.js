@@ -22,6 +22,7 @@ export function setup(actions) {
     const prompt = get("prompt").value.trim() + (style ? `, ${style} style` : "");
     const [count, seed] = [get("count").valueAsNumber, get("seed").valueAsNumber];
     const fields = { prompt, n: count, seed, ...(guidance.value === "0" ? {} : { guidance_scale: guidance.valueAsNumber }) };
+    if (get("best-of").value) fields.best_of = get("best-of").valueAsNumber;
     const titles = Array.from({ length: count }, () => prompt);
     line.say(`Drawing ${count === 1 ? "one image" : `${count} images`} …`);
     const begun = performance.now();
@@ -42,6 +43,7 @@ export function fill(recipe) {
   get("style").value = styled ? styled[2] : "";
   get("seed").value = recipe.seed;
   get("count").value = 1;
+  get("best-of").value = recipe.best_of ?? 1;
   get("guidance").value = recipe.guidance ?? 0;
   get("guidance").dispatchEvent(new Event("input"));
   const choice = get("model-choice");

@@ -68,6 +68,7 @@ def header(drawer: "TextToImage", drawing: "Drawing", language: str, seed: int) 
         "steps": drawing.steps,
         "text_scale": drawer.usual.guidance,
         "temperature": drawer.usual.temperature,
+        "threshold": drawer.language.model.defaults.threshold,
         "batch": BATCH,
         "seed": seed,
         "confidence": LEVEL,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
 
-SCHEMA = 1
+SCHEMA = 2
 NEAREST = 5
 EDITED, TRUE_CODES, REAL, SOURCE = "edited", "true codes", "real", "source"
 WAYS = (EDITED, TRUE_CODES, REAL, SOURCE)

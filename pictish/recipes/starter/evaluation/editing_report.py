@@ -25,7 +25,8 @@ NOTES = """\
 asked: the requested change was made; for controls, the source is nearest.
 kept: apart from the request, one of the {nearest} nearest concepts is
 the source or the target. style: the target's style. codes: the target's own
-codes, decoded. real: the target itself, excluded from the references.
+codes, as many as the language model was trained on, decoded.
+real: the target itself, excluded from the references.
 source: the source, reconstructed."""
 
 

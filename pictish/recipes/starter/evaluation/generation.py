@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pictish.pipelines.settings import Drawing
     from pictish.pipelines.text_to_image import TextToImage
 
-SCHEMA = 1
+SCHEMA = 2
 GENERATED, TRUE_CODES, REAL = "generated", "true codes", "real"
 WAYS = (GENERATED, TRUE_CODES, REAL)
 CONCEPT = ("hit@1", "hit@5", "similarity")

@@ -29,11 +29,12 @@ NUMBERS, CHART, SHEET = "generation.json", "generation.png", "generation-picture
 NOTES = """\
 hit@k: the prompted concept is among the k concepts nearest to the image.
 strict@k: its image in the prompted style is among the k nearest images.
-true codes: the target image's own codes, rendered by the same decoder.
+true codes: the target image's own codes, as many as the language model was
+trained on, rendered alike.
 real: the target image itself, excluded from the references of hit@k.
 composition: skin tone, gender and role are correct; all: the style as well.
 range: {confidence:.0%} interval; vs. codes: generated relative to true codes."""
-RANKED = "generated: the best of {best_of} candidates by the model's own captioning."
+RANKED = "generated: the best of {best_of} candidates, ranked by the model."
 
 
 def measure(
