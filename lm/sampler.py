@@ -76,9 +76,13 @@ class Sampler(Protocol):
         sampling: Sampling,
         generators: Sequence[torch.Generator] | None,
         *,
+        suffix: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> list[list[int]]:
-        """Ids of one text a prompt, without EOS; greedy sampling needs no generators."""
+        """Ids of one text a prompt, without EOS; greedy sampling needs no generators.
+
+        `suffix` is what follows each text and is seen while it is written, which takes a masked model.
+        """
 
 
 def sampler_of(model: UnifiedModel) -> Sampler:
@@ -128,9 +132,12 @@ class AutoregressiveSampler:
         sampling: Sampling,
         generators: Sequence[torch.Generator] | None,
         *,
+        suffix: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> list[list[int]]:
         """As `Sampler.texts`."""
+        if suffix:
+            raise ValueError("suffix: an autoregressive language model cannot see it; a masked one would fit")
         written = autoregressive.generate(
             self.model.language,
             self.model.vocabulary,
@@ -231,12 +238,15 @@ class MaskedSampler:
         sampling: Sampling,
         generators: Sequence[torch.Generator] | None,
         *,
+        suffix: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> list[list[int]]:
-        """As `Sampler.texts`: blocks of masks are added until a text ends."""
+        """As `Sampler.texts`: blocks of masks are added, before the suffix, until a text ends."""
         vocabulary, filling = self.model.vocabulary, self.model.defaults.filling.texts
         if not prompts:
             return []
+        if suffix and self.form.block_length is not None:
+            raise ValueError("suffix: a model of block diffusion cannot see it; one without blocks would fit")
         every = torch.arange(self.width, device=self.device)
         forbidden = every >= vocabulary.text
         forbidden[list(vocabulary.unspoken)] = True
@@ -249,13 +259,13 @@ class MaskedSampler:
         block_length = self.form.block_length or filling.block_length
         length = min(block_length, max_new_tokens)
         ids = torch.full((len(prompts), length), self.mask, device=self.device)
-        state = self._state(ids, torch.ones_like(ids, dtype=torch.bool), [])
+        state = self._state(ids, torch.ones_like(ids, dtype=torch.bool), suffix)
         batch = MaskedBatch(
             self.model.language,
             prompts,
             self.mask,
             self.form,
-            room=max_new_tokens,
+            room=max_new_tokens + len(suffix),
             block_length=self.form.block_length,
             cache=filling.cache,
         )
@@ -267,10 +277,13 @@ class MaskedSampler:
             uniform_of(_one_each(generators, len(prompts))),
             sampling=sampling,
             block_length=block_length,
+            last=length,
             limit=max_new_tokens,
             progress=progress,
         )
-        return [ids[:end] for ids, end in zip(state.ids.tolist(), state.end.tolist(), strict=True)]
+        written = state.ids.shape[1] - len(suffix)
+        ends = state.end.clamp_max(written).tolist()
+        return [ids[:end] for ids, end in zip(state.ids.tolist(), ends, strict=True)]
 
     def _state(self, ids: Tensor, masked: Tensor, behind: Sequence[int]) -> MaskState:
         """Spans of `ids` (P, L) with fixed ids `behind` them."""

@@ -45,23 +45,33 @@ class Chat:
         max_new_tokens: int | None = None,
         sampling: "Sampling | None" = None,
         generators: "Sequence[torch.Generator] | None" = None,
+        suffix: str | None = None,
         progress: "Progress | None" = None,
     ) -> list[Answer]:
-        """One answer a dialogue; what is None is left to the model. ValueError as `messages_of`."""
+        """One answer a dialogue; what is None is left to the model. ValueError as `messages_of`.
+
+        With `suffix`, how the answers end, an answer is what stands before it; a masked model can do that.
+        """
         from pictish.lm.sampler import sampler_of
         from pictish.lm.sampling import Sampling
         from pictish.lm.text import decode_text
+        from pictish.lm.vocabulary import text_ids
 
         model, limit = self.model, max_new_tokens or MOST
         sampling = sampling or Sampling(temperature=0)
         prompts = [self.prompt(messages_of(one)) for one in dialogues]
-        written = sampler_of(model).texts(prompts, limit, sampling, generators, progress=progress)
+        behind: list[int] = []
+        if suffix is not None:
+            check_text("suffix", suffix)
+            end = model.vocabulary.turn_end
+            behind = [*text_ids(model.text_tokenizer, suffix), model.eos if end is None else end]
+        sampler = sampler_of(model)
+        written = sampler.texts(prompts, limit, sampling, generators, suffix=behind, progress=progress)
         settings: dict[str, Any] = {"max_new_tokens": limit, **asdict(sampling)}
         if model.masked is not None:
             settings |= model.defaults.filling.texts.model_dump(mode="json")
-        return [
-            Answer(decode_text(model.text_tokenizer, self._turn(ids)).strip(), settings) for ids in written
-        ]
+        texts = [decode_text(model.text_tokenizer, self._turn(ids)) for ids in written]
+        return [Answer(text.strip() if suffix is None else text.lstrip(), settings) for text in texts]
 
     def _turn(self, ids: Sequence[int]) -> list[int]:
         """The ids before the end of the turn."""

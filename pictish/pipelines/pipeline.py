@@ -349,6 +349,7 @@ class Pipeline(ModelParts):
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        suffix: str | None = None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -363,14 +364,15 @@ class Pipeline(ModelParts):
 
         A message has a `role` ("system", "user" or "assistant") and `content`: text, or a list of texts and
         images, which stand anywhere in it. For models with a vision tower, or that read text alone; sampling
-        is as in `describe`.
+        is as in `describe`. A masked model can be given the end of its message, `suffix`, and writes what
+        stands before.
         """
         if not self.chats:
             raise ValueError("chat: this model was not made for dialogues; describe answers a question")
         sampling = sampling_of(temperature, top_k, top_p, min_p)
         check_max_new_tokens(max_new_tokens)
         seeds, run = seeds_of(1, seed, generator), Run(1, callback, cancel)
-        own = {"max_new_tokens": max_new_tokens, "sampling": sampling}
+        own = {"max_new_tokens": max_new_tokens, "sampling": sampling, "suffix": suffix}
         return self._answers([messages], seeds, 1, run, **own)[0]
 
     def _answers(

@@ -208,6 +208,38 @@ def test_a_stop_string_ends_a_text():
     assert len(cut) <= place
 
 
+def test_what_follows_a_text_is_seen_while_it_is_written():
+    model = masked_model()
+    suffix = text_ids(model.text_tokenizer, " over the sea")
+    prompt = prompts(model, False)[1]
+    (found,) = cached(model, NONE).texts([prompt], 1, Sampling(0), None, suffix=suffix)
+    ids = [*text_ids(model.text_tokenizer, "a car"), model.vocabulary.mask, *suffix]
+    everything = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool)
+    likely = model.language(torch.tensor([ids]), attention_mask=everything).logits[0, -len(suffix) - 1]
+    vocabulary = model.vocabulary
+    barred = {*vocabulary.blank, *vocabulary.unspoken, model.eos, vocabulary.mask}
+    allowed = [token for token in range(vocabulary.text) if token not in barred]
+    assert found == [allowed[int(likely[allowed].argmax())]]
+
+
+def test_a_text_before_a_suffix_grows_by_blocks_up_to_its_limit():
+    model = masked_model()
+    suffix = text_ids(model.text_tokenizer, " over the sea")
+    for limit in (1, 4, 9):
+        one, other = (
+            cached(model, cache).texts(prompts(model, False), limit, Sampling(0), None, suffix=suffix)
+            for cache in (NONE, MaskedCache(kind="dual", refresh=1))
+        )
+        assert one == other
+        assert all(1 <= len(ids) <= limit and model.eos not in ids for ids in one)
+    plain = cached(model, NONE).texts(prompts(model, False), 9, Sampling(0), None)
+    assert one != plain
+    with pytest.raises(ValueError, match="a model of block diffusion cannot see it"):
+        cached(masked_model(block_length=4, attention="prefix"), NONE).texts(
+            prompts(model, False), 8, Sampling(0), None, suffix=suffix
+        )
+
+
 def test_guidance_counts_inside_its_interval_alone():
     model = masked_model()
     sampler = cached(model, NONE)
@@ -232,5 +264,7 @@ def test_the_model_says_which_sampler_it_takes():
     assert all(isinstance(one, ImageSegment) for one in found)
     assert all(sampler.texts(prompts(model, False), 5, Sampling(0), None))
     redraw = [Redraw(np.arange(1), np.arange(1), np.ones(CELLS, bool))] * 3
+    with pytest.raises(ValueError, match="an autoregressive language model cannot see it; a masked one"):
+        sampler.texts(prompts(model, False), 5, Sampling(0), None, suffix=[1])
     with pytest.raises(ValueError, match="cannot redraw a region; a masked one would fit"):
         sampler.pictures(prompts(model, True), request(), seeded(3), redraw=redraw)

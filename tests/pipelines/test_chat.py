@@ -55,6 +55,15 @@ def test_an_imported_model_describes_and_chats(pipe, folder):
     assert "<|" not in first
 
 
+def test_a_message_whose_end_is_given_is_filled_in(pipe):
+    messages = [{"role": "user", "content": "Hello"}]
+    ends = " a cat.", " two dogs!", None
+    texts = [pipe.chat(messages, suffix=end, max_new_tokens=6).text for end in ends]
+    assert len(set(texts)) > 1, "what follows is read"
+    with pytest.raises(ValueError, match="suffix: .* is not valid UTF-8"):
+        pipe.chat(messages, suffix="\ud800")
+
+
 def test_the_picture_and_its_place_matter(pipe):
     def prompt(*content):
         chat = Chat(pipe.language_model)
