@@ -60,7 +60,7 @@ def test_a_message_whose_end_is_given_is_filled_in(pipe):
     ends = " a cat.", " two dogs!", None
     texts = [pipe.chat(messages, suffix=end, max_new_tokens=6).text for end in ends]
     assert len(set(texts)) > 1, "what follows is read"
-    with pytest.raises(ValueError, match="suffix: .* is not valid UTF-8"):
+    with pytest.raises(ValueError, match=r"suffix: .* is not valid UTF-8"):
         pipe.chat(messages, suffix="\ud800")
 
 
