@@ -6,7 +6,7 @@ import pytest
 
 from pictish.data.images import png_bytes
 from pictish.evaluation.metrics import rounded
-from pictish.lm.config import ImageGenerationConfig
+from pictish.lm.config import DefaultsConfig, ImageGenerationConfig
 from pictish.pipelines.settings import Drawing
 from pictish.recipes.starter.edits import CAPS, Change
 from pictish.recipes.starter.evaluation import editing
@@ -37,7 +37,8 @@ class OracleDrawer:
 
     def __init__(self, edits, image):
         self.made = {(image(one.before).tobytes(), one.instruction): image(one.after) for one in edits}
-        self.reconstructor, self.language = self, self
+        self.reconstructor, self.language, self.model = self, self, self
+        self.defaults = DefaultsConfig(threshold=0.7)
         self.tokenizer, self.fingerprint = self, "0123456789ab"
         self.asked, self.kept_of = [], []
         self.usual = ImageGenerationConfig()
@@ -48,7 +49,8 @@ class OracleDrawer:
         self.asked += said
         return [self.made.get((one.tobytes(), str(other)), one) for one, other in said]
 
-    def tokenize(self, pictures):
+    def tokenize(self, pictures, threshold):
+        assert threshold == self.defaults.threshold, "as the language model was trained"
         return pictures
 
     def kept(self, sources, tokens):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pictish.data.tokens import TokenizedImage
-from pictish.lm.config import ImageGenerationConfig
+from pictish.lm.config import DefaultsConfig, ImageGenerationConfig
 from pictish.pipelines.settings import Drawing
 from pictish.recipes.starter.captions import prompts
 from pictish.recipes.starter.evaluation.generation import (
@@ -35,7 +35,8 @@ class Catalogue:
     usual = ImageGenerationConfig()
 
     def __init__(self, judge: Judge) -> None:
-        self.language = self.reconstructor = self.tokenizer = self
+        self.language = self.model = self.reconstructor = self.tokenizer = self
+        self.defaults = DefaultsConfig(threshold=0.7)
         self.pictures = [judge.references.picture(index) for index in range(len(judge.references))]
         self.known = {}
         for index, facts in enumerate(judge.references.facts):
@@ -51,7 +52,8 @@ class Catalogue:
         wrong = scale is not None and scale < 2
         return [self._coded((self.known[prompt] + 7 * wrong) % len(self.pictures)) for prompt in reported]
 
-    def tokenize(self, pictures):
+    def tokenize(self, pictures, threshold):
+        assert threshold == self.defaults.threshold, "as the language model was trained"
         return [self._coded(self.pictures.index(picture)) for picture in pictures]
 
     def _coded(self, index):
