@@ -97,7 +97,7 @@ class Decoder:
         """
         assert len(generators) == len(tokens), (len(generators), len(tokens))
         self._check(settings)  # before the work of reading the tokens
-        return self.draw(self.conditioning(tokens), generators, **settings)
+        return self._drawn(self.conditioning(tokens), generators, settings)
 
     @inference
     def draw(
@@ -108,6 +108,11 @@ class Decoder:
     ) -> Tensor:
         """The same from conditions, however they came about."""
         self._check(settings)
+        return self._drawn(conditioning, generators, settings)
+
+    def _drawn(
+        self, conditioning: Conditioning, generators: Sequence[torch.Generator], settings: DrawSettings
+    ) -> Tensor:
         height, width = settings.get("size") or (self.side, self.side)
         sources, strength = settings.get("sources"), settings.get("strength", 1.0)
         count, group = len(generators), self.model.config.micro_batch

@@ -63,6 +63,11 @@ class _Writing:
     sent: int = 0
     previews: int = 0
 
+    @property
+    def unfinished(self) -> list[Member]:
+        """Those that still take part in the batch."""
+        return [member for member in self.members if member in self.batch.sequences.members]
+
 
 @dataclass(frozen=True, eq=False)
 class Written:
@@ -119,10 +124,9 @@ class Writer:
                 self._drop(one)
                 continue
             try:
-                sequences = one.batch.sequences
-                for member in [each for each in one.members if each in sequences.members]:
-                    sequences.choose(member)
-                ended = not any(each in sequences.members for each in one.members)
+                for member in one.unfinished:
+                    one.batch.sequences.choose(member)
+                ended = not one.unfinished
                 if isinstance(one.job.work, Draw) and not ended:
                     self._preview(one, one.job.work)
                 elif isinstance(one.job.work, Draw):
@@ -142,9 +146,8 @@ class Writer:
 
     def _drop(self, one: _Writing) -> None:
         self.writing.remove(one)
-        for member in one.members:
-            if member in one.batch.sequences.members:
-                one.batch.sequences.remove(member)
+        for member in one.unfinished:
+            one.batch.sequences.remove(member)
 
     # ---- images
 
